@@ -1,0 +1,58 @@
+"""What every test gets: a quiet TensorFlow on the CPU, the same random numbers, nothing left of others."""
+
+import os
+
+# Before TensorFlow is imported; commands that a test starts inherit it.
+os.environ |= {
+    "CUDA_VISIBLE_DEVICES": "",
+    "MPLBACKEND": "Agg",
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    "TF_NUM_INTEROP_THREADS": "2",
+    "TF_NUM_INTRAOP_THREADS": "2",
+}
+
+import random
+import sys
+
+import hypothesis
+import numpy as np
+import pytest
+
+# Neither the clock nor chance may decide whether a test passes.
+hypothesis.settings.register_profile(
+    "kerasseg",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("kerasseg")
+
+
+def pytest_collection_finish():
+    """Two logical CPU devices, for tests of several replicas: only possible before TensorFlow's first op."""
+    if "tensorflow" in sys.modules:
+        tensorflow = sys.modules["tensorflow"]
+        cpu = tensorflow.config.list_physical_devices("CPU")[0]
+        devices = [tensorflow.config.LogicalDeviceConfiguration()] * 2
+        tensorflow.config.set_logical_device_configuration(cpu, devices)
+
+
+@pytest.fixture(autouse=True)
+def fresh_state():
+    """Fixed seeds, and Keras' global state (names, dtype policy) as after its import."""
+    random.seed(0)
+    np.random.seed(0)
+    if "keras" in sys.modules:  # tests of serving do without it, and without the seconds its import takes
+        sys.modules["keras"].utils.clear_session(free_memory=False)
+        sys.modules["keras"].utils.set_random_seed(0)
+    yield
+    if "keras" in sys.modules:
+        sys.modules["keras"].config.set_dtype_policy("float32")
+
+
+@pytest.fixture(scope="session")
+def two_replicas():
+    """A strategy of two logical CPU devices: one for all tests, since those of one process share collective keys."""
+    import tensorflow as tf
+
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])

@@ -1,0 +1,123 @@
+"""The project as a whole: who may import whom, what is declared and pinned, that every test is found."""
+
+import ast
+import importlib
+import os
+import pkgutil
+import re
+import tomllib
+from fnmatch import fnmatch
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+# Arrows point one way: what a room may import besides itself.
+MAY_IMPORT = {
+    "kerasseg": set(),
+    "serving": set(),
+    "training": {"kerasseg", "serving"},
+    "export": {"kerasseg", "serving"},
+}
+
+
+def project_files() -> list[Path]:
+    """Files of the tree that .gitignore does not name, without needing git."""
+    ignored = [".git", *(line.strip("/") for line in (ROOT / ".gitignore").read_text().split())]
+
+    def kept(name: str) -> bool:
+        return not any(fnmatch(name, pattern) for pattern in ignored)
+
+    files = []
+    for folder, subfolders, names in os.walk(ROOT):
+        subfolders[:] = filter(kept, subfolders)
+        files += [Path(folder, name) for name in filter(kept, names)]
+    return sorted(files)
+
+
+def imports(path: Path) -> set[str]:
+    """The top-level packages that a file imports."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module)
+    return {name.split(".")[0] for name in names}
+
+
+def requirements() -> list[Requirement]:
+    """Of other projects, by all extras."""
+    groups = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    found = [Requirement(line) for group in groups for line in group]
+    return [requirement for requirement in found if requirement.name != PROJECT["name"]]
+
+
+def test_no_address_of_a_registry_and_no_path_of_somebodys_machine():
+    # Written so that this file does not match itself.
+    forbidden = re.compile(r"py[p]i\.org|python[h]osted|/[r]oot/|/[h]ome/\w|/[U]sers/\w|/[w]ork/")
+    for path in project_files():
+        if path.suffix not in (".png", ".jpg", ".onnx", ".keras"):
+            found = forbidden.search(path.read_text(encoding="utf-8"))
+            assert not found, f"{path.relative_to(ROOT)} names {found[0]}"
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_every_module_imports(room):
+    package = importlib.import_module(room)
+    names = [module.name for module in pkgutil.walk_packages(package.__path__, f"{room}.")]
+    assert len(names) == len(list((ROOT / room).rglob("*.py"))) - 1, "a folder without __init__.py"
+    for name in names:
+        importlib.import_module(name)
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_arrows_point_one_way(room):
+    others = {*MAY_IMPORT, "tests", "benchmarks"} - {room} - MAY_IMPORT[room]
+    for path in (ROOT / room).rglob("*.py"):
+        assert not imports(path) & others, path
+
+
+def test_what_is_imported_is_declared():
+    declared = {canonicalize_name(requirement.name) for requirement in requirements()}
+    providers = packages_distributions()
+    for room in MAY_IMPORT:
+        for path in (ROOT / room).rglob("*.py"):
+            for name in imports(path) & providers.keys() - MAY_IMPORT.keys():
+                provided_by = {canonicalize_name(provider) for provider in providers[name]}
+                assert declared & provided_by, f"{path} imports {name}: declare it in pyproject.toml"
+
+
+def test_constraints_pin_what_pyproject_asks_for():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert lines == sorted(lines)
+    pins = {}
+    for line in lines:
+        assert re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*", line), line
+        name, pins[name] = line.split("==")[0], line.split("==")[1]
+    for requirement in requirements():
+        name = canonicalize_name(requirement.name)
+        assert name in pins, f"constraints.txt lacks {name}"
+        assert requirement.specifier.contains(pins[name]), f"{requirement} against {pins[name]}"
+
+
+def test_one_version():
+    assert importlib.import_module("kerasseg").__version__ == PROJECT["version"]
+    assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_pytest_finds_every_test():
+    for path in (ROOT / "tests").rglob("*.py"):
+        assert (path.parent / "__init__.py").exists(), f"{path.parent} needs an __init__.py"
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test"):
+                assert path.name.startswith("test_"), f"pytest ignores {path}: name it test_*.py"
+            # A contract that test classes inherit from lies in a file of its own, under a name without Test.
+            if isinstance(node, ast.ClassDef) and path.name.startswith("test_"):
+                methods = [member.name for member in node.body if isinstance(member, ast.FunctionDef)]
+                ignored = not node.name.startswith("Test") and any(name.startswith("test") for name in methods)
+                assert not ignored, f"pytest ignores the class {node.name} in {path}: name it Test..."

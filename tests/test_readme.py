@@ -1,0 +1,116 @@
+"""The README: its commands run, its flags exist, and every flag is in it."""
+
+import functools
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.folders import make_folder
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+FLAG = re.compile(r"(?<![\w-])--[a-z][\w.-]*\w")
+# What makes the README's commands fit a test; nothing else about them changes.
+TINY = {
+    "training.run": "--weights none --steps 2 --crop 32 32 --batch-size 2 --head-channels 8",
+    "export.run": "--parity-pictures 1",
+}
+
+
+def command_sections() -> dict[str, str]:
+    """Text of the README's sections about a command, by module."""
+    sections = re.findall(r"^### `python -m ([\w.]+).*?`\n(.*?)(?=^##)", README, re.M | re.S)
+    return dict(sections)
+
+
+def run(module: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+
+
+@functools.cache
+def flags_of(module: str) -> set[str]:
+    """What the command's --help offers; for training.run with the fields of every method it builds on."""
+    return set(FLAG.findall(run(module, "--help").stdout))
+
+
+def commands(block: str) -> list[list[str]]:
+    """The lines of a ```bash block as argument lists."""
+    return [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]
+
+
+def test_the_readme_has_a_section_for_every_command():
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for room in ("training", "export", "serving")
+        for path in (ROOT / room).glob("*.py")
+        if '__name__ == "__main__"' in path.read_text()
+    }
+    assert command_sections().keys() == modules
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", command_sections())
+def test_the_flags_of_a_command(module):
+    """Both ways: none that does not exist, none that is not explained (fields of methods are too many)."""
+    documented = set(FLAG.findall(command_sections()[module])) - {"--help"}
+    offered = {flag for flag in flags_of(module) - {"--help"} if "." not in flag}
+    assert documented <= offered
+    explained = {re.sub("^--no-", "--", flag) for flag in documented}
+    assert {flag for flag in offered if not flag.startswith("--no-")} <= explained
+
+
+@pytest.mark.slow
+def test_flags_elsewhere_exist():
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", README, flags=re.M | re.S))
+    flags = {flag for span in spans if span.startswith("--") for flag in FLAG.findall(span)}
+    assert flags - {"--help"} <= set().union(*map(flags_of, command_sections()))
+
+
+def test_make_targets_exist():
+    text = README + (ROOT / "CONTRIBUTING.md").read_text()
+    targets = set(re.findall(r"(?:`|^)make ([a-z-]+)", text, re.M))
+    assert {"train", "test"} <= targets
+    makefile = (ROOT / "Makefile").read_text()
+    assert targets <= set(re.findall(r"^([a-z-]+):", makefile, re.M))
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.slow
+def test_your_own_pictures(tmp_path):
+    """From a folder of pictures to segmented ones, with the commands as they stand in the README."""
+    make_folder(tmp_path / "my_pictures", train=14, val=2)
+    block = re.search(r"^<!-- tests/test_readme.py runs.*?```bash\n(.*?)```", README, re.M | re.S)[1]
+    results = []
+    for python, dash_m, module, *arguments in commands(block):
+        assert (python, dash_m) == ("python", "-m")
+        ended = run(module, *arguments, *TINY.get(module, "").split(), cwd=tmp_path)
+        assert ended.returncode == 0, f"{module}: {ended.stderr[-2000:]}"
+        results.append((module, json.loads(ended.stdout.splitlines()[-1])))
+
+    by_module = dict(results)
+    trained = next(result for module, result in results if module == "training.run")
+    assert by_module["training.evaluate"]["mIoU"] == pytest.approx(trained["mIoU"])
+    assert "runs/supervised" in (tmp_path / "runs/s4gan/report.html").read_text()
+    assert by_module["serving.batch"]["written"] == 2
+    labels = np.asarray(Image.open(tmp_path / "segmented/labels/val_0.png"))
+    manifest = [json.loads(line) for line in (tmp_path / "segmented/manifest.jsonl").read_text().splitlines()]
+    [record] = [record for record in manifest if record["input"] == "val_0.png"]
+    assert (record["height"], record["width"]) == labels.shape == (24, 32)
