@@ -1,0 +1,150 @@
+"""Random scale, crop, flip, colour jitter and blur of one picture, its label map alongside.
+
+Every random number comes from the seed that is passed in; nothing here has a state.
+Legend: H, W size of the picture as stored; h, w the same after scaling; size without suffix is the crop's.
+"""
+
+from dataclasses import dataclass
+
+import keras
+import tensorflow as tf
+
+from kerasseg.data.datasets import IGNORE
+
+# Outside of the picture, the crop is mean grey, which the segmenter's normalisation turns into about 0. That
+# is what the papers' code pads with (zeros after subtracting the mean), and what a convolution's own padding
+# looks like.
+PAD_VALUE = 127.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """What happens to a training picture. Scale, crop and flip move picture and label map together."""
+
+    crop: tuple[int, int]
+    """Height and width, in pixels, of what comes out. Where the scaled picture is smaller, it lies at a
+    random place in the crop, with mean grey and ignored labels around it."""
+
+    scale: tuple[float, float] = (0.5, 1.5)
+    """The picture's size is multiplied by a number drawn from this range."""
+
+    flip: bool = True
+    """Mirror left and right, half of the time."""
+
+    color_jitter: float = 0.0
+    """0..1: brightness, contrast and saturation change by up to this share, the hue by up to a quarter of
+    it."""
+
+    blur: float = 0.0
+    """Gaussian blur with a standard deviation drawn from 0 to this many pixels."""
+
+    def __post_init__(self) -> None:
+        if min(self.crop) < 1:
+            raise ValueError(f"crop must be two positive numbers of pixels, got {self.crop}")
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale must be two positive factors, the smaller first, got {self.scale}")
+        if not 0 <= self.color_jitter <= 1:
+            raise ValueError(f"color_jitter must lie in 0..1, got {self.color_jitter}")
+        if not self.blur >= 0:
+            raise ValueError(f"blur must be a number of pixels >= 0, got {self.blur}")
+
+
+def augment(
+    image_HWC: tf.Tensor, label_HW: tf.Tensor | None, seed: tf.Tensor, augmentation: Augmentation
+) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """One random view of a picture.
+
+    Args:
+        image_HWC: uint8 or float32, 0..255.
+        label_HW: uint8, or None for a picture without one: nothing is computed for it.
+        seed: two integers; the same seed gives the same view, with or without a label map.
+
+    Returns:
+        float32 (*crop, 3) in 0..255, and int32 (*crop) with 255 outside of the picture (or None).
+    """
+    scale_seed, y_seed, x_seed, flip_seed, color_seed, blur_seed = tf.unstack(
+        tf.random.experimental.stateless_split(seed, 6)
+    )
+    scale = tf.random.stateless_uniform((), scale_seed, *augmentation.scale)
+    size_HW = tf.cast(tf.shape(image_HWC)[:2], tf.float32)
+    size_hw = tf.maximum(tf.round(size_HW * scale), 1.0)
+    ratio_hw = size_hw / size_HW
+
+    # Scale and crop in one go: only the pixels of the crop are computed, whatever the size of the scaled
+    # picture. They equal those of tf.image.resize followed by a crop.
+    offset_y, rows, row_inside = _window(y_seed, size_hw[0], augmentation.crop[0], ratio_hw[0])
+    offset_x, columns, column_inside = _window(x_seed, size_hw[1], augmentation.crop[1], ratio_hw[1])
+    inside = row_inside[:, None] & column_inside[None, :]
+
+    def pad(image: tf.Tensor) -> tf.Tensor:
+        return tf.where(inside[..., None], image, PAD_VALUE)
+
+    image = pad(
+        tf.raw_ops.ScaleAndTranslate(
+            images=image_HWC[None],
+            size=augmentation.crop,
+            scale=ratio_hw,
+            translation=-tf.stack([offset_y, offset_x]),
+            kernel_type="triangle",  # bilinear
+            antialias=False,
+        )[0]
+    )
+    if augmentation.color_jitter:
+        image = pad(jitter_color(image, color_seed, augmentation.color_jitter))
+    if augmentation.blur:
+        sigma = tf.random.stateless_uniform((), blur_seed, maxval=augmentation.blur)
+        image = pad(gaussian_blur(image, sigma, augmentation.blur))
+    image = tf.ensure_shape(image, (*augmentation.crop, 3))
+
+    label = None
+    if label_HW is not None:
+        nearest = tf.gather(tf.gather(label_HW, rows), columns, axis=1)
+        label = tf.where(inside, tf.cast(nearest, tf.int32), IGNORE)
+        label = tf.ensure_shape(label, augmentation.crop)
+
+    if augmentation.flip:
+        flipped = tf.random.stateless_uniform((), flip_seed) < 0.5
+        image = tf.cond(flipped, lambda: image[:, ::-1], lambda: image)
+        if label is not None:
+            label = tf.cond(flipped, lambda: label[:, ::-1], lambda: label)
+    return image, label
+
+
+def _window(seed: tf.Tensor, scaled: tf.Tensor, crop: int, ratio: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Along one axis: where the crop begins in the scaled picture (negative: padding comes first), for each
+    of its pixels the nearest source pixel, and whether it lies inside of the picture."""
+    room = scaled - crop
+    draw = tf.floor(tf.random.stateless_uniform((), seed) * (tf.abs(room) + 1.0))
+    offset = tf.sign(room) * tf.minimum(draw, tf.abs(room))
+    position = tf.range(crop, dtype=tf.float32) + offset
+    inside = (position >= 0) & (position < scaled)
+    nearest = tf.floor((tf.clip_by_value(position, 0.0, scaled - 1.0) + 0.5) / ratio)
+    return offset, tf.cast(tf.minimum(nearest, tf.round(scaled / ratio) - 1.0), tf.int32), inside
+
+
+def jitter_color(image_HWC: tf.Tensor, seed: tf.Tensor, strength: float) -> tf.Tensor:
+    """Random brightness, contrast, saturation (each by up to `strength`) and hue (a quarter of it); float32
+    0..255."""
+    seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 4))
+    low, high = 1.0 - strength, 1.0 + strength
+    image = image_HWC / 255.0
+    image = image * tf.random.stateless_uniform((), seeds[0], low, high)
+    image = tf.image.stateless_random_contrast(image, low, high, seeds[1])
+    # Saturation and hue go through HSV, which needs 0..1.
+    image = tf.clip_by_value(image, 0.0, 1.0)
+    image = tf.image.stateless_random_saturation(image, low, high, seeds[2])
+    image = tf.image.stateless_random_hue(image, strength / 4, seeds[3])
+    return tf.clip_by_value(image, 0.0, 1.0) * 255.0
+
+
+def gaussian_blur(image_HWC: tf.Tensor, sigma: tf.Tensor, largest_sigma: float) -> tf.Tensor:
+    """Blurs float32 (H, W, 3) by `sigma` <= `largest_sigma` pixels; the border repeats its outermost
+    pixels."""
+    radius = max(1, round(3 * largest_sigma))
+    for axis in (0, 1):
+        length = tf.shape(image_HWC)[axis]
+        repeated = tf.clip_by_value(tf.range(-radius, length + radius), 0, length - 1)
+        image_HWC = tf.gather(image_HWC, repeated, axis=axis)
+    sigma = tf.maximum(sigma, 1e-3)  # below, the kernel is the identity, and 0 would divide by 0
+    blurred = keras.ops.image.gaussian_blur(image_HWC, (2 * radius + 1,) * 2, tf.stack([sigma, sigma]), "channels_last")
+    return blurred[radius:-radius, radius:-radius]

@@ -1,0 +1,117 @@
+"""What a dataset is to the rest of kerasseg, and how one is found by name or by folder.
+
+Legend: H, W size of one picture; K number of classes.
+"""
+
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+SPLITS = ("train", "val", "test")
+IGNORE = 255
+
+# One line per known dataset: its name on the command line, and the class that opens it without arguments.
+DATASETS = {
+    "shapes": "kerasseg.data.shapes:ShapesDataset",
+}
+
+
+class Dataset(ABC):
+    """Named pictures in train, val and test, some of them with label maps.
+
+    A picture is uint8 RGB (H, W, 3), a label map uint8 (H, W) with values 0..K-1, and 255 where no class is
+    known. Pictures of one dataset may differ in size; a picture and its label map never do.
+
+    Attributes:
+        name: goes into run folders and decides, with the seed, which images a split labels.
+        classes: K class names, in the order of the label values.
+        palette: K colours (r, g, b), 0..255.
+        ignore_label: always 255, whatever the files say.
+    """
+
+    ignore_label = IGNORE
+
+    def __init__(self, name: str, classes: Sequence[str], palette: Sequence[Sequence[int]] | None = None) -> None:
+        self.name = name
+        self.classes = tuple(classes)
+        self.palette = default_palette(len(classes)) if palette is None else tuple(map(_color, palette))
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    @abstractmethod
+    def splits(self) -> tuple[str, ...]:
+        """Those of "train", "val" and "test" that are there."""
+
+    @abstractmethod
+    def image_names(self, split: str) -> tuple[str, ...]:
+        """Names of all pictures of a split, sorted. Raises ValueError for a split that is not there."""
+
+    def label_names(self, split: str) -> tuple[str, ...]:
+        """Names of the pictures that have a label map, sorted."""
+        return self.image_names(split)
+
+    @abstractmethod
+    def load_image(self, split: str, name: str) -> np.ndarray:
+        """uint8 (H, W, 3)."""
+
+    @abstractmethod
+    def load_label(self, split: str, name: str) -> np.ndarray:
+        """uint8 (H, W), 255 = ignore."""
+
+    def tf_image(self, split: str, name: tf.Tensor) -> tf.Tensor:
+        """`load_image` for use inside `tf.data.Dataset.map`: scalar string tensor to uint8 (H, W, 3)."""
+        return self._in_graph(self.load_image, split, name, (None, None, 3))
+
+    def tf_label(self, split: str, name: tf.Tensor) -> tf.Tensor:
+        """`load_label` for use inside `tf.data.Dataset.map`: scalar string tensor to uint8 (H, W)."""
+        return self._in_graph(self.load_label, split, name, (None, None))
+
+    @staticmethod
+    def _in_graph(load, split: str, name: tf.Tensor, shape: tuple) -> tf.Tensor:
+        # stateful=False: the same name always gives the same pixels, so tf.data may run it in parallel
+        # even where operations must be deterministic.
+        array = tf.numpy_function(
+            lambda n: load(split, np.asarray(n).item().decode()), [name], tf.uint8, stateful=False
+        )
+        return tf.ensure_shape(array, shape)
+
+    def _no_split(self, split: str) -> ValueError:
+        return ValueError(f"dataset {self.name!r} has no split {split!r}; it has {', '.join(self.splits) or 'none'}")
+
+
+def open_dataset(name_or_path: str | Path) -> Dataset:
+    """Opens a known dataset by name, or a dataset folder by path.
+
+    Raises:
+        ValueError: neither a known name nor an existing folder, or a folder that is not a dataset.
+    """
+    if str(name_or_path) in DATASETS:
+        return pkgutil.resolve_name(DATASETS[str(name_or_path)])()
+    if not Path(name_or_path).is_dir():
+        raise ValueError(
+            f"unknown dataset {str(name_or_path)!r}: not one of {', '.join(sorted(DATASETS))}, and no "
+            f"folder of that path was found (looked for {Path(name_or_path).absolute()})"
+        )
+    return pkgutil.resolve_name("kerasseg.data.folder:FolderDataset")(name_or_path)
+
+
+def default_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
+    """The PASCAL VOC colours: the bits of the class number, spread over red, green and blue; class 0 is
+    black."""
+
+    def channel(label: int, first_bit: int) -> int:
+        return sum(((label >> (3 * bit + first_bit)) & 1) << (7 - bit) for bit in range(3))
+
+    return tuple((channel(c, 0), channel(c, 1), channel(c, 2)) for c in range(num_classes))
+
+
+def _color(rgb: Sequence[int]) -> tuple[int, int, int]:
+    red, green, blue = (int(value) for value in rgb)
+    return red, green, blue

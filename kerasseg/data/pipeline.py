@@ -1,0 +1,152 @@
+"""Names to batches: the tf.data pipelines of training and evaluation.
+
+The training pipeline has no state but the number of the step: item i of a stream is the i-th of an endless
+row of epochs, each a permutation computed from (seed, stream, epoch), seen through an augmentation drawn from
+(seed, stream, i). So a run continues at step N at no cost, and gets the batches it would have got.
+
+Legend: B batch; H, W crop; K classes.
+"""
+
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+from kerasseg.data.augment import Augmentation, augment
+from kerasseg.data.datasets import Dataset
+from kerasseg.data.splits import Split
+
+# Streams have random numbers of their own: the labelled batches are the same whatever else a method asks for.
+LABELED, UNLABELED, WEAK = range(3)
+
+
+def train_dataset(
+    dataset: Dataset,
+    split: Split,
+    augmentation: Augmentation,
+    *,
+    batch_size: int,
+    unlabeled_batch_size: int | None = None,
+    seed: int = 0,
+    start_step: int = 0,
+) -> tf.data.Dataset:
+    """Endless training batches.
+
+    Args:
+        batch_size: labelled images in a batch, and image-labelled ones where the split has any.
+        unlabeled_batch_size: `batch_size` when None; 0 leaves the unlabelled stream out.
+        start_step: the first batch is the one an unbroken run would have got at this step.
+
+    Returns:
+        A dataset of `(x, labels)`: `labels` int32 (B, H, W), 255 = ignore, and `x` a dict of
+            "labeled": float32 (B, H, W, 3), 0..255;
+            "unlabeled": the same, unless `unlabeled_batch_size` is 0;
+            "weak" and "weak_classes": whole images squeezed to the crop's size, and float32 (B, K), 1 for
+            each class in the image; only where `split.weak` is not empty.
+
+    Raises:
+        ValueError: the split has no labelled images, or no unlabelled ones where they are asked for.
+    """
+    if unlabeled_batch_size is None:
+        unlabeled_batch_size = batch_size
+    if not split.labeled:
+        raise ValueError("the split has no labelled image; label at least one")
+    if unlabeled_batch_size and not split.unlabeled:
+        raise ValueError(
+            "every training image of the split is labelled, nothing is left to learn from without labels: "
+            "choose fewer labelled images, or a supervised method"
+        )
+
+    def labeled(name: tf.Tensor, item_seed: tf.Tensor):
+        return augment(*_load(dataset, name), item_seed, augmentation)
+
+    def unlabeled(name: tf.Tensor, item_seed: tf.Tensor):
+        return augment(dataset.tf_image("train", name), None, item_seed, augmentation)[0]
+
+    def weak(name: tf.Tensor, item_seed: tf.Tensor):
+        image_HWC, label_HW = _load(dataset, name)
+        image = tf.image.resize(image_HWC, augmentation.crop, antialias=True)
+        if augmentation.flip:
+            image = tf.image.stateless_random_flip_left_right(image, item_seed)
+        return image, classes_present(label_HW, dataset.num_classes)
+
+    streams = {"labeled": _stream(split.labeled, LABELED, seed, start_step, batch_size, labeled)}
+    if unlabeled_batch_size:
+        streams["unlabeled"] = _stream(split.unlabeled, UNLABELED, seed, start_step, unlabeled_batch_size, unlabeled)
+    if split.weak:
+        streams["weak"] = _stream(split.weak, WEAK, seed, start_step, batch_size, weak)
+
+    def assemble(batch: dict) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        images, labels = batch["labeled"]
+        x = {"labeled": images}
+        if "unlabeled" in batch:
+            x["unlabeled"] = batch["unlabeled"]
+        if "weak" in batch:
+            x["weak"], x["weak_classes"] = batch["weak"]
+        return x, labels
+
+    return tf.data.Dataset.zip(streams).map(assemble).prefetch(2)
+
+
+def eval_dataset(dataset: Dataset, split_name: str, names: Sequence[str] | None = None) -> tf.data.Dataset:
+    """Whole images one by one, at their own size, in the order of their names.
+
+    Args:
+        names: a part of the split; all of its labelled images when None.
+
+    Returns:
+        A finite dataset of float32 (1, H, W, 3), 0..255, and int32 (1, H, W), 255 = ignore; its cardinality
+        is known.
+
+    Raises:
+        ValueError: no such split, or images without label maps.
+    """
+    labeled = dataset.label_names(split_name)
+    names = labeled if names is None else sorted(names)
+    if missing := sorted(set(names) - set(labeled)):
+        raise ValueError(f"{dataset.name!r} has no labelled {split_name} image {missing[0]!r}")
+    if not names:
+        raise ValueError(f"split {split_name!r} of {dataset.name!r} has no label maps to compare with")
+
+    def load(name: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        image_HWC, label_HW = _load(dataset, name, split_name)
+        return tf.cast(image_HWC, tf.float32)[None], tf.cast(label_HW, tf.int32)[None]
+
+    rows = tf.data.Dataset.from_tensor_slices(list(names))
+    return rows.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(2)
+
+
+def classes_present(label_HW: tf.Tensor, num_classes: int) -> tf.Tensor:
+    """float32 (K): 1 for each class with at least one pixel."""
+    counts = tf.math.bincount(tf.cast(label_HW, tf.int32), minlength=num_classes, maxlength=num_classes)
+    return tf.cast(counts > 0, tf.float32)  # 255, ignore, lies beyond every class and is not counted
+
+
+def _load(dataset: Dataset, name: tf.Tensor, split_name: str = "train") -> tuple[tf.Tensor, tf.Tensor]:
+    image_HWC, label_HW = dataset.tf_image(split_name, name), dataset.tf_label(split_name, name)
+    same_size = tf.debugging.assert_equal(
+        tf.shape(image_HWC)[:2],
+        tf.shape(label_HW),
+        f"image and label map differ in size in {dataset.name}; `python -m training.check_data` tells which",
+    )
+    with tf.control_dependencies([same_size] if same_size is not None else []):
+        return image_HWC, tf.identity(label_HW)
+
+
+def _stream(
+    names: Sequence[str], stream: int, seed: int, start_step: int, batch_size: int, load: Callable
+) -> tf.data.Dataset:
+    """Endless batches of `load(name, item_seed)` over shuffled epochs; every batch is full."""
+    count = len(names)
+    names = tf.constant(names)
+    stream_seed = tf.random.experimental.stateless_fold_in(tf.constant([seed, 0], tf.int64), stream)
+    order_seed, view_seed = tf.unstack(tf.random.experimental.stateless_split(stream_seed, 2))
+
+    def item(index: tf.Tensor):
+        epoch_seed = tf.random.experimental.stateless_fold_in(order_seed, index // count)
+        position = tf.random.experimental.index_shuffle(index % count, epoch_seed, count - 1)
+        item_seed = tf.random.experimental.stateless_fold_in(view_seed, index)
+        return load(names[position], item_seed)
+
+    items = tf.data.Dataset.range(start_step * batch_size, tf.int64.max)
+    items = items.map(item, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return items.batch(batch_size, drop_remainder=True)

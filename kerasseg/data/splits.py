@@ -1,0 +1,166 @@
+"""Which training images are labelled, which have image-level labels only, and which are unlabelled."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path, PurePath
+
+from kerasseg.data.datasets import Dataset
+
+ROLES = ("labeled", "weak", "unlabeled")
+ALL = ("all", "full")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Names of training images by role, each sorted; no image has two roles.
+
+    Attributes:
+        labeled: images whose label maps are used.
+        weak: images of which only the set of classes is used.
+        unlabeled: images used without any label.
+    """
+
+    labeled: tuple[str, ...]
+    weak: tuple[str, ...] = ()
+    unlabeled: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        seen: dict[str, str] = {}
+        for role in ROLES:
+            for name in getattr(self, role):
+                if name in seen:
+                    raise ValueError(f"image {name!r} is named twice in a split: as {seen[name]} and as {role}")
+                seen[name] = role
+            object.__setattr__(self, role, tuple(sorted(getattr(self, role))))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the sorted names with their roles: equal for equal splits, on any machine."""
+        lines = (f"{role}/{name}\n" for role in ROLES for name in getattr(self, role))
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def save(self, folder: str | Path) -> None:
+        """Writes labeled.txt, weak.txt and unlabeled.txt, one name a line."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for role in ROLES:
+            beside = folder / f".{role}.txt.part"
+            beside.write_text("".join(f"{name}\n" for name in getattr(self, role)), encoding="utf-8")
+            beside.replace(folder / f"{role}.txt")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Split":
+        """Reads what `save` wrote. Raises OSError for a missing file, ValueError for a name with two
+        roles."""
+        return cls(*(tuple((Path(folder) / f"{role}.txt").read_text("utf-8").split("\n")[:-1]) for role in ROLES))
+
+
+def make_split(
+    dataset: Dataset,
+    labeled: str | int | float = "1/8",
+    seed: int = 0,
+    image_labels: str | int | float | None = None,
+) -> Split:
+    """Chooses the labelled and the image-labelled training images; every other training image is unlabelled.
+
+    A function of the dataset's name and image names, the amounts and the seed, and of nothing else: images
+    stand in the order of a hash of (dataset, seed, name), and the first of them are taken. So for one seed a
+    smaller split is part of every larger one, and an image added to the dataset moves no other.
+
+    Args:
+        dataset: candidates are its train images that have label maps.
+        labeled: a fraction of the candidates ("1/8", "0.125"; rounded to the nearest), a count ("45"; "1" is
+            one image), "all" ("full", "1/1", "1.0"), or a text file of image names, one a line; folders and
+            extensions in it are dropped.
+        seed: any integer; not used for a file of names.
+        image_labels: the same forms for images with image-level labels, taken from what is left after the
+            labelled ones. Fractions are of all candidates; "all" means all that are left.
+
+    Raises:
+        ValueError: no or too many images, names the dataset does not have, one image in both roles.
+    """
+    candidates = dataset.label_names("train")
+    ordered = sorted(candidates, key=lambda name: hashlib.sha256(f"{dataset.name}/{seed}/{name}".encode()).digest())
+    chosen = _choose("labeled", labeled, ordered, ordered, dataset)
+    weak: list[str] = []
+    if image_labels is not None:
+        rest = [name for name in ordered if name not in set(chosen)]
+        weak = _choose("image-labels", image_labels, rest, ordered, dataset)
+        if both := sorted(set(chosen) & set(weak)):
+            raise ValueError(f"{_few(both)} named both as labelled and as image-labelled: name each image once")
+    used = {*chosen, *weak}
+    return Split(
+        labeled=tuple(chosen),
+        weak=tuple(weak),
+        unlabeled=tuple(name for name in dataset.image_names("train") if name not in used),
+    )
+
+
+def _choose(flag: str, amount: str | int | float, available: list[str], everything: list[str], dataset: Dataset):
+    """The names `amount` stands for: the first of `available`, or those of a file, which may name any
+    candidate."""
+    text = str(amount).strip()
+    count = len(available) if text.lower() in ALL else _count(flag, text, len(everything))
+    if count is None:
+        return _names_in_file(flag, text, everything, dataset)
+    if count < 1:
+        raise ValueError(
+            f"--{flag} {text} means {count} of the {len(everything)} labelled train images of "
+            f"{dataset.name!r}: give at least one"
+        )
+    if count > len(available):
+        raise ValueError(
+            f"--{flag} {text} means {count} images, but {dataset.name!r} has {len(available)} train images "
+            f"with labels{' left' if len(available) < len(everything) else ''}: give a smaller amount"
+        )
+    return available[:count]
+
+
+def _count(flag: str, text: str, total: int) -> int | None:
+    """How many of `total` images a number in `text` stands for; None where it is no number.
+
+    A whole number is a count, so "1" is one image; "1.0" and "1/1" are everything.
+    """
+    if re.fullmatch(r"[+-]?\d+", text):
+        return int(text)
+    try:
+        fraction = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        return None
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"--{flag} {text}: a fraction lies between 0 and 1; a number of images is a whole number")
+    return int(fraction * total + Fraction(1, 2))
+
+
+def _names_in_file(flag: str, text: str, candidates: list[str], dataset: Dataset) -> list[str]:
+    path = Path(text)
+    if not path.is_file():
+        raise ValueError(
+            f"--{flag} {text}: expected a fraction (1/8, 0.125), a count (45), all, or a file of image "
+            "names; no such file was found"
+        )
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    known = set(candidates)
+    names = list(dict.fromkeys(_image_name(line, known) for line in lines if line))
+    if not names:
+        raise ValueError(f"--{flag} {text}: the file names no image; expected one name a line")
+    if missing := [name for name in names if name not in known]:
+        raise ValueError(
+            f"--{flag} {text}: {_few(missing)} not among the {len(known)} labelled train images of {dataset.name!r}"
+        )
+    return names
+
+
+def _image_name(line: str, known: set[str]) -> str:
+    """`images/train/a.b.jpg` is the image `a.b`; a name with a dot of its own is kept when the dataset has
+    it."""
+    name = PurePath(line.replace("\\", "/")).name
+    return name if name in known else PurePath(name).stem
+
+
+def _few(names: list[str]) -> str:
+    """The first three names, and how many more: `'a', 'b', 'c' and 4 more are`."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(repr, names[:3])) + more + (" are" if len(names) > 1 else " is")

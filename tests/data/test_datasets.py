@@ -1,0 +1,37 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kerasseg.data import FolderDataset, default_palette, open_dataset
+from kerasseg.data.shapes import ShapesDataset
+from tests.data.folders import make_folder
+
+
+def test_open_dataset_finds_names_and_folders(tmp_path):
+    assert isinstance(open_dataset("shapes"), ShapesDataset)
+    assert isinstance(open_dataset(make_folder(tmp_path / "pets")), FolderDataset)
+
+
+def test_open_dataset_names_what_there_is(tmp_path):
+    with pytest.raises(ValueError, match=r"unknown dataset 'shape'.*shapes.*no folder of that path.*/shape\)"):
+        open_dataset("shape")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="no folder of that path"):
+        open_dataset(tmp_path / "file")
+
+
+def test_default_palette_is_that_of_pascal_voc():
+    palette = default_palette(255)
+    assert palette[:4] == ((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0))
+    assert palette[15] == (192, 128, 128)  # person
+    assert palette[20] == (0, 64, 128)  # tvmonitor
+    assert len(set(palette)) == 255
+
+
+def test_pixels_inside_the_graph_equal_those_outside():
+    dataset = ShapesDataset(size=(32, 40), train=2, val=1)
+    names = tf.data.Dataset.from_tensor_slices(list(dataset.image_names("train")))
+    pairs = names.map(lambda name: (dataset.tf_image("train", name), dataset.tf_label("train", name)))
+    for name, (image, label) in zip(dataset.image_names("train"), pairs, strict=True):
+        np.testing.assert_array_equal(image, dataset.load_image("train", name))
+        np.testing.assert_array_equal(label, dataset.load_label("train", name))

@@ -1,0 +1,154 @@
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from kerasseg.data import FolderDataset, default_palette
+from kerasseg.data.folder import parse_classes, read_label
+from tests.data.folders import CLASSES, make_folder, save, write_classes
+
+RNG = np.random.default_rng(1)
+
+
+def test_names_are_sorted_and_without_extension(tmp_path):
+    make_folder(tmp_path)
+    save(tmp_path / "images/train/a.b.JPG", np.zeros((24, 32, 3)))
+    (tmp_path / "images/train/.hidden.png").write_text("")
+    dataset = FolderDataset(tmp_path)
+    assert dataset.name == tmp_path.name
+    assert dataset.splits == ("train", "val")
+    assert dataset.image_names("train") == ("a.b", "train_0", "train_1", "train_2", "train_3")
+    assert dataset.label_names("train") == ("train_0", "train_1", "train_2", "train_3")
+    with pytest.raises(ValueError, match="no split 'test'; it has train, val"):
+        dataset.image_names("test")
+    with pytest.raises(ValueError, match="no file named 'a.b' in .*labels/train"):
+        dataset.load_label("train", "a.b")
+
+
+def test_a_palette_png_keeps_its_numbers(tmp_path):
+    make_folder(tmp_path)
+    label = RNG.integers(0, 3, (24, 32)).astype(np.uint8)
+    picture = Image.fromarray(label)
+    picture.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200])
+    picture.save(tmp_path / "labels/train/train_0.png")
+    with Image.open(tmp_path / "labels/train/train_0.png") as written:
+        assert written.mode == "P"
+    dataset = FolderDataset(tmp_path)
+    np.testing.assert_array_equal(dataset.load_label("train", "train_0"), label)
+    np.testing.assert_array_equal(dataset.tf_label("train", tf.constant("train_0")), label)
+
+
+def test_another_ignore_label_is_read_as_255(tmp_path):
+    make_folder(tmp_path)
+    write_classes(tmp_path, classes=CLASSES[:2], ignore_label=2)
+    dataset = FolderDataset(tmp_path)
+    assert dataset.ignore_label == 255
+    assert np.unique(dataset.load_label("train", "train_0")).tolist() == [0, 1, 255]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "array", "expected"),
+    [
+        ("png", RNG.integers(0, 256, (24, 32, 3)), lambda a: a),
+        ("png", RNG.integers(0, 256, (24, 32, 4)), lambda a: a[..., :3]),
+        ("png", RNG.integers(0, 256, (24, 32)), lambda a: a[..., None].repeat(3, -1)),
+        (
+            "png",
+            RNG.integers(0, 65536, (24, 32)).astype(np.uint16),
+            lambda a: (a >> 8)[..., None].repeat(3, -1),
+        ),
+        ("jpg", RNG.integers(0, 256, (24, 32, 3)), None),
+        ("jpg", RNG.integers(0, 256, (24, 32)), None),
+    ],
+    ids=["rgb", "rgba", "grey", "16-bit", "jpeg", "grey jpeg"],
+)
+def test_every_kind_of_picture_becomes_rgb(tmp_path, suffix, array, expected):
+    save(tmp_path / f"images/train/a.{suffix}", array)
+    dataset = FolderDataset(tmp_path)
+    image = dataset.load_image("train", "a")
+    assert image.dtype == np.uint8 and image.shape == (24, 32, 3)
+    np.testing.assert_array_equal(dataset.tf_image("train", tf.constant("a")), image)
+    if expected:
+        np.testing.assert_array_equal(image, expected(array))
+
+
+def test_classes_are_inferred_from_the_label_values(tmp_path):
+    make_folder(tmp_path)
+    (tmp_path / "classes.json").unlink()
+    label = np.zeros((24, 32))
+    label[0] = 255
+    label[1] = 4
+    save(tmp_path / "labels/val/val_1.png", label)
+    dataset = FolderDataset(tmp_path)
+    assert dataset.inferred
+    assert dataset.classes == ("class_0", "class_1", "class_2", "class_3", "class_4")
+    assert dataset.palette == default_palette(5)
+
+
+def test_classes_are_read(tmp_path):
+    make_folder(tmp_path)
+    write_classes(tmp_path, classes=CLASSES, palette=[[1, 2, 3], [4, 5, 6], [7, 8, 9]], ignore_label=255)
+    dataset = FolderDataset(tmp_path)
+    assert not dataset.inferred
+    assert dataset.num_classes == 3
+    assert dataset.classes == ("ground", "cat", "dog")
+    assert dataset.palette == ((1, 2, 3), (4, 5, 6), (7, 8, 9))
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no pictures in .*images/train/NAME.jpg.*training.check_data"):
+        FolderDataset(tmp_path)
+
+
+def test_a_broken_classes_file_is_refused(tmp_path):
+    make_folder(tmp_path)
+    (tmp_path / "classes.json").write_text("{")
+    with pytest.raises(ValueError, match=r"classes.json: not JSON"):
+        FolderDataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1], 'expected an object {"classes": [...]}, found a list'),
+        ({"classes": ["a"], "colours": []}, "unknown keys colours; known are classes, palette, ignore_label"),
+        ({}, '"classes" must be a list of names, one per label value, found None'),
+        ({"classes": "cat"}, "\"classes\" must be a list of names, one per label value, found 'cat'"),
+        ({"classes": ["a", 1]}, "\"classes\" must be a list of names, one per label value, found ['a', 1]"),
+        ({"classes": [str(i) for i in range(256)]}, '"classes" has 256 names; a label map has room for 255'),
+        ({"classes": ["a", "b", "a"]}, '"classes" names a more than once'),
+        (
+            {"classes": ["a"], "palette": [[0, 0]]},
+            '"palette" must be a list of [r, g, b] with whole numbers 0..255',
+        ),
+        (
+            {"classes": ["a"], "palette": [[0, 0, 256]]},
+            '"palette" must be a list of [r, g, b] with whole numbers 0..255',
+        ),
+        ({"classes": ["a", "b"], "palette": [[0, 0, 0]]}, '"palette" has 1 colours for 2 classes'),
+        ({"classes": ["a"], "ignore_label": 256}, '"ignore_label" must be a whole number 0..255, found 256'),
+        (
+            {"classes": ["void", "a"], "ignore_label": 0},
+            "\"ignore_label\" 0 is also the value of class 'void'; classes are numbered from 0, the "
+            "label value to "
+            "ignore lies outside of them",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_classes_file(content, message):
+    assert parse_classes(json.dumps(content)) == (None, [message])
+
+
+def test_everything_wrong_with_a_classes_file_is_told_at_once():
+    _, problems = parse_classes('{"classes": ["a", "a"], "palette": [[0, 0, 0]], "ignore": 0}')
+    assert len(problems) == 3
+
+
+def test_colours_and_16_bit_numbers_are_no_label_map(tmp_path):
+    with pytest.raises(ValueError, match=r"a.png is a colour picture \(RGB\)"):
+        read_label(save(tmp_path / "a.png", np.zeros((8, 8, 3))))
+    with pytest.raises(ValueError, match="16-bit values up to 300"):
+        read_label(save(tmp_path / "b.png", np.full((8, 8), 300, np.uint16)))
+    assert (read_label(save(tmp_path / "c.png", np.full((8, 8), 7, np.uint16))) == 7).all()

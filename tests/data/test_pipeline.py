@@ -1,0 +1,162 @@
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kerasseg.data import Augmentation, FolderDataset, Split, eval_dataset, make_split, train_dataset
+from kerasseg.data.pipeline import classes_present
+from tests.data.folders import make_folder, save
+
+VIEW = Augmentation(crop=(16, 24))
+WHOLE = Augmentation(crop=(8, 8), scale=(1, 1), flip=False)
+
+
+@pytest.fixture
+def numbered(tmp_path):
+    """Pictures of one colour, 10 times the number in their name; the label map's class is the number."""
+    for i in range(7):
+        save(tmp_path / f"images/train/{i}.png", np.full((8, 8, 3), 10 * i))
+        save(tmp_path / f"labels/train/{i}.png", np.full((8, 8), i))
+        save(tmp_path / f"images/val/{i}.png", np.full((8 + i, 9, 3), 10 * i))
+        save(tmp_path / f"labels/val/{i}.png", np.full((8 + i, 9), i))
+    return FolderDataset(tmp_path)
+
+
+def batches(pipeline, count):
+    return list(itertools.islice(pipeline.as_numpy_iterator(), count))
+
+
+def test_shapes_and_kinds(tmp_path):
+    dataset = FolderDataset(make_folder(tmp_path))
+    pipeline = train_dataset(dataset, make_split(dataset, "2"), VIEW, batch_size=3, unlabeled_batch_size=5)
+    assert pipeline.element_spec == (
+        {
+            "labeled": tf.TensorSpec((3, 16, 24, 3), tf.float32),
+            "unlabeled": tf.TensorSpec((5, 16, 24, 3), tf.float32),
+        },
+        tf.TensorSpec((3, 16, 24), tf.int32),
+    )
+
+
+def test_every_epoch_shows_each_image_once_in_another_order(numbered):
+    split = Split(tuple("012345"), (), ("6",))
+    rows = batches(train_dataset(numbered, split, WHOLE, batch_size=2), 12)
+    seen = [int(i) for _, labels in rows for i in labels[:, 0, 0]]
+    epochs = [tuple(seen[start : start + 6]) for start in range(0, 24, 6)]
+    assert all(sorted(epoch) == [0, 1, 2, 3, 4, 5] for epoch in epochs)
+    assert len(set(epochs)) > 1
+    for x, labels in rows:
+        np.testing.assert_array_equal(x["labeled"][..., 0], 10 * labels)
+        assert (x["unlabeled"] == 60).all()
+
+
+def test_batches_cross_epochs_and_are_always_full(numbered):
+    rows = batches(train_dataset(numbered, Split(tuple("012"), (), tuple("3456")), WHOLE, batch_size=2), 3)
+    seen = [int(i) for _, labels in rows for i in labels[:, 0, 0]]
+    assert sorted(seen[:3]) == sorted(seen[3:]) == [0, 1, 2]
+    single = batches(train_dataset(numbered, Split(("2",), (), ("3",)), WHOLE, batch_size=4), 2)
+    assert all((labels == 2).all() and len(labels) == 4 for _, labels in single)
+
+
+def test_starting_at_a_step_equals_skipping_to_it(tmp_path):
+    dataset = FolderDataset(make_folder(tmp_path))
+    split = make_split(dataset, "2", image_labels="1")
+    fields = {"batch_size": 2, "unlabeled_batch_size": 3, "seed": 5}
+    everything = Augmentation(crop=(16, 24), color_jitter=0.2, blur=0.5)
+    unbroken = batches(train_dataset(dataset, split, everything, **fields), 9)
+    resumed = batches(train_dataset(dataset, split, everything, start_step=6, **fields), 3)
+    tf.nest.map_structure(np.testing.assert_array_equal, resumed, unbroken[6:])
+    assert not np.array_equal(unbroken[5][0]["labeled"], unbroken[6][0]["labeled"])
+
+
+def test_labelled_batches_do_not_depend_on_the_others(tmp_path):
+    dataset = FolderDataset(make_folder(tmp_path))
+    alone = batches(train_dataset(dataset, make_split(dataset, "2"), VIEW, batch_size=2, unlabeled_batch_size=0), 4)
+    weak = make_split(dataset, "2", image_labels="1")
+    beside = batches(train_dataset(dataset, weak, VIEW, batch_size=2, unlabeled_batch_size=3), 4)
+    for (x, labels), (other_x, other_labels) in zip(alone, beside, strict=True):
+        assert list(x) == ["labeled"]
+        assert sorted(other_x) == ["labeled", "unlabeled", "weak", "weak_classes"]
+        np.testing.assert_array_equal(x["labeled"], other_x["labeled"])
+        np.testing.assert_array_equal(labels, other_labels)
+
+
+def test_streams_and_seeds_have_random_numbers_of_their_own(tmp_path):
+    """One and the same picture as labelled and as unlabelled image: seen through different views."""
+    dataset = FolderDataset(make_folder(tmp_path))
+    save(tmp_path / "images/train/twin.png", dataset.load_image("train", "train_0"))
+    dataset = FolderDataset(tmp_path)
+    split = Split(("train_0",), (), ("twin",))
+    (x, _), (later, _) = batches(train_dataset(dataset, split, VIEW, batch_size=1), 2)
+    assert not np.array_equal(x["labeled"], x["unlabeled"])
+    assert not np.array_equal(x["labeled"], later["labeled"])
+    ((other, _),) = batches(train_dataset(dataset, split, VIEW, batch_size=1, seed=1), 1)
+    assert not np.array_equal(x["labeled"], other["labeled"])
+
+
+def test_the_weak_stream_shows_whole_images_and_their_classes(tmp_path):
+    save(tmp_path / "images/train/a.png", np.zeros((8, 8, 3)))
+    save(tmp_path / "labels/train/a.png", np.full((8, 8), 5))
+    picture = np.zeros((8, 24, 3))
+    picture[:, :12] = 200
+    label = np.full((8, 24), 255)
+    label[0, 0], label[5, 20] = 1, 3
+    save(tmp_path / "images/train/b.png", picture)
+    save(tmp_path / "labels/train/b.png", label)
+    save(tmp_path / "images/train/c.png", np.zeros((8, 8, 3)))
+    dataset = FolderDataset(tmp_path)
+    pipeline = train_dataset(dataset, Split(("a",), ("b",), ("c",)), WHOLE, batch_size=2)
+    ((x, _),) = batches(pipeline, 1)
+    assert x["weak_classes"].tolist() == [[0, 1, 0, 1, 0, 0]] * 2
+    assert x["weak"].shape == (2, 8, 8, 3)
+    np.testing.assert_allclose(x["weak"][:, :, :3], 200, atol=1e-3)
+    np.testing.assert_allclose(x["weak"][:, :, 5:], 0, atol=1e-3)
+    flipped = Augmentation(crop=(8, 8))
+    rows = batches(train_dataset(dataset, Split(("a",), ("b",), ("c",)), flipped, batch_size=20), 1)
+    assert 2 < sum(image[0, 0, 0] > 100 for image in rows[0][0]["weak"]) < 18
+
+
+def test_classes_present():
+    label = tf.constant([[0, 2, 255], [255, 2, 2]], tf.uint8)
+    assert classes_present(label, 4).numpy().tolist() == [1, 0, 1, 0]
+    assert classes_present(tf.fill((2, 2), tf.constant(255, tf.uint8)), 3).numpy().tolist() == [0, 0, 0]
+
+
+def test_impossible_requests(numbered):
+    with pytest.raises(ValueError, match="no labelled image"):
+        train_dataset(numbered, Split((), (), ("1",)), WHOLE, batch_size=1)
+    everything = Split(tuple("0123456"))
+    with pytest.raises(ValueError, match="nothing is left to learn from without labels"):
+        train_dataset(numbered, everything, WHOLE, batch_size=1)
+    assert len(batches(train_dataset(numbered, everything, WHOLE, batch_size=1, unlabeled_batch_size=0), 1)) == 1
+
+
+def test_a_label_map_of_another_size_stops_the_pipeline(numbered):
+    save(numbered.path / "labels/train/3.png", np.zeros((8, 9)))
+    pipeline = train_dataset(numbered, Split(("3",), (), ("1",)), WHOLE, batch_size=1)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="differ in size .*|check_data"):
+        batches(pipeline, 1)
+
+
+def test_evaluation_goes_through_whole_images_in_order(numbered):
+    pipeline = eval_dataset(numbered, "val")
+    assert len(pipeline) == 7
+    for i, (image, label) in enumerate(pipeline.as_numpy_iterator()):
+        assert image.shape == (1, 8 + i, 9, 3) and image.dtype == np.float32 and (image == 10 * i).all()
+        assert label.shape == (1, 8 + i, 9) and label.dtype == np.int32 and (label == i).all()
+
+
+def test_evaluation_of_some_images(numbered):
+    rows = batches(eval_dataset(numbered, "val", ["5", "2"]), 9)
+    assert [int(label[0, 0, 0]) for _, label in rows] == [2, 5]
+    with pytest.raises(ValueError, match="no labelled val image 'x'"):
+        eval_dataset(numbered, "val", ["2", "x"])
+    with pytest.raises(ValueError, match="no split 'test'"):
+        eval_dataset(numbered, "test")
+
+
+def test_evaluation_needs_label_maps(numbered):
+    save(numbered.path / "images/test/a.png", np.zeros((8, 8, 3)))
+    with pytest.raises(ValueError, match="split 'test' .* has no label maps"):
+        eval_dataset(FolderDataset(numbered.path), "test")

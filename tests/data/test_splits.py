@@ -1,0 +1,145 @@
+import pytest
+
+from kerasseg.data import FolderDataset, Split, make_split
+from kerasseg.data.shapes import ShapesDataset
+from tests.data.folders import make_folder, save
+
+SHAPES = ShapesDataset()
+
+
+def test_a_split_is_the_same_on_every_machine_and_in_every_version():
+    split = make_split(SHAPES, "5", seed=0)
+    assert split.labeled == ("train_0030", "train_0080", "train_0162", "train_0273", "train_0315")
+    assert split.fingerprint == "8559d0c45cf26335112ef73692f2e68b4e69c7d20e3fe8a5cb2e0417cfb2c313"
+    assert make_split(SHAPES, "5", seed=0) == split
+    assert make_split(SHAPES, "5", seed=1).labeled != split.labeled
+
+
+def test_every_train_image_has_one_role():
+    split = make_split(SHAPES, "1/8", seed=3, image_labels="1/4")
+    assert (len(split.labeled), len(split.weak), len(split.unlabeled)) == (50, 100, 250)
+    assert sorted(split.labeled + split.weak + split.unlabeled) == list(SHAPES.image_names("train"))
+    assert split.weak == tuple(sorted(split.weak))
+
+
+def test_smaller_splits_are_part_of_larger_ones():
+    sizes = ("1", "1/50", "1/8", "100", "0.5", "all")
+    splits = [set(make_split(SHAPES, size, seed=2).labeled) for size in sizes]
+    assert [len(split) for split in splits] == [1, 8, 50, 100, 200, 400]
+    assert all(small < large for small, large in zip(splits, splits[1:], strict=False))
+    without_weak = make_split(SHAPES, "1/8", seed=2)
+    assert make_split(SHAPES, "1/8", seed=2, image_labels="1/8").labeled == without_weak.labeled
+
+
+@pytest.mark.parametrize(
+    ("amount", "count"),
+    [("1/8", 50), ("0.125", 50), (0.125, 50), ("45", 45), (45, 45), ("1", 1), ("1/1", 400), ("1.0", 400),
+     (1.0, 400), ("full", 400), ("ALL", 400), ("3/7", 171), ("0.00125", 1), (" 1/4 ", 100)],
+)  # fmt: skip
+def test_forms_of_an_amount(amount, count):
+    assert len(make_split(SHAPES, amount).labeled) == count
+
+
+def test_all_image_labels_are_all_that_is_left():
+    split = make_split(SHAPES, "1/8", image_labels="all")
+    assert (len(split.labeled), len(split.weak), len(split.unlabeled)) == (50, 350, 0)
+
+
+@pytest.mark.parametrize(
+    ("amount", "message"),
+    [
+        ("0", "--labeled 0 means 0 of the 400 labelled train images of 'shapes': give at least one"),
+        ("-3", "--labeled -3 means -3 of"),
+        ("1/900", "--labeled 1/900 means 0 of the 400"),
+        ("401", "--labeled 401 means 401 images, but 'shapes' has 400 train images with labels: give a "
+        "smaller amount"),
+        ("9/8", "--labeled 9/8: a fraction lies between 0 and 1; a number of images is a whole number"),
+        ("-0.5", "--labeled -0.5: a fraction lies between 0 and 1"),
+        ("1/0", "--labeled 1/0: expected a fraction"),
+        ("few", r"--labeled few: expected a fraction \(1/8, 0.125\), a count \(45\), all, or a file of "
+        "image names; "
+                "no such file was found"),
+        ("nan", "--labeled nan: expected a fraction"),
+    ],
+)  # fmt: skip
+def test_impossible_amounts(amount, message):
+    with pytest.raises(ValueError, match=message):
+        make_split(SHAPES, amount)
+
+
+def test_too_many_image_labels():
+    with pytest.raises(ValueError, match="--image-labels 351 .* has 350 train images with labels left"):
+        make_split(SHAPES, "1/8", image_labels="351")
+
+
+def test_a_file_of_names(tmp_path):
+    file = tmp_path / "names.txt"
+    file.write_text("images/train/train_0007.jpg\n\n  train_0003.png \ntrain_0001\nother\\train_0001.png\n")
+    split = make_split(SHAPES, str(file))
+    assert split.labeled == ("train_0001", "train_0003", "train_0007")
+    assert len(split.unlabeled) == 397
+    assert make_split(SHAPES, file, seed=9) == split
+
+
+def test_a_file_of_names_that_does_not_fit(tmp_path):
+    file = tmp_path / "names.txt"
+    file.write_text("train_0001\na\nb\nc\nd\n")
+    with pytest.raises(ValueError, match="'a', 'b', 'c' and 1 more are not among the 400 labelled train images"):
+        make_split(SHAPES, str(file))
+    file.write_text("val_0001")
+    with pytest.raises(ValueError, match="'val_0001' is not among"):
+        make_split(SHAPES, str(file))
+    file.write_text("\n \n")
+    with pytest.raises(ValueError, match="the file names no image"):
+        make_split(SHAPES, str(file))
+    file.write_text("train_0001")
+    with pytest.raises(ValueError, match="'train_0001' is named both as labelled and as image-labelled|named both"):
+        make_split(SHAPES, str(file), image_labels=str(file))
+
+
+def test_names_with_dots_keep_them(tmp_path):
+    for name in ("a.b", "a.c"):
+        save(tmp_path / f"images/train/{name}.png", [[[0, 0, 0]]])
+        save(tmp_path / f"labels/train/{name}.png", [[0]])
+    file = tmp_path / "names.txt"
+    file.write_text("a.b\nimages/a.c.png\n")
+    assert make_split(FolderDataset(tmp_path), str(file)).labeled == ("a.b", "a.c")
+
+
+def test_only_images_with_label_maps_are_labelled(tmp_path):
+    make_folder(tmp_path, train=3)
+    save(tmp_path / "images/train/plain.png", [[[0, 0, 0]]])
+    split = make_split(FolderDataset(tmp_path), "all")
+    assert split.labeled == ("train_0", "train_1", "train_2")
+    assert split.unlabeled == ("plain",)
+
+
+def test_saved_and_loaded(tmp_path):
+    split = Split(("b", "a"), ("c",), ())
+    split.save(tmp_path / "split")
+    assert sorted(p.name for p in (tmp_path / "split").iterdir()) == [
+        "labeled.txt",
+        "unlabeled.txt",
+        "weak.txt",
+    ]
+    assert (tmp_path / "split/labeled.txt").read_text() == "a\nb\n"
+    loaded = Split.load(tmp_path / "split")
+    assert loaded == split
+    assert loaded.fingerprint == split.fingerprint
+
+
+def test_the_fingerprint_tells_roles_and_names_apart():
+    splits = [
+        Split(("a", "b")),
+        Split(("a",), ("b",)),
+        Split(("a",), (), ("b",)),
+        Split(("ab",)),
+        Split(("a",)),
+    ]
+    assert len({split.fingerprint for split in splits}) == 5
+    assert Split(("b", "a")).fingerprint == Split(("a", "b")).fingerprint
+
+
+def test_no_image_has_two_roles():
+    with pytest.raises(ValueError, match="image 'a' is named twice in a split: as labeled and as unlabeled"):
+        Split(("a",), (), ("a",))

@@ -1,0 +1,84 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from serving import cli
+from tests.data.folders import make_folder, save
+from training.check_data import CheckData, main
+
+
+def check(capsys, *args: str) -> tuple[int, dict, list[str]]:
+    """Exit status, the JSON of the last line of stdout, the lines of stderr."""
+    with pytest.raises(SystemExit) as end:
+        cli.run(main, CheckData, "", args=list(args))
+    output = capsys.readouterr()
+    result = json.loads(output.out.splitlines()[-1]) if output.out else {}
+    return end.value.code, result, output.err.splitlines()
+
+
+def test_a_sound_folder(tmp_path, capsys):
+    status, result, lines = check(capsys, str(make_folder(tmp_path)))
+    assert (status, lines) == (0, [])
+    assert result == {
+        "errors": 0,
+        "warnings": 0,
+        "images": {"train": {"images": 4, "labeled": 4}, "val": {"images": 2, "labeled": 2}},
+        "classes": {"ground": 0.34375, "cat": 0.34375, "dog": 0.3125},
+        "ignored": 0.0,
+    }
+
+
+def test_problems_end_with_one_error_line_and_status_2(tmp_path, capsys):
+    make_folder(tmp_path)
+    save(tmp_path / "labels/train/train_0.png", [[[0, 0, 0]] * 32] * 24)
+    save(tmp_path / "labels/train/train_9.png", [[0]])
+    save(tmp_path / "images/train/a.bmp", [[[0, 0, 0]]])
+    status, result, lines = check(capsys, str(tmp_path))
+    assert status == 2
+    assert (result["errors"], result["warnings"]) == (2, 1)
+    assert [line.split(":")[:2] for line in lines[:-1]] == [
+        ["error", " labels/train/train_0.png"],
+        ["error", " labels/train/train_9.png"],
+        ["warning", " images/train/a.bmp"],
+    ]
+    assert lines[-1] == f"error: 2 problems in {tmp_path}"
+
+
+def test_warnings_alone_are_no_failure(tmp_path, capsys):
+    make_folder(tmp_path)
+    save(tmp_path / "images/train/a.bmp", [[[0, 0, 0]]])
+    status, result, lines = check(capsys, str(tmp_path))
+    assert (status, result["errors"], result["warnings"], len(lines)) == (0, 0, 1, 1)
+
+
+def test_a_split_is_checked_too(tmp_path, capsys):
+    make_folder(tmp_path, train=8)
+    for index in range(7):
+        save(tmp_path / f"labels/train/train_{index}.png", [[0] * 32] * 24)
+    names = tmp_path / "names.txt"
+    names.write_text("train_0\ntrain_1\n")
+    status, result, lines = check(capsys, str(tmp_path), "--labeled", str(names))
+    assert status == 0
+    assert lines == [
+        "warning: the 2 labelled images: no pixel of cat, dog to learn from; "
+        "label images that show it, or choose more images or another seed"
+    ]
+    status, _, lines = check(capsys, str(tmp_path), "--labeled", "0")
+    assert status == 2
+    assert lines[-1].startswith("error: --labeled 0 means 0 of the 8 labelled train images")
+
+
+def test_from_the_shell(tmp_path):
+    """Without a folder, as the user types it."""
+    command = [sys.executable, "-m", "training.check_data", str(tmp_path / "nowhere")]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"})
+    assert done.returncode == 2
+    assert json.loads(done.stdout.splitlines()[-1])["errors"] == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-2:] == [
+        f"error: {tmp_path}/nowhere: expected a dataset folder, found nothing; check the path",
+        f"error: 1 problem in {tmp_path}/nowhere",
+    ]

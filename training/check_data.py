@@ -1,0 +1,53 @@
+"""`python -m training.check_data PATH`: what is wrong with a dataset folder, and how to fix it."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from kerasseg.data.check import inspect_folder
+from kerasseg.data.datasets import IGNORE
+from kerasseg.data.folder import FolderDataset
+from kerasseg.data.splits import make_split
+from serving import cli
+
+
+@dataclass(frozen=True)
+class CheckData:
+    path: Annotated[Path, tyro.conf.Positional]
+    """The dataset folder."""
+
+    labeled: str | None = None
+    """Also check the images this would label: a fraction (1/8), a count (45) or a file of names."""
+
+    seed: int = 0
+    """The seed of that choice."""
+
+
+def main(config: CheckData) -> dict:
+    """Tells every problem on stderr; returns the counts, with exit status 2 where there is an error."""
+    inspection = inspect_folder(config.path)
+    if config.labeled is not None and not inspection.errors:
+        inspection.add_split(make_split(FolderDataset(config.path), config.labeled, config.seed))
+    for problem in inspection.problems:
+        print(problem, file=sys.stderr)
+    errors = len(inspection.errors)
+    if errors:
+        print(f"error: {errors} problem{'s' * (errors > 1)} in {config.path}", file=sys.stderr)
+
+    pixels = inspection.pixels
+    known = max(1, int(pixels[:IGNORE].sum()))
+    return {
+        "errors": errors,
+        "warnings": len(inspection.warnings),
+        "images": inspection.images,
+        "classes": {name: round(int(n) / known, 5) for name, n in zip(inspection.classes, pixels, strict=False)},
+        "ignored": round(int(pixels[IGNORE]) / max(1, int(pixels.sum())), 5),
+        "exit_status": 2 if errors else 0,
+    }
+
+
+if __name__ == "__main__":
+    cli.run(main, CheckData, __doc__)
