@@ -1,0 +1,24 @@
+"""A start without TensorFlow's notes about oneDNN and missing GPUs on the user's screen."""
+
+import contextlib
+import os
+
+
+@contextlib.contextmanager
+def silenced():
+    """Drops what is written to file descriptor 2 meanwhile: TensorFlow writes there before its settings apply."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+with silenced():
+    import tensorflow as tf
+
+    tf.config.list_physical_devices()  # looks for GPUs, and so gets that said too

@@ -1,0 +1,170 @@
+"""ImageNet classification networks as dense feature extractors of output stride 8, 16 or 32."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+
+from kerasseg.layers import AtrousConv2D, AtrousDepthwiseConv2D
+
+OUTPUT_STRIDES = (8, 16, 32)
+# The networks' own 0.999 (MobileNetV2) averages over more steps than a run on few labels has.
+BATCH_NORM_MOMENTUM = 0.99
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """How to build a backbone and where to tap it."""
+
+    build: Callable[[str | None], keras.Model]
+    """Takes "imagenet", None or the path of a weights file."""
+    low_level: str
+    """Layer of the stride-4 features that DeepLab-v3+'s decoder reads."""
+    high_level: str
+    """Layer of the last features."""
+    pixels: str
+    """`PixelNormalization` scheme the pretrained weights expect."""
+
+
+def _application(name: str) -> Callable[[str | None], keras.Model]:
+    def build(weights: str | None) -> keras.Model:
+        network = getattr(keras.applications, name)
+        return network(weights=weights, include_top=False, input_shape=(None, None, 3))
+
+    return build
+
+
+def _resnet34(weights: str | None) -> keras.Model:
+    # keras-cv takes seconds to import. Its ResNet34Backbone asks the network for a preset even untrained.
+    import keras_cv
+
+    if weights == "imagenet":
+        raise ValueError(
+            "keras-cv publishes no ImageNet weights for resnet34; give the path of a .weights.h5 file, weights='none', "
+            "or another backbone"
+        )
+    network = keras_cv.models.ResNetBackbone(
+        stackwise_filters=[64, 128, 256, 512],
+        stackwise_blocks=[3, 4, 6, 3],
+        stackwise_strides=[1, 2, 2, 2],
+        include_rescaling=False,
+        block_type="basic_block",
+    )
+    network = keras.Model(network.input, network.output, name="resnet34")
+    if weights is not None:
+        network.load_weights(weights)
+    return network
+
+
+BACKBONES = {
+    "mobilenet_v2": BackboneSpec(_application("MobileNetV2"), "block_3_expand_relu", "block_16_project_BN", "tf"),
+    "resnet34": BackboneSpec(_resnet34, "v2_stack_0_block3_out", "v2_stack_3_block3_out", "unit"),
+    "resnet50": BackboneSpec(_application("ResNet50"), "conv2_block3_out", "conv5_block3_out", "caffe"),
+    "resnet101": BackboneSpec(_application("ResNet101"), "conv2_block3_out", "conv5_block3_out", "caffe"),
+}
+
+
+def backbone_spec(name: str) -> BackboneSpec:
+    """The entry of `BACKBONES`; ValueError with the valid names otherwise."""
+    if name not in BACKBONES:
+        raise ValueError(f"backbone must be one of {', '.join(BACKBONES)}; got {name!r}")
+    return BACKBONES[name]
+
+
+def build_backbone(name: str, output_stride: int = 16, weights: str = "none") -> keras.Model:
+    """Normalised image (B,H,W,3) to `[low_level (B,H/4,W/4,C1), high_level (B,H/s,W/s,C2)]`.
+
+    H and W have to be multiples of the output stride s (`PadToMultiple` sees to it).
+
+    Args:
+        name: a key of `BACKBONES`.
+        output_stride: 8, 16 or 32; below 32, stride is traded for dilation (Chen et al. 2017, arXiv:1606.00915).
+        weights: `"imagenet"` (from the Keras cache or the network), `"none"`, or the path of a weights file that the
+            stock network loads.
+
+    Raises:
+        ValueError: for an unknown name or stride, or weights that cannot be had.
+    """
+    spec = backbone_spec(name)
+    if output_stride not in OUTPUT_STRIDES:
+        raise ValueError(f"output_stride must be 8, 16 or 32; got {output_stride!r}")
+    network = _with_weights(spec, name, weights)
+    taps = [network.get_layer(spec.low_level).output, network.get_layer(spec.high_level).output]
+    network = keras.Model(network.input, taps, name=name)
+    dense = dilate(network, output_stride)
+    dense.set_weights(network.get_weights())
+    return dense
+
+
+def _with_weights(spec: BackboneSpec, name: str, weights: str) -> keras.Model:
+    if weights == "none":
+        return spec.build(None)
+    if weights != "imagenet" and not Path(weights).is_file():
+        raise ValueError(f"weights must be 'imagenet', 'none' or an existing file; got {weights!r}")
+    try:
+        return spec.build(weights)
+    except Exception as error:  # Keras raises anything from KeyError to OSError for a bad file or no network
+        if weights == "imagenet" and not isinstance(error, ValueError):
+            raise ValueError(
+                f"the ImageNet weights of {name} could not be downloaded ({error}); give the path of a weights file, "
+                "or weights='none' to train from scratch"
+            ) from error
+        raise ValueError(f"{weights} does not hold weights for {name} without its top: {error}") from error
+
+
+def dilate(network: keras.Model, output_stride: int) -> keras.Model:
+    """A clone of a functional network whose strides beyond `output_stride` are traded for dilation.
+
+    A convolution that loses its stride gives every output position; those after it skip the new ones, so that with the
+    same weights the old values are found at every (32 / output_stride)-th position of the clone's output.
+    """
+    rates, removed = _dilation_plan(network, output_stride)
+
+    def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
+        config = layer.get_config()
+        rate = rates[layer.name]
+        if isinstance(layer, keras.layers.BatchNormalization):
+            config["momentum"] = BATCH_NORM_MOMENTUM
+        elif isinstance(layer, keras.layers.ZeroPadding2D) and layer.name in removed:
+            # Feeds a convolution of padding "valid": what it needs at stride 1 to cover every position.
+            before = [pads[0] * rate for pads in layer.padding]
+            config["padding"] = [(start, removed[layer.name] - start) for start in before]
+        elif isinstance(layer, keras.layers.DepthwiseConv2D | keras.layers.Conv2D) and (
+            rate > 1 or layer.name in removed
+        ):
+            depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
+            config |= {"strides": (1, 1), "dilation_rate": (rate, rate)}
+            if layer.name in removed and layer.padding == "same" and layer.kernel_size != (1, 1):
+                config["anchor"] = "start"
+            return (AtrousDepthwiseConv2D if depthwise else AtrousConv2D).from_config(config)
+        return type(layer).from_config(config)
+
+    return keras.models.clone_model(network, clone_function=clone)
+
+
+def _dilation_plan(network: keras.Model, output_stride: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Per layer the dilation it works at; and the layers touched by a removed stride.
+
+    For a convolution the second holds 0; for the zero padding before one, the rows of padding needed in all.
+    """
+    rates: dict[str, int] = {}
+    removed: dict[str, int] = {}
+    leaving: dict[str, tuple[int, int]] = {}  # layer -> (stride, dilation) of its output
+    for layer in network.layers:
+        parents = [node.operation for node in layer._inbound_nodes[0].parent_nodes]
+        stride, rate = max((leaving[parent.name] for parent in parents), default=(1, 1))
+        rates[layer.name] = rate
+        step = getattr(layer, "strides", (1, 1))[0]
+        if step > 1 and stride * step > output_stride:
+            if isinstance(layer, keras.layers.MaxPooling2D):
+                raise ValueError(f"{network.name}: cannot trade the stride of {layer.name} for dilation")
+            removed[layer.name] = 0
+            for parent in parents:
+                if isinstance(parent, keras.layers.ZeroPadding2D) and layer.padding == "valid":
+                    removed[parent.name] = rate * (layer.kernel_size[0] - 1)
+            rate *= step
+        else:
+            stride *= step
+        leaving[layer.name] = (stride, rate)
+    return rates, removed

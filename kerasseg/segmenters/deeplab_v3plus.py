@@ -1,0 +1,68 @@
+"""DeepLab-v3+ (Chen et al. 2018, arXiv:1802.02611): atrous spatial pyramid pooling and a decoder at stride 4."""
+
+import keras
+
+from kerasseg.layers import AtrousConv2D, Upsample, register
+from kerasseg.segmenters.backbones import BATCH_NORM_MOMENTUM
+from kerasseg.segmenters.segmenter import Segmenter
+
+LOW_LEVEL_CHANNELS = 48
+
+
+@register
+class DeepLabV3Plus(Segmenter):
+    """ASPP with image pooling, then a decoder that joins the stride-4 features.
+
+    Args:
+        head_channels: width of ASPP and decoder: 256 in the paper; a quarter of it suits small backbones, where the
+            decoder would otherwise cost ten times the backbone.
+        Others: `Segmenter`.
+    """
+
+    @staticmethod
+    def build_head(features, num_classes, output_stride, head_channels: int = 256):
+        low_level, high_level = [keras.Input(x.shape[1:]) for x in features]
+        rates = [rate * 16 // output_stride for rate in (6, 12, 18)]
+
+        branches = [_conv_bn_relu(high_level, head_channels, 1, name="aspp_1x1")]
+        branches += [
+            _conv_bn_relu(high_level, head_channels, 3, dilation_rate=rate, name=f"aspp_rate{rate}") for rate in rates
+        ]
+        # The image-pooling branch has one value per image and channel. Batch norm over a batch of one would erase it
+        # and drive the stored variance to zero; layer norm does the same in training and inference.
+        pooled = keras.layers.GlobalAveragePooling2D(keepdims=True, name="pool")(high_level)
+        pooled = keras.layers.Conv2D(head_channels, 1, use_bias=False, name="pool_conv")(pooled)
+        pooled = keras.layers.LayerNormalization(name="pool_norm")(pooled)
+        pooled = keras.layers.ReLU(name="pool_relu")(pooled)
+        # A 1x1 convolution of a concatenation is the sum of the parts' convolutions, so the pooled values need not be
+        # spread over the picture before.
+        x = keras.layers.Conv2D(head_channels, 1, use_bias=False, name="project")(keras.layers.Concatenate()(branches))
+        x = keras.layers.Add()([x, keras.layers.Conv2D(head_channels, 1, use_bias=False, name="pool_project")(pooled)])
+        x = _bn_relu(x, name="project")
+        x = keras.layers.Dropout(0.5, name="dropout")(x)
+
+        x = Upsample(output_stride // 4, name="upsample")(x)
+        low = _conv_bn_relu(low_level, LOW_LEVEL_CHANNELS, 1, name="low_level")
+        x = keras.layers.Concatenate()([x, low])
+        x = _conv_bn_relu(x, head_channels, 3, name="decoder_1")
+        x = _conv_bn_relu(x, head_channels, 3, name="decoder_2")
+        logits = keras.layers.Conv2D(num_classes, 1, name="logits")(x)
+        return keras.Model([low_level, high_level], logits, name="decoder"), 4
+
+
+def _conv_bn_relu(x, filters: int, kernel_size: int, dilation_rate: int = 1, *, name: str):
+    x = AtrousConv2D(
+        filters,
+        kernel_size,
+        padding="same",
+        dilation_rate=dilation_rate,
+        use_bias=False,
+        kernel_initializer="he_normal",
+        name=f"{name}_conv",
+    )(x)
+    return _bn_relu(x, name=name)
+
+
+def _bn_relu(x, *, name: str):
+    x = keras.layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, name=f"{name}_bn")(x)
+    return keras.layers.ReLU(name=f"{name}_relu")(x)

@@ -1,0 +1,122 @@
+"""Trading stride for dilation, and the layers it needs."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kerasseg.layers import AtrousConv2D, AtrousDepthwiseConv2D
+from kerasseg.segmenters.backbones import build_backbone, dilate
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("output_stride", [8, 16])
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet34", "resnet50"])
+def test_stride_32_features_are_found_among_the_dense_ones(name, output_stride):
+    """Every value, borders included: with the same weights the dense network only adds positions in between."""
+    sparse = build_backbone(name, 32)
+    rng = np.random.default_rng(0)
+    sparse.set_weights([w + rng.normal(scale=0.01, size=w.shape) for w in sparse.get_weights()])
+    dense = build_backbone(name, output_stride)
+    dense.set_weights(sparse.get_weights())
+    image = rng.normal(size=(1, 64, 96, 3)).astype(np.float32)
+    low_sparse, high_sparse = sparse(image)
+    low_dense, high_dense = dense(image)
+    step = 32 // output_stride
+    assert high_dense.shape[1:3] == (64 // output_stride, 96 // output_stride)
+    scale = np.abs(high_sparse).max()
+    assert scale > 0
+    np.testing.assert_allclose(high_dense[:, ::step, ::step], high_sparse, atol=1e-5 * scale)
+    np.testing.assert_array_equal(low_dense, low_sparse)
+
+
+def test_a_dilated_convolution_is_one_op_forward_and_backward():
+    layer = AtrousConv2D(4, 3, padding="same", dilation_rate=6)
+    layer.build((None, None, None, 3))
+
+    @tf.function
+    def step(x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(x))
+        return tape.gradient(loss, layer.trainable_variables)
+
+    ops = {op.type for op in step.get_concrete_function(tf.TensorSpec((1, 16, 16, 3))).graph.get_operations()}
+    assert "Conv2D" in ops and not {op for op in ops if "SpaceToBatch" in op}
+
+
+def dilated_by_hand(x, kernel, rate, before, after, depthwise):
+    """Correlation with a dilated 3x3 kernel after zero padding, in NumPy."""
+    padded = np.pad(x.astype(np.float64), [(0, 0), (before, after), (before, after), (0, 0)])
+    height, width = x.shape[1:3]
+    total = 0.0
+    for i in range(3):
+        for j in range(3):
+            window = padded[:, i * rate : i * rate + height, j * rate : j * rate + width]
+            total = total + (window * kernel[i, j, :, 0] if depthwise else window @ kernel[i, j])
+    return total
+
+
+@pytest.mark.parametrize("anchor", ["center", "start"])
+def test_atrous_conv_values(anchor):
+    rng = np.random.default_rng(0)
+    layer = AtrousConv2D(5, 3, padding="same", dilation_rate=2, anchor=anchor, use_bias=False)
+    x = rng.normal(size=(2, 8, 9, 3)).astype(np.float32)
+    y = layer(x)
+    pads = (2, 2) if anchor == "center" else (0, 4)
+    np.testing.assert_allclose(y, dilated_by_hand(x, layer.kernel.numpy(), 2, *pads, depthwise=False), atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_atrous_depthwise_values_and_gradients(padding):
+    rng = np.random.default_rng(0)
+    layer = AtrousDepthwiseConv2D(3, padding=padding, dilation_rate=2, use_bias=False)
+    x = tf.constant(rng.normal(size=(2, 8, 9, 3)), tf.float32)
+    layer.build(x.shape)
+    upstream = None
+    gradients = []
+    for convolve in (
+        layer,
+        reference := lambda x: tf.nn.depthwise_conv2d(x, layer.kernel, [1, 1, 1, 1], padding.upper(), dilations=[2, 2]),
+    ):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = convolve(x)
+        upstream = tf.constant(rng.normal(size=y.shape), tf.float32) if upstream is None else upstream
+        np.testing.assert_allclose(y, reference(x), atol=1e-5)
+        gradients.append(tape.gradient(y, [x, layer.kernel.value], upstream))
+    for ours, theirs in zip(*gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_a_strided_atrous_convolution_is_refused():
+    with pytest.raises(ValueError, match="has stride 1"):
+        AtrousConv2D(4, 3, strides=2)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("vgg16",), "backbone must be one of mobilenet_v2, resnet34, resnet50, resnet101; got 'vgg16'"),
+        (("mobilenet_v2", 4), "output_stride must be 8, 16 or 32; got 4"),
+        (("mobilenet_v2", 16, "no/such/file.h5"), "weights must be 'imagenet', 'none' or an existing file"),
+        (("resnet34", 16, "imagenet"), "no ImageNet weights for resnet34"),
+    ],
+)
+def test_mistakes(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build_backbone(*arguments)
+
+
+def test_a_file_that_holds_no_weights_is_named(tmp_path):
+    path = tmp_path / "broken.weights.h5"
+    path.write_bytes(b"not an HDF5 file")
+    with pytest.raises(ValueError, match=f"{path} does not hold weights for mobilenet_v2"):
+        build_backbone("mobilenet_v2", 16, str(path))
+
+
+def test_stride_of_pooling_cannot_be_traded():
+    import keras
+
+    image = keras.Input((None, None, 3))
+    network = keras.Model(image, keras.layers.MaxPooling2D(2)(image))
+    with pytest.raises(ValueError, match="cannot trade the stride"):
+        dilate(network, 1)

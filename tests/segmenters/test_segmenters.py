@@ -1,0 +1,84 @@
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from kerasseg.segmenters import build_segmenter
+
+WEIGHTS = Path(__file__).parents[3] / "shared/weights/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5"
+
+
+def build(name, **arguments):
+    return build_segmenter(name, **{"backbone": "mobilenet_v2", "num_classes": 4, "weights": "none"} | arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["deeplab_v2", "deeplab_v3plus"])
+def test_a_size_off_the_stride_is_the_padded_picture_cropped(name):
+    """So training, evaluation, export and serving see the same at any size."""
+    segmenter = build(name)
+    image = np.random.default_rng(0).uniform(0, 255, (1, 37, 50, 3)).astype(np.float32)
+    mean_grey = 127.5  # what MobileNetV2's normalisation turns into 0
+    padded = np.full((1, 48, 64, 3), mean_grey, np.float32)
+    padded[:, :37, :50] = image
+    np.testing.assert_allclose(segmenter(image), segmenter(padded)[:, :37, :50], atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["deeplab_v2", "deeplab_v3plus"])
+def test_save_and_load_without_custom_objects_gives_the_same_logits(name, tmp_path):
+    segmenter = build(name)
+    segmenter.save(tmp_path / "segmenter.keras")
+    loaded = keras.saving.load_model(tmp_path / "segmenter.keras")
+    image = np.random.default_rng(0).uniform(0, 255, (2, 33, 47, 3)).astype(np.float32)
+    np.testing.assert_array_equal(loaded(image), segmenter(image))
+    assert loaded.get_config() == segmenter.get_config()
+
+
+def test_uint8_and_float_pixels_are_the_same_picture():
+    segmenter = build("deeplab_v2")
+    image = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
+    np.testing.assert_allclose(segmenter(image), segmenter(image.astype(np.float32)), atol=1e-6)
+
+
+def test_rates_follow_the_output_stride():
+    for stride, v2, v3plus in ((16, [3, 6, 9, 12], [6, 12, 18]), (8, [6, 12, 18, 24], [12, 24, 36])):
+        for name, expected in (("deeplab_v2", v2), ("deeplab_v3plus", v3plus)):
+            segmenter = build(name, output_stride=stride)
+            rates = [
+                layer.dilation_rate[0]
+                for layer in segmenter.head.layers
+                if "aspp_rate" in layer.name and hasattr(layer, "dilation_rate")
+            ]
+            assert rates == expected
+
+
+def test_the_image_pooling_branch_survives_a_batch_of_one():
+    """With batch norm there, one sample is its own mean: trained to nothing, and far off in inference."""
+    keras.utils.set_random_seed(0)
+    segmenter = build("deeplab_v3plus", head_channels=8)
+    layer = segmenter.head.get_layer("pool_norm")
+    pooled = np.random.default_rng(0).normal(size=(1, 1, 1, 8)).astype(np.float32)
+    training, inference = layer(pooled, training=True), layer(pooled, training=False)
+    np.testing.assert_array_equal(training, inference)
+    assert np.ptp(training) > 1
+
+
+def test_mistakes():
+    with pytest.raises(ValueError, match="segmenter must be one of deeplab_v2, deeplab_v3plus; got 'unet'"):
+        build_segmenter("unet")
+    with pytest.raises(ValueError, match="num_classes counts the background too"):
+        build("deeplab_v2", num_classes=1)
+    with pytest.raises(ValueError, match="output_stride must be 8 or 16; got 32"):
+        build("deeplab_v2", output_stride=32)
+
+
+@pytest.mark.skipif(not WEIGHTS.exists(), reason="ImageNet weights are not beside the project")
+def test_stock_imagenet_weights_load_into_the_dilated_backbone():
+    pretrained = build("deeplab_v2", weights=str(WEIGHTS)).backbone
+    kernel = pretrained.get_layer("Conv1").get_weights()[0]
+    fresh = build("deeplab_v2").backbone.get_layer("Conv1").get_weights()[0]
+    stock = keras.applications.MobileNetV2(weights=str(WEIGHTS), include_top=False)
+    np.testing.assert_array_equal(kernel, stock.get_layer("Conv1").get_weights()[0])
+    assert not np.allclose(kernel, fresh)
