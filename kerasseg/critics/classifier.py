@@ -1,0 +1,32 @@
+"""The multi-label classifier of MLMT (Mittal et al. 2019, section 3.2): which classes does a picture hold?"""
+
+import keras
+
+from kerasseg.layers import PadToMultiple, PixelNormalization
+from kerasseg.segmenters.backbones import backbone_spec, build_backbone
+from kerasseg.segmenters.segmenter import Segmenter
+
+STRIDE = 32
+
+
+def build_classifier(backbone: str, num_classes: int, weights: str = "none", name: str = "classifier") -> keras.Model:
+    """Image (B,H,W,3), RGB in 0..255, any size, to one logit per class (B,K), background included.
+
+    Args:
+        backbone, weights: as `build_backbone` takes them; the backbone keeps its output stride of 32.
+        num_classes: K.
+    """
+    image_BHW3 = keras.Input((None, None, 3), name="image")
+    x = PixelNormalization(backbone_spec(backbone).pixels, name="pixels")(image_BHW3)
+    x = PadToMultiple(STRIDE, name="pad")(x)
+    _, x = build_backbone(backbone, STRIDE, weights)(x)
+    x = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pool")(x)
+    logits_BK = keras.layers.Dense(num_classes, dtype="float32", name="logits")(x)
+    return keras.Model(image_BHW3, logits_BK, name=name)
+
+
+def build_classifier_like(segmenter: Segmenter, name: str = "classifier") -> keras.Model:
+    """A classifier of the segmenter's backbone and classes that starts from the backbone's present weights."""
+    classifier = build_classifier(segmenter.backbone_name, segmenter.num_classes, name=name)
+    classifier.get_layer(segmenter.backbone_name).set_weights(segmenter.backbone.get_weights())
+    return classifier

@@ -1,0 +1,30 @@
+"""The image-level discriminator of s4GAN (Mittal et al. 2019, section 4.1.2)."""
+
+import keras
+
+
+def build_image_discriminator(num_classes: int, dropout: float = 0.5, dropout_after_last: bool = True) -> keras.Model:
+    """Is this segmentation of this picture drawn by a person or predicted?
+
+    Input `[segmentation (B,H,W,K), image (B,H,W,3)]`: class probabilities or one-hot labels, and the picture, RGB in
+    0..255. Output `[features (B,512), logit (B,1)]`: the pooled features that feature matching compares (the paper's
+    D_k), and the verdict, above 0 for "drawn by a person". Any H and W.
+
+    Args:
+        num_classes: K.
+        dropout: share of channels (not of values: the reference code drops whole channels) dropped after each
+            convolution; "crucial for stable GAN training".
+        dropout_after_last: the paper drops after each of the four, the reference code not after the last.
+    """
+    segmentation = keras.Input((None, None, num_classes), name="segmentation")
+    image = keras.Input((None, None, 3), name="image")
+    pixels = keras.layers.Rescaling(1 / 255, name="pixels")(image)
+    x = keras.layers.Concatenate(name="join")([segmentation, pixels])
+    for index, filters in enumerate((64, 128, 256, 512), start=1):
+        x = keras.layers.Conv2D(filters, 4, strides=2, padding="same", name=f"conv{index}")(x)
+        x = keras.layers.LeakyReLU(0.2, name=f"leaky{index}")(x)
+        if index < 4 or dropout_after_last:
+            x = keras.layers.SpatialDropout2D(dropout, name=f"dropout{index}")(x)
+    features = keras.layers.GlobalAveragePooling2D(dtype="float32", name="features")(x)
+    logit = keras.layers.Dense(1, dtype="float32", name="logit")(features)
+    return keras.Model([segmentation, image], [features, logit], name="discriminator")

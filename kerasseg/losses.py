@@ -1,0 +1,110 @@
+"""The loss terms of the methods, each a mean, on logits wherever it can be.
+
+Shapes: B batch, H W height and width, K classes, F features. Labels are integers in 0..K-1, or 255 (`IGNORE_LABEL`)
+where a pixel counts for nothing. A mean over nothing is 0, never NaN.
+
+Under `tf.distribute` every loss is the replica's share of the mean over the global batch: the shares add up to it, and
+so do their gradients, which Keras' optimizers sum over replicas.
+"""
+
+import tensorflow as tf
+
+IGNORE_LABEL = 255
+
+
+def sum_over_replicas(value: tf.Tensor) -> tf.Tensor:
+    """The sum of a tensor over replicas; the tensor itself where there is one."""
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return value
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+def mean_where(values: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """Mean of `values` weighted by `weights` (same shape, 0 or more); 0 where all weights are 0."""
+    weights = tf.cast(weights, values.dtype)
+    count = sum_over_replicas(tf.reduce_sum(weights))
+    return tf.math.divide_no_nan(tf.reduce_sum(values * weights), count)
+
+
+def valid_pixels(labels_BHW: tf.Tensor) -> tf.Tensor:
+    """1 where a pixel has a label, 0 where it is ignored; (B,H,W) float32."""
+    return tf.cast(labels_BHW != IGNORE_LABEL, tf.float32)
+
+
+def one_hot(labels_BHW: tf.Tensor, num_classes: int) -> tf.Tensor:
+    """The methods' Y: (B,H,W,K) float32, all zero where ignored."""
+    return tf.one_hot(tf.cast(labels_BHW, tf.int32), num_classes)
+
+
+def multi_hot(labels_BHW: tf.Tensor, num_classes: int) -> tf.Tensor:
+    """The classes present in each label map: (B,K) float32 of 0 and 1."""
+    labels_BP = tf.reshape(tf.cast(labels_BHW, tf.int32), [tf.shape(labels_BHW)[0], -1])
+    present = tf.math.bincount(
+        labels_BP, minlength=num_classes, maxlength=num_classes, binary_output=True, axis=-1, dtype=tf.float32
+    )
+    return tf.ensure_shape(present, [None, num_classes])
+
+
+def cross_entropy(labels_BHW: tf.Tensor, logits_BHWK: tf.Tensor, weights_B: tf.Tensor | None = None) -> tf.Tensor:
+    """Mean over labelled pixels of -log softmax(logits)[label]; scalar, 0 or more.
+
+    Args:
+        weights_B: optional weight of each image; a pixel of an image of weight 0 counts for nothing.
+    """
+    labels_BHW = tf.cast(labels_BHW, tf.int32)
+    weights_BHW = valid_pixels(labels_BHW)
+    known_BHW = tf.where(labels_BHW == IGNORE_LABEL, 0, labels_BHW)
+    loss_BHW = tf.nn.sparse_softmax_cross_entropy_with_logits(known_BHW, tf.cast(logits_BHWK, tf.float32))
+    if weights_B is not None:
+        weights_BHW *= tf.cast(weights_B, tf.float32)[:, tf.newaxis, tf.newaxis]
+    return mean_where(loss_BHW, weights_BHW)
+
+
+def binary_cross_entropy(logits: tf.Tensor, target: float | tf.Tensor, weights: tf.Tensor | None = None) -> tf.Tensor:
+    """Mean of -t log sigmoid(z) - (1 - t) log(1 - sigmoid(z)) over logits z of any shape; scalar, 0 or more.
+
+    Args:
+        target: t in 0..1, one number for all or a tensor of the logits' shape.
+        weights: optional, of the logits' shape; an entry of weight 0 counts for nothing.
+    """
+    logits = tf.cast(logits, tf.float32)
+    target = tf.broadcast_to(tf.cast(target, tf.float32), tf.shape(logits))
+    loss = tf.nn.sigmoid_cross_entropy_with_logits(labels=target, logits=logits)
+    return mean_where(loss, tf.ones_like(loss) if weights is None else weights)
+
+
+def categorical_cross_entropy(targets_BK: tf.Tensor, logits_BK: tf.Tensor) -> tf.Tensor:
+    """Mean over images of -sum_c z(c) log softmax(logits)(c), z a multi-hot vector (Mittal et al. 2019, eq. 6)."""
+    loss_B = tf.nn.softmax_cross_entropy_with_logits(labels=targets_BK, logits=tf.cast(logits_BK, tf.float32))
+    return mean_where(loss_B, tf.ones_like(loss_B))
+
+
+def feature_matching(real_BF: tf.Tensor, fake_BF: tf.Tensor, norm: str = "l1") -> tf.Tensor:
+    """Distance of the batch means of two sets of features (Mittal et al. 2019, eq. 2); scalar, 0 or more.
+
+    Args:
+        norm: `"l1"` for the mean absolute difference (the reference code), `"l2"` for the Euclidean norm (the paper's
+            double bars).
+    """
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    means_2F = tf.stack([tf.reduce_mean(tf.cast(features, tf.float32), axis=0) for features in (real_BF, fake_BF)])
+    means_F = tf.unstack(sum_over_replicas(means_2F) / replicas)
+    difference_F = means_F[0] - means_F[1]
+    distance = tf.reduce_mean(tf.abs(difference_F)) if norm == "l1" else tf.norm(difference_F)
+    return distance / replicas
+
+
+def mean_squared_error(targets: tf.Tensor, predictions: tf.Tensor) -> tf.Tensor:
+    """Mean of squared differences of two tensors of one shape; scalar, 0 or more."""
+    squared = tf.math.squared_difference(tf.cast(targets, tf.float32), tf.cast(predictions, tf.float32))
+    return mean_where(squared, tf.ones_like(squared))
+
+
+def cosine_distance(targets_BK: tf.Tensor, predictions_BK: tf.Tensor) -> tf.Tensor:
+    """Mean over images of 1 - cos(target, prediction); scalar in 0..2."""
+    unit_targets, unit_predictions = (
+        tf.math.l2_normalize(tf.cast(x, tf.float32), axis=-1) for x in (targets_BK, predictions_BK)
+    )
+    distance_B = 1.0 - tf.reduce_sum(unit_targets * unit_predictions, axis=-1)
+    return mean_where(distance_B, tf.ones_like(distance_B))

@@ -1,0 +1,270 @@
+"""What all methods share, so that a method's `train_step` has only its paper in it."""
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any, Self
+
+import keras
+import tensorflow as tf
+
+from kerasseg.losses import sum_over_replicas
+from kerasseg.metrics import ConfusionMatrix
+from kerasseg.optimizers import SGD, poly
+
+
+def require(condition: bool, message: str) -> None:
+    """ValueError with the message unless the condition holds: for fields that are checked when built."""
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """Fields of every method."""
+
+    steps: int = 20_000
+    """Length of the training, in optimisation steps, over which schedules stretch."""
+
+    def __post_init__(self):
+        require(self.steps >= 1, f"steps must be at least 1; got {self.steps}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SegmenterConfig(MethodConfig):
+    """Fields of every method that trains a segmenter: SGD with momentum, poly schedule."""
+
+    learning_rate: float = 2.5e-4
+    """Initial rate of the segmenter's pretrained part."""
+    head_multiplier: float = 10.0
+    """The freshly initialised head learns this many times faster (reference code); 1 switches it off."""
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    """L2 penalty, added to the gradient."""
+    freeze_batch_norm: bool = False
+    """Keep the segmenter's batch-norm statistics and affine parameters as they are."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.learning_rate > 0, f"learning_rate must be above 0; got {self.learning_rate}")
+        require(self.head_multiplier > 0, f"head_multiplier must be above 0; got {self.head_multiplier}")
+        require(0 <= self.momentum < 1, f"momentum must be in 0..1 (below 1); got {self.momentum}")
+        require(self.weight_decay >= 0, f"weight_decay must be 0 or more; got {self.weight_decay}")
+
+
+class Method(keras.Model):
+    """A way of training a segmenter: networks, one optimizer for each, and a `train_step`.
+
+    As a Keras model it maps images (B,H,W,3), RGB in 0..255, any size, to class probabilities (B,H,W,K), float32.
+    Training data are `({"labeled": images, "unlabeled": images}, labels)` with labels (B,H,W) in 0..K-1 or 255;
+    evaluation data `(images, labels)`. So `compile`, `fit`, `evaluate`, `predict` and callbacks work as ever.
+
+    A subclass names its networks in the constructor, gives `Config` and `make_optimizers`, and one of `train_step` or
+    `update`.
+
+    Args:
+        networks: name -> network, the segmenter under `"segmenter"`.
+        fields: the fields of `Config`.
+
+    Raises:
+        ValueError: for an unknown field or an impossible value.
+    """
+
+    Config: type[MethodConfig] = MethodConfig
+    config: Any
+    needs_unlabeled = True
+    """Whether a batch without unlabelled images is a mistake."""
+
+    def __init__(self, networks: dict[str, keras.Model], fields: dict[str, Any], name: str | None = None):
+        super().__init__(name=name)
+        self.config = self.make_config(fields)
+        self.network_names = tuple(networks)
+        for network_name, network in networks.items():
+            setattr(self, network_name, network)
+        self.confusion = {
+            variant or "mIoU": ConfusionMatrix(self.num_classes, name=variant or "mIoU") for variant in self.variants
+        }
+        self.training_optimizers = SimpleNamespace()
+        self.built = True  # every network is functional, so there is nothing left to build
+
+    # --- building from a configuration ---
+
+    registry_name: str
+    """The method's `--method`."""
+
+    @classmethod
+    def make_config(cls, fields: dict[str, Any]) -> Any:
+        """The checked configuration; ValueError for an unknown field or an impossible value."""
+        known = [field.name for field in dataclasses.fields(cls.Config)]
+        for field in fields:
+            require(field in known, f"{cls.__name__} has no field {field!r}; its fields: {', '.join(known)}")
+        return cls.Config(**fields)
+
+    @classmethod
+    def config_groups(cls, fields: dict[str, dict[str, Any]]) -> dict[str, type[MethodConfig]]:
+        """The configurations a run of this method has, by registry name: its own, and those of methods inside it."""
+        return {cls.registry_name: cls.Config}
+
+    @classmethod
+    def from_segmenter(cls, segmenter: keras.Model, fields: dict[str, dict[str, Any]]) -> Self:
+        """The method around a segmenter; `fields` maps a method's registry name to its fields."""
+        return cls(segmenter, **fields.get(cls.registry_name, {}))
+
+    @classmethod
+    def from_trained(cls, branch: "Method", fields: dict[str, dict[str, Any]]) -> Self:
+        """The method around an already trained one that it leaves as it is; ValueError where that makes no sense."""
+        raise ValueError(f"{cls.registry_name} trains its own segmenter: only mlmt can be added to a finished run")
+
+    # --- inference ---
+
+    variants: tuple[str, ...] = ("",)
+    """Names of the predictions `predictions` gives, the method's own (named "") first."""
+
+    @property
+    def num_classes(self) -> int:
+        return self.segmenter.output_shape[-1]
+
+    def call(self, images, training: bool = False):
+        """Class probabilities (B,H,W,K) of images (B,H,W,3), or of the labelled images of a training batch."""
+        images_BHW3 = images["labeled"] if isinstance(images, dict) else images
+        return self.predictions(images_BHW3)[""]
+
+    def predictions(self, images_BHW3) -> dict[str, tf.Tensor]:
+        """Class probabilities (B,H,W,K) by variant, in inference mode."""
+        return {"": tf.nn.softmax(self.segmenter(images_BHW3, training=False))}
+
+    def scores(self, images_BHW3, probabilities_BHWK) -> tf.Tensor | None:
+        """What the method's critic makes of a segmentation, 0..1: (B,), (B,H,W), or None where there is no critic."""
+        return None
+
+    def test_step(self, data):
+        images_BHW3, labels_BHW = data
+        for variant, probabilities_BHWK in self.predictions(images_BHW3).items():
+            self.confusion[variant or "mIoU"].update_state(labels_BHW, tf.argmax(probabilities_BHWK, axis=-1))
+        return {name: metric.result() for name, metric in self.confusion.items()}
+
+    @property
+    def metrics(self):
+        return list(self.confusion.values())
+
+    # --- training ---
+
+    def make_optimizers(self) -> dict[str, keras.optimizers.Optimizer]:
+        """The paper's optimizer for each network that is trained, by the network's name."""
+        raise NotImplementedError
+
+    def compile(self, optimizers: dict[str, keras.optimizers.Optimizer] | None = None, jit_compile=None, **kwargs):
+        """Makes the optimizers and their state.
+
+        Args:
+            optimizers: by network name, in place of the paper's.
+            jit_compile: whether XLA compiles the step; by default not: on CPU it is the slower of the two.
+            kwargs: `steps_per_execution`, `run_eagerly` and so on, as `keras.Model.compile` takes them.
+        """
+        if getattr(self.config, "freeze_batch_norm", False):
+            for layer in self.segmenter._flatten_layers():
+                if isinstance(layer, keras.layers.BatchNormalization):
+                    layer.trainable = False
+        chosen = self.make_optimizers() | (optimizers or {})
+        for network_name, optimizer in chosen.items():
+            require(
+                network_name in self.network_names,
+                f"{type(self).__name__} has no network {network_name!r}; its networks: {', '.join(self.network_names)}",
+            )
+            if keras.config.dtype_policy().name == "mixed_float16":
+                optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+            # Before the first step, or two optimizers in one step fail under MirroredStrategy.
+            optimizer.build(getattr(self, network_name).trainable_variables)
+            setattr(self.training_optimizers, network_name, optimizer)
+        first = next(iter(chosen), None)
+        super().compile(
+            optimizer=getattr(self.training_optimizers, first) if first else "sgd",
+            jit_compile=bool(jit_compile),
+            **kwargs,
+        )
+
+    @property
+    def main_optimizer(self) -> keras.optimizers.Optimizer:
+        """The segmenter's optimizer, or the only one where the segmenter is not trained."""
+        return getattr(self.training_optimizers, "segmenter", self.optimizer)
+
+    def get_compile_config(self):
+        return None  # a saved model is for inference; training resumes from a checkpoint
+
+    def segmenter_optimizer(self) -> SGD:
+        """SGD with momentum as `SegmenterConfig` says, the head at its own rate."""
+        config = self.config
+        backbone = getattr(self.segmenter, "backbone", None)
+        pretrained = {variable.path for variable in backbone.trainable_variables} if backbone else set()
+        multipliers = [
+            1.0 if not backbone or variable.path in pretrained else config.head_multiplier
+            for variable in self.segmenter.trainable_variables
+        ]
+        return SGD(
+            poly(config.learning_rate, config.steps),
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            l2=config.weight_decay,
+            multipliers=multipliers,
+        )
+
+    def unpack(self, data) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor]:
+        """Labelled images, unlabelled images (None where the method has no use for them), labels."""
+        batch, labels_BHW = data
+        if self.needs_unlabeled and "unlabeled" not in batch:
+            raise ValueError(f"{type(self).__name__} learns from unlabelled images too; the batch has {sorted(batch)}")
+        return batch["labeled"], batch.get("unlabeled"), labels_BHW
+
+    def update(self, data) -> dict[str, tf.Tensor]:
+        """One training step on a batch: updates the networks and returns the terms by their paper's names."""
+        raise NotImplementedError
+
+    def train_step(self, data):
+        return self.report(self.update(data))
+
+    def minimize(self, network_name: str, loss: tf.Tensor, tape: tf.GradientTape) -> None:
+        """Updates one network, and no other, by the gradient of a loss."""
+        optimizer = getattr(self.training_optimizers, network_name)
+        variables = getattr(self, network_name).trainable_variables
+        scale = optimizer.scale_loss(tf.ones_like(loss))
+        optimizer.apply(tape.gradient(loss, variables, output_gradients=scale), variables)
+
+    def report(self, terms: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """The terms of the global batch, for the log."""
+        return {name: sum_over_replicas(term) for name, term in terms.items()}
+
+    # --- saving ---
+
+    def get_config(self):
+        networks = {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in self.network_names}
+        return {"name": self.name, **networks, **dataclasses.asdict(self.config)}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        deserialize = keras.saving.deserialize_keras_object
+        return cls(
+            **{
+                key: deserialize(value) if isinstance(value, dict) and "class_name" in value else value
+                for key, value in config.items()
+            }
+        )
+
+    def training_variables(self) -> dict[str, tf.Variable]:
+        """Everything that a training resumed from here needs: weights, random state, optimizers.
+
+        Named by position, because Keras numbers equal layer names by what else the process has built.
+        """
+        groups = {"model": self.variables} | {
+            f"{name}_optimizer": optimizer.variables for name, optimizer in vars(self.training_optimizers).items()
+        }
+        return {
+            f"{group}/{index}": variable.value
+            for group, variables in groups.items()
+            for index, variable in enumerate(variables)
+        }
+
+
+def concatenated(network: keras.Model, *batches: tf.Tensor, training: bool) -> list[tf.Tensor]:
+    """One forward pass over several batches of one picture size, so that batch norm sees them together."""
+    outputs = network(tf.concat(batches, axis=0), training=training)
+    return tf.split(outputs, [tf.shape(batch)[0] for batch in batches], axis=0, num=len(batches))

@@ -1,0 +1,241 @@
+"""MLMT (Mittal, Tatarchenko, Brox 2019, arXiv:1908.05724): a multi-label mean teacher gates a segmenter's classes."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import keras
+import tensorflow as tf
+
+from kerasseg.critics import build_classifier_like
+from kerasseg.layers import register
+from kerasseg.losses import (
+    binary_cross_entropy,
+    categorical_cross_entropy,
+    cosine_distance,
+    mean_squared_error,
+    multi_hot,
+)
+from kerasseg.methods.method import Method, MethodConfig, concatenated, require
+from kerasseg.methods.s4gan import S4GAN
+from kerasseg.methods.supervised import Supervised
+from kerasseg.optimizers import SGD
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLMTConfig(MethodConfig):
+    """Fields of MLMT's classification branch and of the fusion."""
+
+    branch: str = "s4gan"
+    """The method that trains the segmenter: s4gan as in the paper, supervised for table 5's second row."""
+    train_branch: bool = True
+    """Whether the segmenter is trained too; off where an already trained one only gets a classifier."""
+    tau: float = 0.2
+    """A class whose probability is at most this is switched off (equation 7)."""
+    gate: Literal["mean_teacher", "student", "pixel_count", "none"] = "mean_teacher"
+    """What switches classes off: the teacher; the student (table 5's plain classifier, with `lambda_cons` 0); a class's
+    own number of predicted pixels (table 5's threshold baselines); nothing."""
+    min_pixels: tuple[int, ...] = (1000,)
+    """For `gate="pixel_count"`: a class predicted on fewer pixels is switched off. One number, or one per class."""
+    lambda_cons: float = 1.0
+    """Weight of the consistency loss once it is ramped up."""
+    consistency: Literal["squared", "cosine"] = "squared"
+    """Mean squared error of probabilities (paper), or cosine distance of logits (reference code)."""
+    classification: Literal["binary", "categorical"] = "binary"
+    """Loss per class on sigmoids (reference code; what the gate needs), or the softmax of equation 6."""
+    ema_decay: float = 0.999
+    """Largest decay of the teacher's moving average."""
+    burn_in: float = 0.1
+    """Share of training before the consistency loss sets in."""
+    ramp: float = 0.5
+    """Share of training over which its weight then grows from 0 to 1 (reference code)."""
+    classifier_learning_rate: float = 3e-2
+    """Initial rate of the student's SGD; follows a cosine to 1/300 of it (3e-2 to 1e-4, reference code)."""
+    classifier_weight_decay: float = 1e-5
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(0 <= self.tau < 1, f"tau is a probability in 0..1 (below 1); got {self.tau}")
+        require(self.lambda_cons >= 0, f"lambda_cons must be 0 or more; got {self.lambda_cons}")
+        require(0 <= self.ema_decay < 1, f"ema_decay must be in 0..1 (below 1); got {self.ema_decay}")
+        require(0 <= self.burn_in <= 1, f"burn_in is a share of training in 0..1; got {self.burn_in}")
+        require(0 < self.ramp <= 1, f"ramp is a share of training in 0..1 (above 0); got {self.ramp}")
+        require(
+            self.classifier_learning_rate > 0,
+            f"classifier_learning_rate must be above 0; got {self.classifier_learning_rate}",
+        )
+        require(
+            self.classifier_weight_decay >= 0,
+            f"classifier_weight_decay must be 0 or more; got {self.classifier_weight_decay}",
+        )
+        for field, choices in (
+            ("branch", ("s4gan", "supervised")),
+            ("gate", ("mean_teacher", "student", "pixel_count", "none")),
+            ("consistency", ("squared", "cosine")),
+            ("classification", ("binary", "categorical")),
+        ):
+            value = getattr(self, field)
+            require(value in choices, f"{field} must be one of {', '.join(choices)}; got {value!r}")
+
+
+@register
+class MLMT(Method):
+    """Two branches trained side by side, one that segments and one that tells which classes are there, then fused.
+
+    Args:
+        segmentation: the method that trains the segmenter, or a bare segmenter, which `fields` says how to train.
+        student: images (B,H,W,3) to one logit per class (B,K); `build_classifier_like` the segmenter when None.
+        teacher: of the same kind; its weights follow the student's, batch-norm statistics included.
+        fields: of `MLMTConfig`.
+    """
+
+    registry_name = "mlmt"
+    Config = MLMTConfig
+    config: MLMTConfig
+    variants = ("", "without_gate")
+
+    def __init__(self, segmentation, student=None, teacher=None, *, name=None, **fields):
+        if not isinstance(segmentation, Method):
+            shared = {key: value for key, value in fields.items() if key == "steps"}
+            segmentation = branch_class(self.make_config(fields))(segmentation, **shared)
+        fields["branch"] = segmentation.registry_name
+        self.segmenter = segmentation.segmenter
+        student = student or build_classifier_like(self.segmenter, name="student")
+        if teacher is None:
+            teacher = keras.models.clone_model(student)
+            teacher.set_weights(student.get_weights())
+        teacher.trainable = False
+        super().__init__({"segmentation": segmentation, "student": student, "teacher": teacher}, fields, name=name)
+        require(
+            len(self.config.min_pixels) in (1, self.num_classes),
+            f"min_pixels takes 1 number or one per class ({self.num_classes}); got {len(self.config.min_pixels)}",
+        )
+        # "Different small perturbations": both are flipped, and the student sees other colours and a softer picture.
+        # The reference code's 0.4 of brightness, contrast and saturation and 0.1 of hue in Keras' units: brightness
+        # is added, not multiplied (0.4 of a middle grey is 0.2), saturation s is given as s / (1 + s), hue is halved.
+        self.flip = keras.layers.RandomFlip("horizontal", name="flip")
+        self.jitter = keras.Sequential(
+            [
+                keras.layers.RandomFlip("horizontal"),
+                keras.layers.RandomColorJitter((0, 255), 0.2, 0.4, (0.6 / 1.6, 1.4 / 2.4), 0.2),
+                keras.layers.RandomGaussianBlur(0.5, kernel_size=5, sigma=(0.1, 2.0), value_range=(0, 255)),
+            ],
+            name="jitter",
+        )
+
+    @classmethod
+    def config_groups(cls, fields):
+        own = cls.make_config(fields.get(cls.registry_name, {}))
+        return super().config_groups(fields) | branch_class(own).config_groups(fields)
+
+    @classmethod
+    def from_segmenter(cls, segmenter, fields):
+        own = fields.get(cls.registry_name, {})
+        return cls(branch_class(cls.make_config(own)).from_segmenter(segmenter, fields), **own)
+
+    @classmethod
+    def from_trained(cls, branch, fields):
+        return cls(branch, **fields.get(cls.registry_name, {}) | {"train_branch": False})
+
+    # --- inference: fusion (section 3.3) ---
+
+    def scores(self, images_BHW3, S_BHWK):
+        return self.segmentation.scores(images_BHW3, S_BHWK)
+
+    def predictions(self, images_BHW3):
+        S_BHWK = self.segmentation.predictions(images_BHW3)[""]
+        return {"": gated(S_BHWK, self.present(images_BHW3, S_BHWK)), "without_gate": S_BHWK}
+
+    def present(self, images_BHW3, S_BHWK) -> tf.Tensor:
+        """Which classes the gate leaves on: (B,K) bool."""
+        config = self.config
+        if config.gate == "none":
+            return tf.ones([tf.shape(images_BHW3)[0], self.num_classes], tf.bool)
+        if config.gate == "pixel_count":
+            pixels_BK = tf.reduce_sum(tf.one_hot(tf.argmax(S_BHWK, axis=-1), self.num_classes), axis=[1, 2])
+            return pixels_BK >= tf.constant(config.min_pixels, tf.float32)
+        classifier = self.teacher if config.gate == "mean_teacher" else self.student
+        return self.probabilities(classifier(images_BHW3, training=False)) > config.tau
+
+    def probabilities(self, logits_BK) -> tf.Tensor:
+        return tf.nn.sigmoid(logits_BK) if self.config.classification == "binary" else tf.nn.softmax(logits_BK)
+
+    # --- training ---
+
+    def make_optimizers(self):
+        config = self.config
+        rate = keras.optimizers.schedules.CosineDecay(config.classifier_learning_rate, config.steps, alpha=1 / 300)
+        return {"student": SGD(rate, momentum=0.9, nesterov=True, l2=config.classifier_weight_decay)}
+
+    def compile(self, optimizers=None, jit_compile=None, **kwargs):
+        """As `Method.compile`; `optimizers` may name the branch's networks too."""
+        optimizers = optimizers or {}
+        own = {name: optimizer for name, optimizer in optimizers.items() if name in self.network_names}
+        super().compile(own, jit_compile, **kwargs)
+        if self.config.train_branch:
+            self.segmentation.compile({name: optimizers[name] for name in optimizers.keys() - own.keys()}, **kwargs)
+            vars(self.training_optimizers).update(vars(self.segmentation.training_optimizers))
+
+    def update(self, data):
+        terms = self.segmentation.update(data) if self.config.train_branch else {}
+        return terms | self.update_classifier(data)
+
+    def update_classifier(self, data) -> dict[str, tf.Tensor]:
+        """One step of the classification branch: equation 6, then the teacher follows the student."""
+        batch, y_l = data
+        config = self.config
+        x, z = self.labeled_for_classifier(batch, y_l)
+        x_u = batch["unlabeled"]
+
+        # Inference mode: the teacher as it will be used.
+        H_l, H_u = concatenated(
+            self.teacher, self.flip(x, training=True), self.flip(x_u, training=True), training=False
+        )
+        with tf.GradientTape() as tape:
+            # Train mode, all images in one pass.
+            G_l, G_u = concatenated(
+                self.student, self.jitter(x, training=True), self.jitter(x_u, training=True), training=True
+            )
+            G, H = tf.concat([G_l, G_u], axis=0), tf.stop_gradient(tf.concat([H_l, H_u], axis=0))
+
+            L_cls = (
+                binary_cross_entropy(G_l, z) if config.classification == "binary" else categorical_cross_entropy(z, G_l)
+            )
+            if config.consistency == "squared":
+                L_cons = mean_squared_error(self.probabilities(H), self.probabilities(G))
+            else:
+                L_cons = cosine_distance(H, G)
+            L_MT = L_cls + self.consistency_weight() * L_cons
+
+        self.minimize("student", L_MT, tape)
+        self.update_teacher()
+        return {"L_MT": L_MT, "L_cls": L_cls, "L_cons": L_cons}
+
+    def labeled_for_classifier(self, batch, y_l) -> tuple[tf.Tensor, tf.Tensor]:
+        """Images whose classes are known and those classes (B,K): from label maps and, if given, from weak labels."""
+        x, z = batch["labeled"], multi_hot(y_l, self.num_classes)
+        if "weak" in batch:
+            x, z = tf.concat([x, batch["weak"]], axis=0), tf.concat([z, batch["weak_classes"]], axis=0)
+        return x, z
+
+    def consistency_weight(self) -> tf.Tensor:
+        """lambda_cons * w(t), w from 0 to 1 after the burn-in."""
+        progress = tf.cast(self.training_optimizers.student.iterations, tf.float32) / self.config.steps
+        return self.config.lambda_cons * tf.clip_by_value((progress - self.config.burn_in) / self.config.ramp, 0.0, 1.0)
+
+    def update_teacher(self) -> None:
+        """theta' = a theta' + (1 - a) theta over all weights, a = min(1 - 1 / (step + 1), ema_decay)."""
+        step = tf.cast(self.training_optimizers.student.iterations, tf.float32)
+        decay = tf.minimum(1.0 - 1.0 / (step + 1.0), self.config.ema_decay)
+        for teacher, student in zip(self.teacher.weights, self.student.weights, strict=True):
+            teacher.assign(decay * teacher + (1.0 - decay) * student)
+
+
+def branch_class(config: MLMTConfig) -> type[Method]:
+    """The method of the segmentation branch."""
+    return {method.registry_name: method for method in (S4GAN, Supervised)}[config.branch]
+
+
+def gated(S_BHWK: tf.Tensor, present_BK: tf.Tensor) -> tf.Tensor:
+    """S with absent classes at 0 (equation 7, on probabilities); an image left without any class stays ungated."""
+    present_BK |= ~tf.reduce_any(present_BK, axis=-1, keepdims=True)
+    return S_BHWK * tf.cast(present_BK, S_BHWK.dtype)[:, tf.newaxis, tf.newaxis, :]

@@ -1,0 +1,127 @@
+"""s4GAN (Mittal, Tatarchenko, Brox 2019, arXiv:1908.05724): feature matching and discriminator-gated self-training."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import keras
+import tensorflow as tf
+
+from kerasseg.critics import build_image_discriminator
+from kerasseg.layers import register
+from kerasseg.losses import binary_cross_entropy, cross_entropy, feature_matching, mean_where, one_hot
+from kerasseg.methods.method import Method, SegmenterConfig, concatenated, require
+from kerasseg.optimizers import poly
+
+
+@dataclass(frozen=True, kw_only=True)
+class S4GANConfig(SegmenterConfig):
+    """Fields of s4GAN; the defaults are the paper's for PASCAL VOC (section 4.1.3)."""
+
+    steps: int = 35_000
+    lambda_fm: float = 0.1
+    """Weight of the feature-matching loss, or of the plain GAN loss where `adversarial` says so."""
+    lambda_st: float = 1.0
+    """Weight of the self-training loss."""
+    gamma: float = 0.6
+    """Self-train on an unlabelled image whose score D(S(x), x) is at least this; 0.7 for Cityscapes."""
+    adversarial: Literal["feature_matching", "gan"] = "feature_matching"
+    """What the segmenter learns from the discriminator: matching its features, or plainly fooling it (table 6)."""
+    fm_norm: Literal["l1", "l2"] = "l1"
+    """Distance in feature matching: mean absolute difference (reference code) or Euclidean norm (equation 2)."""
+    discriminator_learning_rate: float = 1e-4
+    """Initial rate of the discriminator's Adam; 1e-5 for Cityscapes."""
+    discriminator_dropout: float = 0.5
+    """Share of channels dropped after each of the discriminator's convolutions."""
+    dropout_after_last: bool = True
+    """Whether that includes the last one (paper), or not (reference code)."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.lambda_fm >= 0, f"lambda_fm must be 0 or more; got {self.lambda_fm}")
+        require(self.lambda_st >= 0, f"lambda_st must be 0 or more; got {self.lambda_st}")
+        require(0 <= self.gamma <= 1, f"gamma is a score in 0..1; got {self.gamma}")
+        require(
+            self.adversarial in ("feature_matching", "gan"),
+            f"adversarial must be feature_matching or gan; got {self.adversarial!r}",
+        )
+        require(self.fm_norm in ("l1", "l2"), f"fm_norm must be l1 or l2; got {self.fm_norm!r}")
+        require(
+            self.discriminator_learning_rate > 0,
+            f"discriminator_learning_rate must be above 0; got {self.discriminator_learning_rate}",
+        )
+        require(
+            0 <= self.discriminator_dropout < 1,
+            f"discriminator_dropout must be in 0..1 (below 1); got {self.discriminator_dropout}",
+        )
+
+
+@register
+class S4GAN(Method):
+    """L_S = L_ce + lambda_fm L_fm + lambda_st L_st (equation 4), against an image-level discriminator.
+
+    Args:
+        segmenter: images (B,H,W,3) to logits (B,H,W,K).
+        discriminator: `[segmentation, image]` to `[features, logit]`; the paper's (`build_image_discriminator`) when
+            None.
+        fields: of `S4GANConfig`.
+    """
+
+    registry_name = "s4gan"
+    Config = S4GANConfig
+    config: S4GANConfig
+
+    def __init__(self, segmenter, discriminator=None, *, name=None, **fields):
+        config = self.make_config(fields)
+        discriminator = discriminator or build_image_discriminator(
+            segmenter.output_shape[-1], config.discriminator_dropout, config.dropout_after_last
+        )
+        super().__init__({"segmenter": segmenter, "discriminator": discriminator}, fields, name=name)
+
+    def make_optimizers(self):
+        rate = poly(self.config.discriminator_learning_rate, self.config.steps)
+        return {
+            "segmenter": self.segmenter_optimizer(),
+            "discriminator": keras.optimizers.Adam(rate, beta_1=0.9, beta_2=0.99),
+        }
+
+    def scores(self, images_BHW3, S_BHWK):
+        _, logits_B1 = self.discriminator([S_BHWK, images_BHW3], training=False)
+        return tf.nn.sigmoid(logits_B1[:, 0])
+
+    def update(self, data):
+        x_l, x_u, y_l = self.unpack(data)
+        config = self.config
+
+        with tf.GradientTape(persistent=True) as tape:
+            # Train mode, both batches in one pass: batch norm sees labelled and unlabelled images alike.
+            logits_l, logits_u = concatenated(self.segmenter, x_l, x_u, training=True)
+            S_u = tf.nn.softmax(logits_u)
+            # Train mode for its dropout. Each of the two passes serves both networks' losses.
+            features_real, D_real = self.discriminator([one_hot(y_l, self.num_classes), x_l], training=True)
+            features_fake, D_fake = self.discriminator([S_u, x_u], training=True)
+
+            L_ce = cross_entropy(y_l, logits_l)
+            if config.adversarial == "feature_matching":
+                L_fm = feature_matching(features_real, features_fake, config.fm_norm)
+            else:
+                L_fm = binary_cross_entropy(D_fake, 1.0)
+            score_B = tf.nn.sigmoid(D_fake[:, 0])
+            trusted_B = tf.cast(score_B >= config.gamma, tf.float32)
+            L_st = cross_entropy(tf.argmax(logits_u, axis=-1), logits_u, weights_B=trusted_B)
+            L_S = L_ce + config.lambda_fm * L_fm + config.lambda_st * L_st
+
+            L_D = (binary_cross_entropy(D_real, 1.0) + binary_cross_entropy(D_fake, 0.0)) / 2.0
+
+        self.minimize("segmenter", L_S, tape)
+        self.minimize("discriminator", L_D, tape)
+        everywhere_B = tf.ones_like(trusted_B)
+        return {
+            "L_S": L_S,
+            "L_ce": L_ce,
+            "L_fm": L_fm,
+            "L_st": L_st,
+            "L_D": L_D,
+            "D_real": mean_where(tf.nn.sigmoid(D_real[:, 0]), everywhere_B),
+            "D_fake": mean_where(score_B, everywhere_B),
+            "selected": mean_where(trusted_B, everywhere_B),
+        }

@@ -1,0 +1,38 @@
+"""The baseline of all papers: cross-entropy on the labelled images alone."""
+
+import tensorflow as tf
+
+from kerasseg.layers import register
+from kerasseg.losses import cross_entropy
+from kerasseg.methods.method import Method, SegmenterConfig
+
+
+@register
+class Supervised(Method):
+    """L = CE(S(x_l), y_l).
+
+    Args:
+        segmenter: images (B,H,W,3) to logits (B,H,W,K).
+        fields: of `SegmenterConfig`.
+    """
+
+    registry_name = "supervised"
+    Config = SegmenterConfig
+    config: SegmenterConfig
+    needs_unlabeled = False
+
+    def __init__(self, segmenter, *, name=None, **fields):
+        super().__init__({"segmenter": segmenter}, fields, name=name)
+
+    def make_optimizers(self):
+        return {"segmenter": self.segmenter_optimizer()}
+
+    def update(self, data):
+        x_l, _, y_l = self.unpack(data)
+
+        with tf.GradientTape() as tape:
+            logits_l = self.segmenter(x_l, training=True)  # train mode: batch norm sees the labelled batch
+            L_ce = cross_entropy(y_l, logits_l)
+
+        self.minimize("segmenter", L_ce, tape)
+        return {"L_ce": L_ce}

@@ -1,0 +1,43 @@
+"""The papers' optimizers, where they differ from Keras' own."""
+
+import keras
+
+from kerasseg.layers import register
+
+
+@register
+class SGD(keras.optimizers.SGD):
+    """SGD with momentum whose weight decay and rates by group work as in the papers' PyTorch code.
+
+    Args:
+        l2: weight decay added to the gradient, so that it passes through the momentum. Keras' `weight_decay` acts on
+            the weight beside the gradient: about ten times weaker at momentum 0.9.
+        multipliers: per variable given to `build`, in that order, what the learning rate is multiplied by: 10 for a
+            fresh head on a pretrained backbone. None for 1 everywhere.
+        Others: `keras.optimizers.SGD`.
+    """
+
+    def __init__(self, *args, l2: float = 0.0, multipliers: list[float] | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.l2 = l2
+        self.multipliers = multipliers
+
+    def build(self, variables):
+        if self.multipliers is not None and len(self.multipliers) != len(variables):
+            raise ValueError(f"{len(self.multipliers)} multipliers for {len(variables)} variables: give one for each")
+        super().build(variables)
+
+    def update_step(self, gradient, variable, learning_rate):
+        if self.l2:
+            gradient = gradient + self.l2 * variable
+        if self.multipliers is not None:
+            learning_rate = learning_rate * self.multipliers[self._get_variable_index(variable)]
+        super().update_step(gradient, variable, learning_rate)
+
+    def get_config(self):
+        return super().get_config() | {"l2": self.l2, "multipliers": self.multipliers}
+
+
+def poly(learning_rate: float, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
+    """learning_rate * (1 - step / steps)^0.9: the schedule of all five papers."""
+    return keras.optimizers.schedules.PolynomialDecay(learning_rate, steps, end_learning_rate=0.0, power=0.9)

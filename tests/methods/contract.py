@@ -1,0 +1,138 @@
+"""What every method owes its users. A method's test file subclasses `MethodContract` and adds its own paper."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kerasseg.methods import METHODS, Method
+from kerasseg.segmenters import build_segmenter
+from tests.methods import tiny
+
+
+class MethodContract:
+    """Give `name`; override `make` where the method takes more than a segmenter."""
+
+    name: str
+    fields: dict = {}
+
+    def make(self, segmenter: keras.Model) -> Method:
+        return METHODS[self.name](segmenter, steps=10, **self.fields)
+
+    @pytest.fixture
+    def deeplab(self) -> keras.Model:
+        return build_segmenter(
+            "deeplab_v3plus", backbone="mobilenet_v2", num_classes=tiny.K, weights="none", head_channels=8
+        )
+
+    @pytest.fixture
+    def data(self):
+        batch = tiny.batch(np.random.default_rng(1), size=2, height=40, width=48)
+        return tf.data.Dataset.from_tensors(batch).repeat()
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
+    def test_fit_lowers_the_supervised_loss(self, deeplab_of, data, precision):
+        keras.config.set_dtype_policy(precision)
+        method = self.make(deeplab_of())
+        method.compile()
+        history = [
+            method.fit(data, steps_per_epoch=4, epochs=1, shuffle=False, verbose=0).history["L_ce"][-1]
+            for _ in range(2)
+        ]
+        assert np.isfinite(history).all()
+        assert history[1] < history[0]
+        assert method(np.zeros((1, 16, 16, 3), np.float32)).dtype == tf.float32
+
+    @pytest.fixture
+    def deeplab_of(self):
+        return lambda: build_segmenter("deeplab_v2", backbone="mobilenet_v2", num_classes=tiny.K, weights="none")
+
+    @pytest.mark.slow
+    def test_a_saved_model_gives_the_same_probabilities_without_custom_objects(self, deeplab, data, tmp_path):
+        method = self.make(deeplab)
+        method.compile()
+        method.fit(data, steps_per_epoch=1, epochs=1, shuffle=False, verbose=0)
+        method.save(tmp_path / "model.keras")
+        loaded = keras.saving.load_model(tmp_path / "model.keras")
+
+        assert type(loaded) is type(method)
+        assert loaded.config == method.config
+        image = np.random.default_rng(0).uniform(0, 255, (2, 33, 47, 3)).astype(np.float32)
+        np.testing.assert_array_equal(loaded(image), method(image))
+
+    def test_probabilities_are_those_of_a_distribution_or_gated_ones(self, data):
+        method = self.make(tiny.segmenter())
+        x, _ = next(iter(data))
+        for variant, probabilities in method.predictions(x["labeled"]).items():
+            total = np.sum(probabilities, axis=-1)
+            if variant == "without_gate" or len(method.variants) == 1:
+                np.testing.assert_allclose(total, 1, rtol=1e-5)
+            assert (total <= 1 + 1e-5).all() and np.min(probabilities) >= 0
+        np.testing.assert_array_equal(method(x), method(x["labeled"]))
+        np.testing.assert_array_equal(method.predict(x["labeled"], verbose=0), method(x["labeled"]))
+
+    def test_evaluate_counts_pixels(self):
+        method = self.make(tiny.segmenter())
+        method.compile()
+        rng = np.random.default_rng(3)
+        images = rng.uniform(0, 255, (2, 4, 5, 3)).astype(np.float32)
+        labels = rng.integers(0, tiny.K, (2, 4, 5)).astype(np.int32)
+        method.evaluate(tf.data.Dataset.from_tensors((images, labels)), verbose=0)
+        predicted = np.argmax(method(images), axis=-1)
+        expected = np.zeros((tiny.K, tiny.K), np.int64)
+        np.add.at(expected, (labels.ravel(), predicted.ravel()), 1)
+        np.testing.assert_array_equal(method.confusion["mIoU"].matrix, expected)
+
+    def test_the_same_seed_gives_the_same_losses(self, data):
+        runs = []
+        for _ in range(2):
+            keras.utils.set_random_seed(5)
+            method = self.make(tiny.segmenter())
+            method.compile()
+            history = method.fit(data, steps_per_epoch=3, epochs=1, shuffle=False, verbose=0).history
+            runs.append({name: values[-1] for name, values in history.items()})
+        assert runs[0] == pytest.approx(runs[1], rel=1e-4)
+
+    def test_training_goes_on_from_its_variables(self, data):
+        """What a checkpoint holds is enough: a second method given these variables takes the same next step."""
+        methods = []
+        for _ in range(2):
+            keras.utils.set_random_seed(6)
+            methods.append(self.make(tiny.segmenter()))
+            methods[-1].compile()
+        first, second = methods
+        first.fit(data, steps_per_epoch=2, epochs=1, shuffle=False, verbose=0)
+        stored = {name: variable.numpy() for name, variable in first.training_variables().items()}
+        targets = second.training_variables()
+        assert targets.keys() == stored.keys()
+        for name, variable in targets.items():
+            variable.assign(stored[name])
+        losses = [method.fit(data, steps_per_epoch=1, epochs=1, shuffle=False, verbose=0).history for method in methods]
+        assert losses[0].keys() == losses[1].keys()
+        for name, values in losses[0].items():
+            assert values == pytest.approx(losses[1][name], rel=1e-5), name
+
+    @pytest.mark.slow
+    def test_two_replicas_follow_the_same_losses_as_one(self, two_replicas):
+        batch = tiny.batch(np.random.default_rng(4), size=4)
+        data = tf.data.Dataset.from_tensor_slices(batch).repeat().batch(4)
+        logs = []
+        for strategy in (tf.distribute.get_strategy(), two_replicas):
+            keras.utils.set_random_seed(7)
+            with strategy.scope():
+                method = self.make_without_chance(tiny.segmenter())
+                method.compile()
+            logs.append(method.fit(data, steps_per_epoch=3, epochs=1, shuffle=False, verbose=0).history)
+        for name, values in logs[0].items():
+            assert logs[1][name] == pytest.approx(values, rel=1e-4, abs=1e-6), name
+
+    def make_without_chance(self, segmenter: keras.Model) -> Method:
+        """The method without dropout, random views or batch norm, which differ on a replica's share of the batch."""
+        return self.make(segmenter)
+
+    def test_an_unknown_or_impossible_field_is_named(self):
+        with pytest.raises(ValueError, match="no field 'gama'"):
+            METHODS[self.name](tiny.segmenter(), gama=1)
+        with pytest.raises(ValueError, match="steps must be at least 1; got 0"):
+            METHODS[self.name](tiny.segmenter(), steps=0)

@@ -1,0 +1,242 @@
+"""Equations 6 and 7 of Mittal et al. 2019."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kerasseg.methods import MLMT, S4GAN, Supervised
+from kerasseg.methods.mlmt import gated
+from tests.methods import tiny
+from tests.methods.contract import MethodContract
+
+
+def make(segmenter=None, **fields):
+    branch = S4GAN(segmenter or tiny.segmenter(), tiny.discriminator(), steps=fields.get("steps", 10))
+    return MLMT(branch, tiny.classifier(), **{"steps": 10} | fields)
+
+
+class TestMLMT(MethodContract):
+    name = "mlmt"
+
+    def make(self, segmenter):
+        if hasattr(segmenter, "backbone"):
+            return super().make(segmenter)
+        return make(segmenter)
+
+    def make_without_chance(self, segmenter):
+        method = still(make(segmenter))
+        method.student.get_layer("bn").trainable = False
+        return method
+
+
+# --- fusion ---
+
+
+def test_the_gate_zeroes_absent_classes_and_leaves_an_image_without_any_alone():
+    S = np.random.default_rng(0).random((2, 2, 2, 3)).astype(np.float32)
+    present = np.array([[True, False, True], [False, False, False]])
+    result = gated(tf.constant(S), tf.constant(present)).numpy()
+    np.testing.assert_array_equal(result[0], S[0] * [1, 0, 1])
+    np.testing.assert_array_equal(result[1], S[1])
+
+
+def with_classifier_bias(method, network, logits):
+    """Makes a classifier say `logits` for every picture."""
+    layer = getattr(method, network).get_layer("v")
+    layer.set_weights([np.zeros_like(layer.get_weights()[0])])
+    original = getattr(method, network)
+    method_network = keras.Model(original.input, original.output + np.float32(logits))
+    setattr(method, network, method_network)
+
+
+@pytest.mark.parametrize("gate, network", [("mean_teacher", "teacher"), ("student", "student")])
+def test_classes_at_most_tau_are_switched_off_by_the_chosen_classifier(gate, network):
+    tau = 0.2
+    at = float(np.log(tau / (1 - tau)))
+    method = make(tau=tau, gate=gate)
+    with_classifier_bias(method, network, [at - 0.1, at + 0.1, 9.0])
+    images = np.random.default_rng(0).uniform(0, 255, (2, 4, 5, 3)).astype(np.float32)
+    predictions = method.predictions(images)
+    np.testing.assert_array_equal(predictions[""], predictions["without_gate"] * np.float32([0, 1, 1]))
+    np.testing.assert_array_equal(predictions["without_gate"], method.segmentation(images))
+
+
+def test_the_pixel_count_gate_switches_off_classes_on_few_pixels():
+    images = np.random.default_rng(2).uniform(0, 255, (3, 8, 9, 3)).astype(np.float32)
+    segmenter = tiny.segmenter()
+    S = MLMT(Supervised(segmenter), tiny.classifier(), gate="none")(images).numpy()
+    counts = np.stack([np.bincount(a.ravel(), minlength=tiny.K) for a in S.argmax(-1)])
+    least = int(np.median(counts[counts > 0]))
+    on = counts >= least
+    on |= ~on.any(axis=1, keepdims=True)
+    assert 0 < on.sum() < on.size
+    gate = MLMT(Supervised(segmenter), tiny.classifier(), gate="pixel_count", min_pixels=(least,))
+    expected = S * on[:, None, None]
+    np.testing.assert_array_equal(gate(images), expected)
+    by_class = MLMT(Supervised(segmenter), tiny.classifier(), gate="pixel_count", min_pixels=(0, 10**6, 0))
+    np.testing.assert_array_equal(by_class(images), S * np.float32([1, 0, 1]))
+    with pytest.raises(ValueError, match=r"1 number or one per class \(3\); got 2"):
+        MLMT(Supervised(segmenter), tiny.classifier(), min_pixels=(1, 2))
+
+
+# --- the classification branch ---
+
+
+def still(method):
+    """Takes the random views away, so that losses can be computed by hand."""
+    method.flip = method.jitter = lambda images, training: images
+    return method
+
+
+def forward(weights, image, statistics=None):
+    """tiny.classifier in NumPy: logits, and the batch's statistics when none are given."""
+    w, gamma, beta, mean, variance, v = (np.asarray(a, np.float64) for a in weights)
+    x = image.astype(np.float64) / 255 @ w
+    if statistics == "batch":
+        mean, variance = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
+    x = (x - mean) / np.sqrt(variance + 1e-3) * gamma + beta
+    return x.mean(axis=(1, 2)) @ v
+
+
+@pytest.mark.parametrize("classification", ["binary", "categorical"])
+@pytest.mark.parametrize("consistency", ["squared", "cosine"])
+def test_the_classifiers_losses(classification, consistency):
+    x, y = tiny.batch(np.random.default_rng(0))
+    method = still(
+        make(
+            steps=4,
+            burn_in=0.0,
+            ramp=1.0,
+            lambda_cons=3.0,
+            classification=classification,
+            consistency=consistency,
+        )
+    )
+    method.teacher.set_weights([w + 0.3 for w in method.teacher.get_weights()])
+    method.compile()
+    method.training_optimizers.student.iterations.assign(2)  # half of the ramp
+
+    images = np.concatenate([x["labeled"], x["unlabeled"]])
+    G = forward(method.student.get_weights(), images, "batch")
+    H = forward(method.teacher.get_weights(), images)
+    z = np.stack([np.isin(np.arange(tiny.K), labels).astype(float) for labels in y])
+    if classification == "binary":
+        probabilities = tiny.sigmoid
+        p = tiny.sigmoid(G[:2])
+        L_cls = -(z * np.log(p) + (1 - z) * np.log(1 - p)).mean()
+    else:
+        probabilities = tiny.softmax
+        L_cls = -(z * np.log(tiny.softmax(G[:2]))).sum(axis=-1).mean()
+    if consistency == "squared":
+        L_cons = ((probabilities(G) - probabilities(H)) ** 2).mean()
+    else:
+        L_cons = (1 - (G * H).sum(-1) / np.linalg.norm(G, axis=-1) / np.linalg.norm(H, axis=-1)).mean()
+    logs = method.update_classifier(tiny.tensors(x, y))
+    expected = {"L_cls": L_cls, "L_cons": L_cons, "L_MT": L_cls + 3.0 * 0.5 * L_cons}
+    assert {name: float(value) for name, value in logs.items()} == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_consistency_weight_ramps_up_after_the_burn_in():
+    method = make(steps=100, burn_in=0.1, ramp=0.5, lambda_cons=2.0)
+    method.compile()
+    weights = []
+    for step in (0, 10, 35, 60, 99):
+        method.training_optimizers.student.iterations.assign(step)
+        weights.append(float(method.consistency_weight()))
+    assert weights == pytest.approx([0, 0, 1.0, 2.0, 2.0])
+
+
+def test_the_teacher_follows_all_of_the_students_weights_batch_norm_statistics_included():
+    x, y = tiny.batch(np.random.default_rng(0))
+    method = still(make(ema_decay=0.6))
+    method.compile()
+    expected = method.teacher.get_weights()
+    for step in (1, 2, 3):
+        method.update_classifier(tiny.tensors(x, y))
+        decay = min(1 - 1 / (step + 1), 0.6)
+        expected = [decay * t + (1 - decay) * s for t, s in zip(expected, method.student.get_weights(), strict=True)]
+        for weight, value in zip(method.teacher.get_weights(), expected, strict=True):
+            np.testing.assert_allclose(weight, value, rtol=1e-5, atol=1e-7)
+    assert np.abs(method.teacher.get_layer("bn").moving_mean.numpy()).max() > 0
+
+
+def test_each_update_reaches_its_own_networks():
+    x, y = tiny.batch(np.random.default_rng(0))
+    method = make()
+    method.compile()
+
+    def changed(update):
+        networks = {
+            "segmenter": method.segmenter,
+            "discriminator": method.segmentation.discriminator,
+            "student": method.student,
+            "teacher": method.teacher,
+        }
+        before = {name: network.get_weights() for name, network in networks.items()}
+        update(tiny.tensors(x, y))
+        return {
+            name
+            for name, network in networks.items()
+            if any(not np.array_equal(a, b) for a, b in zip(before[name], network.get_weights(), strict=True))
+        }
+
+    assert changed(method.update_classifier) == {"student", "teacher"}
+    assert changed(method.segmentation.update) == {"segmenter", "discriminator"}
+    assert changed(method.train_step) == {"segmenter", "discriminator", "student", "teacher"}
+
+
+def test_an_already_trained_branch_is_left_as_it_is():
+    x, y = tiny.batch(np.random.default_rng(0))
+    method = MLMT(Supervised(tiny.segmenter()), tiny.classifier(), train_branch=False)
+    method.compile()
+    before = method.segmenter.get_weights()
+    logs = method.train_step(tiny.tensors(x, y))
+    assert set(logs) == {"L_MT", "L_cls", "L_cons"}
+    for weight, old in zip(method.segmenter.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, old)
+    assert method.config.branch == "supervised"
+
+
+def test_weak_labels_feed_the_classifier_only():
+    x, y = tiny.batch(np.random.default_rng(0))
+    weak = np.random.default_rng(1).uniform(0, 255, x["labeled"].shape).astype(np.float32)
+    z_weak = np.float32([[1, 1, 0], [0, 0, 1]])
+    method = still(make(lambda_cons=0.0))
+    method.compile()
+    batch = x | {"weak": weak, "weak_classes": z_weak}
+    images = np.concatenate([x["labeled"], weak, x["unlabeled"]])
+    p = tiny.sigmoid(forward(method.student.get_weights(), images, "batch")[:4])
+    z = np.concatenate([np.stack([np.isin(np.arange(tiny.K), labels).astype(float) for labels in y]), z_weak])
+    expected = -(z * np.log(p) + (1 - z) * np.log(1 - p)).mean()
+    np.testing.assert_allclose(method.update_classifier(tiny.tensors(batch, y))["L_cls"], expected, rtol=1e-4)
+
+
+def test_student_and_teacher_see_different_views():
+    method = make()
+    image = np.random.default_rng(0).uniform(0, 255, (4, 8, 8, 3)).astype(np.float32)
+    flipped, jittered = method.flip(image, training=True).numpy(), method.jitter(image, training=True).numpy()
+    for view, original in zip(flipped, image, strict=True):  # colours as they were, at most mirrored
+        assert np.array_equal(view, original) or np.array_equal(view, original[:, ::-1])
+    assert not np.allclose(jittered, image, atol=5) and jittered.min() >= 0 and jittered.max() <= 255
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("tau", 1.0),
+        ("lambda_cons", -1),
+        ("ema_decay", 1.0),
+        ("burn_in", 2),
+        ("ramp", 0),
+        ("gate", "svm"),
+        ("consistency", "l1"),
+        ("classification", "softmax"),
+        ("branch", "mlmt"),
+        ("classifier_learning_rate", 0),
+        ("classifier_weight_decay", -1),
+    ],
+)
+def test_impossible_fields(field, value):
+    with pytest.raises(ValueError, match=f"{field} .*got"):
+        MLMT(tiny.segmenter(), tiny.classifier(), **{field: value})

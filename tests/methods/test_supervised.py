@@ -1,0 +1,75 @@
+import keras
+import numpy as np
+import pytest
+
+from kerasseg.methods import Supervised
+from kerasseg.segmenters import build_segmenter
+from tests.methods import tiny
+from tests.methods.contract import MethodContract
+
+
+class TestSupervised(MethodContract):
+    name = "supervised"
+
+
+def test_a_step_is_sgd_on_the_labelled_cross_entropy():
+    rng = np.random.default_rng(0)
+    method = Supervised(tiny.segmenter(), steps=10, learning_rate=0.5, weight_decay=0.01, momentum=0.9)
+    method.compile()
+    twin = tiny.Segmenter(method.segmenter)
+    x, y = tiny.batch(rng)
+
+    expected = [twin.w1.copy(), twin.w2.copy()]
+    velocity = [0.0, 0.0]
+    for step in range(2):
+        logits, cache = twin.forward(x["labeled"])
+        loss, d_logits = tiny.cross_entropy(y, logits)
+        rate = 0.5 * (1 - step / 10) ** 0.9
+        gradients = twin.backward(cache, d_logits)
+        for i in range(2):
+            velocity[i] = 0.9 * velocity[i] - rate * (gradients[i] + 0.01 * expected[i])
+            expected[i] = expected[i] + velocity[i]
+        twin.w1, twin.w2 = expected
+        np.testing.assert_allclose(method.train_step(tiny.tensors(x, y))["L_ce"], loss, rtol=1e-5)
+    for weight, value in zip(method.segmenter.get_weights(), expected, strict=True):
+        np.testing.assert_allclose(weight, value, rtol=1e-4, atol=1e-6)
+
+
+def test_the_fresh_head_learns_ten_times_faster():
+    segmenter = build_segmenter("deeplab_v2", backbone="mobilenet_v2", num_classes=3, weights="none")
+    method = Supervised(segmenter, steps=10, head_multiplier=10.0)
+    method.compile()
+    head = {variable.path for variable in segmenter.head.trainable_variables}
+    multipliers = dict(zip([v.path for v in segmenter.trainable_variables], method.optimizer.multipliers, strict=True))
+    assert head and {multipliers[path] for path in head} == {10.0}
+    assert {m for path, m in multipliers.items() if path not in head} == {1.0}
+
+
+@pytest.mark.slow
+def test_frozen_batch_norm_keeps_its_statistics_and_affine_parameters():
+    rng = np.random.default_rng(0)
+    changed = {}
+    for freeze in (True, False):
+        keras.utils.set_random_seed(0)
+        segmenter = build_segmenter("deeplab_v2", backbone="mobilenet_v2", num_classes=3, weights="none")
+        method = Supervised(segmenter, steps=10, learning_rate=0.1, freeze_batch_norm=freeze)
+        method.compile()
+        norm = segmenter.backbone.get_layer("bn_Conv1")
+        before = norm.get_weights()
+        method.train_step(tiny.tensors(*tiny.batch(rng, height=32, width=32)))
+        changed[freeze] = [not np.array_equal(a, b) for a, b in zip(before, norm.get_weights(), strict=True)]
+    assert changed == {True: [False] * 4, False: [True] * 4}
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("learning_rate", 0, "learning_rate must be above 0; got 0"),
+        ("momentum", 1.0, "momentum must be in 0..1"),
+        ("weight_decay", -1, "weight_decay must be 0 or more; got -1"),
+        ("head_multiplier", 0, "head_multiplier must be above 0; got 0"),
+    ],
+)
+def test_impossible_fields(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        Supervised(tiny.segmenter(), **{field: value})

@@ -1,0 +1,136 @@
+"""Every loss against NumPy in float64, with ignored pixels and with nothing but ignored pixels."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kerasseg import losses
+
+B, H, W, K, F = 3, 5, 7, 4, 6
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def logits(rng):
+    return rng.normal(scale=3, size=(B, H, W, K)).astype(np.float32)
+
+
+@pytest.fixture
+def labels(rng):
+    labels = rng.integers(0, K, (B, H, W))
+    labels[rng.random(labels.shape) < 0.3] = 255
+    return labels
+
+
+def log_softmax(z):
+    z = z.astype(np.float64)
+    z = z - z.max(axis=-1, keepdims=True)
+    return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
+
+
+def sigmoid(z):
+    return 1 / (1 + np.exp(-z.astype(np.float64)))
+
+
+def test_cross_entropy_is_the_mean_over_labelled_pixels(labels, logits):
+    b, h, w = np.nonzero(labels != 255)
+    expected = -log_softmax(logits)[b, h, w, labels[b, h, w]].mean()
+    np.testing.assert_allclose(losses.cross_entropy(labels, logits), expected, rtol=1e-5)
+
+
+def test_cross_entropy_of_chosen_images_is_the_mean_over_their_pixels(labels, logits):
+    chosen = np.array([1.0, 0.0, 1.0])
+    b, h, w = np.nonzero((labels != 255) & (chosen[:, None, None] > 0))
+    expected = -log_softmax(logits)[b, h, w, labels[b, h, w]].mean()
+    np.testing.assert_allclose(losses.cross_entropy(labels, logits, weights_B=chosen), expected, rtol=1e-5)
+
+
+def test_cross_entropy_over_nothing_is_0_with_0_gradient(labels, logits):
+    logits = tf.constant(logits)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(logits)
+        ignored = losses.cross_entropy(np.full_like(labels, 255), logits)
+        unchosen = losses.cross_entropy(labels, logits, weights_B=np.zeros(B))
+    for loss in (ignored, unchosen):
+        assert loss == 0
+        np.testing.assert_array_equal(tape.gradient(loss, logits), 0)
+
+
+@pytest.mark.parametrize("target", [0.0, 1.0, "tensor"])
+def test_binary_cross_entropy(rng, logits, target):
+    t = rng.random(logits.shape).astype(np.float32) if target == "tensor" else target
+    p = sigmoid(logits)
+    expected = -(t * np.log(p) + (1 - t) * np.log(1 - p))
+    np.testing.assert_allclose(losses.binary_cross_entropy(logits, t), expected.mean(), rtol=1e-5)
+
+    mask = rng.random(logits.shape) < 0.5
+    np.testing.assert_allclose(losses.binary_cross_entropy(logits, t, mask), expected[mask].mean(), rtol=1e-5)
+
+
+def test_binary_cross_entropy_of_extreme_logits_is_finite():
+    np.testing.assert_allclose(losses.binary_cross_entropy(tf.constant([500.0, -500.0]), 1.0), 250.0)
+
+
+def test_categorical_cross_entropy_of_multi_hot_targets(rng):
+    z = (rng.random((B, K)) < 0.5).astype(np.float32)
+    logits = rng.normal(size=(B, K)).astype(np.float32)
+    expected = -(z * log_softmax(logits)).sum(axis=-1).mean()
+    np.testing.assert_allclose(losses.categorical_cross_entropy(z, logits), expected, rtol=1e-5)
+
+
+def test_feature_matching_compares_batch_means(rng):
+    real, fake = rng.normal(size=(B, F)).astype(np.float32), rng.normal(size=(2 * B, F)).astype(np.float32)
+    difference = real.astype(np.float64).mean(axis=0) - fake.astype(np.float64).mean(axis=0)
+    np.testing.assert_allclose(losses.feature_matching(real, fake), np.abs(difference).mean(), rtol=1e-5)
+    np.testing.assert_allclose(losses.feature_matching(real, fake, "l2"), np.sqrt((difference**2).sum()), rtol=1e-5)
+
+
+def test_consistency_losses(rng):
+    p, q = rng.normal(size=(B, K)).astype(np.float32), rng.normal(size=(B, K)).astype(np.float32)
+    np.testing.assert_allclose(losses.mean_squared_error(p, q), ((p - q).astype(np.float64) ** 2).mean(), rtol=1e-5)
+    cosine = (p * q).sum(-1) / np.linalg.norm(p, axis=-1) / np.linalg.norm(q, axis=-1)
+    np.testing.assert_allclose(losses.cosine_distance(p, q), (1 - cosine).mean(), rtol=1e-5)
+
+
+def test_one_hot_is_all_zero_where_ignored():
+    labels = np.array([[[0, 2], [255, 1]]])
+    np.testing.assert_array_equal(losses.one_hot(labels, 3), [[[[1, 0, 0], [0, 0, 1]], [[0, 0, 0], [0, 1, 0]]]])
+
+
+def test_multi_hot_tells_the_classes_of_each_image():
+    labels = np.array([[[0, 2], [255, 2]], [[255, 255], [255, 255]], [[1, 1], [1, 1]]])
+    np.testing.assert_array_equal(losses.multi_hot(labels, 4), [[1, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0]])
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "binary_cross_entropy", "feature_matching", "mean_squared_error"])
+def test_replicas_shares_add_up_to_the_loss_of_the_global_batch(two_replicas, rng, name):
+    """Unequal halves: one replica's labels are nearly all ignored, so means of means would be off."""
+    logits = rng.normal(size=(4, H, W, K)).astype(np.float32)
+    labels = rng.integers(0, K, (4, H, W))
+    labels[2:, 1:] = 255
+    features = rng.normal(size=(2, 4, F)).astype(np.float32)
+
+    def loss(index):
+        mask = tf.gather((labels != 255).astype(np.float32), index)
+        picked, truth = tf.gather(logits, index), tf.gather(labels, index)
+        real, fake = tf.gather(features[0], index), tf.gather(features[1], index)
+        return {
+            "cross_entropy": lambda: losses.cross_entropy(truth, picked),
+            "binary_cross_entropy": lambda: losses.binary_cross_entropy(picked[..., 0], 1.0, mask),
+            "feature_matching": lambda: losses.feature_matching(real, fake),
+            "mean_squared_error": lambda: losses.mean_squared_error(real, fake),
+        }[name]()
+
+    @tf.function
+    def shares():
+        def share():
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            return loss(tf.range(2) + 2 * tf.cast(replica, tf.int32))
+
+        return two_replicas.experimental_local_results(two_replicas.run(share))
+
+    np.testing.assert_allclose(sum(share.numpy() for share in shares()), loss(tf.range(4)), rtol=1e-5)
