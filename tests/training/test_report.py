@@ -1,0 +1,412 @@
+import base64
+import io
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving import pictures
+from training import glossary, report
+
+CLASSES = ["sky", "<b>road</b>", "car & van", "never seen"]
+PALETTE = [[0, 128, 255], [128, 64, 128], [64, 0, 128], [1, 2, 3]]
+VOID_TAGS = {"meta", "img", "br", "link"}
+
+
+def write_run(folder, *, method="s4gan", steps=200, finished=True, result=None, example=True, **logged):
+    """A run folder as `training.run` leaves it; `logged` gives quantities as functions of the step."""
+    folder.mkdir(parents=True)
+    config = {
+        "method": method,
+        "dataset": "data/streets",
+        "labeled": "1/4",
+        "seed": 3,
+        "steps": 200,
+        "crop": [48, 64],
+        "fields": {"s4gan": {"gamma": 0.625, "lambda_fm": 0.1, "nesterov": False, "weights": None}},
+        "classes": CLASSES,
+        "palette": PALETTE,
+        "versions": {"keras": "3.15.1"},
+        "commit": "0123abcd",
+        "command": "python -m training.run --seed 3 --dataset 'my streets'",
+        "split_fingerprint": "feedface" * 8,
+        "finished": finished,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+
+    (folder / "split").mkdir()
+    names = {
+        "labeled": ["a_01", "a_02"],
+        "weak": [],
+        "unlabeled": ["b_01", "b_02", "b_03", "b_04", "<i>b</i>"],
+    }
+    for role, of_role in names.items():
+        (folder / "split" / f"{role}.txt").write_text("".join(f"{name}\n" for name in of_role))
+
+    curves = {"L_ce": lambda step: 2 - step / 200, "L_new": lambda step: 1.0} | logged
+    rows = [{"step": s, "seconds": s / 10, "learning_rate": 0.01} for s in range(10, steps + 1, 10)]
+    for row in rows:
+        row |= {name: curve(row["step"]) for name, curve in curves.items()}
+        if row["step"] % 100 == 0:
+            row["val_mIoU"] = row["step"] / 400
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    if finished:
+        whole = {
+            "mIoU": 0.5678,
+            "per_class_IoU": dict(zip(CLASSES, [0.9, 0.2034, 0.6, None], strict=True)),
+            "pixel_accuracy": 0.871,
+            "absent_classes": ["never seen"],
+            "protocol": {
+                "name": "native",
+                "split": "val",
+                "images": 101,
+                "description": "each at its own size",
+                "flip": False,
+            },
+            "seconds": 754.4,
+            "images_per_second": 13.06,
+            "peak_memory_bytes": 3 * 2**30,
+            "steps": 200,
+        }
+        (folder / "result.json").write_text(json.dumps(whole | (result or {})))
+    if example:
+        write_example(folder / "examples" / "drive" / "frame_7")
+    return folder
+
+
+def write_example(folder, wrong=3):
+    """A 6x8 picture whose prediction is wrong at `wrong` of its 40 counted pixels."""
+    folder.mkdir(parents=True)
+    truth = np.full((6, 8), 1, np.uint8)
+    truth[0] = 255
+    prediction = np.full((6, 8), 1, np.uint8)
+    prediction[5, :wrong] = 2
+    Image.fromarray(np.full((6, 8, 3), 90, np.uint8)).save(folder / "image.png")
+    (folder / "truth.png").write_bytes(pictures.index_png(truth, PALETTE))
+    (folder / "prediction.png").write_bytes(pictures.index_png(prediction, PALETTE))
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: its text, its tags with attributes, and the tags left open."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.tags, self.open, self.words = [], [], []
+        self.feed(self.source)
+        self.close()
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID_TAGS:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> at line {self.getpos()[0]} closes another tag"
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] != "style":
+            self.words.append(data)
+
+    def images(self):
+        return {attributes["alt"]: attributes["src"] for tag, attributes in self.tags if tag == "img"}
+
+
+def decoded(uri):
+    head, _, content = uri.partition(",")
+    assert head in ("data:image/png;base64", "data:image/jpeg;base64")
+    return Image.open(io.BytesIO(base64.b64decode(content)))
+
+
+@pytest.fixture(scope="module")
+def finished_page(tmp_path_factory):
+    """The report of a healthy s4gan run, read by several tests."""
+    healthy = {
+        "L_D": lambda s: 0.5,
+        "D_real": lambda s: 0.8,
+        "D_fake": lambda s: s / 400,
+        "selected": lambda s: s / 500,
+    }
+    folder = write_run(tmp_path_factory.mktemp("runs") / "first", **healthy)
+    path = report.write_report(folder)
+    assert path == folder / "report.html"
+    return Page(path)
+
+
+def test_headline_says_how_good_and_from_how_many_labels(finished_page):
+    text = finished_page.text
+    assert text.startswith("s4gan on streets: mIoU 56.8 %")
+    assert glossary.METHODS["s4gan"] in text
+    assert "56.8 % mIoU, on 101 val pictures" in text
+    assert "87.1 % of pixels right" in text
+    assert "2 of 7 training pictures have their label map used" in text
+    assert "200 training steps, in 12 min 34 s" in text
+    assert "Note" not in text and "gate" not in text and 'role="note"' not in finished_page.source
+
+
+def test_page_is_well_formed_and_needs_nothing_outside(finished_page):
+    assert finished_page.open == []
+    assert "http://" not in finished_page.source and "https://" not in finished_page.source
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in finished_page.tags}
+    for _, attributes in finished_page.tags:
+        for name in ("src", "href", "xlink:href"):
+            assert attributes.get(name, "#").startswith(("data:", "#"))
+    assert "url(" not in finished_page.source.replace("url(#", "")
+
+
+def test_names_are_text_and_never_markup(finished_page):
+    assert "<b>road</b>" in finished_page.text and "car & van" in finished_page.text
+    assert "<b>road" not in finished_page.source and "<i>b</i>" not in finished_page.source
+    assert "<i>b</i>" in finished_page.text
+
+
+def test_classes_come_best_first_with_values_and_absent_ones_apart(finished_page):
+    start = finished_page.text.index("How well, class by class")
+    table = finished_page.text[start : finished_page.text.index("How it learned")]
+    order = ["sky 90.0 %", "car & van 60.0 %", "<b>road</b> 20.3 %", "mean (mIoU) 56.8 %"]
+    positions = [table.index(entry) for entry in order]
+    assert positions == sorted(positions)
+    assert "In no label map and no prediction, so without a value: never seen." in table
+    widths = [a["style"] for tag, a in finished_page.tags if a.get("class") == "fill"]
+    assert widths == ["width: 90.0%", "width: 60.0%", "width: 20.34%"]
+
+
+def test_every_logged_quantity_is_drawn_and_explained(finished_page):
+    labels = [attributes["aria-label"] for tag, attributes in finished_page.tags if tag == "svg"]
+    # L_new is in no glossary: drawn among the losses, without words.
+    assert labels == [
+        "mIoU on validation pictures over training steps. val_mIoU goes from 0.25 at step 100 to 0.5 at step 200.",
+        "Segmentation losses over training steps. L_ce goes from 1.95 at step 10 to 1 at step 200; "
+        "L_new goes from 1 at step 10 to 1 at step 200.",
+        "Discriminator loss over training steps. L_D goes from 0.5 at step 10 to 0.5 at step 200.",
+        "Discriminator's scores and self-training over training steps. "
+        "D_real goes from 0.8 at step 10 to 0.8 at step 200; "
+        "D_fake goes from 0.025 at step 10 to 0.5 at step 200; "
+        "selected goes from 0.02 at step 10 to 0.4 at step 200.",
+    ]
+    assert ">threshold 0.625</text>" in finished_page.source
+    for name in ("L_ce", "L_D", "D_real", "D_fake", "selected", "val_mIoU"):
+        words = glossary.TERMS[name]
+        assert f"{name}: {words.meaning}. It {words.expect}." in finished_page.text
+    assert "L_new:" not in finished_page.text
+
+
+def test_examples_show_picture_label_map_and_prediction_in_the_classes_colours(finished_page):
+    images = finished_page.images()
+    assert list(images) == [
+        "drive/frame_7: picture",
+        "drive/frame_7: label map",
+        "drive/frame_7: prediction, 92 % of pixels right",  # 37 of 40; the ignored row does not count
+    ]
+    picture, truth, prediction = (np.array(decoded(uri).convert("RGB")) for uri in images.values())
+    np.testing.assert_allclose(picture, 90, atol=2)
+    assert truth[0, 0].tolist() == list(pictures.IGNORE_COLOR)
+    assert truth[1, 0].tolist() == PALETTE[1]
+    assert prediction[5, 2].tolist() == PALETTE[2] and prediction[5, 3].tolist() == PALETTE[1]
+    swatches = [a["style"] for _, a in finished_page.tags if a.get("class") == "swatch"]
+    assert swatches[: len(CLASSES)] == [f"background: rgb({r} {g} {b})" for r, g, b in PALETTE]
+
+
+def test_split_protocol_settings_and_machine_are_told(finished_page):
+    text = finished_page.text
+    assert "2 of 7 training pictures are labelled, 5 are unlabelled." in text
+    assert "fingerprint feedfacefeedface were" in text
+    assert "2 labelled a_01 a_02 5 unlabelled b_01" in text
+    assert "Protocol “native” on the 101 pictures of the val split: each at its own size." in text
+    assert "Left out of the mean, because no label map and no prediction holds them: never seen." in text
+    assert "flip: no." in text
+    assert "crop 48 64" in text and "s4gan.gamma 0.625" in text and "s4gan.nesterov no" in text
+    assert "peak memory 3.00 GiB" in text and "speed 13.1 images/s" in text
+    assert "keras 3.15.1" in text and "commit 0123abcd" in text
+
+
+def test_commands_repeat_export_and_segment(finished_page):
+    text = finished_page.text
+    assert "python -m training.run --seed 3 --dataset 'my streets'" in text
+    assert "--resume" not in text
+    assert "/first --out models/first" in text and "python -m export.run" in text
+    assert "python -m serving.batch models/first PICTURES OUTPUT" in text
+
+
+def test_says_when_the_gate_lowered_miou(tmp_path):
+    ungated = {"mIoU": 0.5798, "per_class_IoU": dict.fromkeys(CLASSES, 0.61), "pixel_accuracy": 0.9}
+    folder = write_run(tmp_path / "run", method="mlmt", result={"without_gate": ungated})
+    example = folder / "examples" / "drive" / "frame_7"
+    (example / "without_gate.png").write_bytes(pictures.index_png(np.zeros((6, 8), np.uint8), PALETTE))
+    page = Page(report.write_report(folder))
+
+    assert "56.8 % mIoU with gate, on 101 val pictures" in page.text
+    assert "58.0 % mIoU without gate" in page.text
+    assert (
+        "The gate lowered mIoU by 1.2 points: most classes are in most pictures here; prefer the ungated output."
+    ) in page.text
+    assert "The upright mark on a bar shows “without gate”." in page.text
+    assert "sky 90.0 % 61.0 %" in page.text
+    assert "drive/frame_7: without gate, 0 % of pixels right" in page.images()
+
+
+def test_says_nothing_when_the_gate_helped(tmp_path):
+    ungated = {"mIoU": 0.5, "per_class_IoU": dict.fromkeys(CLASSES, 0.5), "pixel_accuracy": 0.9}
+    run = report.Run.read(write_run(tmp_path / "run", method="mlmt", result={"without_gate": ungated}))
+    assert list(report.notes(run)) == []
+
+
+def notes_of(folder):
+    return " ".join(report.notes(report.Run.read(folder)))
+
+
+def test_warns_of_a_discriminator_that_overpowers_at_the_end(tmp_path):
+    late = {"D_real": lambda s: 0.5 if s < 150 else 0.97, "D_fake": lambda s: 0.5 if s < 150 else 0.02}
+    assert "scored label maps 0.97 and predictions 0.02" in notes_of(write_run(tmp_path / "late", **late))
+    early = {"D_real": lambda s: 0.97 if s < 150 else 0.8, "D_fake": lambda s: 0.02 if s < 150 else 0.2}
+    assert notes_of(write_run(tmp_path / "early", **early)) == ""
+    unsure = {"D_real": lambda s: 0.97, "D_fake": lambda s: 0.06}
+    assert notes_of(write_run(tmp_path / "unsure", **unsure)) == ""
+
+
+def test_warns_when_nothing_was_ever_selected(tmp_path):
+    assert "Nothing was ever selected" in notes_of(write_run(tmp_path / "never", selected=lambda s: 0.0))
+    assert notes_of(write_run(tmp_path / "once", selected=lambda s: 0.1 * (s == 50))) == ""
+
+
+def test_unfinished_run_without_result_examples_or_discriminator(tmp_path):
+    folder = write_run(tmp_path / "half", method="supervised", steps=120, finished=False, example=False)
+    page = Page(report.write_report(folder))
+    assert "This run is unfinished at step 120 of 200." in page.text
+    assert "25.0 % mIoU on val pictures at step 100, the last check while training" in page.text
+    assert "120 of 200 training steps" in page.text
+    assert page.images() == {}
+    for absent in ("What it makes of pictures", "class by class", "How it was measured", "export.run"):
+        assert absent not in page.text
+    assert "training.run --seed 3 --dataset 'my streets' --resume" in page.text
+    assert len([tag for tag, _ in page.tags if tag == "svg"]) == 2
+
+
+def test_finished_takes_both_the_mark_and_the_result(tmp_path):
+    folder = write_run(tmp_path / "run")
+    assert report.Run.read(folder).finished
+    edit_json(folder / "config.json", finished=False)
+    assert not report.Run.read(folder).finished
+    edit_json(folder / "config.json", finished=True)
+    (folder / "result.json").unlink()
+    assert not report.Run.read(folder).finished
+
+
+def test_a_run_killed_before_its_first_log_and_mid_line(tmp_path):
+    folder = write_run(tmp_path / "run", steps=20, finished=False)
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 30, "L_c')
+    assert report.Run.read(folder).last_step == 20
+    (folder / "metrics.jsonl").unlink()
+    assert "unfinished at step 0 of 200" in Page(report.write_report(folder)).text
+
+
+def test_a_resumed_run_counts_the_later_line(tmp_path):
+    folder = write_run(tmp_path / "run", steps=30, finished=False)
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 20, "L_ce": 7.0, "L_new": NaN}\n{"step": 40, "L_ce": 8.0}\n')
+    run = report.Run.read(folder)
+    assert run.curve("L_ce") == ([10, 20, 30, 40], [1.95, 7.0, 1.85, 8.0])
+    assert run.curve("L_new") == ([10, 30], [1.0, 1.0])
+
+
+def test_compares_with_a_run_on_the_same_split(tmp_path):
+    folder = write_run(tmp_path / "semi")
+    other = write_run(tmp_path / "base", method="supervised", result={"mIoU": 0.5}, example=False)
+    write_example(other / "examples" / "drive" / "frame_7", wrong=8)
+    page = Page(report.write_report(folder, compare=[other]))
+    assert "6.8 points above supervised (base), which reached 50.0 %." in page.text
+    assert "drive/frame_7: supervised (base), 80 % of pixels right" in page.images()
+    assert "mean (mIoU) 56.8 % 50.0 %" in page.text
+    assert ">val_mIoU of supervised (base)</text>" in page.source
+    assert f"python -m training.report {folder} --compare {other}" in page.text
+    assert "another split" not in page.text
+    back = Page(report.write_report(other, compare=[folder]))
+    assert "6.8 points below s4gan (semi), which reached 56.8 %." in back.text
+
+
+def edit_json(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_says_when_a_compared_run_has_another_split(tmp_path):
+    folder, other = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    edit_json(other / "config.json", split_fingerprint="0" * 64)
+    page = Page(report.write_report(folder, compare=[other]))
+    assert "s4gan (b) was trained on another split" in page.text
+
+
+def test_refuses_to_compare_what_cannot_be(tmp_path):
+    folder, other = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    edit_json(other / "result.json", protocol={"name": "native", "split": "test", "images": 50})
+    with pytest.raises(ValueError, match="was evaluated as .*test.* evaluate both in the same way"):
+        report.write_report(folder, compare=[other])
+    edit_json(other / "config.json", classes=["cat"], palette=[[0, 0, 0]])
+    with pytest.raises(ValueError, match=r"has 1 classes \(cat\), this run has 4"):
+        report.write_report(folder, compare=[other])
+    assert not (folder / "report.html").exists()
+
+
+def test_mistakes_are_told_in_words(tmp_path):
+    with pytest.raises(ValueError, match="nowhere is not a run folder: no config.json"):
+        report.write_report(tmp_path / "nowhere")
+
+    folder = write_run(tmp_path / "run")
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text("\n".join([lines[0], "oops", *lines[1:]]))
+    with pytest.raises(ValueError, match="metrics.jsonl: expected a JSON object with a step .* line 2 is 'oops'"):
+        report.write_report(folder)
+    (folder / "metrics.jsonl").write_text("\n".join(lines))
+    (folder / "result.json").write_text("[]")
+    with pytest.raises(ValueError, match="result.json must hold one JSON object, it holds a list"):
+        report.write_report(folder)
+    (folder / "config.json").write_text('{"method": "s4gan"}')
+    with pytest.raises(ValueError, match="config.json lacks dataset, steps, classes, palette"):
+        report.write_report(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="config.json does not hold JSON"):
+        report.write_report(folder)
+
+
+def test_wide_pictures_are_reduced_and_examples_limited(tmp_path):
+    folder = write_run(tmp_path / "run", example=False)
+    for number in range(report.MAX_EXAMPLES + 2):
+        write_example(folder / "examples" / f"frame_{number:02}")
+    wide = folder / "examples" / "frame_00"
+    Image.fromarray(np.zeros((600, 800, 3), np.uint8)).save(wide / "image.png")
+    page = Page(report.write_report(folder))
+    assert "12 of 14 example pictures." in page.text
+    assert len(page.images()) == 3 * report.MAX_EXAMPLES
+    assert decoded(page.images()["frame_00: picture"]).size == (400, 300)
+
+
+def command(*arguments):
+    # A command of its own shows that no part of it needs TensorFlow.
+    code = (
+        "import runpy, sys; sys.argv[0] = 'training.report'; "
+        "sys.modules['tensorflow'] = sys.modules['keras'] = None; "
+        "runpy.run_module('training.report', run_name='__main__')"
+    )
+    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+
+
+def test_command_line(tmp_path):
+    folder, other = write_run(tmp_path / "run"), write_run(tmp_path / "other")
+    done = command(folder, "--compare", other)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {"report": str(folder / "report.html")}
+    assert "As good as s4gan (other), which reached 56.8 %." in Page(folder / "report.html").text
+
+    wrong = command(tmp_path)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith("error: ") and wrong.stderr.count("\n") == 1
+    assert "is not a run folder" in wrong.stderr

@@ -1,0 +1,150 @@
+"""`python -m training.run` and `training.evaluate` on a tiny folder: what they write, and what they answer."""
+
+import json
+import signal
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.folders import CLASSES, make_folder, save
+from tests.training.commands import call, error_line, train
+from training import callbacks, evaluate
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return make_folder(tmp_path / "pets", train=6, val=3)
+
+
+def lines(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_everything_a_user_needs(dataset, tmp_path, capsys):
+    out = tmp_path / "run"
+    status, result, _ = train(dataset, out, capsys, "--evaluate-every", "2", "--s4gan.gamma", "0.3")
+    assert status == 0 and result["finished"] and result["steps"] == 4
+
+    config = json.loads((out / "config.json").read_text())
+    assert config["finished"] and config["fields"]["s4gan"]["gamma"] == 0.3
+    assert config["fields"]["mlmt"]["steps"] == config["fields"]["s4gan"]["steps"] == config["steps"] == 4
+    assert config["classes"] == CLASSES and len(config["split_fingerprint"]) == 64
+    assert len((out / "split/labeled.txt").read_text().split()) == 2
+    assert len((out / "split/unlabeled.txt").read_text().split()) == 4
+
+    assert [line["step"] for line in lines(out)] == [1, 2, 3, 4]
+    assert {"L_S", "L_ce", "L_fm", "L_st", "L_D", "D_real", "D_fake", "L_cls", "L_cons"} <= lines(out)[0].keys()
+    assert [line["step"] for line in lines(out) if "val_mIoU" in line] == [2, 4]
+    assert list((out / "tensorboard").iterdir())
+
+    stored = json.loads((out / "result.json").read_text())
+    assert stored["mIoU"] == result["mIoU"] and stored["protocol"]["images"] == 3
+    assert set(stored["per_class_IoU"]) == set(CLASSES) and "without_gate" in stored
+    assert stored["without_gate"]["mIoU"] == lines(out)[-1]["val_mIoU_without_gate"]
+    assert "<html" in (out / "report.html").read_text()
+
+    # model.keras alone gives the same scores, through the other command and by hand
+    status, again, _ = call(evaluate.cli_main, [out], capsys)
+    assert status == 0 and again["mIoU"] == stored["mIoU"] and again["per_class_IoU"] == stored["per_class_IoU"]
+    model = keras.saving.load_model(out / "model.keras")
+    truth, predicted = [], []
+    for name in ("val_0", "val_1", "val_2"):
+        image = np.asarray(Image.open(dataset / f"images/val/{name}.png"), np.float32)
+        predicted.append(np.argmax(model(image[np.newaxis])[0], axis=-1))
+        truth.append(np.asarray(Image.open(dataset / f"labels/val/{name}.png")))
+        shown = np.asarray(Image.open(out / f"examples/{name}/prediction.png"))
+        np.testing.assert_array_equal(shown, predicted[-1])
+    assert np.mean(np.equal(truth, predicted)) == pytest.approx(stored["pixel_accuracy"])
+
+
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(dataset, tmp_path, capsys, monkeypatch):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert train(dataset, whole, capsys, method="s4gan", steps=5)[0] == 0
+
+    with monkeypatch.context() as patch:
+        after_step = callbacks.MetricsLog.after_step
+
+        def interrupt(self, logs):
+            after_step(self, logs)
+            if self.step == 3:
+                signal.raise_signal(signal.SIGINT)
+
+        patch.setattr(callbacks.MetricsLog, "after_step", interrupt)
+        status, result, err = train(dataset, broken, capsys, method="s4gan", steps=5)
+    assert status == 128 + signal.SIGINT and result["finished"] is False and result["steps"] == 3
+    assert "go on with --resume" in err
+    assert (broken / "report.html").exists() and (broken / "model.keras").exists()
+    assert not json.loads((broken / "config.json").read_text())["finished"]
+
+    assert train(dataset, broken, capsys, "--resume", method="s4gan", steps=5)[0] == 0
+    for expected, got in zip(lines(whole), lines(broken), strict=True):
+        for name in ("step", "learning_rate", "L_S", "L_D", "D_real"):
+            assert got[name] == pytest.approx(expected[name], rel=1e-3), (got["step"], name)
+
+
+def test_a_classifier_for_a_finished_run(dataset, tmp_path, capsys):
+    branch, fused = tmp_path / "branch", tmp_path / "fused"
+    assert train(dataset, branch, capsys, method="supervised")[0] == 0
+    status, result, _ = train(dataset, fused, capsys, "--branch-run", str(branch))
+    assert status == 0
+    before, after = (json.loads((run / "result.json").read_text()) for run in (branch, fused))
+    assert result["without_gate"]["mIoU"] == after["without_gate"]["mIoU"] == before["mIoU"]
+
+    status, _, err = train(dataset, tmp_path / "other", capsys, "--branch-run", str(branch), "--seed", "1")
+    assert status == 2 and "was trained on another split" in error_line(err)
+    status, _, err = train(dataset, tmp_path / "other", capsys, "--branch-run", str(branch), method="s4gan")
+    assert status == 2 and "only mlmt can be added to a finished run" in error_line(err)
+
+
+def test_training_stops_at_the_first_loss_that_is_not_finite(dataset, tmp_path, capsys):
+    status, _, err = train(dataset, tmp_path / "run", capsys, "--learning-rate", "1e30", method="supervised")
+    assert status == 2
+    assert "L_ce became nan at step 2" in error_line(err)
+    assert not (tmp_path / "run/result.json").exists()
+
+
+def test_mistakes_are_answered_by_one_line(dataset, tmp_path, capsys):
+    out = tmp_path / "run"
+    for flags, message in (
+        (["--labeled", "0"], "0"),
+        (["--dataset", str(tmp_path / "nowhere")], "nowhere"),
+        (["--method", "s4gam"], "--method must be one of supervised, s4gan, mlmt; got 's4gam'"),
+        (["--backbone", "vgg"], "--backbone must be one of"),
+        (["--recipe", "voc"], "--recipe must be one of auto, shapes, photos"),
+        (["--labeled", "all"], "learns from unlabelled images"),
+        (["--mlmt.tau", "1.5"], "tau is a probability"),
+        (["--weights", str(tmp_path / "none.h5")], "weights must be 'imagenet', 'none' or an existing file"),
+        (["--resume"], "holds no run to resume"),
+        (["--steps", "0"], "steps must be at least 1"),
+        (["--segmenter", "deeplab_v2"], "--head-channels is the width of deeplab_v3plus' head"),
+    ):
+        status, result, err = train(dataset, out, capsys, *flags)
+        assert status == 2 and result is None and message in error_line(err), (flags, err)
+    assert not (out / "model.keras").exists()
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(dataset, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(dataset, out, capsys, method="supervised", steps=1)[0] == 0
+    before = (out / "model.keras").read_bytes()
+    status, _, err = train(dataset, out, capsys, method="supervised", steps=1)
+    assert status == 2 and "holds a run already" in error_line(err)
+    status, _, err = train(dataset, out, capsys, "--resume", method="supervised", steps=2)
+    assert status == 2 and "was started with other settings (fields, steps)" in error_line(err)
+    assert (out / "model.keras").read_bytes() == before
+
+
+def test_masks_with_255_as_the_object_are_refused_before_the_first_step(dataset, tmp_path, capsys):
+    for path in (dataset / "labels/train").iterdir():
+        save(path, (np.asarray(Image.open(path)) > 0) * 255)
+    status, _, err = train(dataset, tmp_path / "run", capsys)
+    assert status == 2 and "255" in error_line(err)
+
+
+def test_evaluate_tells_what_it_cannot_do(dataset, tmp_path, capsys):
+    status, _, err = call(evaluate.cli_main, [tmp_path], capsys)
+    assert status == 2 and "is not a run folder with a model.keras" in error_line(err)

@@ -1,0 +1,50 @@
+"""Checkpoints of a run: all that an unbroken continuation needs."""
+
+from pathlib import Path
+
+import tensorflow as tf
+
+from kerasseg.methods import Method
+
+KEEP = 2
+
+
+class Checkpoints:
+    """The last few states of a training, in `folder`, on TensorFlow's own checkpoint format.
+
+    Args:
+        folder: made when missing.
+        method: compiled; its weights, random states and optimizers are what is stored.
+    """
+
+    def __init__(self, folder: Path, method: Method):
+        self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.checkpoint = tf.train.Checkpoint(step=self.step, variables=method.training_variables())
+        self.manager = tf.train.CheckpointManager(
+            self.checkpoint, str(folder), max_to_keep=KEEP, step_counter=self.step
+        )
+
+    def save(self, step: int) -> None:
+        """Stores the state after `step` steps; a state already stored is not written again."""
+        if self.manager.latest_checkpoint and int(self.step) == step:
+            return
+        self.step.assign(step)
+        self.manager.save()
+
+    def restore(self) -> int:
+        """Brings the last state back and returns its step.
+
+        Raises:
+            ValueError: there is none, or it belongs to other networks.
+        """
+        latest = self.manager.latest_checkpoint
+        if not latest:
+            raise ValueError(f"{self.manager.directory} holds no checkpoint to resume from; start without --resume")
+        try:
+            self.checkpoint.restore(latest).assert_existing_objects_matched()
+        except (AssertionError, ValueError) as error:
+            raise ValueError(
+                f"{latest} was written by other networks or optimizers than these settings give: resume with the "
+                f"settings of the run ({type(error).__name__})"
+            ) from error
+        return int(self.step)

@@ -1,0 +1,152 @@
+"""What a run is: every flag of `training.run`, checked when built."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from kerasseg.data import Augmentation
+from kerasseg.methods import METHODS, Method, MethodConfig
+from kerasseg.segmenters import BACKBONES, SEGMENTERS
+
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+STRATEGIES = ("auto", "single", "mirrored")
+
+
+def one_of(name: str, value: str, choices) -> None:
+    """ValueError listing the choices unless the value is one of them."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Settings of a run. Those of the method itself are flags of their own, such as --s4gan.gamma."""
+
+    method: str = "mlmt"
+    """supervised, s4gan or mlmt."""
+    dataset: str = "shapes"
+    """The built-in shapes, or the path of a dataset folder."""
+    labeled: str = "1/8"
+    """Which training images are labelled: a fraction (1/8, 0.125), a count (45), all, or a file of image names."""
+    image_labels: str | None = None
+    """Which of the others have image-level labels (mlmt learns from them): same forms as --labeled."""
+    seed: int = 0
+    """Decides the labelled subset, the initial weights and every random number of training."""
+    recipe: str = "auto"
+    """Where the other defaults come from; auto is shapes for the built-in dataset and photos for all else."""
+
+    segmenter: str = "deeplab_v3plus"
+    """deeplab_v2 or deeplab_v3plus."""
+    backbone: str = "mobilenet_v2"
+    """mobilenet_v2, resnet34, resnet50 or resnet101."""
+    output_stride: int = 16
+    """Of the backbone: 16, or 8 for finer and slower."""
+    head_channels: int | None = None
+    """Width of deeplab_v3plus' head; None for the paper's 256."""
+    weights: str = "imagenet"
+    """Of the backbone: imagenet (Keras' own, from its cache or the network), none, or the path of a weights file."""
+
+    crop: tuple[int, int] = (321, 321)
+    """Height and width of training crops, pixels."""
+    scale: tuple[float, float] = (0.5, 1.5)
+    """Training pictures are resized by a random factor in this range."""
+    flip: bool = True
+    """Mirror training pictures at random."""
+    color_jitter: float = 0.0
+    """Random change of brightness, contrast, saturation and hue, 0 (none) to 1."""
+    blur: float = 0.0
+    """Largest standard deviation of a random Gaussian blur, pixels."""
+    batch_size: int = 8
+    """Labelled images in a step."""
+    unlabeled_batch_size: int | None = None
+    """Unlabelled images in a step; None for as many as labelled ones."""
+    steps: int | None = None
+    """Training steps; None for the method's own number."""
+    learning_rate: float | None = None
+    """Initial learning rate of the segmenter; None for the method's own."""
+
+    branch_run: Path | None = None
+    """For mlmt: the finished run whose segmenter gets a classifier; the segmenter is left as it is."""
+    precision: str = "float32"
+    """float32, mixed_bfloat16 or mixed_float16."""
+    strategy: str = "auto"
+    """mirrored trains on all local GPUs, single on one device; auto is mirrored where there are several GPUs."""
+    deterministic: bool = False
+    """Bit-equal repeats: deterministic ops, one op at a time."""
+    evaluate_every: int = 500
+    """Steps between evaluations on the val split."""
+    log_every: int = 20
+    """Steps between lines of metrics.jsonl, each a mean over them."""
+    out: Path | None = None
+    """The run folder; None for runs/DATASET_METHOD_LABELED_seedSEED."""
+    resume: bool = False
+    """Go on from the last checkpoint of the run folder."""
+
+    def __post_init__(self):
+        one_of("--method", self.method, METHODS)
+        one_of("--segmenter", self.segmenter, SEGMENTERS)
+        one_of("--backbone", self.backbone, BACKBONES)
+        one_of("--precision", self.precision, PRECISIONS)
+        one_of("--strategy", self.strategy, STRATEGIES)
+        for name in ("batch_size", "evaluate_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1; got {getattr(self, name)}")
+        if self.unlabeled_batch_size is not None and self.unlabeled_batch_size < 1:
+            raise ValueError(f"--unlabeled-batch-size must be at least 1; got {self.unlabeled_batch_size}")
+        if self.head_channels is not None and self.segmenter != "deeplab_v3plus":
+            raise ValueError(f"--head-channels is the width of deeplab_v3plus' head; {self.segmenter} has none")
+        _ = self.augmentation  # checks its fields
+
+    @property
+    def augmentation(self) -> Augmentation:
+        return Augmentation(
+            crop=self.crop, scale=self.scale, flip=self.flip, color_jitter=self.color_jitter, blur=self.blur
+        )
+
+    @property
+    def method_class(self) -> type[Method]:
+        return METHODS[self.method]
+
+    @property
+    def method_fields(self) -> dict[str, dict[str, Any]]:
+        """Fields by registry name: the flags --METHOD.FIELD, with --steps and --learning-rate put in."""
+        fields = {}
+        for name, group in self.groups.items():
+            known = {entry.name for entry in dataclasses.fields(group)}
+            shared: dict[str, Any] = {"steps": self.steps, "learning_rate": self.learning_rate}
+            given = {key: value for key, value in shared.items() if value is not None and key in known}
+            fields[name] = dataclasses.asdict(dataclasses.replace(group, **given))
+        return fields
+
+    groups: ClassVar[dict[str, MethodConfig]] = {}
+    """The method configurations by registry name; `with_groups` makes them fields."""
+
+    @property
+    def folder(self) -> Path:
+        if self.out is not None:
+            return self.out
+        dataset, labeled = (
+            Path(text).stem if "." in text else Path(text).name for text in (self.dataset, self.labeled)
+        )
+        labeled = self.labeled.replace("/", "-") if not Path(self.labeled).is_file() else labeled
+        return Path("runs") / f"{dataset}_{self.method}_{labeled}_seed{self.seed}"
+
+
+def with_groups(config: RunConfig, fields: dict[str, dict[str, Any]]) -> RunConfig:
+    """The configuration with the groups of its method as fields of their own: what the command line is parsed into.
+
+    Args:
+        fields: values already known, by registry name.
+    """
+    classes = METHODS[config.method].config_groups(fields)
+    extended = dataclasses.make_dataclass(
+        "RunConfig",
+        [(name, group, field(default_factory=group)) for name, group in classes.items()],
+        bases=(RunConfig,),
+        frozen=True,
+        kw_only=True,
+        namespace={"groups": property(lambda self: {name: getattr(self, name) for name in classes})},
+    )
+    values = {entry.name: getattr(config, entry.name) for entry in dataclasses.fields(RunConfig)}
+    return extended(**values, **{name: group(**fields.get(name, {})) for name, group in classes.items()})

@@ -1,0 +1,94 @@
+"""Scores of a method on a split, and pictures to look at."""
+
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from kerasseg.data import Dataset, eval_dataset
+from kerasseg.methods import Method
+from kerasseg.metrics import scores
+from kerasseg.visualize import panel
+from serving.pictures import index_png, png, write_atomically
+
+
+def evaluate(method: Method, dataset: Dataset, split: str = "val", names=None) -> dict:
+    """Scores at native size, single scale, each image once.
+
+    Returns:
+        What result.json holds: "mIoU", "per_class_IoU" (None for a class that occurs neither in truth nor prediction),
+        "pixel_accuracy", all 0..1, "absent_classes", "protocol"; and for each further prediction of the method the
+        same scores under its name.
+    """
+    images = eval_dataset(dataset, split, names)
+    method.evaluate(images, verbose=0)
+    summaries = {
+        variant: _summary(method.confusion[variant or "mIoU"].matrix.numpy(), dataset.classes)
+        for variant in method.variants
+    }
+    main = summaries.pop("")
+    protocol = {
+        "name": "native",
+        "split": split,
+        "images": int(images.cardinality()),
+        "description": "each image once at its own size, one scale, no flip; ignored pixels left out; mean over all "
+        "classes that occur in truth or prediction",
+    }
+    return main | summaries | {"protocol": protocol}
+
+
+def _summary(confusion: np.ndarray, classes: tuple[str, ...]) -> dict:
+    result = scores(confusion)
+    return {
+        "mIoU": result.mean_iou,
+        "per_class_IoU": dict(zip(classes, result.iou, strict=True)),
+        "pixel_accuracy": result.pixel_accuracy,
+        "absent_classes": [name for name, value in zip(classes, result.iou, strict=True) if value is None],
+    }
+
+
+def example_names(dataset: Dataset, split: str, count: int) -> list[str]:
+    """Labelled images evenly spread over a split."""
+    names = dataset.label_names(split)
+    return [names[index] for index in np.linspace(0, len(names) - 1, min(count, len(names))).astype(int)]
+
+
+class Examples:
+    """A method's view of a few held-out pictures."""
+
+    def __init__(self, method: Method, dataset: Dataset, split: str, count: int):
+        self.method, self.dataset, self.split = method, dataset, split
+        self.names = example_names(dataset, split, count)
+        self.predict = tf.function(self._predict, input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32)])
+
+    def _predict(self, images_BHW3):
+        predictions = self.method.predictions(images_BHW3)
+        labels = {name: tf.argmax(probabilities, axis=-1) for name, probabilities in predictions.items()}
+        score = self.method.scores(images_BHW3, predictions[self.method.variants[-1]])
+        return labels, score
+
+    def __iter__(self):
+        """Yields (name, image uint8 (H,W,3), truth (H,W), {variant: label map (H,W)}, critic's score or None)."""
+        for name in self.names:
+            image_HW3 = self.dataset.load_image(self.split, name)
+            labels, score = self.predict(image_HW3[np.newaxis].astype(np.float32))
+            maps = {variant: label[0].numpy().astype(np.uint8) for variant, label in labels.items()}
+            truth_HW = self.dataset.load_label(self.split, name)
+            yield name, image_HW3, truth_HW, maps, None if score is None else score[0].numpy()
+
+    def panels(self, height: int = 128) -> np.ndarray:
+        """Panels (N,height,W,3) uint8 of image, truth, prediction and the critic's score, for TensorBoard."""
+        rows = []
+        for _, image, truth, maps, score in self:
+            row = panel(image, truth, maps[""], self.dataset.palette, score)
+            rows.append(tf.image.resize(row, (height, 4 * height), "area").numpy().astype(np.uint8))
+        return np.stack(rows)
+
+    def write(self, folder: Path) -> None:
+        """image.png, truth.png, prediction.png and a map for each further prediction, in a folder for each picture."""
+        for name, image, truth, maps, _ in self:
+            target = folder / name
+            target.mkdir(parents=True, exist_ok=True)
+            write_atomically(target / "image.png", png(image))
+            for stem, labels in ({"truth": truth, "prediction": maps.pop("")} | maps).items():
+                write_atomically(target / f"{stem}.png", index_png(labels, self.dataset.palette))

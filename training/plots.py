@@ -1,0 +1,169 @@
+"""The figures of a run: data in, matplotlib `Figure` out, and the form in which a web page carries one.
+
+Nothing here goes through `pyplot`, so no window, no global figure list, and any thread may draw.
+"""
+
+import io
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+# Ink and series as they look on white. In a page each becomes a CSS variable (see `inline_svg`), so that the
+# page decides, and dark mode works. Series differ by line style as well: colour is never the only cue. There
+# is one style less than colours, so that a seventh curve does not look like the first.
+INK, GRID = "#24292f", "#d0d7de"
+SERIES = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#9a6700", "#bf3989")
+LINE_STYLES: tuple[str | tuple, ...] = (
+    "-",
+    (0, (6, 2)),
+    (0, (1.5, 1.5)),
+    (0, (6, 2, 1.5, 2)),
+    (0, (10, 3)),
+)
+
+MAX_POINTS = 400  # more are not visible at this width, and make a page heavy
+
+_STYLE: dict[Any, Any] = {
+    "font.size": 10.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+    "text.parse_math": False,  # names of runs and classes may hold a dollar sign
+    "svg.fonttype": "none",  # text stays text: searchable, in the page's own font
+    "svg.hashsalt": "kerasseg",  # the same figure gives the same file
+}
+
+
+class Curve(NamedTuple):
+    """Values over training steps."""
+
+    steps: Sequence[float]
+    values: Sequence[float]
+
+
+def curves_figure(
+    curves: Mapping[str, Curve],
+    *,
+    smooth: bool = False,
+    percent: bool = False,
+    magnify: bool = False,
+    y_range: tuple[float, float] | None = None,
+    areas: Collection[str] = (),
+    rules: Mapping[str, float] | None = None,
+) -> Figure:
+    """Draws curves over steps into one plot.
+
+    Args:
+        curves: by name; each keeps its place in the order of colours and line styles.
+        smooth: draw a running mean over the faint raw curve. Without it, points are marked if they are few.
+        percent: values are shares, shown in %.
+        magnify: draw a curve that would lie at the bottom 10, 100, ... times as high, and say so in its name.
+        y_range: limits of the y axis; when None, from zero to where all but the outliers of raw curves fit.
+        areas: names of curves to draw as a filled area.
+        rules: horizontal lines to compare with, by name.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(5.2, 3.1), layout="constrained")
+        axes = figure.add_subplot()
+        thinned = {name: _thinned(curve) for name, curve in curves.items()}
+        bold = {name: running_mean(values) if smooth else values for name, (_, values) in thinned.items()}
+        top = max(values.max() for values in bold.values())
+        height = max((rules or {}).values(), default=0)
+        for number, (name, (steps, values)) in enumerate(thinned.items()):
+            factor = _magnification(bold[name].max(), top) if magnify else 1
+            height = max(height, factor * bold[name].max(), factor * np.percentile(values, 98))
+            label = name if factor == 1 else f"{name} × {factor}"
+            color = SERIES[number % len(SERIES)]
+            if name in areas:
+                axes.fill_between(steps, 0, bold[name], color=color, alpha=0.25, linewidth=0, label=label)
+                continue
+            if smooth:
+                axes.plot(steps, factor * values, color=color, linewidth=0.8, alpha=0.3)
+            style = LINE_STYLES[number % len(LINE_STYLES)]
+            marker = None if smooth or len(steps) > 40 else "o"
+            axes.plot(steps, factor * bold[name], color=color, ls=style, marker=marker, ms=3.5, label=label)
+        for name, value in (rules or {}).items():
+            axes.axhline(value, color=INK, linewidth=1, linestyle=(0, (2, 3)), label=name)
+
+        axes.set_ylim(*(y_range or (0, height * 1.05 or 1)))
+        axes.set_xlim(left=0)
+        axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        if percent:
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+        axes.grid(axis="x", visible=False)
+        _, names = axes.get_legend_handles_labels()
+        # The width holds about 56 letters, of which the sample line beside a name takes 7.
+        one_row = sum(len(name) + 7 for name in names) <= 56
+        columns = len(names) if one_row else max(1, 56 // (max(map(len, names)) + 7))
+        figure.legend(loc="outside upper left", ncols=columns, handlelength=2.6, columnspacing=1.4)
+        return figure
+
+
+def _magnification(highest: float, top: float) -> int:
+    """The power of ten that lifts a curve lying below a tenth of the plot's height; 1 for all others."""
+    if not 0 < highest < top / 10:
+        return 1
+    return 10 ** int(np.log10(top / highest))
+
+
+def running_mean(values: np.ndarray) -> np.ndarray:
+    """The mean over a centred window of a twentieth of the curve; at both ends the window is cut off."""
+    half = len(values) // 40
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    centers = np.arange(len(values))
+    low, high = np.maximum(centers - half, 0), np.minimum(centers + half + 1, len(values))
+    return (sums[high] - sums[low]) / (high - low)
+
+
+def _thinned(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
+    """At most `MAX_POINTS` points: means over neighbours."""
+    pieces = min(len(curve.steps), MAX_POINTS)
+    axes = (np.array_split(np.asarray(axis, np.float64), pieces) for axis in curve)
+    steps, values = (np.array([part.mean() for part in parts]) for parts in axes)
+    return steps, values
+
+
+def inline_svg(figure: Figure, description: str) -> str:
+    """The figure as an `<svg>` element for an HTML page: transparent, in its font, coloured by its variables.
+
+    The page may set `--ink`, `--grid`, `--series-1` ...; without them the figure has its colours on white.
+
+    Args:
+        description: what a screen reader says instead.
+    """
+    file = io.StringIO()
+    with matplotlib.rc_context(_STYLE):
+        # No metadata: it names a date, which would make equal figures differ, and outside addresses.
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(file, format="svg", transparent=True, metadata=no_metadata)
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    series = {f"series-{number}": color for number, color in enumerate(SERIES, start=1)}
+    for name, color in {"ink": INK, "grid": GRID, **series}.items():
+        svg = svg.replace(color, f"var(--{name}, {color})")
+    svg = re.sub(r" font-family: [^;\"]*;?", "", svg)
+    # HTML knows these name spaces by itself.
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)
+    # A page holds several figures; only ids that something refers to may stay, and those differ by content.
+    referred = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
+    svg = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in referred else "", svg)
+    label = description.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)

@@ -1,0 +1,71 @@
+"""Named sets of defaults for `training.run`; any flag overrides them.
+
+A recipe takes the method's name and returns the run's settings and the method's fields by registry name.
+"""
+
+from typing import Any
+
+from kerasseg.methods import METHODS
+from training.config import RunConfig, one_of
+
+Recipe = tuple[RunConfig, dict[str, dict[str, Any]]]
+
+
+def shapes(method: str) -> Recipe:
+    """The built-in dataset from scratch, in minutes on two CPU cores.
+
+    `python -m training.run --method mlmt`
+    """
+    config = RunConfig(
+        method=method,
+        dataset="shapes",
+        labeled="1/8",
+        head_channels=64,
+        weights="none",
+        crop=(96, 128),
+        scale=(0.75, 1.5),
+        batch_size=8,
+        steps=1200,
+        learning_rate=0.02,
+        evaluate_every=400,
+    )
+    return config, _small_scale(head_multiplier=1.0)
+
+
+def photos(method: str) -> Recipe:
+    """A few labelled photographs, many unlabelled ones, a pretrained MobileNetV2, crops as a laptop can train them.
+
+    `python -m training.run --method s4gan --dataset PATH --labeled 12`
+    """
+    config = RunConfig(
+        method=method,
+        head_channels=64,
+        weights="imagenet",
+        crop=(176, 240),
+        batch_size=4,
+        steps=1500,
+        learning_rate=5e-3,
+    )
+    return config, _small_scale(head_multiplier=10.0)
+
+
+def _small_scale(head_multiplier: float) -> dict[str, dict[str, Any]]:
+    """What a run of a thousand steps needs other than one of twenty thousand."""
+    segmenter = {"head_multiplier": head_multiplier, "nesterov": True, "weight_decay": 1e-4}
+    return {
+        "supervised": segmenter,
+        "s4gan": segmenter,
+        "mlmt": {"classifier_learning_rate": 1e-2, "ema_decay": 0.99},
+    }
+
+
+RECIPES = {"shapes": shapes, "photos": photos}
+
+
+def recipe(name: str, method: str, dataset: str) -> Recipe:
+    """The recipe of that name; `auto` is `shapes` for the built-in dataset and `photos` for all else."""
+    one_of("--recipe", name, ("auto", *RECIPES))
+    one_of("--method", method, METHODS)
+    if name == "auto":
+        name = "shapes" if dataset == "shapes" else "photos"
+    return RECIPES[name](method)

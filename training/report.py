@@ -1,0 +1,534 @@
+"""`report.html`: one page, needing nothing outside itself, that explains a run without any code.
+
+    python -m training.report RUN [--compare OTHER_RUN ...]
+
+It is made from the files of the run folder alone, so it can be made again at any time, on any machine,
+without TensorFlow.
+"""
+
+import base64
+import json
+import math
+import shlex
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import jinja2
+import numpy as np
+import tyro
+from markupsafe import Markup
+from PIL import Image
+
+from serving import cli, pictures
+from training import glossary, plots
+from training.plots import Curve
+
+PICTURE_WIDTH = 400
+"""Pixels: wider example pictures are reduced to this."""
+
+MAX_EXAMPLES = 12
+"""Shown at most, so that the page stays small enough to be mailed."""
+
+NOT_CURVES = {"step", "seconds", "images_per_second", "learning_rate"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder says about a run."""
+
+    folder: Path
+    config: dict[str, Any]
+    history: list[dict[str, Any]]
+    """The logged steps in ascending order, one entry for each."""
+    result: dict[str, Any] | None
+    """None until the run was evaluated at its end."""
+    split: dict[str, list[str]]
+    """Names of the training pictures by role: labeled, weak, unlabeled."""
+
+    @classmethod
+    def read(cls, folder: Path) -> "Run":
+        """Reads what is there; only `config.json` must be.
+
+        Raises:
+            ValueError: not a run folder, or a file in it does not hold what it should.
+        """
+        config_file = folder / "config.json"
+        if not config_file.is_file():
+            raise ValueError(f"{folder} is not a run folder: no config.json in it; give the --out of training.run")
+        config = _read_json(config_file)
+        if missing := [key for key in ("method", "dataset", "steps", "classes", "palette") if key not in config]:
+            raise ValueError(f"{config_file} lacks {', '.join(missing)}; was it written by training.run?")
+        result_file = folder / "result.json"
+        roles = ("labeled", "weak", "unlabeled")
+        return cls(
+            folder=folder,
+            config=config,
+            history=_read_history(folder / "metrics.jsonl"),
+            result=_read_json(result_file) if result_file.is_file() else None,
+            split={role: _read_names(folder / "split" / f"{role}.txt") for role in roles},
+        )
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.config.get("finished")) and self.result is not None
+
+    @property
+    def last_step(self) -> int:
+        return self.history[-1]["step"] if self.history else 0
+
+    @property
+    def classes(self) -> list[str]:
+        return self.config["classes"]
+
+    @property
+    def dataset(self) -> str:
+        return Path(self.config["dataset"]).name
+
+    @property
+    def variants(self) -> dict[str, dict[str, Any]]:
+        """Scores of the method's other predictions by name, such as `without_gate`."""
+        return {key: value for key, value in (self.result or {}).items() if "per_class_IoU" in _keys(value)}
+
+    @property
+    def title(self) -> str:
+        """How other reports call this run."""
+        return f"{self.config['method']} ({self.folder.resolve().name})"
+
+    def curve(self, key: str) -> Curve:
+        """The logged values of one quantity; steps without a finite one are left out."""
+        points = [(row["step"], row[key]) for row in self.history if _is_number(row.get(key))]
+        return Curve([step for step, _ in points], [value for _, value in points])
+
+    def curve_names(self) -> list[str]:
+        """What was logged as numbers, in the order of its first appearance."""
+        names = dict.fromkeys(key for row in self.history for key, value in row.items() if _is_number(value))
+        return [name for name in names if name not in NOT_CURVES]
+
+
+def write_report(run_folder: Path, compare: Sequence[Path] = ()) -> Path:
+    """Writes `report.html` into the run folder.
+
+    Args:
+        run_folder: as `training.run` leaves it; finished or not.
+        compare: other runs' folders, shown beside this one where they differ.
+
+    Returns:
+        The file written.
+
+    Raises:
+        ValueError: not a run folder; or a compared run has other classes, or was evaluated in another way.
+    """
+    run = Run.read(Path(run_folder))
+    others = [Run.read(Path(folder)) for folder in compare]
+    for other in others:
+        _check_comparable(run, other)
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "duration": duration}
+    page = environment.get_template("report.html.jinja").render(
+        run=run,
+        config=run.config,
+        result=run.result,
+        method_words=glossary.METHODS.get(run.config["method"], ""),
+        notes=list(notes(run, others)),
+        comparisons=[_comparison(run, other) for other in others],
+        figures=list(figures(run, others)),
+        per_class=per_class(run, others),
+        examples=list(examples(run, others)),
+        last_check=last_check(run),
+        example_count=len(_example_folders(run)),
+        legend=legend(run),
+        role_words={"labeled": "labelled", "weak": "with image-level labels only", "unlabeled": "unlabelled"},
+        protocol=list(protocol(run)),
+        commands=commands(run, others),
+        settings=settings(run),
+        machine=machine(run),
+    )
+    path = run.folder / "report.html"
+    pictures.write_atomically(path, page.encode())
+    return path
+
+
+# What is said about the run ---------------------------------------------------------------------------------
+
+
+def notes(run: Run, others: Sequence[Run] = ()) -> Iterator[str]:
+    """What a reader should know before trusting the numbers, most important first."""
+    if not run.finished:
+        yield (
+            f"This run is unfinished at step {run.last_step} of {run.config['steps']}. "
+            "The command that started it continues it when --resume is added."
+        )
+    if run.result and "without_gate" in run.variants:
+        lost = 100 * (run.variants["without_gate"]["mIoU"] - run.result["mIoU"])
+        # Below this the rounded numbers beside the sentence would be equal.
+        if lost >= 0.05:
+            yield (
+                f"The gate lowered mIoU by {lost:.1f} points: most classes are in most pictures here; "
+                "prefer the ungated output."
+            )
+    yield from _discriminator_notes(run)
+    for other in others:
+        if other.config.get("split_fingerprint") != run.config.get("split_fingerprint"):
+            yield f"{other.title} was trained on another split: the difference is not the method's alone."
+
+
+def _discriminator_notes(run: Run) -> Iterator[str]:
+    real, fake = (_mean_of_last_quarter(run, key) for key in ("D_real", "D_fake"))
+    if real is not None and fake is not None and real > 0.95 and fake < 0.05:
+        yield (
+            "The discriminator overpowers the segmenter: over the last quarter of training it scored label "
+            f"maps {real:.2f} and predictions {fake:.2f} on average. One that is never in doubt teaches the "
+            "segmenter little. A lower learning rate of the discriminator usually helps."
+        )
+    selected = run.curve("selected").values
+    if selected and max(selected) == 0:
+        yield (
+            "Nothing was ever selected for self-training: no prediction passed the discriminator's "
+            "threshold, so no unlabelled picture ever served as a labelled one. A lower threshold or more "
+            "steps may help."
+        )
+
+
+def _mean_of_last_quarter(run: Run, key: str) -> float | None:
+    values = [value for step, value in zip(*run.curve(key), strict=True) if step >= 0.75 * run.last_step]
+    return float(np.mean(values)) if values else None
+
+
+def _check_comparable(run: Run, other: Run) -> None:
+    if other.classes != run.classes:
+        raise ValueError(
+            f"--compare {other.folder} has {len(other.classes)} classes ({', '.join(other.classes)}), this "
+            f"run has {len(run.classes)} ({', '.join(run.classes)}): compare runs on the same dataset"
+        )
+    if run.result and other.result and run.result["protocol"] != other.result["protocol"]:
+        raise ValueError(
+            f"--compare {other.folder} was evaluated as {other.result['protocol']}, this run as "
+            f"{run.result['protocol']}: evaluate both in the same way (python -m training.evaluate)"
+        )
+
+
+def _comparison(run: Run, other: Run) -> dict[str, Any]:
+    ours, theirs = ((one.result or {}).get("mIoU") for one in (run, other))
+    difference = None if ours is None or theirs is None else 100 * (ours - theirs)
+    return {"title": other.title, "mIoU": theirs, "difference": difference}
+
+
+def protocol(run: Run) -> Iterator[str]:
+    """How the numbers were measured, sentence by sentence."""
+    if not run.result:
+        return
+    facts = dict(run.result["protocol"])
+    name, split, count = facts.pop("name"), facts.pop("split"), facts.pop("images")
+    words = facts.pop("description", "")
+    yield f"Protocol “{name}” on the {count} pictures of the {split} split{': ' if words else ''}{words}."
+    yield (
+        "The IoU (intersection over union) of a class is the number of pixels that are of it and were taken "
+        "for it, divided by the number of those that are of it or were taken for it, counted over all "
+        "pictures together. mIoU is the mean of that over classes."
+    )
+    if absent := run.result.get("absent_classes"):
+        yield f"Left out of the mean, because no label map and no prediction holds them: {', '.join(absent)}."
+    if facts:
+        yield "; ".join(f"{key.replace('_', ' ')}: {_plain(value)}" for key, value in facts.items()) + "."
+
+
+def last_check(run: Run) -> dict[str, Any] | None:
+    """The last mIoU measured while training: all there is to say of a run that has no result yet."""
+    steps, values = run.curve("val_mIoU")
+    return {"step": steps[-1], "mIoU": values[-1]} if steps else None
+
+
+def commands(run: Run, others: Sequence[Run] = ()) -> list[tuple[str, str]]:
+    """What to type next: (what it does, command)."""
+    folder, model = _shown(run.folder), f"models/{run.folder.resolve().name}"
+    started = run.config.get("command")
+    if run.finished:
+        rows = [
+            ("Train it again, into the folder that --out names", started),
+            ("Export it, to run without TensorFlow", _python("export.run", folder, "--out", model)),
+            (
+                "Segment a folder of pictures with the export",
+                _python("serving.batch", model, "PICTURES", "OUTPUT"),
+            ),
+        ]
+    else:
+        rows = [("Go on with it", started and f"{started} --resume")]
+    compare = ["--compare", *(_shown(other.folder) for other in others)] if others else []
+    rows.append(("Make this page again", _python("training.report", folder, *compare)))
+    return [(what, command) for what, command in rows if command]
+
+
+def _python(module: str, *arguments: str) -> str:
+    return shlex.join(["python", "-m", module, *arguments])
+
+
+def settings(run: Run) -> list[tuple[str, str]]:
+    """Every setting by name, except what other parts of the page show."""
+    shown_elsewhere = {"classes", "palette", "versions", "machine", "commit", "command", "finished"}
+    config = {key: value for key, value in run.config.items() if key not in shown_elsewhere}
+    return [(name.removeprefix("fields."), _plain(value)) for name, value in _flat(config)]
+
+
+def machine(run: Run) -> list[tuple[str, str]]:
+    """Where and with what it ran, and what it took."""
+    facts: list[tuple[str, str]] = []
+    measured = run.result or {}
+    if _is_number(measured.get("seconds")):
+        facts.append(("training time", duration(measured["seconds"])))
+    if _is_number(measured.get("images_per_second")):
+        facts.append(("speed", f"{measured['images_per_second']:.1f} images/s"))
+    if _is_number(measured.get("peak_memory_bytes")):
+        facts.append(("peak memory", f"{measured['peak_memory_bytes'] / 2**30:.2f} GiB"))
+    for key in ("machine", "versions", "commit"):
+        if run.config.get(key):
+            facts += [(name.split(".")[-1], _plain(value)) for name, value in _flat({key: run.config[key]})]
+    return facts
+
+
+# What is drawn ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of the page, with the words that go with it."""
+
+    title: str
+    svg: Markup
+    terms: list[tuple[str, glossary.Term]]
+
+
+def figures(run: Run, others: Sequence[Run] = ()) -> Iterator[Drawing]:
+    """The curves of the run, one drawing for each group of quantities that was logged."""
+    names_of: dict[str, list[str]] = {group: [] for group in glossary.GROUPS}
+    for name in run.curve_names():
+        names_of[glossary.term(name).group].append(name)
+    for group, names in names_of.items():
+        if not names:
+            continue
+        curves = {name: run.curve(name) for name in names}
+        title = glossary.GROUPS[group]
+        described = "; ".join(_in_words(name, curve) for name, curve in curves.items())
+        figure = _draw_group(run, group, curves, others)
+        yield Drawing(
+            title=title,
+            svg=Markup(plots.inline_svg(figure, f"{title} over training steps. {described}.")),
+            terms=[(name, glossary.term(name)) for name in names],
+        )
+
+
+def _draw_group(run: Run, group: str, curves: dict[str, Curve], others: Sequence[Run]) -> plots.Figure:
+    if group == "scores":
+        # The field may be that of the branch inside a method.
+        gammas = [value for name, value in _flat(run.config.get("fields", {})) if name.endswith("gamma")]
+        rules = {f"threshold {gamma:g}": gamma for gamma in gammas if _is_number(gamma)}
+        return plots.curves_figure(curves, smooth=True, y_range=(0, 1), areas=("selected",), rules=rules)
+    if group == "validation":
+        theirs = {f"{name} of {other.title}": other.curve(name) for other in others for name in curves}
+        return plots.curves_figure(curves | {k: c for k, c in theirs.items() if c.steps}, percent=True)
+    rules = {"guessing 0.69": math.log(2)} if "L_D" in curves else {}
+    return plots.curves_figure(curves, smooth=True, magnify=True, rules=rules)
+
+
+def _in_words(name: str, curve: Curve) -> str:
+    first, last = curve.values[0], curve.values[-1]
+    return f"{name} goes from {first:.3g} at step {curve.steps[0]} to {last:.3g} at step {curve.steps[-1]}"
+
+
+def per_class(run: Run, others: Sequence[Run] = ()) -> dict[str, Any] | None:
+    """The IoU of each class, best first; further columns for the run's other predictions and for other
+    runs."""
+    if not run.result:
+        return None
+    columns = [(_title(name), scores) for name, scores in run.variants.items()]
+    columns += [(other.title, other.result) for other in others if other.result]
+    values = run.result["per_class_IoU"]
+    ranked = sorted((name for name in values if values[name] is not None), key=lambda name: -values[name])
+    color_of = dict(zip(run.classes, run.config["palette"], strict=True))
+    return {
+        "columns": [title for title, _ in columns],
+        "rows": [
+            {
+                "name": name,
+                "color": css_color(color_of[name]),
+                "iou": values[name],
+                "others": [theirs["per_class_IoU"].get(name) for _, theirs in columns],
+            }
+            for name in ranked
+        ],
+        "mean": run.result["mIoU"],
+        "other_means": [theirs["mIoU"] for _, theirs in columns],
+        "absent": [name for name in values if values[name] is None],
+    }
+
+
+def examples(run: Run, others: Sequence[Run] = ()) -> Iterator[dict[str, Any]]:
+    """Pictures with their label map and what was made of them."""
+    palette = run.config["palette"]
+    for folder in _example_folders(run)[:MAX_EXAMPLES]:
+        name = folder.relative_to(run.folder / "examples").as_posix()
+        truth = _label_map(folder / "truth.png")
+        cells = [{"title": "picture", "uri": _picture_uri(folder / "image.png"), "score": ""}]
+        if truth is not None:
+            cells.append({"title": "label map", "uri": _label_uri(truth, palette), "score": ""})
+        known = {"image.png", "truth.png", "prediction.png"}
+        variants = [
+            *((_title(file.stem), file) for file in sorted(folder.glob("*.png")) if file.name not in known),
+            ("prediction", folder / "prediction.png"),
+            *((other.title, other.folder / "examples" / name / "prediction.png") for other in others),
+        ]
+        for title, file in variants:
+            if (labels := _label_map(file)) is not None:
+                uri = _label_uri(labels, palette)
+                cells.append({"title": title, "uri": uri, "score": _agreement(labels, truth)})
+        yield {"name": name, "cells": cells}
+
+
+def _example_folders(run: Run) -> list[Path]:
+    # A picture's name may hold folders.
+    return sorted(file.parent for file in (run.folder / "examples").rglob("prediction.png"))
+
+
+def _agreement(labels: np.ndarray, truth: np.ndarray | None) -> str:
+    if truth is None or truth.shape != labels.shape or not (counted := truth != 255).any():
+        return ""
+    return f"{percent((labels == truth)[counted].mean(), 0)} of pixels right"
+
+
+def _label_map(file: Path) -> np.ndarray | None:
+    return np.array(Image.open(file)) if file.is_file() else None
+
+
+def _label_uri(labels_HW: np.ndarray, palette: Sequence[Sequence[int]]) -> str:
+    # Nearest neighbour: between two classes there is no third.
+    reduced = np.array(_reduced(Image.fromarray(labels_HW), Image.Resampling.NEAREST))
+    return _data_uri("image/png", pictures.index_png(reduced, palette))
+
+
+def _picture_uri(file: Path) -> str:
+    reduced = _reduced(Image.fromarray(pictures.load_picture(file)), Image.Resampling.LANCZOS)
+    return _data_uri("image/jpeg", pictures.jpeg(np.array(reduced), quality=85))
+
+
+def _reduced(picture: Image.Image, resampling: Image.Resampling) -> Image.Image:
+    if picture.width <= PICTURE_WIDTH:
+        return picture
+    return picture.resize((PICTURE_WIDTH, round(picture.height * PICTURE_WIDTH / picture.width)), resampling)
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def legend(run: Run) -> list[tuple[str, str]]:
+    """(class, CSS colour), and the colour of ignored pixels last."""
+    colors = [css_color(color) for color in [*run.config["palette"], pictures.IGNORE_COLOR]]
+    return list(zip([*run.classes, "ignored (255)"], colors, strict=True))
+
+
+def css_color(color: Sequence[int]) -> str:
+    red, green, blue = (int(part) for part in color)
+    return f"rgb({red} {green} {blue})"
+
+
+# Reading and wording ----------------------------------------------------------------------------------------
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} does not hold JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold one JSON object, it holds a {type(content).__name__}")
+    return content
+
+
+def _read_history(file: Path) -> list[dict[str, Any]]:
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    rows: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            # A resumed run repeats the steps after its checkpoint: the later line counts.
+            rows[row["step"]] = rows.get(row["step"], {}) | row
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):
+                break  # cut short when the run was killed
+            found = f"line {number} is {line[:80]!r}"
+            raise ValueError(f"{file}: expected a JSON object with a step on each line, {found}") from error
+    return [rows[step] for step in sorted(rows)]
+
+
+def _read_names(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8").split("\n")[:-1] if file.is_file() else []
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _keys(value: Any) -> Collection[str]:
+    return value.keys() if isinstance(value, dict) else ()
+
+
+def _title(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _plain(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "–", True: "yes", False: "no"}[value]
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(part)}" for key, part in value.items())
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _shown(path: Path) -> str:
+    """As a user in the current folder would type it."""
+    path = path.resolve()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def percent(value: float, digits: int = 1) -> str:
+    return f"{100 * value:.{digits}f} %"
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+@dataclass(frozen=True)
+class Config:
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run folder: the --out of a training.run."""
+    compare: tuple[Path, ...] = ()
+    """Other run folders to show beside it, for instance a supervised run on the same split."""
+
+
+def main(config: Config) -> dict[str, str]:
+    return {"report": str(write_report(config.run, config.compare))}
+
+
+if __name__ == "__main__":
+    cli.run(main, Config, "Writes RUN/report.html from the files of a run folder.")

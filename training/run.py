@@ -1,0 +1,293 @@
+"""`python -m training.run`: trains a method, evaluates it and writes the run folder."""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import resource
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+import kerasseg  # noqa: F401 (first: it starts TensorFlow quietly)  # isort: split
+from kerasseg.data import Dataset, Split, make_split, open_dataset, train_dataset
+from kerasseg.data.check import require_sound
+from kerasseg.methods import Method
+from kerasseg.segmenters import build_segmenter
+from serving import cli
+from serving.pictures import write_atomically
+from training.callbacks import (
+    CheckpointEvery,
+    Evaluation,
+    Interruption,
+    MetricsLog,
+    Progress,
+    StopAtNonFinite,
+)
+from training.checkpoints import Checkpoints
+from training.config import RunConfig, with_groups
+from training.evaluation import Examples, evaluate
+from training.recipes import recipe
+from training.report import write_report
+
+DESCRIPTION = """Trains a segmentation model from a few labelled images and many unlabelled ones.
+
+Defaults come from --recipe. The method's own fields are flags too, such as --s4gan.gamma: --method NAME --help."""
+PACKAGES = ("tensorflow", "keras", "keras-cv", "numpy")
+EXAMPLES = 8
+PANELS = 4
+
+
+def train(config: RunConfig) -> dict[str, Any]:
+    """Runs a training as configured and returns what result.json holds, with the folder's path.
+
+    Raises:
+        ValueError: for a mistake in the settings or the data, or a loss that is no longer finite.
+    """
+    prepare_backend(config)
+    folder = config.folder
+    dataset = open_dataset(config.dataset)
+    split = open_split(config, dataset)
+    for warning in require_sound(dataset, split):
+        print(warning, file=sys.stderr)
+    with strategy(config).scope():
+        method = build_method(config, dataset, split)
+        method.compile()
+    settings = open_folder(config, dataset, split)
+    steps = method.config.steps
+    checkpoints = Checkpoints(folder / "checkpoints", method)
+    start_step = checkpoints.restore() if config.resume else 0
+
+    unlabeled = config.unlabeled_batch_size or config.batch_size
+    if not method.needs_unlabeled:
+        unlabeled = 0
+    batches = train_dataset(
+        dataset,
+        split,
+        config.augmentation,
+        batch_size=config.batch_size,
+        unlabeled_batch_size=unlabeled,
+        seed=config.seed,
+        start_step=start_step,
+    )
+    images_per_step = config.batch_size + unlabeled
+    log = MetricsLog(folder, start_step, config.log_every, images_per_step, method.main_optimizer)
+    examples = Examples(method, dataset, "val", PANELS)
+
+    def look() -> tuple[dict, Any]:
+        result = evaluate(method, dataset)
+        others = {f"val_mIoU_{name}": result[name]["mIoU"] for name in method.variants if name}
+        return {"val_mIoU": result["mIoU"]} | others, examples.panels()
+
+    interruption = Interruption(start_step)
+    if start_step < steps:
+        with Progress(start_step, steps, images_per_step) as progress:
+            method.fit(
+                batches,
+                steps_per_epoch=steps - start_step,
+                epochs=1,
+                shuffle=False,
+                verbose=0,
+                callbacks=[
+                    StopAtNonFinite(start_step),
+                    progress,
+                    Evaluation(start_step, config.evaluate_every, log, look),
+                    log,
+                    CheckpointEvery(start_step, config.evaluate_every, checkpoints),
+                    interruption,
+                ],
+            )
+    step = int(checkpoints.step)
+    save_model(method, folder)
+    if step < steps:
+        write_report(folder)
+        print(f"stopped at step {step} of {steps}; go on with --resume", file=sys.stderr)
+        return {
+            "run": str(folder),
+            "finished": False,
+            "steps": step,
+            "exit_status": 128 + (interruption.received or 0),
+        }
+
+    result = evaluate(method, dataset) | {
+        "steps": step,
+        "seconds": round(log.seconds, 1),
+        "images_per_second": round(step * images_per_step / log.seconds, 2),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+    Examples(method, dataset, "val", EXAMPLES).write(folder / "examples")
+    write_json(folder / "result.json", result)
+    write_json(folder / "config.json", settings | {"finished": True})
+    report = write_report(folder)
+    print(f"report: {report}", file=sys.stderr)
+    return {"run": str(folder), "report": str(report), "finished": True} | {
+        key: result[key] for key in ("mIoU", *filter(None, method.variants), "pixel_accuracy", "seconds", "steps")
+    }
+
+
+def prepare_backend(config: RunConfig) -> None:
+    """Seeds, precision and determinism; before anything else touches TensorFlow."""
+    if config.deterministic:
+        # Without the second, one run in three still differed: ops of one step ran in another order.
+        tf.config.experimental.enable_op_determinism()
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    keras.utils.set_random_seed(config.seed)
+    keras.config.set_dtype_policy(config.precision)
+
+
+def strategy(config: RunConfig) -> tf.distribute.Strategy:
+    """The tf.distribute strategy that --strategy names."""
+    gpus = tf.config.list_logical_devices("GPU")
+    if config.strategy == "mirrored" or (config.strategy == "auto" and len(gpus) > 1):
+        devices = gpus or tf.config.list_logical_devices("CPU")
+        for name, size in (
+            ("--batch-size", config.batch_size),
+            ("--unlabeled-batch-size", config.unlabeled_batch_size),
+        ):
+            if size is not None and size % len(devices):
+                raise ValueError(f"{name} is shared by {len(devices)} devices, so it must be a multiple; got {size}")
+        return tf.distribute.MirroredStrategy([device.name for device in devices])
+    return tf.distribute.get_strategy()
+
+
+def open_split(config: RunConfig, dataset: Dataset) -> Split:
+    """The labelled, weak and unlabelled images; those of the run itself when it is resumed."""
+    if config.resume and (config.folder / "split").is_dir():
+        return Split.load(config.folder / "split")
+    split = make_split(dataset, config.labeled, config.seed, config.image_labels)
+    if config.method_class.needs_unlabeled and not split.unlabeled:
+        raise ValueError(
+            f"{config.method} learns from unlabelled images, and --labeled {config.labeled} leaves none of "
+            f"{len(split.labeled)}: label fewer, or use --method supervised"
+        )
+    return split
+
+
+def open_folder(config: RunConfig, dataset: Dataset, split: Split) -> dict[str, Any]:
+    """Makes the run folder with config.json and split/, or checks that a resumed run is the same; returns the settings.
+
+    Raises:
+        ValueError: the folder holds a run already, or, when resuming, none or one with other settings.
+    """
+    folder = config.folder
+    settings = describe(config, dataset, split)
+    path = folder / "config.json"
+    if config.resume:
+        if not path.exists():
+            raise ValueError(f"{folder} holds no run to resume; start without --resume")
+        before = json.loads(path.read_text())
+        free = ("versions", "commit", "command", "finished", "machine")
+        changed = [key for key in sorted(settings) if key not in free and before.get(key) != settings[key]]
+        if changed:
+            raise ValueError(
+                f"{folder} was started with other settings ({', '.join(changed)}): resume with those, or start anew "
+                "with another --out"
+            )
+        return before
+    if path.exists():
+        raise ValueError(f"{folder} holds a run already: go on with it by --resume, or choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    split.save(folder / "split")
+    write_json(path, settings)
+    return settings
+
+
+def describe(config: RunConfig, dataset: Dataset, split: Split) -> dict[str, Any]:
+    """Everything that decides a run's result, resolved; JSON types only."""
+    own = {field.name for field in dataclasses.fields(RunConfig)} - {"out", "resume"}
+    flags = {name: getattr(config, name) for name in sorted(own)}
+    fields = config.method_fields
+    flags |= {"steps": fields[config.method]["steps"], "fields": fields}
+    flags |= {"classes": dataset.classes, "palette": dataset.palette, "split_fingerprint": split.fingerprint}
+    flags |= {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} CPU cores, "
+        f"{len(tf.config.list_physical_devices('GPU'))} GPUs",
+        "commit": commit(),
+        "command": "python -m training.run " + shlex.join(sys.argv[1:]),
+        "finished": False,
+    }
+    return json.loads(json.dumps(flags, default=str))
+
+
+def commit() -> str | None:
+    """The commit of a checkout, None of an installed package."""
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def build_method(config: RunConfig, dataset: Dataset, split: Split) -> Method:
+    """The networks and the method around them, not yet compiled."""
+    fields = config.method_fields
+    if config.branch_run is not None:
+        return config.method_class.from_trained(open_branch(config.branch_run, dataset, split), fields)
+    head = {} if config.head_channels is None else {"head_channels": config.head_channels}
+    segmenter = build_segmenter(
+        config.segmenter,
+        backbone=config.backbone,
+        num_classes=dataset.num_classes,
+        output_stride=config.output_stride,
+        weights=config.weights,
+        **head,
+    )
+    return config.method_class.from_segmenter(segmenter, fields)
+
+
+def open_branch(run: Path, dataset: Dataset, split: Split) -> Method:
+    """The method of a finished run on the same split."""
+    if not (run / "model.keras").is_file() or not (run / "config.json").is_file():
+        raise ValueError(f"--branch-run must be a run folder with model.keras and config.json; got {run}")
+    settings = json.loads((run / "config.json").read_text())
+    if settings["split_fingerprint"] != split.fingerprint:
+        raise ValueError(f"{run} was trained on another split: give the same --dataset, --labeled and --seed")
+    if tuple(settings["classes"]) != dataset.classes:
+        raise ValueError(f"{run} was trained on other classes: {', '.join(settings['classes'])}")
+    return keras.saving.load_model(run / "model.keras")
+
+
+def save_model(method: Method, folder: Path) -> None:
+    """Writes model.keras: beside first, so that a failure leaves the one before."""
+    part = folder / ".part.model.keras"
+    method.save(part)
+    part.replace(folder / "model.keras")
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def configuration(arguments: list[str]) -> RunConfig:
+    """The defaults that the recipe, the method and the dataset on the command line stand for."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe", default="auto")
+    first.add_argument("--method", default=RunConfig.method)
+    first.add_argument("--dataset", default=RunConfig.dataset)
+    first.add_argument("--mlmt.branch", dest="branch")
+    known, _ = first.parse_known_args(arguments)
+    config, fields = recipe(known.recipe, known.method, known.dataset)
+    if known.branch is not None:
+        fields["mlmt"] = fields["mlmt"] | {"branch": known.branch}
+    return with_groups(config, fields)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        default = configuration(arguments)
+    except ValueError as error:
+        cli.fail(error)
+    cli.run(train, type(default), DESCRIPTION, args=arguments, default=default)
+
+
+if __name__ == "__main__":
+    main()
