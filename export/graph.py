@@ -1,0 +1,168 @@
+"""A trained method as one serving graph: uint8 pictures of any number and size in, labels and confidence out.
+
+Shapes: N pictures of one size, H and W their height and width; K classes.
+"""
+
+import collections
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import onnx
+import tensorflow as tf
+import tf2onnx
+
+from serving.artifact import Tensor
+
+OPSET = 17
+
+INPUTS = (Tensor(name="image", datatype="UINT8", shape=(-1, -1, -1, 3), description="RGB pictures (N,H,W,3), 0..255"),)
+OUTPUTS = (
+    Tensor(name="labels", datatype="UINT8", shape=(-1, -1, -1), description="class of each pixel (N,H,W)"),
+    Tensor(name="confidence", datatype="FP32", shape=(-1, -1, -1), description="its probability (N,H,W), 0..1"),
+)
+
+SIGNATURE = [tf.TensorSpec((None, None, None, 3), tf.uint8, name="image")]
+
+UNWANTED_OPS = {
+    "SpaceToBatchND": "a dilated convolution in three ops: use kerasseg.layers.AtrousConv2D",
+    "While": "a loop",
+    "StatelessWhile": "a loop",
+    "If": "a branch",
+    "StatelessIf": "a branch",
+    "PyFunc": "Python code",
+    "EagerPyFunc": "Python code",
+    "PyFuncStateless": "Python code",
+}
+"""TensorFlow ops that a served graph must not have, because they are slow or cannot be converted."""
+
+UNWANTED_NODES = {"Loop", "If", "Scan"}
+"""ONNX nodes that keep a graph from being optimised, and from running on a GPU in one piece."""
+
+
+def as_float32(method: keras.Model) -> keras.Model:
+    """Lets every layer of a method compute in float32, whatever precision it was trained in; returns it."""
+    for layer in method._flatten_layers():
+        layer.dtype_policy = "float32"
+    return method
+
+
+def serving_function(method: keras.Model) -> tf.types.experimental.PolymorphicFunction:
+    """The graph that leaves the building.
+
+    Args:
+        method: images float32 (N,H,W,3), 0..255, to probabilities float32 (N,H,W,K).
+
+    Returns:
+        a `tf.function` from `image` uint8 (N,H,W,3) to `{"labels": uint8 (N,H,W), "confidence": float32
+        (N,H,W)}`.
+
+    Raises:
+        ValueError: the method's graph has an op of `UNWANTED_OPS`.
+    """
+
+    @tf.function(input_signature=SIGNATURE)
+    def serve(image):
+        probabilities_NHWK = method(tf.cast(image, tf.float32), training=False)
+        return {
+            "labels": tf.cast(tf.argmax(probabilities_NHWK, axis=-1), tf.uint8),
+            "confidence": tf.cast(tf.reduce_max(probabilities_NHWK, axis=-1), tf.float32),
+        }
+
+    graph = serve.get_concrete_function().graph.as_graph_def()
+    for node in [*graph.node, *(node for function in graph.library.function for node in function.node_def)]:
+        if node.op in UNWANTED_OPS:
+            raise ValueError(f"{node.name} cannot be exported: op {node.op}, {UNWANTED_OPS[node.op]}")
+    return serve
+
+
+def write_saved_model(serve: tf.types.experimental.PolymorphicFunction, folder: Path) -> None:
+    """Writes a SavedModel whose `serving_default` signature is `serve`."""
+    # keras.export.ExportArchive takes the same two things, but traces the graph twice more and writes the
+    # file twice as large.
+    module = tf.Module()
+    module.serve = serve
+    module.weights = list(serve.get_concrete_function().variables)
+    tf.saved_model.save(module, str(folder), signatures={"serving_default": serve})
+
+
+def load_saved_model(folder: Path) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """What a SavedModel answers: uint8 (N,H,W,3) to its outputs as arrays."""
+    # `loaded` is kept: a signature does not keep its own variables alive.
+    loaded = tf.saved_model.load(str(folder))
+
+    def predict(images_NHWC: np.ndarray) -> dict[str, np.ndarray]:
+        outputs = loaded.signatures["serving_default"](image=tf.constant(images_NHWC))
+        return {name: output.numpy() for name, output in outputs.items()}
+
+    return predict
+
+
+def write_onnx(
+    serve: tf.types.experimental.PolymorphicFunction, file: Path, metadata: dict[str, object]
+) -> dict[str, int]:
+    """Converts `serve` and writes it with `metadata` (values as JSON) in the file itself.
+
+    Returns:
+        how many nodes of each type the graph has.
+
+    Raises:
+        ValueError: the result is not valid ONNX, or has a node of `UNWANTED_NODES`.
+    """
+    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
+    model, _ = tf2onnx.convert.from_function(
+        serve, input_signature=SIGNATURE, opset=OPSET, custom_op_handlers={"FloorMod": (_floor_mod, [])}
+    )
+    _write_out_pads(model.graph)
+    # The order of the artifact; the converter's is alphabetical.
+    outputs = {output.name: output for output in model.graph.output}
+    del model.graph.output[:]
+    model.graph.output.extend(outputs[tensor.name] for tensor in OUTPUTS)
+    onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in metadata.items()})
+
+    census = collections.Counter(node.op_type for node in model.graph.node)
+    if found := UNWANTED_NODES & census.keys():
+        raise ValueError(f"the ONNX graph has {', '.join(sorted(found))} nodes, which do not run on a GPU")
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ValueError(f"the converter wrote a graph that is not valid ONNX: {error}") from error
+    onnx.save(model, file)
+    return dict(census.most_common())
+
+
+def _floor_mod(context, node, _name, _args) -> None:
+    """Converts % of whole numbers to ONNX' `Mod`, which follows Python.
+
+    tf2onnx 1.17 divides towards zero: -33 % 16 becomes -1, and a picture is cropped where it should be
+    padded.
+    """
+    if not tf2onnx.utils.map_onnx_to_numpy_type(context.get_dtype(node.input[0]))(0.5) == 0:
+        raise ValueError(f"{node.name} cannot be exported: % of floating-point numbers")
+    node.type = "Mod"
+
+
+def _write_out_pads(graph: onnx.GraphProto) -> None:
+    """Replaces "same" padding by the numbers it stands for, where these do not depend on the picture's size.
+
+    onnxruntime refuses it on dilated convolutions. With stride 1 the pads are (kernel - 1) * dilation in all,
+    the larger half below and to the right.
+    """
+    kernels = {weights.name: weights.dims[2:] for weights in graph.initializer}
+    for node in graph.node:
+        attributes = {attribute.name: attribute for attribute in node.attribute}
+        same = attributes.get("auto_pad")
+        if node.op_type != "Conv" or same is None or same.s != b"SAME_UPPER":
+            continue
+        if any(stride != 1 for stride in getattr(attributes.get("strides"), "ints", ())):
+            continue
+        kernel = kernels[node.input[1]]
+        dilations = getattr(attributes.get("dilations"), "ints", [1] * len(kernel))
+        total = [(size - 1) * rate for size, rate in zip(kernel, dilations, strict=True)]
+        before = [pad // 2 for pad in total]
+        after = [pad - half for pad, half in zip(total, before, strict=True)]
+        node.attribute.remove(same)
+        node.attribute.append(onnx.helper.make_attribute("pads", before + after))

@@ -1,0 +1,141 @@
+"""Does the exported graph answer as the trained model does? Measured on natural pictures, and written down.
+
+Shapes: N pictures of one size, H and W their height and width; K classes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from kerasseg.metrics import ConfusionMatrix, scores
+
+Predictor = Callable[[np.ndarray], dict[str, np.ndarray]]
+"""uint8 (N,H,W,3) to {"labels": uint8 (N,H,W), "confidence": float32 (N,H,W)}."""
+
+BATCHES = (1, 2, 3)
+
+LARGE = 2**20
+"""Pictures of more pixels than this are compared one at a time."""
+
+MARGIN = 1e-4
+"""Where the two most probable classes are closer than this, either answer is right."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture uint8 (H,W,3) and, where there is one, its true label map uint8 (H,W), 255 = ignore."""
+
+    image_HWC: np.ndarray
+    labels_HW: np.ndarray | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What an exported graph may differ in at most."""
+
+    confidence_error: float
+    """Largest absolute difference of any pixel's confidence."""
+    agreement: float
+    """Least share of pixels with the same label, where the margin is clear, for each size and batch."""
+    miou_change: float
+    """Largest absolute difference of mIoU, 0..1."""
+
+
+LIMITS = {"fp32": Limits(confidence_error=1e-3, agreement=0.999, miou_change=1e-3)}
+"""By precision; the keys are the precisions there are."""
+
+
+def parity_report(
+    reference: Callable[[np.ndarray], np.ndarray],
+    formats: dict[str, Predictor],
+    samples: Sequence[Sample],
+    num_classes: int,
+    limits: Limits,
+) -> dict[str, Any]:
+    """Compares exported graphs with the model they come from.
+
+    Args:
+        reference: the trained model: uint8 (N,H,W,3) to probabilities (N,H,W,K).
+        formats: the exported graphs by name.
+        samples: pictures to compare on, at least one; resized to several sizes, and batched. Those with
+            labels also give an mIoU, each at its own size.
+        limits: what decides whether a format passes.
+
+    Returns:
+        What `model.json` keeps: `"passed"`, `"margin"`, `"limits"`, `"images"`, `"mIoU": {"keras": ...}`,
+        and in `"formats"` for each of them `"passed"`, `"mIoU"`, `"mIoU_change"`, `"cases"` (one for each size
+        and batch) and their worst `"largest_confidence_error"`, `"agreement"`, `"agreement_where_clear"`.
+    """
+    results: dict[str, dict[str, Any]] = {name: {"cases": []} for name in formats}
+    for images_NHWC in _batches(samples):
+        probabilities_NHWK = reference(images_NHWC)
+        for name, predict in formats.items():
+            results[name]["cases"].append(_compare(probabilities_NHWK, predict(images_NHWC)))
+
+    labelled = [sample for sample in samples if sample.labels_HW is not None]
+    own_miou = None
+    if labelled:
+        own_miou = _miou(lambda images_NHWC: {"labels": reference(images_NHWC).argmax(-1)}, labelled, num_classes)
+
+    for name, result in results.items():
+        cases = result["cases"]
+        result["largest_confidence_error"] = max(case["largest_confidence_error"] for case in cases)
+        result["agreement"] = min(case["agreement"] for case in cases)
+        result["agreement_where_clear"] = min(case["agreement_where_clear"] for case in cases)
+        result["mIoU"] = _miou(formats[name], labelled, num_classes) if labelled else None
+        result["mIoU_change"] = result["mIoU"] - own_miou if labelled else None
+        # Written so that a NaN fails.
+        result["passed"] = bool(
+            result["largest_confidence_error"] <= limits.confidence_error
+            and result["agreement_where_clear"] >= limits.agreement
+            and (not labelled or abs(result["mIoU_change"]) <= limits.miou_change)
+        )
+    return {
+        "passed": all(result["passed"] for result in results.values()),
+        "margin": MARGIN,
+        "limits": vars(limits),
+        "images": len(samples),
+        "mIoU": {"keras": own_miou},
+        "formats": results,
+    }
+
+
+def _sizes(height: int, width: int) -> list[tuple[int, int]]:
+    """At least four sizes: small, odd, no multiples of any stride, and the pictures' own."""
+    own = [(height // 2 | 1, width // 2 | 1), (height, width), (height + 3, width + 5)]
+    return list(dict.fromkeys([(33, 47), (64, 96), *own]))
+
+
+def _batches(samples: Sequence[Sample]):
+    """Batches of natural pictures (N,H,W,3), every size of `_sizes` with every number of `BATCHES`."""
+    for height, width in _sizes(*samples[0].image_HWC.shape[:2]):
+        images = [
+            np.asarray(Image.fromarray(samples[index % len(samples)].image_HWC).resize((width, height)))
+            for index in range(max(BATCHES))
+        ]
+        for batch in BATCHES if height * width <= LARGE else BATCHES[:1]:
+            yield np.stack(images[:batch])
+
+
+def _compare(probabilities_NHWK: np.ndarray, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
+    batch, height, width, _ = probabilities_NHWK.shape
+    second_NHW, first_NHW = np.moveaxis(np.partition(probabilities_NHWK, -2, axis=-1)[..., -2:], -1, 0)
+    same_NHW = outputs["labels"] == probabilities_NHWK.argmax(-1)
+    clear_NHW = first_NHW - second_NHW > MARGIN
+    return {
+        "batch": batch,
+        "size": [height, width],
+        "largest_confidence_error": float(np.abs(outputs["confidence"] - first_NHW).max()),
+        "agreement": float(same_NHW.mean()),
+        "agreement_where_clear": float(same_NHW[clear_NHW].mean()) if clear_NHW.any() else 1.0,
+    }
+
+
+def _miou(predict: Predictor, samples: Sequence[Sample], num_classes: int) -> float:
+    confusion = ConfusionMatrix(num_classes)
+    for sample in samples:
+        confusion.update_state(sample.labels_HW, predict(sample.image_HWC[None])["labels"][0])
+    return scores(confusion.matrix).mean_iou

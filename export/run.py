@@ -1,0 +1,227 @@
+"""Run folder to model artifact: `python -m export.run RUN --out MODELS/name`."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import keras
+import numpy as np
+import onnx
+import onnxruntime
+import tensorflow as tf
+import tf2onnx
+import tyro
+
+import kerasseg  # noqa: F401  registers the classes that model.keras is made of
+from export.graph import (
+    INPUTS,
+    OPSET,
+    OUTPUTS,
+    as_float32,
+    load_saved_model,
+    serving_function,
+    write_onnx,
+    write_saved_model,
+)
+from export.parity import LIMITS, Predictor, Sample, parity_report
+from kerasseg.data import open_dataset
+from serving import cli
+from serving.artifact import GRAPH_FILE, INFO_FILE, Artifact, ModelInfo, sha256_of, versions
+from serving.engine import Engine
+from serving.pictures import load_labels, load_picture
+
+T = TypeVar("T")
+
+FORMATS = ("onnx", "saved_model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Flags of `python -m export.run`."""
+
+    run: tyro.conf.Positional[Path]
+    """The folder of a finished run."""
+    out: Path
+    """MODELS/name; the artifact becomes its next version, a numbered folder."""
+    formats: tuple[str, ...] = FORMATS
+    """What to write: onnx, saved_model. ONNX is what is served, so it is always among them."""
+    precision: str = "fp32"
+    """Of the graph's arithmetic: fp32."""
+    pictures: Annotated[int, tyro.conf.arg(name="parity-pictures")] = 20
+    """How many validation pictures the exported graphs are compared on."""
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Exports the run; returns the figures printed at the end."""
+    check(config)
+    run = read_run(config.run)
+    samples = parity_samples(config.run, run, config.pictures)
+    number = max(versions(config.out), default=0) + 1
+    folder = config.out / str(number)
+
+    made = [parent for parent in (config.out, *config.out.parents) if not parent.exists()]
+    beside = config.out / f".{number}-{os.getpid()}.tmp"
+    beside.mkdir(parents=True)
+    try:
+        info = write_artifact(beside, config, run, number, samples)
+        beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        for parent in made:
+            with contextlib.suppress(OSError):  # not empty: the export succeeded
+                parent.rmdir()
+    onnx = info.parity["formats"]["onnx"]
+    return {
+        "artifact": str(folder),
+        "formats": list(info.parity["formats"]),
+        "mIoU": info.parity["mIoU"],
+        "agreement": onnx["agreement"],
+        "largest_confidence_error": onnx["largest_confidence_error"],
+        "bytes": (folder / GRAPH_FILE).stat().st_size,
+    }
+
+
+def check(config: Config) -> None:
+    """Raises ValueError for flags that cannot be met, before anything slow begins."""
+    if unknown := set(config.formats) - set(FORMATS):
+        raise ValueError(f"--formats takes {', '.join(FORMATS)}; got {', '.join(sorted(unknown))}")
+    if "onnx" not in config.formats:
+        raise ValueError("--formats must name onnx: it is the graph that an artifact is served by")
+    if config.precision not in LIMITS:
+        raise ValueError(f"--precision takes {', '.join(LIMITS)}; got {config.precision}")
+    if config.pictures < 1:
+        raise ValueError(f"--parity-pictures must be at least 1, got {config.pictures}")
+    out = config.out.resolve()
+    if out.name.isdecimal():
+        raise ValueError(f"--out {config.out} names a version: give MODELS/name, the next version is taken by itself")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {config.out} is a file: give a folder, MODELS/name")
+    strangers = sorted(child.name for child in out.iterdir() if not child.name.isdecimal()) if out.exists() else []
+    if visible := [child for child in strangers if not child.startswith(".")]:
+        raise ValueError(f"--out {config.out} holds {visible[0]}, which is no model version: give a new MODELS/name")
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a finished run, with its `result.json` as `"result"`.
+
+    Raises:
+        ValueError: the folder is none, or the run is not finished.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is no run folder (it has no config.json): give one that training.run wrote")
+    missing = [name for name in ("model.keras", "result.json") if not (folder / name).is_file()]
+    run = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if missing or not run.get("finished"):
+        why = f"it has no {' and no '.join(missing)}" if missing else "config.json says so"
+        raise ValueError(f"the run in {folder} is not finished ({why}): go on with training.run --resume")
+    if len(run["classes"]) > 255:
+        raise ValueError(f"labels are bytes and 255 is no class: {len(run['classes'])} classes are too many")
+    return run | {"result": json.loads((folder / "result.json").read_text(encoding="utf-8"))}
+
+
+def parity_samples(folder: Path, run: dict[str, Any], count: int) -> list[Sample]:
+    """Up to `count` labelled validation pictures of the run's dataset, spread evenly over their names.
+
+    Where the dataset is gone, the pictures that the run folder itself keeps.
+
+    Raises:
+        ValueError: there are neither.
+    """
+    try:
+        dataset = open_dataset(run["dataset"])
+        names = dataset.label_names("val")
+        return [
+            Sample(dataset.load_image("val", name), dataset.load_label("val", name)) for name in _spread(names, count)
+        ]
+    except (ValueError, OSError) as error:
+        kept = sorted(path.parent for path in (folder / "examples").glob("*/truth.png"))
+        if not kept:
+            raise ValueError(
+                f"no pictures to compare the exported graph on: {error}; and {folder / 'examples'} has none"
+            ) from error
+        print(f"{error}; comparing on the run's {len(kept)} example pictures instead", file=sys.stderr)
+        return [
+            Sample(load_picture(example / "image.png"), load_labels(example / "truth.png"))
+            for example in _spread(kept, count)
+        ]
+
+
+def write_artifact(folder: Path, config: Config, run: dict[str, Any], number: int, samples: list[Sample]) -> ModelInfo:
+    """Writes graph, report and `model.json` into `folder`.
+
+    Raises:
+        ValueError: the method cannot be converted, or the graphs differ from it by more than the limits.
+    """
+    say = partial(print, file=sys.stderr)
+    method = as_float32(keras.saving.load_model(config.run / "model.keras", compile=False))
+    serve = serving_function(method)
+    name = config.out.resolve().name
+    provenance = {
+        "run": {key: value for key, value in run.items() if key not in ("result", "classes", "palette")},
+        "commit": run.get("commit"),
+        "split_fingerprint": run.get("split_fingerprint"),
+        "exported": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {module.__name__: module.__version__ for module in (tf, keras, np, onnx, onnxruntime, tf2onnx)},
+    }
+    metadata = {
+        "name": name,
+        "version": number,
+        "classes": run["classes"],
+        "palette": run["palette"],
+        "precision": config.precision,
+        "provenance": provenance,
+    }
+    say(f"writing {name}/{number}: {', '.join(config.formats)}")
+    nodes = write_onnx(serve, folder / GRAPH_FILE, metadata)
+    info = ModelInfo(
+        **metadata | {"provenance": provenance | {"opset": OPSET, "nodes": nodes}},
+        inputs=INPUTS,
+        outputs=OUTPUTS,
+        evaluation=run["result"],
+        sha256=sha256_of(folder / GRAPH_FILE),
+        parity={},
+    )
+    formats: dict[str, Predictor] = {"onnx": Engine(Artifact(folder, info), "cpu").predict}
+    if "saved_model" in config.formats:
+        write_saved_model(serve, folder / "saved_model")
+        formats["saved_model"] = load_saved_model(folder / "saved_model")
+
+    say(f"comparing with the trained model on {len(samples)} pictures")
+    report = parity_report(
+        lambda images_NHWC: np.asarray(method(images_NHWC.astype(np.float32), training=False)),
+        formats,
+        samples,
+        num_classes=len(run["classes"]),
+        limits=LIMITS[config.precision],
+    )
+    if not report["passed"]:
+        failed = {name: result for name, result in report["formats"].items() if not result["passed"]}
+        figures = "; ".join(
+            f"{name}: labels agree on {result['agreement_where_clear']:.4%} of clear pixels, "
+            f"confidence is off by {result['largest_confidence_error']:.2g}, "
+            f"mIoU by {result['mIoU_change']:+.4f}"
+            for name, result in failed.items()
+        )
+        raise ValueError(f"the exported graph differs from the trained model, nothing is written ({figures})")
+    info = dataclasses.replace(info, parity=report)
+    (folder / INFO_FILE).write_text(info.to_json(), encoding="utf-8")
+    return info
+
+
+def _spread(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` of `items`, evenly spaced: neighbours are often frames of one video."""
+    count = min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
+
+
+if __name__ == "__main__":
+    cli.run(main, Config, "Exports a finished run as a model artifact: ONNX, SavedModel and parity report.")

@@ -1,0 +1,174 @@
+"""Picture files to arrays and back: what goes into a segmentation model and what people look at afterwards.
+
+Needs Pillow and NumPy only. Shapes: H, W height and width in pixels; K classes.
+"""
+
+import io
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+Palette = Sequence[Sequence[int]]
+
+PICTURE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+"""File name endings (lower case) that a folder is searched for."""
+
+MAX_PIXELS = 178_956_970
+"""Largest picture decoded unless told otherwise; beyond it Pillow itself suspects a decompression bomb."""
+
+IGNORE_COLOR = (224, 224, 192)
+"""How label 255 ("ignore") is shown: the off-white of the Pascal VOC colour map."""
+
+
+def load_picture(source: str | Path | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decodes one picture to RGB, upright as a viewer shows it.
+
+    EXIF orientation is applied. Grey, palette, CMYK, 1-bit and 16-bit pictures become 8-bit RGB (16-bit keeps
+    the high byte). Transparency is dropped and the colours beneath it are kept, as TensorFlow's decoder does
+    in training. Of an animation, the first frame.
+
+    Args:
+        source: a file, or the bytes of one.
+        name: what error messages call the picture; the path, or "picture", when None.
+        max_pixels: refuse more pixels than this before decoding them.
+
+    Returns:
+        uint8 (H,W,3), 0..255.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: the contents are not a whole picture, or exceed `max_pixels`.
+    """
+    if not isinstance(source, bytes):
+        name = name or str(source)
+        source = Path(source).read_bytes()
+    name = name or "picture"
+    try:
+        with Image.open(io.BytesIO(source)) as picture:
+            width, height = picture.size
+            if width * height > max_pixels:
+                raise ValueError(f"{width}x{height} pixels, at most {max_pixels} are accepted: make it smaller")
+            return _to_rgb(ImageOps.exif_transpose(picture))
+    # Decoders raise whatever they trip over (SyntaxError, struct.error, EOFError, ...): to a caller it is one
+    # thing.
+    except Exception as error:
+        reason = "not a picture in a known format" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise ValueError(f"{name} cannot be read: {reason}") from error
+
+
+def _to_rgb(picture: Image.Image) -> np.ndarray:
+    if picture.mode.startswith("I;16"):  # Pillow's own conversion clips at 255 instead of scaling
+        grey_HW = (np.asarray(picture) >> 8).astype(np.uint8)
+        return np.repeat(grey_HW[..., None], 3, axis=-1)
+    if picture.mode in ("I", "F"):
+        raise ValueError("32 bits per channel have no agreed range: save it with 8 or 16 bits")
+    return np.array(picture.convert("RGB"))
+
+
+def load_labels(path: str | Path) -> np.ndarray:
+    """Reads a label map as `index_png` writes it: uint8 (H,W), the pixel values of an index or palette PNG.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: it is not a picture with one 8-bit channel.
+    """
+    try:
+        with Image.open(path) as picture:
+            if picture.mode not in ("P", "L"):
+                raise ValueError(f"expected an index or palette PNG, got mode {picture.mode}")
+            return np.array(picture)
+    except (Image.UnidentifiedImageError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{path} is no label map: {error}") from error
+
+
+def color_table(palette: Palette) -> np.ndarray:
+    """uint8 (256,3): the K colours of `palette`, black for labels K..254, `IGNORE_COLOR` for 255."""
+    table = np.zeros((256, 3), np.uint8)
+    table[255] = IGNORE_COLOR
+    table[: len(palette)] = np.asarray(palette, np.uint8).reshape(-1, 3)
+    return table
+
+
+def colorize(labels_HW: np.ndarray, palette: Palette) -> np.ndarray:
+    """Label map (H,W), integers 0..255, to colours uint8 (H,W,3)."""
+    return color_table(palette)[_as_uint8(labels_HW)]
+
+
+def overlay(
+    image_HWC: np.ndarray,
+    labels_HW: np.ndarray,
+    palette: Palette,
+    opacity: float = 0.5,
+    ignore_label: int | None = 255,
+) -> np.ndarray:
+    """The picture tinted by class; pixels to ignore are left as they are.
+
+    Elsewhere `(1 - opacity) * image + opacity * color`, rounded down.
+
+    Args:
+        image_HWC: uint8 (H,W,3).
+        labels_HW: integers 0..255 (H,W).
+        opacity: 0 (picture alone) to 1 (colours alone).
+
+    Returns:
+        uint8 (H,W,3).
+    """
+    if image_HWC.shape[:2] != labels_HW.shape:
+        raise ValueError(f"picture {image_HWC.shape[:2]} and label map {labels_HW.shape} differ in size")
+    colors = Image.fromarray(colorize(labels_HW, palette))
+    blended_HWC = np.array(Image.blend(Image.fromarray(image_HWC), colors, opacity))
+    if ignore_label is not None:
+        ignored_HW = labels_HW == ignore_label
+        blended_HWC[ignored_HW] = image_HWC[ignored_HW]
+    return blended_HWC
+
+
+def index_png(labels_HW: np.ndarray, palette: Palette) -> bytes:
+    """A palette PNG whose pixel values are the labels themselves; colours as in `color_table`.
+
+    Raises:
+        ValueError: a label outside 0..255.
+    """
+    picture = Image.fromarray(_as_uint8(labels_HW))
+    picture.putpalette(color_table(palette).tobytes())
+    return _encode(picture, "PNG")
+
+
+def png(image_HWC: np.ndarray) -> bytes:
+    """uint8 (H,W,3) or (H,W) as PNG."""
+    return _encode(Image.fromarray(image_HWC), "PNG")
+
+
+def jpeg(image_HWC: np.ndarray, quality: int = 90) -> bytes:
+    """uint8 (H,W,3) as JPEG."""
+    return _encode(Image.fromarray(image_HWC), "JPEG", quality=quality)
+
+
+def write_atomically(path: Path, contents: bytes) -> None:
+    """Writes beside `path`, then renames: a reader, or a killed process, never leaves or sees half a file."""
+    # Unlike tempfile's, this file gets the usual permissions. The thread is in its name because pools write
+    # at once.
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        beside.write_bytes(contents)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _as_uint8(labels_HW: np.ndarray) -> np.ndarray:
+    if labels_HW.dtype == np.uint8:
+        return labels_HW
+    if labels_HW.size and (labels_HW.min() < 0 or labels_HW.max() > 255):
+        raise ValueError(f"labels must lie in 0..255, got {labels_HW.min()}..{labels_HW.max()}")
+    return labels_HW.astype(np.uint8)
+
+
+def _encode(picture: Image.Image, format: str, **options: int) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format, **options)
+    return buffer.getvalue()

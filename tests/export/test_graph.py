@@ -1,0 +1,151 @@
+import json
+
+import keras
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import tensorflow as tf
+
+from export.graph import (
+    OUTPUTS,
+    _floor_mod,
+    as_float32,
+    load_saved_model,
+    serving_function,
+    write_onnx,
+    write_saved_model,
+)
+from kerasseg.layers import AtrousConv2D
+from kerasseg.methods import Supervised
+from tests.export.conftest import tiny_method, tiny_segmenter
+
+SHAPES = [(1, 1, 1, 3), (2, 8, 16, 3), (3, 33, 47, 3), (1, 95, 30, 3), (1, 7, 200, 3)]
+
+
+def pictures(shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def onnx_predictor(serve, file):
+    write_onnx(serve, file, {})
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    names = [tensor.name for tensor in OUTPUTS]
+    return lambda images_NHWC: dict(zip(names, session.run(names, {"image": images_NHWC}), strict=True))
+
+
+@pytest.mark.parametrize("name", ["supervised", "mlmt"])
+def test_exported_graphs_answer_as_the_method_does(name, tmp_path):
+    method = tiny_method(name)
+    serve = serving_function(method)
+    write_saved_model(serve, tmp_path / "saved_model")
+    for predict in (
+        onnx_predictor(serve, tmp_path / "model.onnx"),
+        load_saved_model(tmp_path / "saved_model"),
+    ):
+        for shape in SHAPES:
+            images_NHWC = pictures(shape)
+            outputs = predict(images_NHWC)
+            probabilities_NHWK = np.asarray(method(images_NHWC.astype(np.float32), training=False))
+            np.testing.assert_array_equal(outputs["labels"], probabilities_NHWK.argmax(-1))
+            np.testing.assert_allclose(outputs["confidence"], probabilities_NHWK.max(-1), atol=1e-5)
+            assert (outputs["labels"].dtype, outputs["confidence"].dtype) == (np.uint8, np.float32)
+
+
+def test_the_gate_is_inside_the_graph(tmp_path):
+    method = tiny_method("mlmt")
+    images_NHWC = pictures((2, 24, 24, 3))
+    variants = method.predictions(images_NHWC.astype(np.float32))
+    gated, ungated = (np.argmax(variants[name], axis=-1) for name in ("", "without_gate"))
+    assert (gated != ungated).any()  # else this shows nothing
+    predict = onnx_predictor(serving_function(method), tmp_path / "model.onnx")
+    np.testing.assert_array_equal(predict(images_NHWC)["labels"], gated)
+
+
+def test_the_file_speaks_for_itself(tmp_path):
+    census = write_onnx(
+        serving_function(tiny_method("supervised")),
+        tmp_path / "model.onnx",
+        {"classes": ["a", "b"], "version": 3},
+    )
+    model = onnx.load(tmp_path / "model.onnx")
+    stored = {prop.key: json.loads(prop.value) for prop in model.metadata_props}
+    assert stored == {"classes": ["a", "b"], "version": 3}
+    assert [tensor.name for tensor in model.graph.input] == ["image"]
+    assert [tensor.name for tensor in model.graph.output] == ["labels", "confidence"]
+    assert census["Conv"] == 4
+    assert sum(census.values()) == len(model.graph.node) < 60
+
+
+def test_no_padding_is_left_to_the_runtime_but_that_of_strides(tmp_path):
+    write_onnx(serving_function(tiny_method("supervised")), tmp_path / "model.onnx", {})
+    convolutions = [node for node in onnx.load(tmp_path / "model.onnx").graph.node if node.op_type == "Conv"]
+    for node in convolutions:
+        attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+        if attributes.get("auto_pad", b"NOTSET") != b"NOTSET":
+            assert max(attributes["strides"]) > 1
+
+
+@pytest.mark.parametrize("kernel", [2, 3, (5, 4)])
+@pytest.mark.parametrize("dilation", [1, 3])
+def test_written_out_pads_are_those_of_tensorflow(kernel, dilation, tmp_path):
+    keras.utils.set_random_seed(0)
+    image = keras.Input((None, None, 3))
+    logits = AtrousConv2D(3, kernel, dilation_rate=dilation, padding="same")(image)
+    method = Supervised(keras.Model(image, logits))
+    images_NHWC = pictures((1, 9, 14, 3))
+    outputs = onnx_predictor(serving_function(method), tmp_path / "model.onnx")(images_NHWC)
+    expected = np.asarray(method(images_NHWC.astype(np.float32)))
+    np.testing.assert_allclose(outputs["confidence"], expected.max(-1), atol=1e-4)
+
+
+def test_dilation_in_three_ops_is_refused_by_name():
+    with pytest.raises(ValueError, match="SpaceToBatchND.*AtrousConv2D"):
+        serving_function(Supervised(tiny_segmenter(dilated=keras.layers.Conv2D)))
+
+
+def test_graph_with_a_loop_is_refused():
+    class Looped(keras.layers.Layer):
+        def call(self, inputs):
+            return tf.while_loop(lambda x: tf.reduce_max(x) < 300.0, lambda x: (x + 1.0,), [inputs])[0]
+
+    image = keras.Input((None, None, 3))
+    with pytest.raises(ValueError, match="a loop"):
+        serving_function(Supervised(keras.Model(image, Looped()(image))))
+
+
+def test_remainder_of_negative_numbers_follows_python(tmp_path):
+    """tf2onnx on its own rounds towards zero, which crops pictures where they should be padded."""
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.int32, name="x")])
+    def remainder(x):
+        return {"y": -x % 16}
+
+    import tf2onnx
+
+    model, _ = tf2onnx.convert.from_function(
+        remainder, remainder.input_signature, opset=17, custom_op_handlers={"FloorMod": (_floor_mod, [])}
+    )
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    x = np.arange(-40, 40, dtype=np.int32)
+    np.testing.assert_array_equal(session.run(["y"], {"x": x})[0], -x % 16)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_trained_in_mixed_precision_computes_in_float32(policy, tmp_path):
+    before = keras.config.dtype_policy()
+    try:
+        keras.config.set_dtype_policy(policy)
+        mixed = tiny_method("supervised")
+    finally:
+        keras.config.set_dtype_policy(before)
+    exact = tiny_method("supervised")
+    exact.set_weights(mixed.get_weights())
+    mixed.save(tmp_path / "model.keras")
+    loaded = as_float32(keras.saving.load_model(tmp_path / "model.keras", compile=False))
+    images_NHWC = pictures((1, 20, 31, 3)).astype(np.float32)
+    expected = np.asarray(exact(images_NHWC))
+    assert np.abs(np.asarray(mixed(images_NHWC), np.float32) - expected).max() > 1e-4
+    np.testing.assert_allclose(np.asarray(loaded(images_NHWC)), expected, atol=1e-5)
+    served = serving_function(loaded)(tf.cast(images_NHWC, tf.uint8))
+    np.testing.assert_allclose(served["confidence"], expected.max(-1), atol=1e-5)

@@ -1,0 +1,155 @@
+"""`python -m export.run`, by its command line."""
+
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from export import run as export_run
+from kerasseg.data import open_dataset
+from serving import cli
+from serving.artifact import open_artifact
+from serving.engine import Engine
+from serving.pictures import index_png, png
+from tests.export.conftest import CLASSES, PALETTE, tiny_method, write_run
+
+
+@pytest.fixture
+def export(capsys):
+    """Runs the command; returns exit status, last line of stdout, last line of stderr."""
+
+    def run(*args):
+        with pytest.raises(SystemExit) as exit:
+            cli.run(export_run.main, export_run.Config, "", [*map(str, args)])
+        captured = capsys.readouterr()
+        lines = captured.out.splitlines()
+        return exit.value.code, json.loads(lines[-1]) if lines else None, captured.err
+
+    return run
+
+
+@pytest.mark.parametrize("method", ["supervised", "mlmt"])
+def test_run_to_artifact_that_serves(method, runs, export, tmp_path):
+    run, out = runs[method], tmp_path / "models" / "scene"
+    status, result, stderr = export(run, "--out", out, "--parity-pictures", 3)
+    assert status == 0, stderr
+    assert result["artifact"] == str(out / "1")
+    artifact = open_artifact(out)
+    info = artifact.info
+    assert (info.name, info.version, info.precision) == ("scene", 1, "fp32")
+    assert (info.classes, info.palette) == (CLASSES, PALETTE)
+    assert info.evaluation == {"mIoU": 0.25, "protocol": {"name": "native"}}
+    assert info.provenance["run"]["seed"] == 3
+    assert (info.provenance["commit"], info.provenance["split_fingerprint"]) == ("abc", "def")
+    assert info.provenance["versions"]["keras"] == keras.__version__
+    assert info.parity["images"] == 3
+    assert set(info.parity["formats"]) == {"onnx", "saved_model"}
+    for report in info.parity["formats"].values():
+        assert report["passed"]
+        assert report["agreement_where_clear"] >= 0.999
+        assert report["largest_confidence_error"] < 1e-4
+        assert report["mIoU"] == pytest.approx(info.parity["mIoU"]["keras"], abs=1e-3)
+    image_HWC = open_dataset("shapes").load_image("val", open_dataset("shapes").image_names("val")[0])
+    outputs = Engine(artifact, "cpu").predict(image_HWC[None])
+    loaded = keras.saving.load_model(run / "model.keras")
+    probabilities_NHWK = np.asarray(loaded(image_HWC[None].astype(np.float32)))
+    np.testing.assert_array_equal(outputs["labels"], probabilities_NHWK.argmax(-1))
+    assert len(np.unique(outputs["labels"])) > 1
+    assert [child.name for child in out.iterdir()] == ["1"]
+
+
+def test_versions_are_never_overwritten(runs, export, tmp_path):
+    out = tmp_path / "scene"
+    (out / "4").mkdir(parents=True)
+    (out / "4" / "mine.txt").write_text("keep")
+    arguments = (runs["supervised"], "--out", out, "--parity-pictures", 1, "--formats", "onnx")
+    assert export(*arguments)[1]["artifact"] == str(out / "5")
+    assert export(*arguments)[1]["artifact"] == str(out / "6")
+    assert (out / "4" / "mine.txt").read_text() == "keep"
+    assert sorted(child.name for child in (out / "5").iterdir()) == ["model.json", "model.onnx"]
+
+
+def test_graph_that_differs_leaves_nothing_behind(runs, export, tmp_path, monkeypatch):
+    predict = Engine.predict
+    monkeypatch.setattr(
+        Engine,
+        "predict",
+        lambda self, images: (out := predict(self, images)) | {"labels": (out["labels"] + 1) % 3},
+    )
+    status, _, stderr = export(runs["supervised"], "--out", tmp_path / "new" / "scene", "--parity-pictures", 1)
+    assert status == 2
+    assert stderr.splitlines()[-1].startswith("error: the exported graph differs from the trained model")
+    assert "onnx: labels agree on" in stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_dataset_gone_examples_are_compared(export, tmp_path):
+    run = write_run(tmp_path / "run", tiny_method("supervised"), dataset=str(tmp_path / "moved"))
+    image_HWC = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    for name in ("a", "b"):
+        (run / "examples" / name).mkdir(parents=True)
+        (run / "examples" / name / "image.png").write_bytes(png(image_HWC))
+        (run / "examples" / name / "truth.png").write_bytes(index_png(image_HWC[..., 0] // 100, PALETTE))
+    status, _, stderr = export(run, "--out", tmp_path / "scene", "--formats", "onnx")
+    assert status == 0, stderr
+    assert "comparing on the run's 2 example pictures" in stderr
+    assert open_artifact(tmp_path / "scene").info.parity["images"] == 2
+    shutil.rmtree(run / "examples")
+    status, _, stderr = export(run, "--out", tmp_path / "scene", "--formats", "onnx")
+    assert status == 2
+    assert "no pictures to compare" in stderr
+    assert [child.name for child in (tmp_path / "scene").iterdir()] == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nothing", "--out", "m"], "nothing is no run folder"),
+        (["unfinished", "--out", "m"], "not finished (it has no model.keras and no result.json)"),
+        (["stopped", "--out", "m"], "not finished (config.json says so)"),
+        (["stopped", "--out", "m", "--precision", "fp8"], "--precision takes fp32; got fp8"),
+        (["stopped", "--out", "m", "--formats", "tflite"], "--formats takes onnx, saved_model; got tflite"),
+        (["stopped", "--out", "m", "--formats", "saved_model"], "--formats must name onnx"),
+        (["stopped", "--out", "m/3"], "names a version"),
+        (["stopped", "--out", "file"], "is a file"),
+        (["stopped", "--out", "models"], "holds scene, which is no model version"),
+        (["stopped", "--out", "m", "--parity-pictures", "0"], "--parity-pictures"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, said, export, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "scene" / "1").mkdir(parents=True)
+    (tmp_path / "file").write_text("")
+    for name in ("unfinished", "stopped"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"finished": False}))
+    (tmp_path / "stopped" / "model.keras").write_text("")
+    (tmp_path / "stopped" / "result.json").write_text("{}")
+    status, result, stderr = export(*arguments)
+    assert (status, result) == (2, None)
+    assert stderr.startswith("error: ")
+    assert len(stderr.splitlines()) == 1
+    assert said in stderr
+    assert not (tmp_path / "m").exists()
+
+
+def test_exported_model_segments_a_folder(runs, export, tmp_path):
+    """From run folder to segmented pictures."""
+    from serving import batch
+
+    assert export(runs["mlmt"], "--out", tmp_path / "scene", "--formats", "onnx", "--parity-pictures", 1)[0] == 0
+    (tmp_path / "photos").mkdir()
+    image_HWC = np.random.default_rng(0).integers(0, 256, (31, 45, 3), np.uint8)
+    (tmp_path / "photos" / "a.png").write_bytes(png(image_HWC))
+    with pytest.raises(SystemExit) as exit:
+        arguments = [str(tmp_path / name) for name in ("scene", "photos", "out")]
+        cli.run(batch.main, batch.Config, "", [*arguments, "--provider", "cpu"])
+    assert exit.value.code == 0
+    loaded = keras.saving.load_model(runs["mlmt"] / "model.keras")
+    with Image.open(tmp_path / "out" / "labels" / "a.png") as written:
+        np.testing.assert_array_equal(
+            np.asarray(written), np.asarray(loaded(image_HWC[None].astype(np.float32)))[0].argmax(-1)
+        )

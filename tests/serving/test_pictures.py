@@ -1,0 +1,197 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image
+
+from serving.pictures import (
+    IGNORE_COLOR,
+    colorize,
+    index_png,
+    load_labels,
+    load_picture,
+    overlay,
+    png,
+    write_atomically,
+)
+
+PALETTE = [(10, 20, 30), (200, 100, 50), (0, 255, 0)]
+
+
+def encoded(picture, format="PNG", **options):
+    buffer = io.BytesIO()
+    picture.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def random_picture(height=5, width=7, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+@settings(deadline=None)
+@given(
+    arrays.arrays(np.uint8, arrays.array_shapes(min_dims=2, max_dims=2, max_side=20)),
+    st.lists(st.tuples(*[st.integers(0, 255)] * 3), max_size=256),
+)
+def test_index_png_keeps_labels(labels_HW, palette):
+    picture = Image.open(io.BytesIO(index_png(labels_HW, palette)))
+    assert picture.mode == "P"
+    np.testing.assert_array_equal(np.asarray(picture), labels_HW)
+    np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), colorize(labels_HW, palette))
+
+
+def test_colors_of_labels():
+    colors = colorize(np.array([[0, 2], [7, 255]], np.int32), PALETTE)
+    assert colors.tolist() == [[[10, 20, 30], [0, 255, 0]], [[0, 0, 0], list(IGNORE_COLOR)]]
+
+
+@pytest.mark.parametrize("labels", [[[-1]], [[256]]])
+def test_labels_that_do_not_fit_a_byte_are_refused(labels):
+    with pytest.raises(ValueError, match="0..255"):
+        index_png(np.array(labels, np.int32), PALETTE)
+
+
+@settings(deadline=None)
+@given(arrays.arrays(np.uint8, (4, 6, 3)), st.floats(0, 1))
+def test_overlay_blends_and_leaves_ignored_pixels(image_HWC, opacity):
+    labels_HW = np.array([[0, 1, 2, 255, 0, 1]] * 4, np.uint8)
+    blended = overlay(image_HWC, labels_HW, PALETTE, opacity).astype(float)
+    expected = (1 - opacity) * image_HWC + opacity * colorize(labels_HW, PALETTE)
+    seen = labels_HW != 255
+    assert np.abs(blended - expected)[seen].max() <= 1
+    np.testing.assert_array_equal(blended[~seen], image_HWC[~seen])
+
+
+def test_overlay_of_another_size_is_refused():
+    with pytest.raises(ValueError, match="differ in size"):
+        overlay(random_picture(), np.zeros((7, 5), np.uint8), PALETTE)
+
+
+def test_png_round_trip_from_file_and_bytes(tmp_path):
+    image_HWC = random_picture()
+    (tmp_path / "a.png").write_bytes(png(image_HWC))
+    np.testing.assert_array_equal(load_picture(tmp_path / "a.png"), image_HWC)
+    np.testing.assert_array_equal(load_picture(png(image_HWC)), image_HWC)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(orientation):
+    stored = random_picture()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    # By the EXIF standard: what has to be done to the stored rows and columns to see the scene upright.
+    upright = {
+        1: stored,
+        2: stored[:, ::-1],
+        3: stored[::-1, ::-1],
+        4: stored[::-1],
+        5: stored.swapaxes(0, 1),
+        6: np.rot90(stored, -1),
+        7: np.rot90(stored, 2).swapaxes(0, 1),
+        8: np.rot90(stored, 1),
+    }[orientation]
+    loaded = load_picture(encoded(Image.fromarray(stored), "PNG", exif=exif))
+    np.testing.assert_array_equal(loaded, upright)
+
+
+def test_every_mode_becomes_rgb():
+    image_HWC = random_picture()
+    picture = Image.fromarray(image_HWC)
+    grey_HW = np.asarray(picture.convert("L"))
+    as_grey = np.repeat(grey_HW[..., None], 3, -1)
+    alpha = Image.fromarray(random_picture(seed=1)[..., 0])
+    transparent = picture.copy()
+    transparent.putalpha(alpha)
+    palette = picture.quantize(16)
+    black_and_white = grey_HW > 127
+    cmyk = Image.merge("CMYK", [Image.new("L", (7, 5), value) for value in (255, 0, 0, 0)])
+    cases = {
+        "grey": (encoded(Image.fromarray(grey_HW)), as_grey),
+        "16-bit grey": (encoded(Image.fromarray(grey_HW.astype(np.uint16) * 256 + 99)), as_grey),
+        "transparent": (encoded(transparent), image_HWC),
+        "palette": (encoded(palette), np.asarray(palette.convert("RGB"))),
+        "transparent palette": (encoded(palette, transparency=3), np.asarray(palette.convert("RGB"))),
+        "1 bit": (
+            encoded(Image.fromarray(black_and_white)),
+            np.repeat(black_and_white[..., None], 3, -1) * 255,
+        ),
+        "CMYK": (encoded(cmyk, "TIFF"), np.full((5, 7, 3), (0, 255, 255))),
+        "animation": (
+            encoded(Image.new("L", (7, 5), 40), "GIF", save_all=True, append_images=[Image.new("L", (7, 5), 90)]),
+            np.full((5, 7, 3), 40),
+        ),
+    }
+    for name, (contents, expected) in cases.items():
+        np.testing.assert_array_equal(load_picture(contents), expected, err_msg=name)
+
+
+def test_32_bit_pictures_are_refused():
+    with pytest.raises(ValueError, match="32 bits"):
+        load_picture(encoded(Image.fromarray(np.ones((3, 3), np.float32)), "TIFF"))
+
+
+@pytest.mark.parametrize("kept", [0, 1, 10, 60, 200, -1])
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_broken_files_are_named(tmp_path, format, kept):
+    contents = encoded(Image.fromarray(random_picture(64, 64)), format)
+    path = tmp_path / f"broken.{format}"
+    path.write_bytes(contents[: kept if kept >= 0 else len(contents) // 2])
+    with pytest.raises(ValueError, match="broken"):
+        load_picture(path)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=200))
+def test_any_bytes_give_a_picture_or_a_value_error(contents):
+    for start in (b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"II*\x00"):
+        try:
+            load_picture(start + contents)
+        except ValueError:
+            continue
+
+
+def test_decompression_bomb_is_refused_unread():
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    with pytest.raises(ValueError, match="x.png"):
+        load_picture(bomb, name="x.png")
+    with pytest.raises(ValueError, match="7x5 pixels, at most 34"):
+        load_picture(png(random_picture()), max_pixels=34)
+
+
+def test_missing_file_is_an_os_error(tmp_path):
+    with pytest.raises(OSError, match="nothing.png"):
+        load_picture(tmp_path / "nothing.png")
+
+
+def test_label_maps_are_read_back_or_refused(tmp_path):
+    labels_HW = np.array([[0, 1], [2, 255]], np.uint8)
+    (tmp_path / "index.png").write_bytes(index_png(labels_HW, PALETTE))
+    (tmp_path / "grey.png").write_bytes(png(labels_HW))
+    (tmp_path / "rgb.png").write_bytes(png(random_picture()))
+    (tmp_path / "text.png").write_text("no picture")
+    np.testing.assert_array_equal(load_labels(tmp_path / "index.png"), labels_HW)
+    np.testing.assert_array_equal(load_labels(tmp_path / "grey.png"), labels_HW)
+    for name in ("rgb.png", "text.png"):
+        with pytest.raises(ValueError, match=name):
+            load_labels(tmp_path / name)
+
+
+def test_write_atomically(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    write_atomically(path, b"one")
+    write_atomically(path, b"two")
+    assert path.read_bytes() == b"two"
+    monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError("disk gone")))
+    with pytest.raises(OSError, match="disk gone"):
+        write_atomically(path, b"three")
+    assert [child.name for child in tmp_path.iterdir()] == ["a.txt"]
+    assert path.read_bytes() == b"two"
