@@ -1,0 +1,159 @@
+"""`python -m benchmarks.camvid`: supervised, s4gan and mlmt on CamVid with 12 labelled frames, on two CPU cores.
+
+Trains every method with every seed, evaluates on val at native size, and writes the table. Finished runs are kept and
+unfinished ones are resumed, so it can be stopped and started. mlmt adds its classifier to the s4gan run of the same
+seed: the two branches are trained separately in the paper too.
+"""
+
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from serving import cli
+from serving.pictures import write_atomically
+
+METHODS = ("supervised", "s4gan", "mlmt")
+
+
+@dataclass(frozen=True)
+class CamVidConfig:
+    """Where the data are and what to run."""
+
+    dataset: Path
+    """CamVid as a dataset folder: 367 train and 101 val frames, 480x360, 11 classes."""
+    weights: Path
+    """MobileNetV2 trained on ImageNet (alpha 1.0, no top), as keras.applications loads it."""
+    runs: Path = Path("runs/camvid")
+    """Where the run folders go."""
+    results: Path = Path("benchmarks/results/camvid.md")
+    """The table is written between the markers of this file."""
+    labeled: int = 12
+    """Labelled frames."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Each decides a labelled subset, the initial weights and the batches."""
+    steps: int = 1500
+    """Of the segmenter's training."""
+    classifier_steps: int = 750
+    """Of mlmt's classifier."""
+    jobs: int = 2
+    """Runs at a time, each with its share of the cores."""
+
+
+def flags(config: CamVidConfig, method: str, seed: int) -> list[str]:
+    """The command line of one run, less --dataset, --weights and --out."""
+    own = ["--method", method, "--labeled", str(config.labeled), "--seed", str(seed)]
+    if method == "mlmt":
+        return [
+            *own,
+            "--steps",
+            str(config.classifier_steps),
+            "--branch-run",
+            str(folder(config, "s4gan", seed)),
+        ]
+    return [*own, "--steps", str(config.steps)]
+
+
+def folder(config: CamVidConfig, method: str, seed: int) -> Path:
+    return config.runs / f"{method}_{config.labeled}_seed{seed}"
+
+
+def train(config: CamVidConfig, method: str, seed: int, cores: list[int]) -> None:
+    """Trains one run to its end on the given cores, going on from its checkpoint where there is one."""
+    out = folder(config, method, seed)
+    if (out / "result.json").exists():
+        return
+    resume = ["--resume"] if any((out / "checkpoints").glob("*.index")) else []
+    if not resume and (out / "config.json").exists():
+        (out / "config.json").unlink()  # stopped before its first checkpoint
+    command = [sys.executable, "-m", "training.run", *flags(config, method, seed)]
+    command += [
+        "--dataset",
+        str(config.dataset),
+        "--weights",
+        str(config.weights),
+        "--out",
+        str(out),
+        *resume,
+    ]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.with_suffix(".log").open("a") as log:
+        subprocess.run(command, check=True, stdout=log, stderr=log, preexec_fn=lambda: os.sched_setaffinity(0, cores))
+
+
+def main(config: CamVidConfig) -> dict:
+    cores = sorted(os.sched_getaffinity(0))
+    share = max(1, len(cores) // config.jobs)
+    free = [cores[i * share : (i + 1) * share] for i in range(config.jobs)]
+
+    def work(task: tuple[str, int]) -> None:
+        mine = free.pop()
+        try:
+            train(config, *task, mine)
+        finally:
+            free.append(mine)
+
+    with ThreadPoolExecutor(config.jobs) as pool:
+        list(pool.map(work, [(method, seed) for seed in config.seeds for method in ("s4gan", "supervised")]))
+        list(pool.map(work, [("mlmt", seed) for seed in config.seeds]))
+    results = {
+        method: [json.loads((folder(config, method, seed) / "result.json").read_text()) for seed in config.seeds]
+        for method in METHODS
+    }
+    text = table(config, results)
+    before, _, rest = (
+        config.results.read_text().partition("<!-- table -->\n") if config.results.exists() else ("", "", "")
+    )
+    after = rest.partition("<!-- end of table -->\n")[2]
+    marked = f"{before}<!-- table -->\n{text}<!-- end of table -->\n{after}"
+    write_atomically(config.results, marked.encode())
+    return {method: statistics.mean(result["mIoU"] for result in rows) for method, rows in results.items()}
+
+
+def table(config: CamVidConfig, results: dict[str, list[dict]]) -> str:
+    """Markdown: mIoU by seed, mean and deviation, difference to supervised paired by seed; then the commands."""
+    rows = {name: [100 * result["mIoU"] for result in results[name]] for name in ("supervised", "s4gan")}
+    rows["mlmt (gate on)"] = [100 * result["mIoU"] for result in results["mlmt"]]
+    rows["mlmt (gate off)"] = [100 * result["without_gate"]["mIoU"] for result in results["mlmt"]]
+    seeds = " | ".join(f"seed {seed}" for seed in config.seeds)
+    lines = [
+        f"{date.today()}, {platform.machine()}, {len(os.sched_getaffinity(0))} CPU cores, "
+        f"{config.jobs} runs at a time.",
+        "",
+        f"| mIoU on val, % | {seeds} | mean | deviation | to supervised, by seed | seconds a run |",
+        "| --- |" + " ---: |" * (len(config.seeds) + 4),
+    ]
+    for name, values in rows.items():
+        gains = [value - base for value, base in zip(values, rows["supervised"], strict=True)]
+        seconds = statistics.mean(result["seconds"] for result in results[name.split()[0]])
+        lines.append(
+            f"| {name} | {' | '.join(f'{value:.1f}' for value in values)} | {statistics.mean(values):.1f} | "
+            f"{statistics.stdev(values) if len(values) > 1 else 0:.1f} | "
+            f"{' '.join(f'{gain:+.1f}' for gain in gains)} (mean {statistics.mean(gains):+.1f}) | {seconds:.0f} |"
+        )
+    lines += ["", "```bash"]
+    for method in METHODS:
+        command = ["python", "-m", "training.run", *flags(config, method, config.seeds[0])]
+        command += [
+            "--dataset",
+            "CAMVID",
+            "--weights",
+            "WEIGHTS",
+            "--out",
+            str(folder(config, method, config.seeds[0])),
+        ]
+        lines.append(shlex.join(command))
+    others = ", ".join(str(seed) for seed in config.seeds[1:])
+    lines += ["```", "", f"and the same with seeds {others}." if others else "", ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    cli.run(main, CamVidConfig, __doc__ or "")

@@ -1,0 +1,42 @@
+"""The notebook runs from top to bottom, and lies in the repository without outputs."""
+
+from pathlib import Path
+
+import keras
+import nbformat
+import numpy as np
+import pytest
+
+NOTEBOOK = Path(__file__).parent.parent / "examples" / "quickstart.ipynb"
+
+
+@pytest.fixture
+def notebook():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    return notebook
+
+
+def test_no_outputs(notebook):
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert (cell.outputs, cell.execution_count) == ([], None)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(notebook, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KERASSEG_QUICKSTART_STEPS", "4")
+    names = {}
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            exec(compile(cell.source, cell.id, "exec"), names)
+
+    # One batch in each of four epochs; every term of both branches is there, and a number.
+    history = names["history"].history
+    assert {"L_S", "L_ce", "L_fm", "L_st", "L_D", "L_cls", "L_cons"} <= history.keys()
+    assert all(len(values) == 4 and all(abs(value) < 1e6 for value in values) for values in history.values())
+    assert 0 < names["scores"]["mIoU"] < 1
+    reopened = keras.saving.load_model(tmp_path / "quickstart.keras")
+    again = reopened.predict(names["images"].astype("float32"), verbose=0)
+    np.testing.assert_allclose(again, names["probabilities"], atol=1e-5)
