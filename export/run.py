@@ -13,6 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+# isort: off
+import kerasseg  # noqa: F401 (first: it starts TensorFlow quietly, and registers what model.keras is made of)
+
+# isort: on
 import keras
 import numpy as np
 import onnx
@@ -21,7 +25,6 @@ import tensorflow as tf
 import tf2onnx
 import tyro
 
-import kerasseg  # noqa: F401  registers the classes that model.keras is made of
 from export.graph import (
     INPUTS,
     OPSET,

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+# isort: off
+import kerasseg  # noqa: F401 (first: it starts TensorFlow quietly)
+
+# isort: on
 import keras
 import tyro
 
-import kerasseg  # noqa: F401 (first: it starts TensorFlow quietly)  # isort: split
 from kerasseg.data import open_dataset
 from serving import cli
 from training.evaluation import evaluate

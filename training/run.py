@@ -13,10 +13,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+# isort: off
+import kerasseg  # noqa: F401 (first: it starts TensorFlow quietly)
+
+# isort: on
 import keras
 import tensorflow as tf
 
-import kerasseg  # noqa: F401 (first: it starts TensorFlow quietly)  # isort: split
 from kerasseg.data import Dataset, Split, make_split, open_dataset, train_dataset
 from kerasseg.data.check import require_sound
 from kerasseg.methods import Method

@@ -22,7 +22,9 @@ def build_image_discriminator(num_classes: int, dropout: float = 0.5, dropout_af
     x = keras.layers.Concatenate(name="join")([segmentation, pixels])
     for index, filters in enumerate((64, 128, 256, 512), start=1):
         x = keras.layers.Conv2D(filters, 4, strides=2, padding="same", name=f"conv{index}")(x)
-        x = keras.layers.LeakyReLU(0.2, name=f"leaky{index}")(x)
+        # Leaky ReLU of slope 0.2. TensorFlow's graph optimiser trips over the gradient of its own and gives up on the
+        # whole graph.
+        x = keras.ops.maximum(x, 0.2 * x)
         if index < 4 or dropout_after_last:
             x = keras.layers.SpatialDropout2D(dropout, name=f"dropout{index}")(x)
     features = keras.layers.GlobalAveragePooling2D(dtype="float32", name="features")(x)

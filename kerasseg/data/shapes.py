@@ -1,9 +1,9 @@
 """The built-in dataset: procedural scenes of six shapes, drawn from a seed, nothing on disk.
 
 What makes it a small model of the real task: colour tells a pair of classes at most, only the outline tells which of
-the two (disc or ring, square or triangle, star or cross); texture tells nothing; shapes hide each other; light, shadows,
-noise and clutter of any colour get in the way; and each scene has its own one to three classes, so knowing which are in
-the picture helps to tell what a half-hidden outline is.
+the two (disc or ring, square or triangle, star or cross); texture tells nothing; shapes hide each other; light,
+shadows, noise and clutter of any colour get in the way; and each scene has its own one to three classes, so knowing
+which are in the picture helps to tell what a half-hidden outline is.
 
 Legend: H, W size of a scene; x, y pixel coordinates; colours and brightness 0..1.
 """
