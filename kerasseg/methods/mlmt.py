@@ -54,6 +54,7 @@ class MLMTConfig(MethodConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        object.__setattr__(self, "min_pixels", tuple(self.min_pixels))  # a list, where it comes out of a file
         require(0 <= self.tau < 1, f"tau is a probability in 0..1 (below 1); got {self.tau}")
         require(self.lambda_cons >= 0, f"lambda_cons must be 0 or more; got {self.lambda_cons}")
         require(0 <= self.ema_decay < 1, f"ema_decay must be in 0..1 (below 1); got {self.ema_decay}")
@@ -112,12 +113,14 @@ class MLMT(Method):
         # "Different small perturbations": both are flipped, and the student sees other colours and a softer picture.
         # The reference code's 0.4 of brightness, contrast and saturation and 0.1 of hue in Keras' units: brightness
         # is added, not multiplied (0.4 of a middle grey is 0.2), saturation s is given as s / (1 + s), hue is halved.
-        self.flip = keras.layers.RandomFlip("horizontal", name="flip")
+        self.flip = keras.layers.RandomFlip("horizontal", dtype="float32", name="flip")
         self.jitter = keras.Sequential(
             [
-                keras.layers.RandomFlip("horizontal"),
-                keras.layers.RandomColorJitter((0, 255), 0.2, 0.4, (0.6 / 1.6, 1.4 / 2.4), 0.2),
-                keras.layers.RandomGaussianBlur(0.5, kernel_size=5, sigma=(0.1, 2.0), value_range=(0, 255)),
+                keras.layers.RandomFlip("horizontal", dtype="float32"),
+                keras.layers.RandomColorJitter((0, 255), 0.2, 0.4, (0.6 / 1.6, 1.4 / 2.4), 0.2, dtype="float32"),
+                keras.layers.RandomGaussianBlur(
+                    0.5, kernel_size=5, sigma=(0.1, 2.0), value_range=(0, 255), dtype="float32"
+                ),
             ],
             name="jitter",
         )

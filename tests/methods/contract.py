@@ -30,23 +30,18 @@ class MethodContract:
         batch = tiny.batch(np.random.default_rng(1), size=2, height=40, width=48)
         return tf.data.Dataset.from_tensors(batch).repeat()
 
-    @pytest.mark.slow
     @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
-    def test_fit_lowers_the_supervised_loss(self, deeplab_of, data, precision):
+    def test_fit_lowers_the_supervised_loss(self, data, precision):
         keras.config.set_dtype_policy(precision)
-        method = self.make(deeplab_of())
-        method.compile()
-        history = [
-            method.fit(data, steps_per_epoch=4, epochs=1, shuffle=False, verbose=0).history["L_ce"][-1]
-            for _ in range(2)
+        method = self.make(tiny.segmenter())
+        method.compile({"segmenter": keras.optimizers.SGD(0.5)})
+        losses = [
+            method.fit(data, steps_per_epoch=5, epochs=1, shuffle=False, verbose=0).history["L_ce"][-1]
+            for _ in range(3)
         ]
-        assert np.isfinite(history).all()
-        assert history[1] < history[0]
+        assert np.isfinite(losses).all()
+        assert losses[2] < losses[1] < losses[0]
         assert method(np.zeros((1, 16, 16, 3), np.float32)).dtype == tf.float32
-
-    @pytest.fixture
-    def deeplab_of(self):
-        return lambda: build_segmenter("deeplab_v2", backbone="mobilenet_v2", num_classes=tiny.K, weights="none")
 
     @pytest.mark.slow
     def test_a_saved_model_gives_the_same_probabilities_without_custom_objects(self, deeplab, data, tmp_path):

@@ -13,7 +13,9 @@ def segmenter(classes: int = K) -> keras.Model:
     image = keras.Input((None, None, 3))
     x = keras.layers.Rescaling(1 / 255)(image)
     x = keras.layers.Dense(HIDDEN, activation="relu", use_bias=False, name="w1")(x)
-    return keras.Model(image, keras.layers.Dense(classes, use_bias=False, name="w2")(x), name="segmenter")
+    return keras.Model(
+        image, keras.layers.Dense(classes, use_bias=False, dtype="float32", name="w2")(x), name="segmenter"
+    )
 
 
 def discriminator(classes: int = K) -> keras.Model:
@@ -21,8 +23,8 @@ def discriminator(classes: int = K) -> keras.Model:
     segmentation, image = keras.Input((None, None, classes)), keras.Input((None, None, 3))
     x = keras.layers.Concatenate()([segmentation, keras.layers.Rescaling(1 / 255)(image)])
     x = keras.layers.Dense(5, use_bias=False, name="u")(x)
-    features = keras.layers.GlobalAveragePooling2D()(x)
-    logit = keras.layers.Dense(1, use_bias=False, name="v")(features)
+    features = keras.layers.GlobalAveragePooling2D(dtype="float32")(x)
+    logit = keras.layers.Dense(1, use_bias=False, dtype="float32", name="v")(features)
     return keras.Model([segmentation, image], [features, logit], name="discriminator")
 
 
@@ -33,7 +35,7 @@ def classifier(classes: int = K, name: str = "student") -> keras.Model:
     x = keras.layers.Dense(HIDDEN, use_bias=False, name="w")(x)
     x = keras.layers.BatchNormalization(momentum=0.5, name="bn")(x)
     x = keras.layers.GlobalAveragePooling2D()(x)
-    return keras.Model(image, keras.layers.Dense(classes, use_bias=False, name="v")(x), name=name)
+    return keras.Model(image, keras.layers.Dense(classes, use_bias=False, dtype="float32", name="v")(x), name=name)
 
 
 def batch(rng: np.random.Generator, size: int = 2, height: int = 4, width: int = 5):
