@@ -43,7 +43,7 @@ class CamVidConfig:
     """Of the segmenter's training."""
     classifier_steps: int = 750
     """Of mlmt's classifier."""
-    jobs: int = 2
+    jobs: int = 1
     """Runs at a time, each with its share of the cores."""
 
 
@@ -62,7 +62,8 @@ def flags(config: CamVidConfig, method: str, seed: int) -> list[str]:
 
 
 def folder(config: CamVidConfig, method: str, seed: int) -> Path:
-    return config.runs / f"{method}_{config.labeled}_seed{seed}"
+    steps = config.classifier_steps if method == "mlmt" else config.steps
+    return config.runs / f"{method}_{config.labeled}_{steps}steps_seed{seed}"
 
 
 def train(config: CamVidConfig, method: str, seed: int, cores: list[int]) -> None:
@@ -70,9 +71,7 @@ def train(config: CamVidConfig, method: str, seed: int, cores: list[int]) -> Non
     out = folder(config, method, seed)
     if (out / "result.json").exists():
         return
-    resume = ["--resume"] if any((out / "checkpoints").glob("*.index")) else []
-    if not resume and (out / "config.json").exists():
-        (out / "config.json").unlink()  # stopped before its first checkpoint
+    resume = ["--resume"] if (out / "config.json").exists() else []
     command = [sys.executable, "-m", "training.run", *flags(config, method, seed)]
     command += [
         "--dataset",
@@ -85,13 +84,17 @@ def train(config: CamVidConfig, method: str, seed: int, cores: list[int]) -> Non
     ]
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.with_suffix(".log").open("a") as log:
-        subprocess.run(command, check=True, stdout=log, stderr=log, preexec_fn=lambda: os.sched_setaffinity(0, cores))
+        status = subprocess.run(command, stdout=log, stderr=log, preexec_fn=lambda: os.sched_setaffinity(0, cores))
+    if status.returncode:
+        raise ValueError(f"a run ended with exit status {status.returncode}: see {log.name}")
 
 
 def main(config: CamVidConfig) -> dict:
+    config.results.parent.mkdir(parents=True, exist_ok=True)
     cores = sorted(os.sched_getaffinity(0))
-    share = max(1, len(cores) // config.jobs)
-    free = [cores[i * share : (i + 1) * share] for i in range(config.jobs)]
+    jobs = min(config.jobs, len(cores))
+    share = len(cores) // jobs
+    free = [cores[i * share : (i + 1) * share] for i in range(jobs)]
 
     def work(task: tuple[str, int]) -> None:
         mine = free.pop()
@@ -100,7 +103,7 @@ def main(config: CamVidConfig) -> dict:
         finally:
             free.append(mine)
 
-    with ThreadPoolExecutor(config.jobs) as pool:
+    with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(work, [(method, seed) for seed in config.seeds for method in ("s4gan", "supervised")]))
         list(pool.map(work, [("mlmt", seed) for seed in config.seeds]))
     results = {

@@ -6,6 +6,7 @@ It lives in `serving` because that room has the fewest dependencies: a serving i
 import contextlib
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -31,12 +32,18 @@ def run(
         args: the command line; `sys.argv` when None.
         default: an instance of `config` that holds the defaults, in place of the class's own.
 
-    Exit status: 0; 2 for a user's mistake (`ValueError`, `OSError`), told in one line on stderr.
+    Exit status: 0; 2 for a user's mistake (`ValueError`, `OSError`), told in one line on stderr, or by its traceback
+    where the environment variable KERASSEG_TRACEBACK is set; 130 for Ctrl-C.
     """
     try:
         result = main(_parse(config, description, args, default))
     except (ValueError, OSError) as error:
+        if os.environ.get("KERASSEG_TRACEBACK"):
+            raise
         fail(error)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr, flush=True)
+        sys.exit(130)
     result = dict(result or {})
     status = result.pop("exit_status", 0)
     print(json.dumps(result), flush=True)

@@ -38,8 +38,8 @@ class StopAtNonFinite(StepCallback):
         for name, value in logs.items():
             if not math.isfinite(value):
                 raise ValueError(
-                    f"{name} became {float(value)} at step {self.step}: the last checkpoint is from before; lower "
-                    "--learning-rate, or use --precision float32"
+                    f"{name} became {float(value)} at step {self.step}: lower --learning-rate (with mixed_float16 try "
+                    "mixed_bfloat16); --resume goes on from the last checkpoint"
                 )
 
 
@@ -138,17 +138,22 @@ class Evaluation(StepCallback):
     """Scores and picture panels on held-out images every so many steps.
 
     Args:
-        evaluate: returns the scores for the log and the panels (N,H,W,3) for TensorBoard.
+        evaluate: returns the result, scores of it for the log, and panels (N,H,W,3) for TensorBoard.
     """
 
-    def __init__(self, start_step: int, every: int, log: MetricsLog, evaluate: Callable[[], tuple[dict, np.ndarray]]):
+    def __init__(
+        self, start_step: int, every: int, log: MetricsLog, evaluate: Callable[[], tuple[dict, dict, np.ndarray]]
+    ):
         super().__init__(start_step)
         self.every, self.log, self.evaluate = every, log, evaluate
+        self.latest: tuple[int, dict] | None = None
+        """Step and result of the last evaluation."""
 
     def after_step(self, logs):
         if self.step % self.every:
             return
-        values, panels = self.evaluate()
+        result, values, panels = self.evaluate()
+        self.latest = self.step, result
         self.log.note(values)
         with self.log.writer.as_default(step=self.step):
             tf.summary.image("image, truth, prediction, critic's score", panels, max_outputs=len(panels))

@@ -32,14 +32,14 @@ class Checkpoints:
         self.manager.save()
 
     def restore(self) -> int:
-        """Brings the last state back and returns its step.
+        """Brings the last state back and returns its step; 0 where a run was stopped before its first checkpoint.
 
         Raises:
-            ValueError: there is none, or it belongs to other networks.
+            ValueError: it belongs to other networks.
         """
         latest = self.manager.latest_checkpoint
         if not latest:
-            raise ValueError(f"{self.manager.directory} holds no checkpoint to resume from; start without --resume")
+            return 0
         try:
             self.checkpoint.restore(latest).assert_existing_objects_matched()
         except (AssertionError, ValueError) as error:

@@ -43,7 +43,7 @@ class RunConfig:
     output_stride: int = 16
     """Of the backbone: 16, or 8 for finer and slower."""
     head_channels: int | None = None
-    """Width of deeplab_v3plus' head; None for the paper's 256."""
+    """Width of deeplab_v3plus' head; None for the paper's 256. deeplab_v2's head has no width."""
     weights: str = "imagenet"
     """Of the backbone: imagenet (Keras' own, from its cache or the network), none, or the path of a weights file."""
 
@@ -62,9 +62,9 @@ class RunConfig:
     unlabeled_batch_size: int | None = None
     """Unlabelled images in a step; None for as many as labelled ones."""
     steps: int | None = None
-    """Training steps; None for the method's own number."""
+    """Training steps, in place of the method's --METHOD.steps."""
     learning_rate: float | None = None
-    """Initial learning rate of the segmenter; None for the method's own."""
+    """Initial learning rate of the segmenter, in place of --METHOD.learning-rate."""
 
     branch_run: Path | None = None
     """For mlmt: the finished run whose segmenter gets a classifier; the segmenter is left as it is."""
@@ -94,8 +94,8 @@ class RunConfig:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1; got {getattr(self, name)}")
         if self.unlabeled_batch_size is not None and self.unlabeled_batch_size < 1:
             raise ValueError(f"--unlabeled-batch-size must be at least 1; got {self.unlabeled_batch_size}")
-        if self.head_channels is not None and self.segmenter != "deeplab_v3plus":
-            raise ValueError(f"--head-channels is the width of deeplab_v3plus' head; {self.segmenter} has none")
+        if self.output_stride not in (8, 16):
+            raise ValueError(f"--output-stride must be 8 or 16; got {self.output_stride}")
         _ = self.augmentation  # checks its fields
 
     @property
@@ -111,13 +111,14 @@ class RunConfig:
     @property
     def method_fields(self) -> dict[str, dict[str, Any]]:
         """Fields by registry name: the flags --METHOD.FIELD, with --steps and --learning-rate put in."""
-        fields = {}
-        for name, group in self.groups.items():
-            known = {entry.name for entry in dataclasses.fields(group)}
-            shared: dict[str, Any] = {"steps": self.steps, "learning_rate": self.learning_rate}
-            given = {key: value for key, value in shared.items() if value is not None and key in known}
-            fields[name] = dataclasses.asdict(dataclasses.replace(group, **given))
-        return fields
+        groups = {name: (type(group), dataclasses.asdict(group)) for name, group in self.groups.items()}
+        return {name: fields | self.shared(group) for name, (group, fields) in groups.items()}
+
+    def shared(self, group: type[MethodConfig]) -> dict[str, Any]:
+        """--steps and --learning-rate where they are given and the group has such a field."""
+        known = {entry.name for entry in dataclasses.fields(group)}
+        values = {"steps": self.steps, "learning_rate": self.learning_rate}
+        return {key: value for key, value in values.items() if value is not None and key in known}
 
     groups: ClassVar[dict[str, MethodConfig]] = {}
     """The method configurations by registry name; `with_groups` makes them fields."""
@@ -126,10 +127,8 @@ class RunConfig:
     def folder(self) -> Path:
         if self.out is not None:
             return self.out
-        dataset, labeled = (
-            Path(text).stem if "." in text else Path(text).name for text in (self.dataset, self.labeled)
-        )
-        labeled = self.labeled.replace("/", "-") if not Path(self.labeled).is_file() else labeled
+        dataset = Path(self.dataset).resolve().name
+        labeled = Path(self.labeled).stem if Path(self.labeled).is_file() else self.labeled.replace("/", "-")
         return Path("runs") / f"{dataset}_{self.method}_{labeled}_seed{self.seed}"
 
 
@@ -148,5 +147,8 @@ def with_groups(config: RunConfig, fields: dict[str, dict[str, Any]]) -> RunConf
         kw_only=True,
         namespace={"groups": property(lambda self: {name: getattr(self, name) for name in classes})},
     )
+    # A recipe's steps and learning rate become the groups' defaults, which --steps and --learning-rate override.
     values = {entry.name: getattr(config, entry.name) for entry in dataclasses.fields(RunConfig)}
-    return extended(**values, **{name: group(**fields.get(name, {})) for name, group in classes.items()})
+    values |= {"steps": None, "learning_rate": None}
+    groups = {name: group(**config.shared(group) | fields.get(name, {})) for name, group in classes.items()}
+    return extended(**values, **groups)

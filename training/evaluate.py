@@ -13,6 +13,7 @@ import keras
 import tyro
 
 from kerasseg.data import open_dataset
+from kerasseg.data.check import require_sound
 from serving import cli
 from training.evaluation import evaluate
 
@@ -36,6 +37,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         )
     settings = json.loads((config.run / "config.json").read_text())
     dataset = open_dataset(config.dataset or settings["dataset"])
+    require_sound(dataset)
     if dataset.classes != tuple(settings["classes"]):
         raise ValueError(
             f"{dataset.name} has the classes {', '.join(dataset.classes)}; the run was trained on "

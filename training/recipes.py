@@ -23,7 +23,7 @@ def shapes(method: str) -> Recipe:
         head_channels=64,
         weights="none",
         crop=(96, 128),
-        scale=(0.75, 1.5),
+        scale=(1.0, 1.5),  # never smaller than the crop: padding would tell predictions from masks
         batch_size=8,
         steps=1200,
         learning_rate=0.02,

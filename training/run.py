@@ -56,6 +56,7 @@ def train(config: RunConfig) -> dict[str, Any]:
     """
     prepare_backend(config)
     folder = config.folder
+    check_folder(config)
     dataset = open_dataset(config.dataset)
     split = open_split(config, dataset)
     for warning in require_sound(dataset, split):
@@ -63,7 +64,7 @@ def train(config: RunConfig) -> dict[str, Any]:
     with strategy(config).scope():
         method = build_method(config, dataset, split)
         method.compile()
-    settings = open_folder(config, dataset, split)
+    settings = open_folder(config, method, dataset, split)
     steps = method.config.steps
     checkpoints = Checkpoints(folder / "checkpoints", method)
     start_step = checkpoints.restore() if config.resume else 0
@@ -84,11 +85,12 @@ def train(config: RunConfig) -> dict[str, Any]:
     log = MetricsLog(folder, start_step, config.log_every, images_per_step, method.main_optimizer)
     examples = Examples(method, dataset, "val", PANELS)
 
-    def look() -> tuple[dict, Any]:
+    def look() -> tuple[dict, dict, Any]:
         result = evaluate(method, dataset)
         others = {f"val_mIoU_{name}": result[name]["mIoU"] for name in method.variants if name}
-        return {"val_mIoU": result["mIoU"]} | others, examples.panels()
+        return result, {"val_mIoU": result["mIoU"]} | others, examples.panels()
 
+    evaluation = Evaluation(start_step, config.evaluate_every, log, look)
     interruption = Interruption(start_step)
     if start_step < steps:
         with Progress(start_step, steps, images_per_step) as progress:
@@ -101,7 +103,7 @@ def train(config: RunConfig) -> dict[str, Any]:
                 callbacks=[
                     StopAtNonFinite(start_step),
                     progress,
-                    Evaluation(start_step, config.evaluate_every, log, look),
+                    evaluation,
                     log,
                     CheckpointEvery(start_step, config.evaluate_every, checkpoints),
                     interruption,
@@ -109,6 +111,7 @@ def train(config: RunConfig) -> dict[str, Any]:
             )
     step = int(checkpoints.step)
     save_model(method, folder)
+    Examples(method, dataset, "val", EXAMPLES).write(folder / "examples")
     if step < steps:
         write_report(folder)
         print(f"stopped at step {step} of {steps}; go on with --resume", file=sys.stderr)
@@ -119,13 +122,15 @@ def train(config: RunConfig) -> dict[str, Any]:
             "exit_status": 128 + (interruption.received or 0),
         }
 
-    result = evaluate(method, dataset) | {
+    evaluated_at, scores = evaluation.latest or (None, {})
+    if evaluated_at != step:
+        scores = evaluate(method, dataset)
+    result = scores | {
         "steps": step,
         "seconds": round(log.seconds, 1),
         "images_per_second": round(step * images_per_step / log.seconds, 2),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
-    Examples(method, dataset, "val", EXAMPLES).write(folder / "examples")
     write_json(folder / "result.json", result)
     write_json(folder / "config.json", settings | {"finished": True})
     report = write_report(folder)
@@ -133,6 +138,18 @@ def train(config: RunConfig) -> dict[str, Any]:
     return {"run": str(folder), "report": str(report), "finished": True} | {
         key: result[key] for key in ("mIoU", *filter(None, method.variants), "pixel_accuracy", "seconds", "steps")
     }
+
+
+def run(config: RunConfig) -> dict[str, Any]:
+    """`train`, with what TensorFlow itself raises told as a mistake with its remedy."""
+    try:
+        return train(config)
+    except tf.errors.ResourceExhaustedError as error:
+        raise ValueError(
+            "out of memory: lower --batch-size, --crop or --head-channels, or use a smaller --backbone"
+        ) from error
+    except (tf.errors.NotFoundError, tf.errors.DataLossError) as error:
+        raise ValueError(f"a file went missing or is damaged: {error.message.splitlines()[0]}") from error
 
 
 def prepare_backend(config: RunConfig) -> None:
@@ -164,6 +181,8 @@ def open_split(config: RunConfig, dataset: Dataset) -> Split:
     """The labelled, weak and unlabelled images; those of the run itself when it is resumed."""
     if config.resume and (config.folder / "split").is_dir():
         return Split.load(config.folder / "split")
+    if config.image_labels is not None and not config.method_class.uses_weak:
+        raise ValueError(f"{config.method} has no use for --image-labels: leave it out, or use --method mlmt")
     split = make_split(dataset, config.labeled, config.seed, config.image_labels)
     if config.method_class.needs_unlabeled and not split.unlabeled:
         raise ValueError(
@@ -173,18 +192,25 @@ def open_split(config: RunConfig, dataset: Dataset) -> Split:
     return split
 
 
-def open_folder(config: RunConfig, dataset: Dataset, split: Split) -> dict[str, Any]:
+def check_folder(config: RunConfig) -> None:
+    """ValueError unless the run folder is new, or is that of a run to resume."""
+    exists = (config.folder / "config.json").exists()
+    if config.resume and not exists:
+        raise ValueError(f"{config.folder} holds no run to resume; start without --resume")
+    if exists and not config.resume:
+        raise ValueError(f"{config.folder} holds a run already: go on with it by --resume, or choose another --out")
+
+
+def open_folder(config: RunConfig, method: Method, dataset: Dataset, split: Split) -> dict[str, Any]:
     """Makes the run folder with config.json and split/, or checks that a resumed run is the same; returns the settings.
 
     Raises:
-        ValueError: the folder holds a run already, or, when resuming, none or one with other settings.
+        ValueError: when resuming, the run has other settings.
     """
     folder = config.folder
-    settings = describe(config, dataset, split)
+    settings = describe(config, method, dataset, split)
     path = folder / "config.json"
     if config.resume:
-        if not path.exists():
-            raise ValueError(f"{folder} holds no run to resume; start without --resume")
         before = json.loads(path.read_text())
         free = ("versions", "commit", "command", "finished", "machine")
         changed = [key for key in sorted(settings) if key not in free and before.get(key) != settings[key]]
@@ -194,20 +220,23 @@ def open_folder(config: RunConfig, dataset: Dataset, split: Split) -> dict[str, 
                 "with another --out"
             )
         return before
-    if path.exists():
-        raise ValueError(f"{folder} holds a run already: go on with it by --resume, or choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     split.save(folder / "split")
     write_json(path, settings)
     return settings
 
 
-def describe(config: RunConfig, dataset: Dataset, split: Split) -> dict[str, Any]:
+def describe(config: RunConfig, method: Method, dataset: Dataset, split: Split) -> dict[str, Any]:
     """Everything that decides a run's result, resolved; JSON types only."""
     own = {field.name for field in dataclasses.fields(RunConfig)} - {"out", "resume"}
     flags = {name: getattr(config, name) for name in sorted(own)}
-    fields = config.method_fields
-    flags |= {"steps": fields[config.method]["steps"], "fields": fields}
+    fields = config.method_fields | {config.method: dataclasses.asdict(method.config)}
+    if config.branch_run is not None:  # what the flags say of the segmenter does not apply
+        branch = json.loads((config.branch_run / "config.json").read_text())
+        flags |= {name: branch[name] for name in ("segmenter", "backbone", "output_stride", "head_channels", "weights")}
+        fields = branch["fields"] | {config.method: fields[config.method]}
+    flags |= {"steps": method.config.steps, "fields": fields}
+    flags |= {"learning_rate": getattr(method.config, "learning_rate", config.learning_rate)}
     flags |= {"classes": dataset.classes, "palette": dataset.palette, "split_fingerprint": split.fingerprint}
     flags |= {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
@@ -222,7 +251,10 @@ def describe(config: RunConfig, dataset: Dataset, split: Split) -> dict[str, Any
 
 def commit() -> str | None:
     """The commit of a checkout, None of an installed package."""
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    project = Path(__file__).parents[1]
+    git = ["git", "-C", str(project), "describe", "--always", "--dirty", "--abbrev=40"]
+    if not (project / ".git").exists():
+        return None
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -234,16 +266,21 @@ def build_method(config: RunConfig, dataset: Dataset, split: Split) -> Method:
     fields = config.method_fields
     if config.branch_run is not None:
         return config.method_class.from_trained(open_branch(config.branch_run, dataset, split), fields)
-    head = {} if config.head_channels is None else {"head_channels": config.head_channels}
+    has_width = config.segmenter == "deeplab_v3plus" and config.head_channels is not None
+    head = {"head_channels": config.head_channels} if has_width else {}
     segmenter = build_segmenter(
         config.segmenter,
         backbone=config.backbone,
         num_classes=dataset.num_classes,
         output_stride=config.output_stride,
-        weights=config.weights,
+        weights="none" if has_checkpoint(config) else config.weights,  # a checkpoint brings its own
         **head,
     )
     return config.method_class.from_segmenter(segmenter, fields)
+
+
+def has_checkpoint(config: RunConfig) -> bool:
+    return config.resume and tf.train.latest_checkpoint(str(config.folder / "checkpoints")) is not None
 
 
 def open_branch(run: Path, dataset: Dataset, split: Split) -> Method:
@@ -269,9 +306,16 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
+class FlagParser(argparse.ArgumentParser):
+    """One whose complaint is a ValueError."""
+
+    def error(self, message):
+        raise ValueError(message)
+
+
 def configuration(arguments: list[str]) -> RunConfig:
     """The defaults that the recipe, the method and the dataset on the command line stand for."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = FlagParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe", default="auto")
     first.add_argument("--method", default=RunConfig.method)
     first.add_argument("--dataset", default=RunConfig.dataset)
@@ -289,7 +333,7 @@ def main(arguments: list[str] | None = None) -> None:
         default = configuration(arguments)
     except ValueError as error:
         cli.fail(error)
-    cli.run(train, type(default), DESCRIPTION, args=arguments, default=default)
+    cli.run(run, type(default), DESCRIPTION, args=arguments, default=default)
 
 
 if __name__ == "__main__":

@@ -320,10 +320,9 @@ def _check_layout(result: Inspection, images: dict, labels: dict) -> None:
                 hint = hint or f"put the training {kind} there"
                 result.add("error", f"{kind}/train", what, hint)
             elif kind == "images" or images["val"]:
-                severity = "warning" if kind == "images" else "error"
                 missing = "evaluate on" if kind == "images" else "compare predictions with"
                 hint = hint or f"put some {kind} aside for validation there"
-                result.add(severity, f"{kind}/val", f"{what}, so there is nothing to {missing}", hint)
+                result.add("error", f"{kind}/val", f"{what}, so there is nothing to {missing}", hint)
 
 
 def _did_you_mean(folder: Path, wanted: str) -> str | None:

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from kerasseg.losses import IGNORE_LABEL as IGNORE
+from kerasseg.visualize import default_palette
+
 SPLITS = ("train", "val", "test")
-IGNORE = 255
 
 # One line per known dataset: its name on the command line, and the class that opens it without arguments.
 DATASETS = {
@@ -100,16 +102,6 @@ def open_dataset(name_or_path: str | Path) -> Dataset:
             f"folder of that path was found (looked for {Path(name_or_path).absolute()})"
         )
     return pkgutil.resolve_name("kerasseg.data.folder:FolderDataset")(name_or_path)
-
-
-def default_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
-    """The PASCAL VOC colours: the bits of the class number, spread over red, green and blue; class 0 is
-    black."""
-
-    def channel(label: int, first_bit: int) -> int:
-        return sum(((label >> (3 * bit + first_bit)) & 1) << (7 - bit) for bit in range(3))
-
-    return tuple((channel(c, 0), channel(c, 1), channel(c, 2)) for c in range(num_classes))
 
 
 def _color(rgb: Sequence[int]) -> tuple[int, int, int]:

@@ -14,6 +14,7 @@ import tensorflow as tf
 from kerasseg.data.augment import Augmentation, augment
 from kerasseg.data.datasets import Dataset
 from kerasseg.data.splits import Split
+from kerasseg.losses import multi_hot
 
 # Streams have random numbers of their own: the labelled batches are the same whatever else a method asks for.
 LABELED, UNLABELED, WEAK = range(3)
@@ -67,7 +68,7 @@ def train_dataset(
         image = tf.image.resize(image_HWC, augmentation.crop, antialias=True)
         if augmentation.flip:
             image = tf.image.stateless_random_flip_left_right(image, item_seed)
-        return image, classes_present(label_HW, dataset.num_classes)
+        return image, multi_hot(label_HW[tf.newaxis], dataset.num_classes)[0]
 
     streams = {"labeled": _stream(split.labeled, LABELED, seed, start_step, batch_size, labeled)}
     if unlabeled_batch_size:
@@ -113,12 +114,6 @@ def eval_dataset(dataset: Dataset, split_name: str, names: Sequence[str] | None 
 
     rows = tf.data.Dataset.from_tensor_slices(list(names))
     return rows.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(2)
-
-
-def classes_present(label_HW: tf.Tensor, num_classes: int) -> tf.Tensor:
-    """float32 (K): 1 for each class with at least one pixel."""
-    counts = tf.math.bincount(tf.cast(label_HW, tf.int32), minlength=num_classes, maxlength=num_classes)
-    return tf.cast(counts > 0, tf.float32)  # 255, ignore, lies beyond every class and is not counted
 
 
 def _load(dataset: Dataset, name: tf.Tensor, split_name: str = "train") -> tuple[tf.Tensor, tf.Tensor]:

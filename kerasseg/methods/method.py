@@ -74,6 +74,8 @@ class Method(keras.Model):
     config: Any
     needs_unlabeled = True
     """Whether a batch without unlabelled images is a mistake."""
+    uses_weak = False
+    """Whether it learns from image-level labels: `"weak"` and `"weak_classes"` of a batch."""
 
     def __init__(self, networks: dict[str, keras.Model], fields: dict[str, Any], name: str | None = None):
         super().__init__(name=name)
@@ -241,7 +243,13 @@ class Method(keras.Model):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        deserialize = keras.saving.deserialize_keras_object
+        def deserialize(network_config):
+            network = keras.saving.deserialize_keras_object(network_config)
+            for layer in network._flatten_layers():  # what was trained in mixed precision runs in the one in force
+                if layer.dtype_policy.name.startswith("mixed"):
+                    layer.dtype_policy = keras.config.dtype_policy()
+            return network
+
         return cls(
             **{
                 key: deserialize(value) if isinstance(value, dict) and "class_name" in value else value

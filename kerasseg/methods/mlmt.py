@@ -90,6 +90,7 @@ class MLMT(Method):
     """
 
     registry_name = "mlmt"
+    uses_weak = True
     Config = MLMTConfig
     config: MLMTConfig
     variants = ("", "without_gate")
@@ -133,6 +134,10 @@ class MLMT(Method):
     @classmethod
     def from_segmenter(cls, segmenter, fields):
         own = fields.get(cls.registry_name, {})
+        require(
+            cls.make_config(own).train_branch,
+            "train_branch can be switched off only where the segmenter is trained already: give --branch-run RUN",
+        )
         return cls(branch_class(cls.make_config(own)).from_segmenter(segmenter, fields), **own)
 
     @classmethod
@@ -184,10 +189,9 @@ class MLMT(Method):
 
     def update_classifier(self, data) -> dict[str, tf.Tensor]:
         """One step of the classification branch: equation 6, then the teacher follows the student."""
-        batch, y_l = data
+        _, x_u, y_l = self.unpack(data)
         config = self.config
-        x, z = self.labeled_for_classifier(batch, y_l)
-        x_u = batch["unlabeled"]
+        x, z = self.labeled_for_classifier(data[0], y_l)
 
         # Inference mode: the teacher as it will be used.
         H_l, H_u = concatenated(

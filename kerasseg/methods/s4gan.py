@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from kerasseg.critics import build_image_discriminator
 from kerasseg.layers import register
-from kerasseg.losses import binary_cross_entropy, cross_entropy, feature_matching, mean_where, one_hot
+from kerasseg.losses import binary_cross_entropy, cross_entropy, feature_matching, mean_where, one_hot, valid_pixels
 from kerasseg.methods.method import Method, SegmenterConfig, concatenated, require
 from kerasseg.optimizers import poly
 
@@ -24,6 +24,14 @@ class S4GANConfig(SegmenterConfig):
     """Weight of the self-training loss."""
     gamma: float = 0.6
     """Self-train on an unlabelled image whose score D(S(x), x) is at least this; 0.7 for Cityscapes."""
+    self_training_start: float = 0.0
+    """Share of training before the self-training loss sets in: at first the discriminator's scores mean nothing."""
+    joint_batch_norm: bool = True
+    """Whether labelled and unlabelled images go through the segmenter in one pass, so that batch norm sees them
+    together; off for a pass each, as in the reference code."""
+    hide_ignored: bool = False
+    """Whether the discriminator sees predictions with the labelled batch's ignored pixels cut out. A mask is all zero
+    there and a prediction never is, which otherwise gives every mask away (the reference code leaves it so)."""
     adversarial: Literal["feature_matching", "gan"] = "feature_matching"
     """What the segmenter learns from the discriminator: matching its features, or plainly fooling it (table 6)."""
     fm_norm: Literal["l1", "l2"] = "l1"
@@ -39,6 +47,10 @@ class S4GANConfig(SegmenterConfig):
         super().__post_init__()
         require(self.lambda_fm >= 0, f"lambda_fm must be 0 or more; got {self.lambda_fm}")
         require(self.lambda_st >= 0, f"lambda_st must be 0 or more; got {self.lambda_st}")
+        require(
+            0 <= self.self_training_start <= 1,
+            f"self_training_start is a share of training in 0..1; got {self.self_training_start}",
+        )
         require(0 <= self.gamma <= 1, f"gamma is a score in 0..1; got {self.gamma}")
         require(
             self.adversarial in ("feature_matching", "gan"),
@@ -93,12 +105,16 @@ class S4GAN(Method):
         config = self.config
 
         with tf.GradientTape(persistent=True) as tape:
-            # Train mode, both batches in one pass: batch norm sees labelled and unlabelled images alike.
-            logits_l, logits_u = concatenated(self.segmenter, x_l, x_u, training=True)
+            # Train mode: batch norm goes by the batches themselves, together or each by itself.
+            if config.joint_batch_norm:
+                logits_l, logits_u = concatenated(self.segmenter, x_l, x_u, training=True)
+            else:
+                logits_l, logits_u = self.segmenter(x_l, training=True), self.segmenter(x_u, training=True)
             S_u = tf.nn.softmax(logits_u)
             # Train mode for its dropout. Each of the two passes serves both networks' losses.
             features_real, D_real = self.discriminator([one_hot(y_l, self.num_classes), x_l], training=True)
-            features_fake, D_fake = self.discriminator([S_u, x_u], training=True)
+            shown_u = S_u * valid_pixels(y_l)[..., tf.newaxis] if config.hide_ignored else S_u
+            features_fake, D_fake = self.discriminator([shown_u, x_u], training=True)
 
             L_ce = cross_entropy(y_l, logits_l)
             if config.adversarial == "feature_matching":
@@ -108,7 +124,7 @@ class S4GAN(Method):
             score_B = tf.nn.sigmoid(D_fake[:, 0])
             trusted_B = tf.cast(score_B >= config.gamma, tf.float32)
             L_st = cross_entropy(tf.argmax(logits_u, axis=-1), logits_u, weights_B=trusted_B)
-            L_S = L_ce + config.lambda_fm * L_fm + config.lambda_st * L_st
+            L_S = L_ce + config.lambda_fm * L_fm + self.self_training_weight() * L_st
 
             L_D = (binary_cross_entropy(D_real, 1.0) + binary_cross_entropy(D_fake, 0.0)) / 2.0
 
@@ -125,3 +141,8 @@ class S4GAN(Method):
             "D_fake": mean_where(score_B, everywhere_B),
             "selected": mean_where(trusted_B, everywhere_B),
         }
+
+    def self_training_weight(self) -> tf.Tensor:
+        """lambda_st from `self_training_start` on, 0 before."""
+        step = tf.cast(self.training_optimizers.segmenter.iterations, tf.float32)
+        return self.config.lambda_st * tf.cast(step >= self.config.self_training_start * self.config.steps, tf.float32)

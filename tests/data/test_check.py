@@ -78,7 +78,7 @@ def test_an_empty_folder(tmp_path):
          "error: labels/val: no such folder, so there is nothing to compare predictions with; "
          "did you mean validation/? Rename it to val"),
         ("images/val", "images/dev",
-         "warning: images/val: no such folder, so there is nothing to evaluate on; "
+         "error: images/val: no such folder, so there is nothing to evaluate on; "
          "did you mean dev/? Rename it to val"),
     ],
 )  # fmt: skip
@@ -112,10 +112,10 @@ def test_empty_split_folders(folder):
         path.unlink()
     assert told(folder) == [
         "error: images/train: the folder has no .jpg or .jpeg or .png file; put the training images there",
-        "error: labels/train: the folder has no .png file; put the training labels there",
-        "warning: images/val: the folder has no .jpg or .jpeg or .png file, so there is nothing to "
+        "error: images/val: the folder has no .jpg or .jpeg or .png file, so there is nothing to "
         "evaluate on; "
         "put some images aside for validation there",
+        "error: labels/train: the folder has no .png file; put the training labels there",
     ]
 
 

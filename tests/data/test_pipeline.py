@@ -5,7 +5,6 @@ import pytest
 import tensorflow as tf
 
 from kerasseg.data import Augmentation, FolderDataset, Split, eval_dataset, make_split, train_dataset
-from kerasseg.data.pipeline import classes_present
 from tests.data.folders import make_folder, save
 
 VIEW = Augmentation(crop=(16, 24))
@@ -115,12 +114,6 @@ def test_the_weak_stream_shows_whole_images_and_their_classes(tmp_path):
     flipped = Augmentation(crop=(8, 8))
     rows = batches(train_dataset(dataset, Split(("a",), ("b",), ("c",)), flipped, batch_size=20), 1)
     assert 2 < sum(image[0, 0, 0] > 100 for image in rows[0][0]["weak"]) < 18
-
-
-def test_classes_present():
-    label = tf.constant([[0, 2, 255], [255, 2, 2]], tf.uint8)
-    assert classes_present(label, 4).numpy().tolist() == [1, 0, 1, 0]
-    assert classes_present(tf.fill((2, 2), tf.constant(255, tf.uint8)), 3).numpy().tolist() == [0, 0, 0]
 
 
 def test_impossible_requests(numbered):

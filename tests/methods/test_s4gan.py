@@ -28,7 +28,9 @@ def make(**fields):
     )
 
 
-def by_hand(method, x, y, lambda_fm=0.1, lambda_st=1.0, gamma=0.0, adversarial="feature_matching", norm="l1"):
+def by_hand(
+    method, x, y, lambda_fm=0.1, lambda_st=1.0, gamma=0.0, adversarial="feature_matching", norm="l1", hide=False
+):
     """(terms, gradients of the segmenter's weights, gradients of the discriminator's)."""
     twin = tiny.Segmenter(method.segmenter)
     u, v = (np.asarray(w, np.float64) for w in method.discriminator.get_weights())
@@ -43,7 +45,8 @@ def by_hand(method, x, y, lambda_fm=0.1, lambda_st=1.0, gamma=0.0, adversarial="
         return joined, features, (features @ v)[:, 0]
 
     joined_real, real, z_real = judge(Y_l, x["labeled"])
-    joined_fake, fake, z_fake = judge(S_u, x["unlabeled"])
+    shown = (y != 255)[..., None] if hide else 1.0
+    joined_fake, fake, z_fake = judge(S_u * shown, x["unlabeled"])
     B, pixels = len(y), y[0].size
 
     L_ce, d_logits_l = tiny.cross_entropy(y, logits_l)
@@ -60,7 +63,7 @@ def by_hand(method, x, y, lambda_fm=0.1, lambda_st=1.0, gamma=0.0, adversarial="
     d_S_u = np.broadcast_to((d_fake @ u[: tiny.K].T)[:, None, None] / pixels, S_u.shape)
     trusted = (tiny.sigmoid(z_fake) >= gamma).astype(np.float64)
     L_st, d_st = tiny.cross_entropy(np.argmax(logits_u, axis=-1), logits_u, trusted)
-    d_logits_u = lambda_fm * tiny.through_softmax(S_u, d_S_u) + lambda_st * d_st
+    d_logits_u = lambda_fm * tiny.through_softmax(S_u, d_S_u * shown) + lambda_st * d_st
     d_segmenter = [
         a + b for a, b in zip(twin.backward(cache_l, d_logits_l), twin.backward(cache_u, d_logits_u), strict=True)
     ]
@@ -94,6 +97,7 @@ def by_hand(method, x, y, lambda_fm=0.1, lambda_st=1.0, gamma=0.0, adversarial="
         {"adversarial": "gan", "lambda_fm": 2.0, "lambda_st": 0.0},
         {"fm_norm": "l2", "lambda_fm": 5.0},
         {"gamma": 1.0},
+        {"hide_ignored": True, "lambda_fm": 4.0},
         {"gamma": "between"},
     ],
     ids=str,
@@ -108,7 +112,7 @@ def test_a_step_updates_each_network_by_its_own_loss(fields):
         method = make(**fields)
         method.set_weights(weights)
     method.compile({"discriminator": keras.optimizers.SGD(1.0)})  # its own Adam hides the gradient's size
-    reference = {key.replace("fm_norm", "norm"): value for key, value in fields.items()}
+    reference = {{"fm_norm": "norm", "hide_ignored": "hide"}.get(key, key): value for key, value in fields.items()}
     terms, d_segmenter, d_discriminator = by_hand(method, x, y, **reference)
     before_S, before_D = method.segmenter.get_weights(), method.discriminator.get_weights()
 
@@ -119,6 +123,31 @@ def test_a_step_updates_each_network_by_its_own_loss(fields):
         np.testing.assert_allclose(weight, old - RATE * gradient, rtol=1e-4, atol=1e-6)
     for weight, old, gradient in zip(method.discriminator.get_weights(), before_D, d_discriminator, strict=True):
         np.testing.assert_allclose(weight, old - gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_self_training_sets_in_when_told():
+    x, y = tiny.batch(np.random.default_rng(0))
+    method = make(steps=10, self_training_start=0.3, lambda_fm=0.0)
+    method.compile()
+    for step in range(5):
+        logs = method.train_step(tiny.tensors(x, y))
+        assert logs["L_st"] > 0
+        expected = logs["L_ce"] + (logs["L_st"] if step >= 3 else 0)
+        assert float(logs["L_S"]) == pytest.approx(float(expected), rel=1e-5), step
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_batch_norm_sees_the_batches_together_or_apart(joint):
+    image = keras.Input((None, None, 3))
+    norm = keras.layers.BatchNormalization(momentum=0.0, name="norm")
+    logits = keras.layers.Dense(tiny.K)(norm(keras.layers.Rescaling(1 / 255)(image)))
+    segmenter = keras.Model(image, logits)
+    method = S4GAN(segmenter, tiny.discriminator(), steps=10, joint_batch_norm=joint)
+    method.compile()
+    x, y = tiny.batch(np.random.default_rng(0))
+    method.train_step(tiny.tensors(x, y))
+    seen = np.concatenate([x["labeled"], x["unlabeled"]]) if joint else x["unlabeled"]  # the last pass, at momentum 0
+    np.testing.assert_allclose(norm.moving_mean, seen.mean(axis=(0, 1, 2)) / 255, rtol=1e-4)
 
 
 def test_the_papers_optimizers():
@@ -161,6 +190,7 @@ def test_all_ignored_labels_leave_the_supervised_term_at_0():
         ("fm_norm", "l3"),
         ("discriminator_learning_rate", 0),
         ("discriminator_dropout", 1.0),
+        ("self_training_start", 2),
     ],
 )
 def test_impossible_fields(field, value):

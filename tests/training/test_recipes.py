@@ -1,10 +1,12 @@
 import dataclasses
 
 import pytest
+import tyro
 
 from kerasseg.methods import METHODS
 from training.config import with_groups
 from training.recipes import RECIPES, recipe
+from training.run import configuration
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -14,7 +16,7 @@ def test_every_recipe_configures_every_method(name, method):
     fields = config.method_fields
     assert set(config.groups) == set(METHODS[method].config_groups(fields))
     for group in fields.values():
-        assert group["steps"] == config.steps
+        assert group["steps"] == RECIPES[name](method)[0].steps
 
 
 def test_auto_follows_the_dataset():
@@ -24,10 +26,18 @@ def test_auto_follows_the_dataset():
 
 def test_steps_and_learning_rate_reach_the_methods_that_have_them():
     config, fields = RECIPES["shapes"]("mlmt")
-    config = with_groups(dataclasses.replace(config, steps=7, learning_rate=0.5), fields)
+    config = dataclasses.replace(with_groups(config, fields), steps=7, learning_rate=0.5)
     fields = config.method_fields
     assert fields["s4gan"]["steps"] == fields["mlmt"]["steps"] == 7
     assert fields["s4gan"]["learning_rate"] == 0.5 and "learning_rate" not in fields["mlmt"]
+
+
+def test_a_methods_own_flag_goes_before_the_recipe():
+    own = ["--s4gan.learning-rate", "0.5", "--mlmt.steps", "9"]
+    default = configuration(["--method", "mlmt"])
+    fields = tyro.cli(type(default), args=own, default=default).method_fields
+    assert fields["s4gan"]["learning_rate"] == 0.5 and fields["mlmt"]["steps"] == 9
+    assert fields["s4gan"]["steps"] == RECIPES["shapes"]("mlmt")[0].steps
 
 
 def test_the_supervised_branch_of_mlmt_brings_its_own_flags():

@@ -120,11 +120,24 @@ def test_mistakes_are_answered_by_one_line(dataset, tmp_path, capsys):
         (["--weights", str(tmp_path / "none.h5")], "weights must be 'imagenet', 'none' or an existing file"),
         (["--resume"], "holds no run to resume"),
         (["--steps", "0"], "steps must be at least 1"),
-        (["--segmenter", "deeplab_v2"], "--head-channels is the width of deeplab_v3plus' head"),
+        (["--output-stride", "4"], "--output-stride must be 8 or 16; got 4"),
+        (["--image-labels", "1"], "s4gan has no use for --image-labels"),
+        (["--mlmt.no-train-branch"], "give --branch-run RUN"),
     ):
-        status, result, err = train(dataset, out, capsys, *flags)
+        method = "s4gan" if "--image-labels" in flags else "mlmt"
+        status, result, err = train(dataset, out, capsys, *flags, method=method)
         assert status == 2 and result is None and message in error_line(err), (flags, err)
     assert not (out / "model.keras").exists()
+
+
+def test_a_run_stopped_before_its_first_checkpoint_goes_on_from_the_start(dataset, tmp_path, capsys):
+    """Also: the segmenter without a width, and weak labels, from the command line."""
+    out = tmp_path / "run"
+    flags = ["--segmenter", "deeplab_v2", "--image-labels", "1", "--mlmt.branch", "supervised"]
+    assert train(dataset, out, capsys, *flags, "--learning-rate", "1e30", steps=2)[0] == 2
+    status, _, err = train(dataset, out, capsys, *flags, "--learning-rate", "1e30", "--resume", steps=2)
+    assert status == 2 and "L_ce became nan at step 2" in error_line(err)
+    assert len((out / "split/weak.txt").read_text().split()) == 1
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(dataset, tmp_path, capsys):
