@@ -15,7 +15,7 @@ import tyro
 from kerasseg.data import open_dataset
 from kerasseg.data.check import require_sound
 from serving import cli
-from training.evaluation import evaluate
+from training.evaluation import evaluate, find_min_pixels
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class EvaluateConfig:
     """A dataset's name or folder; None for the one the run was trained on."""
     split: str = "val"
     """train, val or test."""
+    find_min_pixels: bool = False
+    """Also find the pixel thresholds of --mlmt.gate pixel_count on this split."""
 
 
 def main(config: EvaluateConfig) -> dict[str, Any]:
@@ -45,7 +47,8 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         )
     method = keras.saving.load_model(config.run / "model.keras")
     method.compile()
-    return evaluate(method, dataset, config.split)
+    found = {"pixel_thresholds": find_min_pixels(method, dataset, config.split)} if config.find_min_pixels else {}
+    return evaluate(method, dataset, config.split) | found
 
 
 def cli_main(arguments: list[str] | None = None) -> None:

@@ -1,12 +1,15 @@
 """Scores of a method on a split, and pictures to look at."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from kerasseg.data import Dataset, eval_dataset
+from kerasseg.losses import IGNORE_LABEL
 from kerasseg.methods import Method
+from kerasseg.methods.mlmt import gated
 from kerasseg.metrics import scores
 from kerasseg.visualize import panel
 from serving.pictures import index_png, png, write_atomically
@@ -44,6 +47,34 @@ def _summary(confusion: np.ndarray, classes: tuple[str, ...]) -> dict:
         "per_class_IoU": dict(zip(classes, result.iou, strict=True)),
         "pixel_accuracy": result.pixel_accuracy,
         "absent_classes": [name for name, value in zip(classes, result.iou, strict=True) if value is None],
+    }
+
+
+def find_min_pixels(
+    method: Method, dataset: Dataset, split: str = "val", candidates: Sequence[int] = range(0, 13_000, 1000)
+) -> dict:
+    """The pixel-count baselines of Mittal et al. 2019, table 5: below how many pixels is a class better switched off?
+
+    Args:
+        candidates: pixels; the paper tries 1000 to 12000 in steps of 1000.
+
+    Returns:
+        "mIoU": that of each candidate as the one threshold of all classes; "min_pixels": per class the candidate that
+        gives the class its best IoU (the smallest of equals), for `--mlmt.gate pixel_count --mlmt.min-pixels`.
+    """
+    confusions = np.zeros((len(candidates), dataset.num_classes, dataset.num_classes), np.int64)
+    for images_1HW3, labels_1HW in eval_dataset(dataset, split):
+        S_1HWK = method.predictions(images_1HW3)[method.variants[-1]]
+        pixels_1K = tf.reduce_sum(tf.one_hot(tf.argmax(S_1HWK, axis=-1), dataset.num_classes), axis=[1, 2])
+        known = labels_1HW.numpy() != IGNORE_LABEL
+        for confusion, least in zip(confusions, candidates, strict=True):
+            predicted = tf.argmax(gated(S_1HWK, pixels_1K >= least), axis=-1).numpy()
+            np.add.at(confusion, (labels_1HW.numpy()[known], predicted[known]), 1)
+    results = [scores(confusion) for confusion in confusions]
+    iou = np.array([[value or 0.0 for value in result.iou] for result in results])
+    return {
+        "mIoU": {str(least): result.mean_iou for least, result in zip(candidates, results, strict=True)},
+        "min_pixels": [int(candidates[index]) for index in iou.argmax(axis=0)],
     }
 
 

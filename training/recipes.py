@@ -25,9 +25,9 @@ def shapes(method: str) -> Recipe:
         crop=(96, 128),
         scale=(1.0, 1.5),  # never smaller than the crop: padding would tell predictions from masks
         batch_size=8,
-        steps=1200,
-        learning_rate=0.02,
-        evaluate_every=400,
+        steps=700,
+        learning_rate=0.05,
+        evaluate_every=350,
     )
     return config, _small_scale(head_multiplier=1.0)
 

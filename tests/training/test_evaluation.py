@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+
+from kerasseg.data import open_dataset
+from kerasseg.methods import Supervised
+from kerasseg.metrics import scores
+from tests.data.folders import make_folder
+from tests.methods import tiny
+from training.evaluation import evaluate, find_min_pixels
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return open_dataset(str(make_folder(tmp_path / "pets", val=3)))
+
+
+def confusion(dataset, predict) -> np.ndarray:
+    total = np.zeros((3, 3), np.int64)
+    for name in dataset.label_names("val"):
+        truth, predicted = dataset.load_label("val", name), predict(dataset.load_image("val", name))
+        np.add.at(total, (truth.ravel(), predicted.ravel()), 1)
+    return total
+
+
+def test_evaluate_is_the_confusion_matrix_of_all_pictures(dataset):
+    method = Supervised(tiny.segmenter())
+    method.compile()
+    result = evaluate(method, dataset)
+    expected = scores(confusion(dataset, lambda image: np.argmax(method(image[None].astype(np.float32))[0], axis=-1)))
+    assert result["mIoU"] == expected.mean_iou and result["pixel_accuracy"] == expected.pixel_accuracy
+    assert result["per_class_IoU"] == dict(zip(dataset.classes, expected.iou, strict=True))
+    assert result["protocol"]["images"] == 3
+
+
+def test_pixel_thresholds_are_those_that_serve_each_class_best(dataset):
+    method = Supervised(tiny.segmenter())
+    candidates = (0, 100, 300, 10**6)
+
+    def switched_off(least):
+        def predict(image):
+            S = method(image[None].astype(np.float32))[0].numpy()
+            on = np.bincount(S.argmax(-1).ravel(), minlength=3) >= least
+            return (S * (on if on.any() else 1)).argmax(-1)
+
+        return predict
+
+    by_hand = [scores(confusion(dataset, switched_off(least))) for least in candidates]
+    found = find_min_pixels(method, dataset, candidates=candidates)
+    assert found["mIoU"] == {str(t): result.mean_iou for t, result in zip(candidates, by_hand, strict=True)}
+    best = np.argmax([[value or 0 for value in result.iou] for result in by_hand], axis=0)
+    assert found["min_pixels"] == [candidates[index] for index in best]
