@@ -108,7 +108,7 @@ class MetricsLog(StepCallback):
         for name, value in logs.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
         self.count += 1
-        if self.step % self.every == 0:
+        if self.step % self.every == 0 or self.extra:  # a score belongs to the line of its own step
             self.flush()
 
     def flush(self) -> None:
