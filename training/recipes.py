@@ -14,8 +14,8 @@ Recipe = tuple[RunConfig, dict[str, dict[str, Any]]]
 def shapes(method: str) -> Recipe:
     """The built-in dataset from scratch, in minutes on two CPU cores.
 
-    `python -m training.run --method mlmt`: 0.67 s a step on two AVX-512 cores (2026-11-21), so about 7 minutes. Expected
-    mIoU: 30 % without the gate after 700 steps (seed 10), and less with it; see benchmarks/results/shapes.md.
+    `python -m training.run --method mlmt`: 0.67 s a step on two AVX-512 cores (2026-11-21), so about 7 minutes.
+    Expected mIoU: 30 % without the gate after 700 steps (seed 10), less with it; see benchmarks/results/shapes.md.
     """
     config = RunConfig(
         method=method,
