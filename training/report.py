@@ -172,8 +172,8 @@ def notes(run: Run, others: Sequence[Run] = ()) -> Iterator[str]:
         # Below this the rounded numbers beside the sentence would be equal.
         if lost >= 0.05:
             yield (
-                f"The gate lowered mIoU by {lost:.1f} points: most classes are in most pictures here; "
-                "prefer the ungated output."
+                f"The gate lowered mIoU by {lost:.1f} points, because most classes are in most "
+                "pictures here or because the classifier has not learnt enough; prefer the ungated output."
             )
     yield from _discriminator_notes(run)
     for other in others:

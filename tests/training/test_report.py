@@ -247,7 +247,8 @@ def test_says_when_the_gate_lowered_miou(tmp_path):
     assert "56.8 % mIoU with gate, on 101 val pictures" in page.text
     assert "58.0 % mIoU without gate" in page.text
     assert (
-        "The gate lowered mIoU by 1.2 points: most classes are in most pictures here; prefer the ungated output."
+        "The gate lowered mIoU by 1.2 points, because most classes are in most pictures here or because the classifier "
+        "has not learnt enough; prefer the ungated output."
     ) in page.text
     assert "The upright mark on a bar shows “without gate”." in page.text
     assert "sky 90.0 % 61.0 %" in page.text
