@@ -36,8 +36,8 @@ def shapes(method: str) -> Recipe:
 def photos(method: str) -> Recipe:
     """A few labelled photographs, many unlabelled ones, a pretrained MobileNetV2, crops as a laptop can train them.
 
-    `python -m training.run --method s4gan --dataset PATH --labeled 12`: 12 to 20 minutes on two AVX-512 cores. What it
-    reaches on CamVid is in benchmarks/results/camvid.md.
+    `python -m training.run --method s4gan --dataset PATH --labeled 12`. Time and scores measured on CamVid are in
+    benchmarks/results/camvid.md.
     """
     config = RunConfig(
         method=method,

@@ -15,7 +15,7 @@ class DeepLabV3Plus(Segmenter):
 
     Args:
         head_channels: width of ASPP and decoder: 256 in the paper; a quarter of it suits small backbones, where the
-            decoder would otherwise cost ten times the backbone.
+            decoder would otherwise cost more than the backbone.
         Others: `Segmenter`.
     """
 
