@@ -43,13 +43,6 @@ UNWANTED_NODES = {"Loop", "If", "Scan"}
 """ONNX nodes that keep a graph from being optimised, and from running on a GPU in one piece."""
 
 
-def as_float32(method: keras.Model) -> keras.Model:
-    """Lets every layer of a method compute in float32, whatever precision it was trained in; returns it."""
-    for layer in method._flatten_layers():
-        layer.dtype_policy = "float32"
-    return method
-
-
 def serving_function(method: keras.Model) -> tf.types.experimental.PolymorphicFunction:
     """The graph that leaves the building.
 

@@ -2,16 +2,14 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 # isort: off
 import kerasseg  # noqa: F401 (first: it starts TensorFlow quietly, and registers what model.keras is made of)
@@ -29,20 +27,18 @@ from export.graph import (
     INPUTS,
     OPSET,
     OUTPUTS,
-    as_float32,
     load_saved_model,
     serving_function,
     write_onnx,
     write_saved_model,
 )
 from export.parity import LIMITS, Predictor, Sample, parity_report
-from kerasseg.data import open_dataset
+from kerasseg.data import evenly_spaced, open_dataset
 from serving import cli
 from serving.artifact import GRAPH_FILE, INFO_FILE, Artifact, ModelInfo, sha256_of, versions
 from serving.engine import Engine
 from serving.pictures import load_labels, load_picture
-
-T = TypeVar("T")
+from training.run_folder import Run
 
 FORMATS = ("onnx", "saved_model")
 
@@ -67,7 +63,7 @@ def main(config: Config) -> dict[str, Any]:
     """Exports the run; returns the figures printed at the end."""
     check(config)
     run = read_run(config.run)
-    samples = parity_samples(config.run, run, config.pictures)
+    samples = parity_samples(run, config.pictures)
     number = max(versions(config.out), default=0) + 1
     folder = config.out / str(number)
 
@@ -113,25 +109,21 @@ def check(config: Config) -> None:
         raise ValueError(f"--out {config.out} holds {visible[0]}, which is no model version: give a new MODELS/name")
 
 
-def read_run(folder: Path) -> dict[str, Any]:
-    """The `config.json` of a finished run, with its `result.json` as `"result"`.
+def read_run(folder: Path) -> Run:
+    """A finished run.
 
     Raises:
         ValueError: the folder is none, or the run is not finished.
     """
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is no run folder (it has no config.json): give one that training.run wrote")
-    missing = [name for name in ("model.keras", "result.json") if not (folder / name).is_file()]
-    run = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if missing or not run.get("finished"):
-        why = f"it has no {' and no '.join(missing)}" if missing else "config.json says so"
-        raise ValueError(f"the run in {folder} is not finished ({why}): go on with training.run --resume")
-    if len(run["classes"]) > 255:
-        raise ValueError(f"labels are bytes and 255 is no class: {len(run['classes'])} classes are too many")
-    return run | {"result": json.loads((folder / "result.json").read_text(encoding="utf-8"))}
+    run = Run.read(folder)
+    if not run.finished:
+        raise ValueError(f"the run in {folder} is not finished: go on with training.run --resume")
+    if len(run.classes) > 255:
+        raise ValueError(f"labels are bytes and 255 is no class: {len(run.classes)} classes are too many")
+    return run
 
 
-def parity_samples(folder: Path, run: dict[str, Any], count: int) -> list[Sample]:
+def parity_samples(run: Run, count: int) -> list[Sample]:
     """Up to `count` labelled validation pictures of the run's dataset, spread evenly over their names.
 
     Where the dataset is gone, the pictures that the run folder itself keeps.
@@ -140,46 +132,47 @@ def parity_samples(folder: Path, run: dict[str, Any], count: int) -> list[Sample
         ValueError: there are neither.
     """
     try:
-        dataset = open_dataset(run["dataset"])
+        dataset = open_dataset(run.config["dataset"])
         names = dataset.label_names("val")
         return [
-            Sample(dataset.load_image("val", name), dataset.load_label("val", name)) for name in _spread(names, count)
+            Sample(dataset.load_image("val", name), dataset.load_label("val", name))
+            for name in evenly_spaced(names, count)
         ]
     except (ValueError, OSError) as error:
-        kept = sorted(path.parent for path in (folder / "examples").glob("*/truth.png"))
+        kept = sorted(path.parent for path in (run.folder / "examples").glob("*/truth.png"))
         if not kept:
             raise ValueError(
-                f"no pictures to compare the exported graph on: {error}; and {folder / 'examples'} has none"
+                f"no pictures to compare the exported graph on: {error}; and {run.folder / 'examples'} has none"
             ) from error
         print(f"{error}; comparing on the run's {len(kept)} example pictures instead", file=sys.stderr)
         return [
             Sample(load_picture(example / "image.png"), load_labels(example / "truth.png"))
-            for example in _spread(kept, count)
+            for example in evenly_spaced(kept, count)
         ]
 
 
-def write_artifact(folder: Path, config: Config, run: dict[str, Any], number: int, samples: list[Sample]) -> ModelInfo:
+def write_artifact(folder: Path, config: Config, run: Run, number: int, samples: list[Sample]) -> ModelInfo:
     """Writes graph, report and `model.json` into `folder`.
 
     Raises:
         ValueError: the method cannot be converted, or the graphs differ from it by more than the limits.
     """
     say = partial(print, file=sys.stderr)
-    method = as_float32(keras.saving.load_model(config.run / "model.keras", compile=False))
+    method = keras.saving.load_model(run.model, compile=False)
     serve = serving_function(method)
     name = config.out.resolve().name
     provenance = {
-        "run": {key: value for key, value in run.items() if key not in ("result", "classes", "palette")},
-        "commit": run.get("commit"),
-        "split_fingerprint": run.get("split_fingerprint"),
+        "run": {key: value for key, value in run.config.items() if key not in ("classes", "palette")},
+        "commit": run.config.get("commit"),
+        "split_fingerprint": run.config.get("split_fingerprint"),
         "exported": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {module.__name__: module.__version__ for module in (tf, keras, np, onnx, onnxruntime, tf2onnx)},
     }
     metadata = {
         "name": name,
         "version": number,
-        "classes": run["classes"],
-        "palette": run["palette"],
+        "classes": run.classes,
+        "palette": run.config["palette"],
         "precision": config.precision,
         "provenance": provenance,
     }
@@ -189,7 +182,7 @@ def write_artifact(folder: Path, config: Config, run: dict[str, Any], number: in
         **metadata | {"provenance": provenance | {"opset": OPSET, "nodes": nodes}},
         inputs=INPUTS,
         outputs=OUTPUTS,
-        evaluation=run["result"],
+        evaluation=run.result or {},
         sha256=sha256_of(folder / GRAPH_FILE),
         parity={},
     )
@@ -203,7 +196,7 @@ def write_artifact(folder: Path, config: Config, run: dict[str, Any], number: in
         lambda images_NHWC: np.asarray(method(images_NHWC.astype(np.float32), training=False)),
         formats,
         samples,
-        num_classes=len(run["classes"]),
+        num_classes=len(run.classes),
         limits=LIMITS[config.precision],
     )
     if not report["passed"]:
@@ -218,12 +211,6 @@ def write_artifact(folder: Path, config: Config, run: dict[str, Any], number: in
     info = dataclasses.replace(info, parity=report)
     (folder / INFO_FILE).write_text(info.to_json(), encoding="utf-8")
     return info
-
-
-def _spread(items: Sequence[T], count: int) -> list[T]:
-    """At most `count` of `items`, evenly spaced: neighbours are often frames of one video."""
-    count = min(count, len(items))
-    return [items[index * len(items) // count] for index in range(count)]
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def _parse(config: Any, description: str, args: list[str] | None, default: Any) 
         if not stop.code:
             raise
         lines = [line.strip(" ╭╮╰╯│─") for line in told.getvalue().splitlines()]
-        words = " ".join(line for line in lines[1:] if line).split(" For full helptext")[0]
+        words = " ".join(line for line in lines[1:] if line.strip("-")).split(" For full helptext")[0]
         words, _, similar = words.partition(" Perhaps you meant: ")
         hint = f" (perhaps {similar.split()[0]}?)" if similar else ""
         raise ValueError(re.sub(r"^Error parsing \w+: ", "", words) + hint + "; --help lists the flags") from None

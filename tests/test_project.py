@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "kerasseg": set(),
     "serving": set(),
     "training": {"kerasseg", "serving"},
-    "export": {"kerasseg", "serving"},
+    "export": {"kerasseg", "serving", "training"},
 }
 
 

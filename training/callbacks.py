@@ -14,6 +14,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from training.checkpoints import Checkpoints
+from training.run_folder import read_history
 
 
 class StepCallback(keras.callbacks.Callback):
@@ -76,21 +77,16 @@ class MetricsLog(StepCallback):
     Lines from after the step a run is resumed at are dropped: those steps are made again.
     """
 
-    def __init__(self, folder: Path, start_step: int, every: int, images_per_step: int, optimizer):
+    def __init__(self, folder: Path, start_step: int, every: int, images_per_step: int):
         super().__init__(start_step)
-        self.path, self.every, self.images_per_step, self.optimizer = (
-            folder / "metrics.jsonl",
-            every,
-            images_per_step,
-            optimizer,
-        )
-        kept = [line for line in read_metrics(folder) if line["step"] <= start_step]
+        self.path, self.every, self.images_per_step = folder / "metrics.jsonl", every, images_per_step
+        kept = [line for line in read_history(folder) if line["step"] <= start_step]
         self.seconds_before = kept[-1]["seconds"] if kept else 0.0
         part = self.path.with_suffix(".part")
         part.write_text("".join(json.dumps(line) + "\n" for line in kept))
         part.replace(self.path)
         self.writer = tf.summary.create_file_writer(str(folder / "tensorboard"))
-        self.sums: dict[str, float] = {}
+        self.values: dict[str, list[float]] = {}
         self.count = 0
         self.extra: dict[str, float] = {}
         self.began = self.window_began = time.perf_counter()
@@ -106,7 +102,7 @@ class MetricsLog(StepCallback):
 
     def after_step(self, logs):
         for name, value in logs.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+            self.values.setdefault(name, []).append(float(value))
         self.count += 1
         if self.step % self.every == 0 or self.extra:  # a score belongs to the line of its own step
             self.flush()
@@ -119,15 +115,16 @@ class MetricsLog(StepCallback):
         line = {"step": self.step, "seconds": round(self.seconds, 3)}
         if self.count:
             line["images_per_second"] = round(self.count * self.images_per_step / (now - self.window_began), 2)
-            line["learning_rate"] = float(self.optimizer.learning_rate)
-        line |= {name: value / self.count for name, value in self.sums.items()} | self.extra
+            line["learning_rate"] = float(self.model.main_optimizer.learning_rate)
+        # A term may be there in some steps only: mlmt's stages have different ones.
+        line |= {name: sum(values) / len(values) for name, values in self.values.items()} | self.extra
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         with self.writer.as_default(step=self.step):
             for name, value in line.items():
                 if name != "step":
                     tf.summary.scalar(name, value)
-        self.sums, self.count, self.extra, self.window_began = {}, 0, {}, now
+        self.values, self.count, self.extra, self.window_began = {}, 0, {}, now
 
     def on_train_end(self, logs=None):
         self.flush()
@@ -198,15 +195,3 @@ class Interruption(StepCallback):
     def _restore(self):
         for number, handler in self.previous.items():
             signal.signal(number, handler)
-
-
-def read_metrics(folder: Path) -> list[dict]:
-    """The lines of a run's metrics.jsonl; a last line cut short by a crash is left out."""
-    path = folder / "metrics.jsonl"
-    lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines

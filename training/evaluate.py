@@ -1,6 +1,5 @@
 """`python -m training.evaluate RUN`: scores of a finished run on any split of any dataset with its classes."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +15,7 @@ from kerasseg.data import open_dataset
 from kerasseg.data.check import require_sound
 from serving import cli
 from training.evaluation import evaluate, find_min_pixels
+from training.run_folder import Run
 
 
 @dataclass(frozen=True)
@@ -33,19 +33,15 @@ class EvaluateConfig:
 
 
 def main(config: EvaluateConfig) -> dict[str, Any]:
-    if not (config.run / "model.keras").is_file():
-        raise ValueError(
-            f"{config.run} is not a run folder with a model.keras: give the folder that training.run wrote"
-        )
-    settings = json.loads((config.run / "config.json").read_text())
-    dataset = open_dataset(config.dataset or settings["dataset"])
+    run = Run.read(config.run)
+    dataset = open_dataset(config.dataset or run.config["dataset"])
     require_sound(dataset)
-    if dataset.classes != tuple(settings["classes"]):
+    if list(dataset.classes) != run.classes:
         raise ValueError(
             f"{dataset.name} has the classes {', '.join(dataset.classes)}; the run was trained on "
-            f"{', '.join(settings['classes'])}"
+            f"{', '.join(run.classes)}"
         )
-    method = keras.saving.load_model(config.run / "model.keras")
+    method = keras.saving.load_model(run.model)
     method.compile()
     found = {"pixel_thresholds": find_min_pixels(method, dataset, config.split)} if config.find_min_pixels else {}
     return evaluate(method, dataset, config.split) | found

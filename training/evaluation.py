@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from kerasseg.data import Dataset, eval_dataset
+from kerasseg.data import Dataset, eval_dataset, evenly_spaced
 from kerasseg.losses import IGNORE_LABEL
 from kerasseg.methods import Method
 from kerasseg.methods.mlmt import gated
@@ -78,18 +78,12 @@ def find_min_pixels(
     }
 
 
-def example_names(dataset: Dataset, split: str, count: int) -> list[str]:
-    """Labelled images evenly spread over a split."""
-    names = dataset.label_names(split)
-    return [names[index] for index in np.linspace(0, len(names) - 1, min(count, len(names))).astype(int)]
-
-
 class Examples:
     """A method's view of a few held-out pictures."""
 
     def __init__(self, method: Method, dataset: Dataset, split: str, count: int):
         self.method, self.dataset, self.split = method, dataset, split
-        self.names = example_names(dataset, split, count)
+        self.names = evenly_spaced(dataset.label_names(split), count)
         self.predict = tf.function(self._predict, input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32)])
 
     def _predict(self, images_BHW3):

@@ -7,10 +7,9 @@ without TensorFlow.
 """
 
 import base64
-import json
 import math
 import shlex
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,87 +23,13 @@ from PIL import Image
 from serving import cli, pictures
 from training import glossary, plots
 from training.plots import Curve
+from training.run_folder import Run, is_number
 
 PICTURE_WIDTH = 400
 """Pixels: wider example pictures are reduced to this."""
 
 MAX_EXAMPLES = 12
 """Shown at most, so that the page stays small enough to be mailed."""
-
-NOT_CURVES = {"step", "seconds", "images_per_second", "learning_rate"}
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a run folder says about a run."""
-
-    folder: Path
-    config: dict[str, Any]
-    history: list[dict[str, Any]]
-    """The logged steps in ascending order, one entry for each."""
-    result: dict[str, Any] | None
-    """None until the run was evaluated at its end."""
-    split: dict[str, list[str]]
-    """Names of the training pictures by role: labeled, weak, unlabeled."""
-
-    @classmethod
-    def read(cls, folder: Path) -> "Run":
-        """Reads what is there; only `config.json` must be.
-
-        Raises:
-            ValueError: not a run folder, or a file in it does not hold what it should.
-        """
-        config_file = folder / "config.json"
-        if not config_file.is_file():
-            raise ValueError(f"{folder} is not a run folder: no config.json in it; give the --out of training.run")
-        config = _read_json(config_file)
-        if missing := [key for key in ("method", "dataset", "steps", "classes", "palette") if key not in config]:
-            raise ValueError(f"{config_file} lacks {', '.join(missing)}; was it written by training.run?")
-        result_file = folder / "result.json"
-        roles = ("labeled", "weak", "unlabeled")
-        return cls(
-            folder=folder,
-            config=config,
-            history=_read_history(folder / "metrics.jsonl"),
-            result=_read_json(result_file) if result_file.is_file() else None,
-            split={role: _read_names(folder / "split" / f"{role}.txt") for role in roles},
-        )
-
-    @property
-    def finished(self) -> bool:
-        return bool(self.config.get("finished")) and self.result is not None
-
-    @property
-    def last_step(self) -> int:
-        return self.history[-1]["step"] if self.history else 0
-
-    @property
-    def classes(self) -> list[str]:
-        return self.config["classes"]
-
-    @property
-    def dataset(self) -> str:
-        return Path(self.config["dataset"]).name
-
-    @property
-    def variants(self) -> dict[str, dict[str, Any]]:
-        """Scores of the method's other predictions by name, such as `without_gate`."""
-        return {key: value for key, value in (self.result or {}).items() if "per_class_IoU" in _keys(value)}
-
-    @property
-    def title(self) -> str:
-        """How other reports call this run."""
-        return f"{self.config['method']} ({self.folder.resolve().name})"
-
-    def curve(self, key: str) -> Curve:
-        """The logged values of one quantity; steps without a finite one are left out."""
-        points = [(row["step"], row[key]) for row in self.history if _is_number(row.get(key))]
-        return Curve([step for step, _ in points], [value for _, value in points])
-
-    def curve_names(self) -> list[str]:
-        """What was logged as numbers, in the order of its first appearance."""
-        names = dict.fromkeys(key for row in self.history for key, value in row.items() if _is_number(value))
-        return [name for name in names if name not in NOT_CURVES]
 
 
 def write_report(run_folder: Path, compare: Sequence[Path] = ()) -> Path:
@@ -282,11 +207,11 @@ def machine(run: Run) -> list[tuple[str, str]]:
     """Where and with what it ran, and what it took."""
     facts: list[tuple[str, str]] = []
     measured = run.result or {}
-    if _is_number(measured.get("seconds")):
+    if is_number(measured.get("seconds")):
         facts.append(("training time", duration(measured["seconds"])))
-    if _is_number(measured.get("images_per_second")):
+    if is_number(measured.get("images_per_second")):
         facts.append(("speed", f"{measured['images_per_second']:.1f} images/s"))
-    if _is_number(measured.get("peak_memory_bytes")):
+    if is_number(measured.get("peak_memory_bytes")):
         facts.append(("peak memory", f"{measured['peak_memory_bytes'] / 2**30:.2f} GiB"))
     for key in ("machine", "versions", "commit"):
         if run.config.get(key):
@@ -329,7 +254,7 @@ def _draw_group(run: Run, group: str, curves: dict[str, Curve], others: Sequence
     if group == "scores":
         # The field may be that of the branch inside a method.
         gammas = [value for name, value in _flat(run.config.get("fields", {})) if name.endswith("gamma")]
-        rules = {f"threshold {gamma:g}": gamma for gamma in gammas if _is_number(gamma)}
+        rules = {f"threshold {gamma:g}": gamma for gamma in gammas if is_number(gamma)}
         return plots.curves_figure(curves, smooth=True, y_range=(0, 1), areas=("selected",), rules=rules)
     if group == "validation":
         theirs = {f"{name} of {other.title}": other.curve(name) for other in others for name in curves}
@@ -442,50 +367,12 @@ def css_color(color: Sequence[int]) -> str:
 # Reading and wording ----------------------------------------------------------------------------------------
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} does not hold JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} must hold one JSON object, it holds a {type(content).__name__}")
-    return content
-
-
-def _read_history(file: Path) -> list[dict[str, Any]]:
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    rows: dict[int, dict[str, Any]] = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            # A resumed run repeats the steps after its checkpoint: the later line counts.
-            rows[row["step"]] = rows.get(row["step"], {}) | row
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines):
-                break  # cut short when the run was killed
-            found = f"line {number} is {line[:80]!r}"
-            raise ValueError(f"{file}: expected a JSON object with a step on each line, {found}") from error
-    return [rows[step] for step in sorted(rows)]
-
-
-def _read_names(file: Path) -> list[str]:
-    return file.read_text(encoding="utf-8").split("\n")[:-1] if file.is_file() else []
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _keys(value: Any) -> Collection[str]:
-    return value.keys() if isinstance(value, dict) else ()
 
 
 def _title(name: str) -> str:

@@ -39,6 +39,7 @@ from training.config import RunConfig, with_groups
 from training.evaluation import Examples, evaluate
 from training.recipes import recipe
 from training.report import write_report
+from training.run_folder import Run
 
 DESCRIPTION = """Trains a segmentation model from a few labelled images and many unlabelled ones.
 
@@ -82,7 +83,7 @@ def train(config: RunConfig) -> dict[str, Any]:
         start_step=start_step,
     )
     images_per_step = config.batch_size + unlabeled
-    log = MetricsLog(folder, start_step, config.log_every, images_per_step, method.main_optimizer)
+    log = MetricsLog(folder, start_step, config.log_every, images_per_step)
     examples = Examples(method, dataset, "val", PANELS)
 
     def look() -> tuple[dict, dict, Any]:
@@ -228,14 +229,14 @@ def open_folder(config: RunConfig, method: Method, dataset: Dataset, split: Spli
 
 def describe(config: RunConfig, method: Method, dataset: Dataset, split: Split) -> dict[str, Any]:
     """Everything that decides a run's result, resolved; JSON types only."""
-    own = {field.name for field in dataclasses.fields(RunConfig)} - {"out", "resume"}
-    flags = {name: getattr(config, name) for name in sorted(own)}
-    fields = config.method_fields | {config.method: dataclasses.asdict(method.config)}
+    recorded = {field.name for field in dataclasses.fields(RunConfig)} - {"out", "resume"}
+    flags = {name: getattr(config, name) for name in sorted(recorded)}
     if config.branch_run is not None:  # what the flags say of the segmenter does not apply
-        branch = json.loads((config.branch_run / "config.json").read_text())
-        flags |= {name: branch[name] for name in ("segmenter", "backbone", "output_stride", "head_channels", "weights")}
-        fields = branch["fields"] | {config.method: fields[config.method]}
-    flags |= {"steps": method.config.steps, "fields": fields}
+        branch = Run.read(config.branch_run)
+        flags |= {
+            name: branch.config[name] for name in ("segmenter", "backbone", "output_stride", "head_channels", "weights")
+        }
+    flags |= {"steps": method.config.steps, "fields": method.fields()}
     flags |= {"learning_rate": getattr(method.config, "learning_rate", config.learning_rate)}
     flags |= {"classes": dataset.classes, "palette": dataset.palette, "split_fingerprint": split.fingerprint}
     flags |= {
@@ -283,16 +284,14 @@ def has_checkpoint(config: RunConfig) -> bool:
     return config.resume and tf.train.latest_checkpoint(str(config.folder / "checkpoints")) is not None
 
 
-def open_branch(run: Path, dataset: Dataset, split: Split) -> Method:
+def open_branch(folder: Path, dataset: Dataset, split: Split) -> Method:
     """The method of a finished run on the same split."""
-    if not (run / "model.keras").is_file() or not (run / "config.json").is_file():
-        raise ValueError(f"--branch-run must be a run folder with model.keras and config.json; got {run}")
-    settings = json.loads((run / "config.json").read_text())
-    if settings["split_fingerprint"] != split.fingerprint:
-        raise ValueError(f"{run} was trained on another split: give the same --dataset, --labeled and --seed")
-    if tuple(settings["classes"]) != dataset.classes:
-        raise ValueError(f"{run} was trained on other classes: {', '.join(settings['classes'])}")
-    return keras.saving.load_model(run / "model.keras")
+    run = Run.read(folder)
+    if run.config["split_fingerprint"] != split.fingerprint:
+        raise ValueError(f"{folder} was trained on another split: give the same --dataset, --labeled and --seed")
+    if run.classes != list(dataset.classes):
+        raise ValueError(f"{folder} was trained on other classes: {', '.join(run.classes)}")
+    return keras.saving.load_model(run.model)
 
 
 def save_model(method: Method, folder: Path) -> None:

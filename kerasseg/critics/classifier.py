@@ -15,18 +15,25 @@ def build_classifier(backbone: str, num_classes: int, weights: str = "none", nam
     Args:
         backbone, weights: as `build_backbone` takes them; the backbone keeps its output stride of 32.
         num_classes: K.
+
+    The last layer starts from zeros: a classifier that has learnt nothing says 0.5 of every class, and rules none out.
     """
     image_BHW3 = keras.Input((None, None, 3), name="image")
     x = PixelNormalization(backbone_spec(backbone).pixels, name="pixels")(image_BHW3)
     x = PadToMultiple(STRIDE, name="pad")(x)
     _, x = build_backbone(backbone, STRIDE, weights)(x)
     x = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pool")(x)
-    logits_BK = keras.layers.Dense(num_classes, dtype="float32", name="logits")(x)
+    logits_BK = keras.layers.Dense(num_classes, kernel_initializer="zeros", dtype="float32", name="logits")(x)
     return keras.Model(image_BHW3, logits_BK, name=name)
 
 
 def build_classifier_like(segmenter: Segmenter, name: str = "classifier") -> keras.Model:
     """A classifier of the segmenter's backbone and classes that starts from the backbone's present weights."""
     classifier = build_classifier(segmenter.backbone_name, segmenter.num_classes, name=name)
-    classifier.get_layer(segmenter.backbone_name).set_weights(segmenter.backbone.get_weights())
+    start_from_backbone(classifier, segmenter)
     return classifier
+
+
+def start_from_backbone(classifier: keras.Model, segmenter: Segmenter) -> None:
+    """Gives a classifier built by `build_classifier_like` the present weights of the segmenter's backbone."""
+    classifier.get_layer(segmenter.backbone_name).set_weights(segmenter.backbone.get_weights())

@@ -4,7 +4,7 @@ from kerasseg.data.augment import Augmentation
 from kerasseg.data.datasets import DATASETS, Dataset, default_palette, open_dataset
 from kerasseg.data.folder import FolderDataset
 from kerasseg.data.pipeline import eval_dataset, train_dataset
-from kerasseg.data.splits import Split, make_split
+from kerasseg.data.splits import Split, evenly_spaced, make_split
 
 __all__ = [
     "DATASETS",
@@ -14,6 +14,7 @@ __all__ = [
     "Split",
     "default_palette",
     "eval_dataset",
+    "evenly_spaced",
     "make_split",
     "open_dataset",
     "train_dataset",

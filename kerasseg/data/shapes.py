@@ -2,8 +2,9 @@
 
 What makes it a small model of the real task: colour tells a pair of classes at most, only the outline tells which of
 the two (disc or ring, square or triangle, star or cross); texture tells nothing; shapes hide each other; light,
-shadows, noise and clutter of any colour get in the way; and each scene has its own one to three classes, so knowing
-which are in the picture helps to tell what a half-hidden outline is.
+shadows, noise and clutter of any colour get in the way. Each scene has its own one to three classes, and each class a
+ground that it is mostly found on, as cows are found on grass, another one than its pair's: so the picture as a whole
+tells something about what is in it, and that in turn which of two a half-hidden outline is.
 
 Legend: H, W size of a scene; x, y pixel coordinates; colours and brightness 0..1.
 """
@@ -27,6 +28,10 @@ CLASSES = {
 NUM_SHAPES = len(CLASSES) - 1
 # Around which the colours of a pair of classes lie, as differences from grey: warm, cool, green.
 TINTS = np.array([[0.2, 0.0, -0.2], [-0.2, 0.0, 0.2], [-0.1, 0.2, -0.1]])
+# The same for the grounds: rose, teal, straw; and which of them each class is at home on.
+GROUNDS = np.array([[0.15, -0.15, 0.0], [-0.15, 0.07, 0.08], [0.07, 0.08, -0.15]])
+HOMES = np.arange(NUM_SHAPES) % len(GROUNDS)
+AT_HOME = 6.0  # how much likelier a class is there than elsewhere
 
 
 class ShapesDataset(Dataset):
@@ -71,11 +76,12 @@ def draw_scene(rng: np.random.RandomState, size: tuple[int, int]) -> tuple[np.nd
     """A picture uint8 (H, W, 3) and its label map uint8 (H, W)."""
     y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
     unit = min(size) / 96  # everything below is measured in pixels of a scene 96 high
-    ground = rng.uniform(0.25, 0.75)
-    picture = _texture(rng, x / unit, y / unit, ground)
+    ground, land = rng.uniform(0.25, 0.75), rng.randint(len(GROUNDS))
+    picture = _texture(rng, x / unit, y / unit, ground, GROUNDS[land])
     label = np.zeros(size, np.uint8)
 
-    theme = 1 + rng.permutation(NUM_SHAPES)[: rng.randint(1, 4)]
+    likely = np.where(land == HOMES, AT_HOME, 1.0)
+    theme = 1 + rng.choice(NUM_SHAPES, size=rng.randint(1, 4), replace=False, p=likely / likely.sum())
     shapes = rng.choice(theme, size=rng.randint(len(theme) + 1, 7))
     shapes[: len(theme)] = theme
     things = np.concatenate([np.zeros(rng.randint(2, 6), int), shapes])  # 0 is clutter: part of the background

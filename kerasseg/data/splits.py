@@ -2,11 +2,15 @@
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path, PurePath
+from typing import TypeVar
 
 from kerasseg.data.datasets import Dataset
+
+T = TypeVar("T")
 
 ROLES = ("labeled", "weak", "unlabeled")
 ALL = ("all", "full")
@@ -164,3 +168,9 @@ def _few(names: list[str]) -> str:
     """The first three names, and how many more: `'a', 'b', 'c' and 4 more are`."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(map(repr, names[:3])) + more + (" are" if len(names) > 1 else " is")
+
+
+def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` of `items`, evenly spaced: neighbours are often frames of one video."""
+    count = min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]

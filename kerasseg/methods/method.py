@@ -117,6 +117,10 @@ class Method(keras.Model):
         """The method around an already trained one that it leaves as it is; ValueError where that makes no sense."""
         raise ValueError(f"{cls.registry_name} trains its own segmenter: only mlmt can be added to a finished run")
 
+    def fields(self) -> dict[str, dict[str, Any]]:
+        """All fields as they are in force, by registry name: its own, and those of methods inside it."""
+        return {self.registry_name: dataclasses.asdict(self.config)}
+
     # --- inference ---
 
     variants: tuple[str, ...] = ("",)
@@ -187,8 +191,8 @@ class Method(keras.Model):
 
     @property
     def main_optimizer(self) -> keras.optimizers.Optimizer:
-        """The segmenter's optimizer, or the only one where the segmenter is not trained."""
-        return getattr(self.training_optimizers, "segmenter", self.optimizer)
+        """The optimizer whose learning rate the log shows."""
+        return self.training_optimizers.segmenter
 
     def get_compile_config(self):
         return None  # a saved model is for inference; training resumes from a checkpoint

@@ -9,8 +9,8 @@ import keras
 from kerasseg.layers import AtrousConv2D, AtrousDepthwiseConv2D
 
 OUTPUT_STRIDES = (8, 16, 32)
-# The networks' own 0.999 (MobileNetV2) averages over more steps than a run on few labels has.
-BATCH_NORM_MOMENTUM = 0.99
+# The networks' own 0.999 (MobileNetV2) averages over more steps than a run on few labels has: see docs/decisions.md.
+BATCH_NORM_MOMENTUM = 0.97
 
 
 @dataclass(frozen=True)

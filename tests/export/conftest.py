@@ -56,6 +56,7 @@ def write_run(folder, method, **changes):
     config = {
         "method": "supervised",
         "dataset": "shapes",
+        "steps": 1,
         "finished": True,
         "classes": CLASSES,
         "palette": PALETTE,

@@ -10,7 +10,6 @@ import tensorflow as tf
 from export.graph import (
     OUTPUTS,
     _floor_mod,
-    as_float32,
     load_saved_model,
     serving_function,
     write_onnx,
@@ -142,7 +141,7 @@ def test_trained_in_mixed_precision_computes_in_float32(policy, tmp_path):
     exact = tiny_method("supervised")
     exact.set_weights(mixed.get_weights())
     mixed.save(tmp_path / "model.keras")
-    loaded = as_float32(keras.saving.load_model(tmp_path / "model.keras", compile=False))
+    loaded = keras.saving.load_model(tmp_path / "model.keras", compile=False)
     images_NHWC = pictures((1, 20, 31, 3)).astype(np.float32)
     expected = np.asarray(exact(images_NHWC))
     assert np.abs(np.asarray(mixed(images_NHWC), np.float32) - expected).max() > 1e-4

@@ -104,12 +104,15 @@ def test_dataset_gone_examples_are_compared(export, tmp_path):
     assert [child.name for child in (tmp_path / "scene").iterdir()] == ["1"]
 
 
+UNFINISHED = {"method": "mlmt", "dataset": "shapes", "steps": 1, "classes": [], "palette": [], "finished": False}
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nothing", "--out", "m"], "nothing is no run folder"),
-        (["unfinished", "--out", "m"], "not finished (it has no model.keras and no result.json)"),
-        (["stopped", "--out", "m"], "not finished (config.json says so)"),
+        (["nothing", "--out", "m"], "nothing is not a run folder"),
+        (["unfinished", "--out", "m"], "not finished: go on with training.run --resume"),
+        (["stopped", "--out", "m"], "not finished: go on with training.run --resume"),
         (["stopped", "--out", "m", "--precision", "fp8"], "--precision takes fp32; got fp8"),
         (["stopped", "--out", "m", "--formats", "tflite"], "--formats takes onnx, saved_model; got tflite"),
         (["stopped", "--out", "m", "--formats", "saved_model"], "--formats must name onnx"),
@@ -125,7 +128,7 @@ def test_mistakes_are_one_line(arguments, said, export, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     for name in ("unfinished", "stopped"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(json.dumps({"finished": False}))
+        (tmp_path / name / "config.json").write_text(json.dumps(UNFINISHED))
     (tmp_path / "stopped" / "model.keras").write_text("")
     (tmp_path / "stopped" / "result.json").write_text("{}")
     status, result, stderr = export(*arguments)

@@ -11,13 +11,18 @@ from tests.methods import tiny
 
 
 class MethodContract:
-    """Give `name`; override `make` where the method takes more than a segmenter."""
+    """Give `name`; override `make` where the method takes more than a segmenter.
+
+    `network` is one that the method trains, `loss` the term that labels have a part in.
+    """
 
     name: str
     fields: dict = {}
+    network = "segmenter"
+    loss = "L_ce"
 
     def make(self, segmenter: keras.Model) -> Method:
-        return METHODS[self.name](segmenter, steps=10, **self.fields)
+        return METHODS[self.name](segmenter, **{"steps": 10} | self.fields)
 
     @pytest.fixture
     def deeplab(self) -> keras.Model:
@@ -31,12 +36,12 @@ class MethodContract:
         return tf.data.Dataset.from_tensors(batch).repeat()
 
     @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
-    def test_fit_lowers_the_supervised_loss(self, data, precision):
+    def test_fit_lowers_the_loss_on_labels(self, data, precision):
         keras.config.set_dtype_policy(precision)
         method = self.make(tiny.segmenter())
-        method.compile({"segmenter": keras.optimizers.SGD(0.5)})
+        method.compile({self.network: keras.optimizers.SGD(0.5)})
         losses = [
-            method.fit(data, steps_per_epoch=5, epochs=1, shuffle=False, verbose=0).history["L_ce"][-1]
+            method.fit(data, steps_per_epoch=5, epochs=1, shuffle=False, verbose=0).history[self.loss][-1]
             for _ in range(3)
         ]
         assert np.isfinite(losses).all()

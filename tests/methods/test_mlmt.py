@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from kerasseg.methods import MLMT, S4GAN, Supervised
 from kerasseg.methods.mlmt import gated
+from kerasseg.segmenters import build_segmenter
 from tests.methods import tiny
 from tests.methods.contract import MethodContract
 
@@ -16,18 +17,84 @@ def make(segmenter=None, **fields):
     return MLMT(branch, tiny.classifier(), **{"steps": 10} | fields)
 
 
-class TestMLMT(MethodContract):
+class TestSegmentationStage(MethodContract):
     name = "mlmt"
+    fields = {"steps": 40}
 
     def make(self, segmenter):
         if hasattr(segmenter, "backbone"):
             return super().make(segmenter)
-        return make(segmenter)
+        return make(segmenter, **self.fields)
+
+
+class TestClassificationStage(TestSegmentationStage):
+    fields = {"classifier_share": 1.0}
+    network = "student"
+    loss = "L_cls"
 
     def make_without_chance(self, segmenter):
-        method = still(make(segmenter))
+        method = still(make(segmenter, **self.fields))
         method.student.get_layer("bn").trainable = False
         return method
+
+
+def changes(method, update):
+    """Names of the networks whose weights `update()` changes."""
+    networks = {
+        "segmenter": method.segmenter,
+        "discriminator": method.segmentation.discriminator,
+        "student": method.student,
+        "teacher": method.teacher,
+    }
+    before = {name: network.get_weights() for name, network in networks.items()}
+    update()
+    return {
+        name
+        for name, network in networks.items()
+        if any(not np.array_equal(a, b) for a, b in zip(before[name], network.get_weights(), strict=True))
+    }
+
+
+def fit(method, data, steps=1):
+    return method.fit(data, steps_per_epoch=1, epochs=steps, shuffle=False, verbose=0).history
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_fit_trains_the_segmenter_first_and_then_the_classifier(run_eagerly):
+    data = tf.data.Dataset.from_tensors(tiny.batch(np.random.default_rng(0))).repeat()
+    method = make(steps=5, classifier_share=0.6)
+    method.compile(run_eagerly=run_eagerly)
+    assert changes(method, lambda: fit(method, data, 2)) == {"segmenter", "discriminator"}
+    assert method.main_optimizer is method.segmentation.training_optimizers.segmenter
+    assert changes(method, lambda: fit(method, data, 3)) == {"student", "teacher"}
+    assert method.main_optimizer is method.training_optimizers.student
+    assert float(method.main_optimizer.learning_rate) == pytest.approx(method.config.classifier_learning_rate / 300)
+
+
+@pytest.mark.slow
+def test_the_classifier_starts_from_the_trained_segmenters_backbone_and_rules_nothing_out():
+    segmenter = build_segmenter(
+        "deeplab_v3plus", backbone="mobilenet_v2", num_classes=tiny.K, weights="none", head_channels=8
+    )
+    data = tf.data.Dataset.from_tensors(tiny.batch(np.random.default_rng(0), height=32, width=32)).repeat()
+    method = MLMT.from_segmenter(segmenter, {"mlmt": {"steps": 3, "branch": "supervised", "classifier_share": 0.5}})
+    assert method.segmentation.config.steps == 1
+    method.compile({"student": keras.optimizers.SGD(0.0)})
+    images = np.random.default_rng(1).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
+    for steps in (1, 1):
+        fit(method, data, steps)
+        np.testing.assert_array_equal(method.predictions(images)[""], method.predictions(images)["without_gate"])
+    convolutions = [layer.name for layer in segmenter.backbone.layers if hasattr(layer, "kernel")]
+    assert len(convolutions) > 30
+    for network in (method.student, method.teacher):
+        for name in convolutions:
+            started = network.get_layer("mobilenet_v2").get_layer(name).kernel
+            np.testing.assert_array_equal(started, segmenter.backbone.get_layer(name).kernel)
+
+
+def test_a_share_that_leaves_the_segmenter_no_step_is_refused():
+    with pytest.raises(ValueError, match="classifier_share of 1.0 leaves the segmenter no step of 10: lower it"):
+        MLMT.from_segmenter(tiny.segmenter(), {"mlmt": {"steps": 10, "classifier_share": 1.0}})
 
 
 # --- fusion ---
@@ -106,6 +173,7 @@ def test_the_classifiers_losses(classification, consistency):
     method = still(
         make(
             steps=4,
+            classifier_share=1.0,
             burn_in=0.0,
             ramp=1.0,
             lambda_cons=3.0,
@@ -138,7 +206,7 @@ def test_the_classifiers_losses(classification, consistency):
 
 
 def test_the_consistency_weight_ramps_up_after_the_burn_in():
-    method = make(steps=100, burn_in=0.1, ramp=0.5, lambda_cons=2.0)
+    method = make(steps=100, classifier_share=1.0, burn_in=0.1, ramp=0.5, lambda_cons=2.0)
     method.compile()
     weights = []
     for step in (0, 10, 35, 60, 99):
@@ -166,29 +234,14 @@ def test_each_update_reaches_its_own_networks():
     method = make()
     method.compile()
 
-    def changed(update):
-        networks = {
-            "segmenter": method.segmenter,
-            "discriminator": method.segmentation.discriminator,
-            "student": method.student,
-            "teacher": method.teacher,
-        }
-        before = {name: network.get_weights() for name, network in networks.items()}
-        update(tiny.tensors(x, y))
-        return {
-            name
-            for name, network in networks.items()
-            if any(not np.array_equal(a, b) for a, b in zip(before[name], network.get_weights(), strict=True))
-        }
-
-    assert changed(method.update_classifier) == {"student", "teacher"}
-    assert changed(method.segmentation.update) == {"segmenter", "discriminator"}
-    assert changed(method.train_step) == {"segmenter", "discriminator", "student", "teacher"}
+    data = tiny.tensors(x, y)
+    assert changes(method, lambda: method.update_classifier(data)) == {"student", "teacher"}
+    assert changes(method, lambda: method.segmentation.update(data)) == {"segmenter", "discriminator"}
 
 
 def test_an_already_trained_branch_is_left_as_it_is():
     x, y = tiny.batch(np.random.default_rng(0))
-    method = MLMT(Supervised(tiny.segmenter()), tiny.classifier(), train_branch=False)
+    method = MLMT(Supervised(tiny.segmenter()), tiny.classifier(), classifier_share=1.0)
     method.compile()
     before = method.segmenter.get_weights()
     logs = method.train_step(tiny.tensors(x, y))
@@ -227,6 +280,7 @@ def test_student_and_teacher_see_different_views():
         ("tau", 1.0),
         ("lambda_cons", -1),
         ("ema_decay", 1.0),
+        ("classifier_share", 0),
         ("burn_in", 2),
         ("ramp", 0),
         ("gate", "svm"),

@@ -11,6 +11,7 @@ from PIL import Image
 
 from serving import pictures
 from training import glossary, report
+from training.run_folder import Run
 
 CLASSES = ["sky", "<b>road</b>", "car & van", "never seen"]
 PALETTE = [[0, 128, 255], [128, 64, 128], [64, 0, 128], [1, 2, 3]]
@@ -257,12 +258,12 @@ def test_says_when_the_gate_lowered_miou(tmp_path):
 
 def test_says_nothing_when_the_gate_helped(tmp_path):
     ungated = {"mIoU": 0.5, "per_class_IoU": dict.fromkeys(CLASSES, 0.5), "pixel_accuracy": 0.9}
-    run = report.Run.read(write_run(tmp_path / "run", method="mlmt", result={"without_gate": ungated}))
+    run = Run.read(write_run(tmp_path / "run", method="mlmt", result={"without_gate": ungated}))
     assert list(report.notes(run)) == []
 
 
 def notes_of(folder):
-    return " ".join(report.notes(report.Run.read(folder)))
+    return " ".join(report.notes(Run.read(folder)))
 
 
 def test_warns_of_a_discriminator_that_overpowers_at_the_end(tmp_path):
@@ -294,19 +295,19 @@ def test_unfinished_run_without_result_examples_or_discriminator(tmp_path):
 
 def test_finished_takes_both_the_mark_and_the_result(tmp_path):
     folder = write_run(tmp_path / "run")
-    assert report.Run.read(folder).finished
+    assert Run.read(folder).finished
     edit_json(folder / "config.json", finished=False)
-    assert not report.Run.read(folder).finished
+    assert not Run.read(folder).finished
     edit_json(folder / "config.json", finished=True)
     (folder / "result.json").unlink()
-    assert not report.Run.read(folder).finished
+    assert not Run.read(folder).finished
 
 
 def test_a_run_killed_before_its_first_log_and_mid_line(tmp_path):
     folder = write_run(tmp_path / "run", steps=20, finished=False)
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"step": 30, "L_c')
-    assert report.Run.read(folder).last_step == 20
+    assert Run.read(folder).last_step == 20
     (folder / "metrics.jsonl").unlink()
     assert "unfinished at step 0 of 200" in Page(report.write_report(folder)).text
 
@@ -315,7 +316,7 @@ def test_a_resumed_run_counts_the_later_line(tmp_path):
     folder = write_run(tmp_path / "run", steps=30, finished=False)
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"step": 20, "L_ce": 7.0, "L_new": NaN}\n{"step": 40, "L_ce": 8.0}\n')
-    run = report.Run.read(folder)
+    run = Run.read(folder)
     assert run.curve("L_ce") == ([10, 20, 30, 40], [1.95, 7.0, 1.85, 8.0])
     assert run.curve("L_new") == ([10, 30], [1.0, 1.0])
 

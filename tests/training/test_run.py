@@ -31,13 +31,14 @@ def test_a_run_leaves_everything_a_user_needs(dataset, tmp_path, capsys):
 
     config = json.loads((out / "config.json").read_text())
     assert config["finished"] and config["fields"]["s4gan"]["gamma"] == 0.3
-    assert config["fields"]["mlmt"]["steps"] == config["fields"]["s4gan"]["steps"] == config["steps"] == 4
+    assert config["fields"]["mlmt"]["steps"] == config["steps"] == 4 and config["fields"]["s4gan"]["steps"] == 2
     assert config["classes"] == CLASSES and len(config["split_fingerprint"]) == 64
     assert len((out / "split/labeled.txt").read_text().split()) == 2
     assert len((out / "split/unlabeled.txt").read_text().split()) == 4
 
     assert [line["step"] for line in lines(out)] == [1, 2, 3, 4]
-    assert {"L_S", "L_ce", "L_fm", "L_st", "L_D", "D_real", "D_fake", "L_cls", "L_cons"} <= lines(out)[0].keys()
+    assert {"L_S", "L_ce", "L_fm", "L_st", "L_D", "D_real", "D_fake"} <= lines(out)[1].keys()
+    assert {"L_MT", "L_cls", "L_cons"} <= lines(out)[2].keys() and "L_S" not in lines(out)[2]
     assert [line["step"] for line in lines(out) if "val_mIoU" in line] == [2, 4]
     assert list((out / "tensorboard").iterdir())
 
@@ -122,7 +123,8 @@ def test_mistakes_are_answered_by_one_line(dataset, tmp_path, capsys):
         (["--steps", "0"], "steps must be at least 1"),
         (["--output-stride", "4"], "--output-stride must be 8 or 16; got 4"),
         (["--image-labels", "1"], "s4gan has no use for --image-labels"),
-        (["--mlmt.no-train-branch"], "give --branch-run RUN"),
+        (["--mlmt.classifier-share", "1"], "give an already trained segmenter by --branch-run RUN"),
+        (["--s4gan.gama", "1"], "Unrecognized options: --s4gan.gama 1"),
     ):
         method = "s4gan" if "--image-labels" in flags else "mlmt"
         status, result, err = train(dataset, out, capsys, *flags, method=method)
@@ -134,8 +136,8 @@ def test_a_run_stopped_before_its_first_checkpoint_goes_on_from_the_start(datase
     """Also: the segmenter without a width, and weak labels, from the command line."""
     out = tmp_path / "run"
     flags = ["--segmenter", "deeplab_v2", "--image-labels", "1", "--mlmt.branch", "supervised"]
-    assert train(dataset, out, capsys, *flags, "--learning-rate", "1e30", steps=2)[0] == 2
-    status, _, err = train(dataset, out, capsys, *flags, "--learning-rate", "1e30", "--resume", steps=2)
+    assert train(dataset, out, capsys, *flags, "--learning-rate", "1e30", steps=4)[0] == 2
+    status, _, err = train(dataset, out, capsys, *flags, "--learning-rate", "1e30", "--resume", steps=4)
     assert status == 2 and "L_ce became nan at step 2" in error_line(err)
     assert len((out / "split/weak.txt").read_text().split()) == 1
 
@@ -160,4 +162,4 @@ def test_masks_with_255_as_the_object_are_refused_before_the_first_step(dataset,
 
 def test_evaluate_tells_what_it_cannot_do(dataset, tmp_path, capsys):
     status, _, err = call(evaluate.cli_main, [tmp_path], capsys)
-    assert status == 2 and "is not a run folder with a model.keras" in error_line(err)
+    assert status == 2 and "is not a run folder: no config.json" in error_line(err)

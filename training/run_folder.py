@@ -1,0 +1,136 @@
+"""What a run folder holds, read back: for the report, for evaluation, for export, for a run that builds on another.
+
+Needs no TensorFlow.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from training.plots import Curve
+
+NOT_CURVES = {"step", "seconds", "images_per_second", "learning_rate"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder says about a run."""
+
+    folder: Path
+    config: dict[str, Any]
+    history: list[dict[str, Any]]
+    """The logged steps in ascending order, one entry for each."""
+    result: dict[str, Any] | None
+    """None until the run was evaluated at its end."""
+    split: dict[str, list[str]]
+    """Names of the training pictures by role: labeled, weak, unlabeled."""
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Reads what is there; only `config.json` must be.
+
+        Raises:
+            ValueError: not a run folder, or a file in it does not hold what it should.
+        """
+        config_file = folder / "config.json"
+        if not config_file.is_file():
+            raise ValueError(f"{folder} is not a run folder: no config.json in it; give the --out of training.run")
+        config = _read_json(config_file)
+        if missing := [key for key in ("method", "dataset", "steps", "classes", "palette") if key not in config]:
+            raise ValueError(f"{config_file} lacks {', '.join(missing)}; was it written by training.run?")
+        result_file = folder / "result.json"
+        roles = ("labeled", "weak", "unlabeled")
+        return cls(
+            folder=folder,
+            config=config,
+            history=read_history(folder),
+            result=_read_json(result_file) if result_file.is_file() else None,
+            split={role: _read_names(folder / "split" / f"{role}.txt") for role in roles},
+        )
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.config.get("finished")) and self.result is not None
+
+    @property
+    def last_step(self) -> int:
+        return self.history[-1]["step"] if self.history else 0
+
+    @property
+    def classes(self) -> list[str]:
+        return self.config["classes"]
+
+    @property
+    def dataset(self) -> str:
+        return Path(self.config["dataset"]).name
+
+    @property
+    def model(self) -> Path:
+        """model.keras; ValueError where the run was stopped before it was written."""
+        file = self.folder / "model.keras"
+        if not file.is_file():
+            raise ValueError(f"the run in {self.folder} has no model.keras yet: go on with training.run --resume")
+        return file
+
+    @property
+    def variants(self) -> dict[str, dict[str, Any]]:
+        """Scores of the method's other predictions by name, such as `without_gate`."""
+        scores = {key: value for key, value in (self.result or {}).items() if isinstance(value, dict)}
+        return {key: value for key, value in scores.items() if "per_class_IoU" in value}
+
+    @property
+    def title(self) -> str:
+        """How other reports call this run."""
+        return f"{self.config['method']} ({self.folder.resolve().name})"
+
+    def curve(self, key: str) -> Curve:
+        """The logged values of one quantity; steps without a finite one are left out."""
+        points = [(row["step"], row[key]) for row in self.history if is_number(row.get(key))]
+        return Curve([step for step, _ in points], [value for _, value in points])
+
+    def curve_names(self) -> list[str]:
+        """What was logged as numbers, in the order of its first appearance."""
+        names = dict.fromkeys(key for row in self.history for key, value in row.items() if is_number(value))
+        return [name for name in names if name not in NOT_CURVES]
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl by step; a last one cut short by a crash is left out.
+
+    Raises:
+        ValueError: another line does not hold what it should.
+    """
+    file = folder / "metrics.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    rows: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            # A resumed run repeats the steps after its checkpoint: the later line counts.
+            rows[row["step"]] = rows.get(row["step"], {}) | row
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):
+                break
+            found = f"line {number} is {line[:80]!r}"
+            raise ValueError(f"{file}: expected a JSON object with a step on each line, {found}") from error
+    return [rows[step] for step in sorted(rows)]
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} does not hold JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold one JSON object, it holds a {type(content).__name__}")
+    return content
+
+
+def _read_names(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8").split("\n")[:-1] if file.is_file() else []
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
