@@ -62,7 +62,7 @@ class RunConfig:
     unlabeled_batch_size: int | None = None
     """Unlabelled images in a step; None for as many as labelled ones."""
     steps: int | None = None
-    """Training steps, in place of the method's --METHOD.steps."""
+    """Training steps, in place of --METHOD.steps; for mlmt of each of its two branches."""
     learning_rate: float | None = None
     """Initial learning rate of the segmenter, in place of --METHOD.learning-rate."""
 

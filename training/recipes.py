@@ -30,7 +30,7 @@ def shapes(method: str) -> Recipe:
         learning_rate=0.05,
         evaluate_every=300,
     )
-    return config, _small_scale(head_multiplier=1.0)
+    return config, _small_scale(head_multiplier=1.0, classifier_steps=500)
 
 
 def photos(method: str) -> Recipe:
@@ -48,16 +48,16 @@ def photos(method: str) -> Recipe:
         steps=1500,
         learning_rate=5e-3,
     )
-    return config, _small_scale(head_multiplier=10.0)
+    return config, _small_scale(head_multiplier=10.0, classifier_steps=750)
 
 
-def _small_scale(head_multiplier: float) -> dict[str, dict[str, Any]]:
+def _small_scale(head_multiplier: float, classifier_steps: int) -> dict[str, dict[str, Any]]:
     """What a run of a thousand steps needs other than one of twenty thousand."""
     segmenter = {"head_multiplier": head_multiplier, "nesterov": True, "weight_decay": 1e-4}
     return {
         "supervised": segmenter,
         "s4gan": segmenter,
-        "mlmt": {"classifier_learning_rate": 1e-2, "ema_decay": 0.99},
+        "mlmt": {"steps": classifier_steps, "classifier_learning_rate": 1e-2, "ema_decay": 0.99},
     }
 
 

@@ -66,7 +66,7 @@ def train(config: RunConfig) -> dict[str, Any]:
         method = build_method(config, dataset, split)
         method.compile()
     settings = open_folder(config, method, dataset, split)
-    steps = method.config.steps
+    steps = method.total_steps
     checkpoints = Checkpoints(folder / "checkpoints", method)
     start_step = checkpoints.restore() if config.resume else 0
 
@@ -236,7 +236,7 @@ def describe(config: RunConfig, method: Method, dataset: Dataset, split: Split) 
         flags |= {
             name: branch.config[name] for name in ("segmenter", "backbone", "output_stride", "head_channels", "weights")
         }
-    flags |= {"steps": method.config.steps, "fields": method.fields()}
+    flags |= {"steps": method.total_steps, "fields": method.fields()}
     flags |= {"learning_rate": getattr(method.config, "learning_rate", config.learning_rate)}
     flags |= {"classes": dataset.classes, "palette": dataset.palette, "split_fingerprint": split.fingerprint}
     flags |= {

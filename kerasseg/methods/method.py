@@ -190,6 +190,11 @@ class Method(keras.Model):
         )
 
     @property
+    def total_steps(self) -> int:
+        """How many training steps there are in all."""
+        return self.config.steps
+
+    @property
     def main_optimizer(self) -> keras.optimizers.Optimizer:
         """The optimizer whose learning rate the log shows."""
         return self.training_optimizers.segmenter

@@ -25,13 +25,12 @@ Stage = Literal["segmentation", "classification"]
 
 @dataclass(frozen=True, kw_only=True)
 class MLMTConfig(MethodConfig):
-    """Fields of MLMT's classification branch and of the fusion; `steps` counts both branches'."""
+    """Fields of MLMT's classification branch and of the fusion; the segmentation branch has its own, `steps` too."""
 
     branch: str = "s4gan"
     """The method that trains the segmenter: s4gan as in the paper, supervised for table 5's second row."""
-    classifier_share: float = 0.5
-    """Share of the steps that trains the classifier, after the segmenter has had the others; 1 where an already trained
-    segmenter only gets a classifier."""
+    train_branch: bool = True
+    """Whether the segmenter is trained first; off where an already trained one only gets a classifier."""
     tau: float = 0.2
     """A class whose probability is at most this is switched off (equation 7)."""
     gate: Literal["mean_teacher", "student", "pixel_count", "none"] = "mean_teacher"
@@ -48,9 +47,9 @@ class MLMTConfig(MethodConfig):
     ema_decay: float = 0.999
     """Largest decay of the teacher's moving average."""
     burn_in: float = 0.1
-    """Share of the classifier's steps before the consistency loss sets in."""
+    """Share of training before the consistency loss sets in."""
     ramp: float = 0.5
-    """Share of the classifier's steps over which its weight then grows from 0 to 1 (reference code)."""
+    """Share of training over which its weight then grows from 0 to 1 (reference code)."""
     classifier_learning_rate: float = 3e-2
     """Initial rate of the student's SGD; follows a cosine to 1/300 of it (3e-2 to 1e-4, reference code)."""
     classifier_weight_decay: float = 1e-5
@@ -61,10 +60,6 @@ class MLMTConfig(MethodConfig):
         require(0 <= self.tau < 1, f"tau is a probability in 0..1 (below 1); got {self.tau}")
         require(self.lambda_cons >= 0, f"lambda_cons must be 0 or more; got {self.lambda_cons}")
         require(0 <= self.ema_decay < 1, f"ema_decay must be in 0..1 (below 1); got {self.ema_decay}")
-        require(
-            0 < self.classifier_share <= 1,
-            f"classifier_share is a share of the steps in 0..1 (above 0); got {self.classifier_share}",
-        )
         require(0 <= self.burn_in <= 1, f"burn_in is a share of training in 0..1; got {self.burn_in}")
         require(0 < self.ramp <= 1, f"ramp is a share of training in 0..1 (above 0); got {self.ramp}")
         require(
@@ -83,14 +78,6 @@ class MLMTConfig(MethodConfig):
         ):
             value = getattr(self, field)
             require(value in choices, f"{field} must be one of {', '.join(choices)}; got {value!r}")
-
-    @property
-    def segmentation_steps(self) -> int:
-        return self.steps - self.classifier_steps
-
-    @property
-    def classifier_steps(self) -> int:
-        return max(1, round(self.classifier_share * self.steps))
 
 
 @register
@@ -115,8 +102,8 @@ class MLMT(Method):
     def __init__(self, segmentation, student=None, teacher=None, *, name=None, **fields):
         if not isinstance(segmentation, Method):
             own = self.make_config(fields)
-            branch, steps = branch_class(own), max(1, own.segmentation_steps)
-            segmentation = branch.from_segmenter(segmentation, {branch.registry_name: {"steps": steps}})
+            branch = branch_class(own)
+            segmentation = branch.from_segmenter(segmentation, {branch.registry_name: {"steps": own.steps}})
         fields["branch"] = segmentation.registry_name
         self.segmenter = segmentation.segmenter
         self.starts_from_segmenter = student is None
@@ -130,7 +117,7 @@ class MLMT(Method):
             len(self.config.min_pixels) in (1, self.num_classes),
             f"min_pixels takes 1 number or one per class ({self.num_classes}); got {len(self.config.min_pixels)}",
         )
-        self.stage: Stage = "segmentation" if self.config.segmentation_steps else "classification"
+        self.stage: Stage = "segmentation" if self.config.train_branch else "classification"
         # "Different small perturbations": both are flipped, and the student sees other colours and a softer picture.
         # The reference code's 0.4 of brightness, contrast and saturation and 0.1 of hue in Keras' units: brightness
         # is added, not multiplied (0.4 of a middle grey is 0.2), saturation s is given as s / (1 + s), hue is halved.
@@ -155,18 +142,14 @@ class MLMT(Method):
     def from_segmenter(cls, segmenter, fields):
         own = cls.make_config(fields.get(cls.registry_name, {}))
         require(
-            own.segmentation_steps > 0,
-            f"a classifier_share of {own.classifier_share} leaves the segmenter no step of {own.steps}: lower it, or "
-            "give an already trained segmenter by --branch-run RUN",
+            own.train_branch,
+            "train_branch can be switched off only where the segmenter is trained already: give --branch-run RUN",
         )
-        branch = branch_class(own)
-        branch_fields = fields.get(branch.registry_name, {}) | {"steps": own.segmentation_steps}
-        segmentation = branch.from_segmenter(segmenter, fields | {branch.registry_name: branch_fields})
-        return cls(segmentation, **fields.get(cls.registry_name, {}))
+        return cls(branch_class(own).from_segmenter(segmenter, fields), **fields.get(cls.registry_name, {}))
 
     @classmethod
     def from_trained(cls, branch, fields):
-        return cls(branch, **fields.get(cls.registry_name, {}) | {"classifier_share": 1.0})
+        return cls(branch, **fields.get(cls.registry_name, {}) | {"train_branch": False})
 
     def fields(self):
         return super().fields() | self.segmentation.fields()
@@ -198,9 +181,7 @@ class MLMT(Method):
 
     def make_optimizers(self):
         config = self.config
-        rate = keras.optimizers.schedules.CosineDecay(
-            config.classifier_learning_rate, config.classifier_steps, alpha=1 / 300
-        )
+        rate = keras.optimizers.schedules.CosineDecay(config.classifier_learning_rate, config.steps, alpha=1 / 300)
         return {"student": SGD(rate, momentum=0.9, nesterov=True, l2=config.classifier_weight_decay)}
 
     def compile(self, optimizers=None, jit_compile=None, **kwargs):
@@ -208,9 +189,13 @@ class MLMT(Method):
         optimizers = optimizers or {}
         own = {name: optimizer for name, optimizer in optimizers.items() if name in self.network_names}
         super().compile(own, jit_compile, **kwargs)
-        if self.config.segmentation_steps:
+        if self.config.train_branch:
             self.segmentation.compile({name: optimizers[name] for name in optimizers.keys() - own.keys()}, **kwargs)
             vars(self.training_optimizers).update(vars(self.segmentation.training_optimizers))
+
+    @property
+    def total_steps(self):
+        return self.config.steps + (self.segmentation.total_steps if self.config.train_branch else 0)
 
     @property
     def main_optimizer(self):
@@ -231,8 +216,8 @@ class MLMT(Method):
 
     def present_stage(self) -> Stage:
         """The stage of the next step; at the first of the classifier's, hands it the segmenter's backbone."""
-        if self.config.segmentation_steps:
-            if steps_done(self.segmentation.main_optimizer) < self.config.segmentation_steps:
+        if self.config.train_branch:
+            if steps_done(self.segmentation.main_optimizer) < self.segmentation.total_steps:
                 return "segmentation"
             if self.starts_from_segmenter and steps_done(self.training_optimizers.student) == 0:
                 for classifier in (self.student, self.teacher):
@@ -281,7 +266,7 @@ class MLMT(Method):
 
     def consistency_weight(self) -> tf.Tensor:
         """lambda_cons * w(t), w from 0 to 1 after the burn-in."""
-        progress = tf.cast(self.training_optimizers.student.iterations, tf.float32) / self.config.classifier_steps
+        progress = tf.cast(self.training_optimizers.student.iterations, tf.float32) / self.config.steps
         return self.config.lambda_cons * tf.clip_by_value((progress - self.config.burn_in) / self.config.ramp, 0.0, 1.0)
 
     def update_teacher(self) -> None:

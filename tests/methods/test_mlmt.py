@@ -19,7 +19,7 @@ def make(segmenter=None, **fields):
 
 class TestSegmentationStage(MethodContract):
     name = "mlmt"
-    fields = {"steps": 40}
+    fields = {"steps": 20}
 
     def make(self, segmenter):
         if hasattr(segmenter, "backbone"):
@@ -28,7 +28,7 @@ class TestSegmentationStage(MethodContract):
 
 
 class TestClassificationStage(TestSegmentationStage):
-    fields = {"classifier_share": 1.0}
+    fields = {"train_branch": False}
     network = "student"
     loss = "L_cls"
 
@@ -62,7 +62,8 @@ def fit(method, data, steps=1):
 @pytest.mark.parametrize("run_eagerly", [False, True])
 def test_fit_trains_the_segmenter_first_and_then_the_classifier(run_eagerly):
     data = tf.data.Dataset.from_tensors(tiny.batch(np.random.default_rng(0))).repeat()
-    method = make(steps=5, classifier_share=0.6)
+    method = MLMT(S4GAN(tiny.segmenter(), tiny.discriminator(), steps=2), tiny.classifier(), steps=3)
+    assert method.total_steps == 5
     method.compile(run_eagerly=run_eagerly)
     assert changes(method, lambda: fit(method, data, 2)) == {"segmenter", "discriminator"}
     assert method.main_optimizer is method.segmentation.training_optimizers.segmenter
@@ -77,8 +78,7 @@ def test_the_classifier_starts_from_the_trained_segmenters_backbone_and_rules_no
         "deeplab_v3plus", backbone="mobilenet_v2", num_classes=tiny.K, weights="none", head_channels=8
     )
     data = tf.data.Dataset.from_tensors(tiny.batch(np.random.default_rng(0), height=32, width=32)).repeat()
-    method = MLMT.from_segmenter(segmenter, {"mlmt": {"steps": 3, "branch": "supervised", "classifier_share": 0.5}})
-    assert method.segmentation.config.steps == 1
+    method = MLMT.from_segmenter(segmenter, {"mlmt": {"steps": 1, "branch": "supervised"}, "supervised": {"steps": 1}})
     method.compile({"student": keras.optimizers.SGD(0.0)})
     images = np.random.default_rng(1).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
     for steps in (1, 1):
@@ -92,9 +92,9 @@ def test_the_classifier_starts_from_the_trained_segmenters_backbone_and_rules_no
             np.testing.assert_array_equal(started, segmenter.backbone.get_layer(name).kernel)
 
 
-def test_a_share_that_leaves_the_segmenter_no_step_is_refused():
-    with pytest.raises(ValueError, match="classifier_share of 1.0 leaves the segmenter no step of 10: lower it"):
-        MLMT.from_segmenter(tiny.segmenter(), {"mlmt": {"steps": 10, "classifier_share": 1.0}})
+def test_a_segmenter_that_nobody_trains_is_refused():
+    with pytest.raises(ValueError, match="give --branch-run RUN"):
+        MLMT.from_segmenter(tiny.segmenter(), {"mlmt": {"train_branch": False}})
 
 
 # --- fusion ---
@@ -173,7 +173,6 @@ def test_the_classifiers_losses(classification, consistency):
     method = still(
         make(
             steps=4,
-            classifier_share=1.0,
             burn_in=0.0,
             ramp=1.0,
             lambda_cons=3.0,
@@ -206,7 +205,7 @@ def test_the_classifiers_losses(classification, consistency):
 
 
 def test_the_consistency_weight_ramps_up_after_the_burn_in():
-    method = make(steps=100, classifier_share=1.0, burn_in=0.1, ramp=0.5, lambda_cons=2.0)
+    method = make(steps=100, burn_in=0.1, ramp=0.5, lambda_cons=2.0)
     method.compile()
     weights = []
     for step in (0, 10, 35, 60, 99):
@@ -241,7 +240,7 @@ def test_each_update_reaches_its_own_networks():
 
 def test_an_already_trained_branch_is_left_as_it_is():
     x, y = tiny.batch(np.random.default_rng(0))
-    method = MLMT(Supervised(tiny.segmenter()), tiny.classifier(), classifier_share=1.0)
+    method = MLMT(Supervised(tiny.segmenter()), tiny.classifier(), train_branch=False)
     method.compile()
     before = method.segmenter.get_weights()
     logs = method.train_step(tiny.tensors(x, y))
@@ -280,7 +279,6 @@ def test_student_and_teacher_see_different_views():
         ("tau", 1.0),
         ("lambda_cons", -1),
         ("ema_decay", 1.0),
-        ("classifier_share", 0),
         ("burn_in", 2),
         ("ramp", 0),
         ("gate", "svm"),

@@ -26,12 +26,12 @@ def lines(run):
 
 def test_a_run_leaves_everything_a_user_needs(dataset, tmp_path, capsys):
     out = tmp_path / "run"
-    status, result, _ = train(dataset, out, capsys, "--evaluate-every", "2", "--s4gan.gamma", "0.3")
+    status, result, _ = train(dataset, out, capsys, "--evaluate-every", "2", "--s4gan.gamma", "0.3", steps=2)
     assert status == 0 and result["finished"] and result["steps"] == 4
 
     config = json.loads((out / "config.json").read_text())
     assert config["finished"] and config["fields"]["s4gan"]["gamma"] == 0.3
-    assert config["fields"]["mlmt"]["steps"] == config["steps"] == 4 and config["fields"]["s4gan"]["steps"] == 2
+    assert config["fields"]["mlmt"]["steps"] == config["fields"]["s4gan"]["steps"] == 2 and config["steps"] == 4
     assert config["classes"] == CLASSES and len(config["split_fingerprint"]) == 64
     assert len((out / "split/labeled.txt").read_text().split()) == 2
     assert len((out / "split/unlabeled.txt").read_text().split()) == 4
@@ -123,7 +123,7 @@ def test_mistakes_are_answered_by_one_line(dataset, tmp_path, capsys):
         (["--steps", "0"], "steps must be at least 1"),
         (["--output-stride", "4"], "--output-stride must be 8 or 16; got 4"),
         (["--image-labels", "1"], "s4gan has no use for --image-labels"),
-        (["--mlmt.classifier-share", "1"], "give an already trained segmenter by --branch-run RUN"),
+        (["--mlmt.no-train-branch"], "give --branch-run RUN"),
         (["--s4gan.gama", "1"], "Unrecognized options: --s4gan.gama 1"),
     ):
         method = "s4gan" if "--image-labels" in flags else "mlmt"
@@ -136,8 +136,8 @@ def test_a_run_stopped_before_its_first_checkpoint_goes_on_from_the_start(datase
     """Also: the segmenter without a width, and weak labels, from the command line."""
     out = tmp_path / "run"
     flags = ["--segmenter", "deeplab_v2", "--image-labels", "1", "--mlmt.branch", "supervised"]
-    assert train(dataset, out, capsys, *flags, "--learning-rate", "1e30", steps=4)[0] == 2
-    status, _, err = train(dataset, out, capsys, *flags, "--learning-rate", "1e30", "--resume", steps=4)
+    assert train(dataset, out, capsys, *flags, "--learning-rate", "1e30", steps=2)[0] == 2
+    status, _, err = train(dataset, out, capsys, *flags, "--learning-rate", "1e30", "--resume", steps=2)
     assert status == 2 and "L_ce became nan at step 2" in error_line(err)
     assert len((out / "split/weak.txt").read_text().split()) == 1
 
