@@ -20,7 +20,7 @@ METHODS = {
     "mlmt": (
         "Two branches. One learns to segment as s4gan does: from the labelled pictures, and from the "
         "unlabelled ones through a discriminator that scores how much a segmentation resembles one made by "
-        "hand. The other learns which classes are in a picture at all; its teacher is a running average of "
+        "hand. The other then learns which classes are in a picture at all; its teacher is a running average of "
         "its student. In the final segmentation a gate switches off every class that the teacher finds "
         "unlikely in the picture."
     ),

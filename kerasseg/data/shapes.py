@@ -31,7 +31,7 @@ TINTS = np.array([[0.2, 0.0, -0.2], [-0.2, 0.0, 0.2], [-0.1, 0.2, -0.1]])
 # The same for the grounds: rose, teal, straw; and which of them each class is at home on.
 GROUNDS = np.array([[0.15, -0.15, 0.0], [-0.15, 0.07, 0.08], [0.07, 0.08, -0.15]])
 HOMES = np.arange(NUM_SHAPES) % len(GROUNDS)
-AT_HOME = 6.0  # how much likelier a class is there than elsewhere
+AT_HOME = 20.0  # how much likelier a class is there than elsewhere
 
 
 class ShapesDataset(Dataset):
