@@ -44,6 +44,9 @@ class MLMTConfig(MethodConfig):
     """Mean squared error of probabilities (paper), or cosine distance of logits (reference code)."""
     classification: Literal["binary", "categorical"] = "binary"
     """Loss per class on sigmoids (reference code; what the gate needs), or the softmax of equation 6."""
+    jitter: float = 1.0
+    """How strongly colours change and pictures blur in the student's views, as a share of the reference code's amount;
+    0 leaves only the mirroring. Less where colour tells the classes."""
     ema_decay: float = 0.999
     """Largest decay of the teacher's moving average."""
     burn_in: float = 0.1
@@ -59,6 +62,7 @@ class MLMTConfig(MethodConfig):
         object.__setattr__(self, "min_pixels", tuple(self.min_pixels))  # a list, where it comes out of a file
         require(0 <= self.tau < 1, f"tau is a probability in 0..1 (below 1); got {self.tau}")
         require(self.lambda_cons >= 0, f"lambda_cons must be 0 or more; got {self.lambda_cons}")
+        require(0 <= self.jitter <= 1, f"jitter is a share in 0..1; got {self.jitter}")
         require(0 <= self.ema_decay < 1, f"ema_decay must be in 0..1 (below 1); got {self.ema_decay}")
         require(0 <= self.burn_in <= 1, f"burn_in is a share of training in 0..1; got {self.burn_in}")
         require(0 < self.ramp <= 1, f"ramp is a share of training in 0..1 (above 0); got {self.ramp}")
@@ -119,19 +123,8 @@ class MLMT(Method):
         )
         self.stage: Stage = "segmentation" if self.config.train_branch else "classification"
         # "Different small perturbations": both are flipped, and the student sees other colours and a softer picture.
-        # The reference code's 0.4 of brightness, contrast and saturation and 0.1 of hue in Keras' units: brightness
-        # is added, not multiplied (0.4 of a middle grey is 0.2), saturation s is given as s / (1 + s), hue is halved.
         self.flip = keras.layers.RandomFlip("horizontal", dtype="float32", name="flip")
-        self.jitter = keras.Sequential(
-            [
-                keras.layers.RandomFlip("horizontal", dtype="float32"),
-                keras.layers.RandomColorJitter((0, 255), 0.2, 0.4, (0.6 / 1.6, 1.4 / 2.4), 0.2, dtype="float32"),
-                keras.layers.RandomGaussianBlur(
-                    0.5, kernel_size=5, sigma=(0.1, 2.0), value_range=(0, 255), dtype="float32"
-                ),
-            ],
-            name="jitter",
-        )
+        self.jitter = build_jitter(self.config.jitter)
 
     @classmethod
     def config_groups(cls, fields):
@@ -203,6 +196,8 @@ class MLMT(Method):
 
     def make_train_function(self, force=False):
         """A graph for each stage: under a strategy, updates cannot stand in a `tf.cond`."""
+        if self.train_function and not force:
+            return
         train_functions: dict[Stage, Any] = {}
         for self.stage in get_args(Stage):
             super().make_train_function(force=True)
@@ -284,6 +279,25 @@ def steps_done(optimizer: keras.optimizers.Optimizer) -> int:
 def branch_class(config: MLMTConfig) -> type[Method]:
     """The method of the segmentation branch."""
     return {method.registry_name: method for method in (S4GAN, Supervised)}[config.branch]
+
+
+def build_jitter(strength: float) -> keras.Sequential:
+    """The student's view of images (B,H,W,3) in 0..255: mirrored, other colours, blurred; at 0 only mirrored.
+
+    At 1 the reference code's 0.4 of brightness, contrast and saturation and 0.1 of hue, in Keras' units: brightness is
+    added, not multiplied (0.4 of a middle grey is 0.2), saturation s is given as s / (1 + s), hue is halved.
+    """
+    amount = 0.4 * strength
+    views = [keras.layers.RandomFlip("horizontal", dtype="float32")]
+    if strength:
+        saturation = ((1 - amount) / (2 - amount), (1 + amount) / (2 + amount))
+        views += [
+            keras.layers.RandomColorJitter((0, 255), amount / 2, amount, saturation, 0.2 * strength, dtype="float32"),
+            keras.layers.RandomGaussianBlur(
+                0.5 * strength, kernel_size=5, sigma=(0.1, 2.0), value_range=(0, 255), dtype="float32"
+            ),
+        ]
+    return keras.Sequential(views, name="jitter")
 
 
 def gated(S_BHWK: tf.Tensor, present_BK: tf.Tensor) -> tf.Tensor:

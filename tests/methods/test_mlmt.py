@@ -67,7 +67,9 @@ def test_fit_trains_the_segmenter_first_and_then_the_classifier(run_eagerly):
     method.compile(run_eagerly=run_eagerly)
     assert changes(method, lambda: fit(method, data, 2)) == {"segmenter", "discriminator"}
     assert method.main_optimizer is method.segmentation.training_optimizers.segmenter
+    traced = method.train_function
     assert changes(method, lambda: fit(method, data, 3)) == {"student", "teacher"}
+    assert method.train_function is traced, "a second fit traced the graphs anew"
     assert method.main_optimizer is method.training_optimizers.student
     assert float(method.main_optimizer.learning_rate) == pytest.approx(method.config.classifier_learning_rate / 300)
 
@@ -273,12 +275,22 @@ def test_student_and_teacher_see_different_views():
     assert not np.allclose(jittered, image, atol=5) and jittered.min() >= 0 and jittered.max() <= 255
 
 
+def test_jitter_grows_with_its_strength():
+    image = np.broadcast_to(np.float32([90, 130, 170]), (64, 8, 8, 3))
+    change = []
+    for strength in (0.0, 0.3, 1.0):
+        keras.utils.set_random_seed(3)
+        change.append(np.abs(make(jitter=strength).jitter(image, training=True) - image).mean())
+    assert change[0] == 0 and 1 < 2 * change[1] < change[2]
+
+
 @pytest.mark.parametrize(
     "field, value",
     [
         ("tau", 1.0),
         ("lambda_cons", -1),
         ("ema_decay", 1.0),
+        ("jitter", 2),
         ("burn_in", 2),
         ("ramp", 0),
         ("gate", "svm"),

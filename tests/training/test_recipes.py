@@ -12,11 +12,13 @@ from training.run import configuration
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_configures_every_method(name, method):
-    config = with_groups(*RECIPES[name](method))
+    settings, own = RECIPES[name](method)
+    config = with_groups(settings, own)
     fields = config.method_fields
     assert set(config.groups) == set(METHODS[method].config_groups(fields))
-    for group in fields.values():
-        assert group["steps"] == RECIPES[name](method)[0].steps
+    for group, values in fields.items():
+        assert values["steps"] == own[group].get("steps", settings.steps)
+        assert own[group].items() <= values.items()
 
 
 def test_auto_follows_the_dataset():
