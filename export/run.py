@@ -118,6 +118,7 @@ def read_run(folder: Path) -> Run:
     run = Run.read(folder)
     if not run.finished:
         raise ValueError(f"the run in {folder} is not finished: go on with training.run --resume")
+    _ = run.model  # is there
     if len(run.classes) > 255:
         raise ValueError(f"labels are bytes and 255 is no class: {len(run.classes)} classes are too many")
     return run

@@ -132,25 +132,29 @@ class MetricsLog(StepCallback):
 
 
 class Evaluation(StepCallback):
-    """Scores and picture panels on held-out images every so many steps.
+    """Scores and picture panels on held-out images every so many steps, and after the last one.
 
     Args:
         evaluate: returns the result, scores of it for the log, and panels (N,H,W,3) for TensorBoard.
     """
 
     def __init__(
-        self, start_step: int, every: int, log: MetricsLog, evaluate: Callable[[], tuple[dict, dict, np.ndarray]]
+        self,
+        start_step: int,
+        every: int,
+        last: int,
+        log: MetricsLog,
+        evaluate: Callable[[], tuple[dict, dict, np.ndarray]],
     ):
         super().__init__(start_step)
-        self.every, self.log, self.evaluate = every, log, evaluate
-        self.latest: tuple[int, dict] | None = None
-        """Step and result of the last evaluation."""
+        self.every, self.last, self.log, self.evaluate = every, last, log, evaluate
+        self.latest: dict | None = None
+        """The result of the last evaluation."""
 
     def after_step(self, logs):
-        if self.step % self.every:
+        if self.step % self.every and self.step != self.last:
             return
-        result, values, panels = self.evaluate()
-        self.latest = self.step, result
+        self.latest, values, panels = self.evaluate()
         self.log.note(values)
         with self.log.writer.as_default(step=self.step):
             tf.summary.image("image, truth, prediction, critic's score", panels, max_outputs=len(panels))

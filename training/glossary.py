@@ -105,12 +105,12 @@ TERMS = {
     "val_mIoU": Term(
         "validation",
         "mean intersection over union on the validation pictures during training",
-        "rises fast, then levels off; if it still rises at the end, more steps would help",
+        "rises fast, then levels off; if it still rises where the segmenter's training ends, more steps would help",
     ),
     "val_mIoU_without_gate": Term(
         "validation",
         "the same for the output before the gate switches classes off",
-        "lies below val_mIoU where the gate helps",
+        "lies below val_mIoU where the gate helps; the two are one until the classifier has begun to learn",
     ),
 }
 

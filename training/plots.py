@@ -5,13 +5,15 @@ Nothing here goes through `pyplot`, so no window, no global figure list, and any
 
 import io
 import re
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from training.run_folder import Curve
 
 # Ink and series as they look on white. In a page each becomes a CSS variable (see `inline_svg`), so that the
 # page decides, and dark mode works. Series differ by line style as well: colour is never the only cue. There
@@ -48,13 +50,6 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: searchable, in the page's own font
     "svg.hashsalt": "kerasseg",  # the same figure gives the same file
 }
-
-
-class Curve(NamedTuple):
-    """Values over training steps."""
-
-    steps: Sequence[float]
-    values: Sequence[float]
 
 
 def curves_figure(

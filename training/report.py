@@ -22,8 +22,7 @@ from PIL import Image
 
 from serving import cli, pictures
 from training import glossary, plots
-from training.plots import Curve
-from training.run_folder import Run, is_number
+from training.run_folder import Curve, Run, is_number
 
 PICTURE_WIDTH = 400
 """Pixels: wider example pictures are reduced to this."""
@@ -124,8 +123,10 @@ def _discriminator_notes(run: Run) -> Iterator[str]:
 
 
 def _mean_of_last_quarter(run: Run, key: str) -> float | None:
-    values = [value for step, value in zip(*run.curve(key), strict=True) if step >= 0.75 * run.last_step]
-    return float(np.mean(values)) if values else None
+    """Of the steps that logged it: mlmt's discriminator is done before its classifier begins."""
+    steps, values = run.curve(key)
+    late = [value for step, value in zip(steps, values, strict=True) if step >= 0.75 * steps[-1]]
+    return float(np.mean(late)) if late else None
 
 
 def _check_comparable(run: Run, other: Run) -> None:

@@ -91,7 +91,7 @@ def train(config: RunConfig) -> dict[str, Any]:
         others = {f"val_mIoU_{name}": result[name]["mIoU"] for name in method.variants if name}
         return result, {"val_mIoU": result["mIoU"]} | others, examples.panels()
 
-    evaluation = Evaluation(start_step, config.evaluate_every, log, look)
+    evaluation = Evaluation(start_step, config.evaluate_every, steps, log, look)
     interruption = Interruption(start_step)
     if start_step < steps:
         with Progress(start_step, steps, images_per_step) as progress:
@@ -123,9 +123,7 @@ def train(config: RunConfig) -> dict[str, Any]:
             "exit_status": 128 + (interruption.received or 0),
         }
 
-    evaluated_at, scores = evaluation.latest or (None, {})
-    if evaluated_at != step:
-        scores = evaluate(method, dataset)
+    scores = evaluation.latest or evaluate(method, dataset)  # the latter where there was no step left to make
     result = scores | {
         "steps": step,
         "seconds": round(log.seconds, 1),
@@ -287,6 +285,8 @@ def has_checkpoint(config: RunConfig) -> bool:
 def open_branch(folder: Path, dataset: Dataset, split: Split) -> Method:
     """The method of a finished run on the same split."""
     run = Run.read(folder)
+    if not run.finished:
+        raise ValueError(f"the run in {folder} is not finished: go on with it by --resume first")
     if run.config["split_fingerprint"] != split.fingerprint:
         raise ValueError(f"{folder} was trained on another split: give the same --dataset, --labeled and --seed")
     if run.classes != list(dataset.classes):

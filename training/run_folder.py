@@ -5,13 +5,22 @@ Needs no TensorFlow.
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-from training.plots import Curve
+KEYS = ("method", "dataset", "steps", "classes", "palette", "split_fingerprint")
+"""What a config.json cannot do without."""
 
 NOT_CURVES = {"step", "seconds", "images_per_second", "learning_rate"}
+
+
+class Curve(NamedTuple):
+    """Values over training steps."""
+
+    steps: Sequence[float]
+    values: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,7 @@ class Run:
         if not config_file.is_file():
             raise ValueError(f"{folder} is not a run folder: no config.json in it; give the --out of training.run")
         config = _read_json(config_file)
-        if missing := [key for key in ("method", "dataset", "steps", "classes", "palette") if key not in config]:
+        if missing := [key for key in KEYS if key not in config]:
             raise ValueError(f"{config_file} lacks {', '.join(missing)}; was it written by training.run?")
         result_file = folder / "result.json"
         roles = ("labeled", "weak", "unlabeled")

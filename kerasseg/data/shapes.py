@@ -31,7 +31,7 @@ TINTS = np.array([[0.2, 0.0, -0.2], [-0.2, 0.0, 0.2], [-0.1, 0.2, -0.1]])
 # The same for the grounds: rose, teal, straw; and which of them each class is at home on.
 GROUNDS = np.array([[0.15, -0.15, 0.0], [-0.15, 0.07, 0.08], [0.07, 0.08, -0.15]])
 HOMES = np.arange(NUM_SHAPES) % len(GROUNDS)
-AT_HOME = 20.0  # how much likelier a class is there than elsewhere
+AT_HOME = 20.0  # weight of a class there, beside 1 elsewhere, in each of a scene's one to three draws
 
 
 class ShapesDataset(Dataset):
@@ -76,11 +76,11 @@ def draw_scene(rng: np.random.RandomState, size: tuple[int, int]) -> tuple[np.nd
     """A picture uint8 (H, W, 3) and its label map uint8 (H, W)."""
     y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
     unit = min(size) / 96  # everything below is measured in pixels of a scene 96 high
-    ground, land = rng.uniform(0.25, 0.75), rng.randint(len(GROUNDS))
-    picture = _texture(rng, x / unit, y / unit, ground, GROUNDS[land])
+    brightness, ground = rng.uniform(0.25, 0.75), rng.randint(len(GROUNDS))
+    picture = _texture(rng, x / unit, y / unit, brightness, GROUNDS[ground])
     label = np.zeros(size, np.uint8)
 
-    likely = np.where(land == HOMES, AT_HOME, 1.0)
+    likely = np.where(ground == HOMES, AT_HOME, 1.0)
     theme = 1 + rng.choice(NUM_SHAPES, size=rng.randint(1, 4), replace=False, p=likely / likely.sum())
     shapes = rng.choice(theme, size=rng.randint(len(theme) + 1, 7))
     shapes[: len(theme)] = theme
@@ -88,7 +88,7 @@ def draw_scene(rng: np.random.RandomState, size: tuple[int, int]) -> tuple[np.nd
     light = rng.uniform(0, 2 * math.pi)
     for shape in rng.permutation(things):
         distance = _outline(rng, shape, x, y, size, unit)
-        shade = _contrasting(rng, ground)
+        shade = _contrasting(rng, brightness)
         tint = TINTS[(shape - 1) // 2] if shape else None
         shadow = np.clip(
             np.roll(distance, (round(2 * math.sin(light)), round(2 * math.cos(light))), (0, 1)) / unit, 0, 6
@@ -168,9 +168,9 @@ def _sector(u: np.ndarray, v: np.ndarray, count: int) -> tuple[np.ndarray, np.nd
 _SHAPES = (_disc, _ring, _square, _triangle, _star, _cross)
 
 
-def _contrasting(rng: np.random.RandomState, ground: float) -> float:
+def _contrasting(rng: np.random.RandomState, brightness: float) -> float:
     """A brightness away from that of the ground, so that a thing can be seen."""
-    return (ground + rng.uniform(0.2, 0.5) * rng.choice([-1, 1])) % 1.0
+    return (brightness + rng.uniform(0.2, 0.5) * rng.choice([-1, 1])) % 1.0
 
 
 def _texture(

@@ -27,6 +27,8 @@ Stage = Literal["segmentation", "classification"]
 class MLMTConfig(MethodConfig):
     """Fields of MLMT's classification branch and of the fusion; the segmentation branch has its own, `steps` too."""
 
+    steps: int = 20_000
+    """Length of the classifier's training, in optimisation steps, after the segmenter's."""
     branch: str = "s4gan"
     """The method that trains the segmenter: s4gan as in the paper, supervised for table 5's second row."""
     train_branch: bool = True
@@ -45,14 +47,14 @@ class MLMTConfig(MethodConfig):
     classification: Literal["binary", "categorical"] = "binary"
     """Loss per class on sigmoids (reference code; what the gate needs), or the softmax of equation 6."""
     jitter: float = 1.0
-    """How strongly colours change and pictures blur in the student's views, as a share of the reference code's amount;
-    0 leaves only the mirroring. Less where colour tells the classes."""
+    """How strongly colours change, and how often pictures blur, in the student's views: a share of the reference code's
+    amount, 0 for mirroring alone. Less where colour tells the classes."""
     ema_decay: float = 0.999
     """Largest decay of the teacher's moving average."""
     burn_in: float = 0.1
-    """Share of training before the consistency loss sets in."""
+    """Share of the classifier's training before the consistency loss sets in."""
     ramp: float = 0.5
-    """Share of training over which its weight then grows from 0 to 1 (reference code)."""
+    """Share of the classifier's training over which its weight then grows from 0 to 1 (reference code)."""
     classifier_learning_rate: float = 3e-2
     """Initial rate of the student's SGD; follows a cosine to 1/300 of it (3e-2 to 1e-4, reference code)."""
     classifier_weight_decay: float = 1e-5
@@ -87,6 +89,8 @@ class MLMTConfig(MethodConfig):
 @register
 class MLMT(Method):
     """One branch that segments, and then one that tells which classes are there, fused at inference.
+
+    `fit` trains the segmenter first, for its own `steps`, and then the classifier: `total_steps` in all.
 
     Args:
         segmentation: the method that trains the segmenter, or a bare segmenter, which `fields` says how to train.
@@ -142,6 +146,8 @@ class MLMT(Method):
 
     @classmethod
     def from_trained(cls, branch, fields):
+        if isinstance(branch, cls):  # a new classifier in place of the old one
+            branch = branch.segmentation
         return cls(branch, **fields.get(cls.registry_name, {}) | {"train_branch": False})
 
     def fields(self):
@@ -183,6 +189,12 @@ class MLMT(Method):
         own = {name: optimizer for name, optimizer in optimizers.items() if name in self.network_names}
         super().compile(own, jit_compile, **kwargs)
         if self.config.train_branch:
+            together = kwargs.get("steps_per_execution", 1)
+            require(
+                self.segmentation.total_steps % together == 0,
+                f"steps_per_execution must divide the segmenter's {self.segmentation.total_steps} steps, after which "
+                f"those of the classifier begin; got {together}",
+            )
             self.segmentation.compile({name: optimizers[name] for name in optimizers.keys() - own.keys()}, **kwargs)
             vars(self.training_optimizers).update(vars(self.segmentation.training_optimizers))
 
@@ -199,25 +211,29 @@ class MLMT(Method):
         if self.train_function and not force:
             return
         train_functions: dict[Stage, Any] = {}
-        for self.stage in get_args(Stage):
+        for stage in get_args(Stage):
             super().make_train_function(force=True)
-            train_functions[self.stage] = self.train_function
+            train_functions[stage] = self.train_function
 
         def train_function(iterator):
-            self.stage = self.present_stage()
+            self.stage = self.next_stage()
+            if self.stage == "classification" and steps_done(self.training_optimizers.student) == 0:
+                self.start_classifier()
             return train_functions[self.stage](iterator)
 
         self.train_function = train_function
 
-    def present_stage(self) -> Stage:
-        """The stage of the next step; at the first of the classifier's, hands it the segmenter's backbone."""
-        if self.config.train_branch:
-            if steps_done(self.segmentation.main_optimizer) < self.segmentation.total_steps:
-                return "segmentation"
-            if self.starts_from_segmenter and steps_done(self.training_optimizers.student) == 0:
-                for classifier in (self.student, self.teacher):
-                    start_from_backbone(classifier, self.segmenter)
+    def next_stage(self) -> Stage:
+        branch = self.segmentation
+        if self.config.train_branch and steps_done(branch.main_optimizer) < branch.total_steps:
+            return "segmentation"
         return "classification"
+
+    def start_classifier(self) -> None:
+        """Hands the classifier the segmenter's trained backbone, unless the classifier was given."""
+        if self.starts_from_segmenter:
+            start_from_backbone(self.student, self.segmenter)
+            self.teacher.set_weights(self.student.get_weights())
 
     def update(self, data):
         return self.segmentation.update(data) if self.stage == "segmentation" else self.update_classifier(data)

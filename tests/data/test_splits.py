@@ -1,6 +1,6 @@
 import pytest
 
-from kerasseg.data import FolderDataset, Split, make_split
+from kerasseg.data import FolderDataset, Split, evenly_spaced, make_split
 from kerasseg.data.shapes import ShapesDataset
 from tests.data.folders import make_folder, save
 
@@ -143,3 +143,8 @@ def test_the_fingerprint_tells_roles_and_names_apart():
 def test_no_image_has_two_roles():
     with pytest.raises(ValueError, match="image 'a' is named twice in a split: as labeled and as unlabeled"):
         Split(("a",), (), ("a",))
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, ["a"]), (2, ["a", "c"]), (3, ["a", "b", "d"]), (9, list("abcde"))])
+def test_evenly_spaced(count, expected):
+    assert evenly_spaced("abcde", count) == expected

@@ -104,7 +104,7 @@ def test_dataset_gone_examples_are_compared(export, tmp_path):
     assert [child.name for child in (tmp_path / "scene").iterdir()] == ["1"]
 
 
-UNFINISHED = {"method": "mlmt", "dataset": "shapes", "steps": 1, "classes": [], "palette": [], "finished": False}
+CONFIG = {"method": "mlmt", "dataset": "shapes", "steps": 1, "classes": [], "palette": [], "split_fingerprint": ""}
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ UNFINISHED = {"method": "mlmt", "dataset": "shapes", "steps": 1, "classes": [], 
     [
         (["nothing", "--out", "m"], "nothing is not a run folder"),
         (["unfinished", "--out", "m"], "not finished: go on with training.run --resume"),
-        (["stopped", "--out", "m"], "not finished: go on with training.run --resume"),
+        (["stopped", "--out", "m"], "stopped has no model.keras yet: go on with training.run --resume"),
         (["stopped", "--out", "m", "--precision", "fp8"], "--precision takes fp32; got fp8"),
         (["stopped", "--out", "m", "--formats", "tflite"], "--formats takes onnx, saved_model; got tflite"),
         (["stopped", "--out", "m", "--formats", "saved_model"], "--formats must name onnx"),
@@ -128,8 +128,7 @@ def test_mistakes_are_one_line(arguments, said, export, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     for name in ("unfinished", "stopped"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(json.dumps(UNFINISHED))
-    (tmp_path / "stopped" / "model.keras").write_text("")
+        (tmp_path / name / "config.json").write_text(json.dumps(CONFIG | {"finished": name == "stopped"}))
     (tmp_path / "stopped" / "result.json").write_text("{}")
     status, result, stderr = export(*arguments)
     assert (status, result) == (2, None)

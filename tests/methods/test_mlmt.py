@@ -94,6 +94,12 @@ def test_the_classifier_starts_from_the_trained_segmenters_backbone_and_rules_no
             np.testing.assert_array_equal(started, segmenter.backbone.get_layer(name).kernel)
 
 
+def test_steps_taken_together_must_not_straddle_the_stages():
+    method = MLMT(S4GAN(tiny.segmenter(), tiny.discriminator(), steps=5), tiny.classifier(), steps=3)
+    with pytest.raises(ValueError, match="steps_per_execution must divide the segmenter's 5 steps.*got 2"):
+        method.compile(steps_per_execution=2)
+
+
 def test_a_segmenter_that_nobody_trains_is_refused():
     with pytest.raises(ValueError, match="give --branch-run RUN"):
         MLMT.from_segmenter(tiny.segmenter(), {"mlmt": {"train_branch": False}})

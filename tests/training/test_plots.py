@@ -3,7 +3,8 @@ import re
 import numpy as np
 import pytest
 
-from training.plots import INK, MAX_POINTS, SERIES, Curve, curves_figure, inline_svg, running_mean
+from training.plots import INK, MAX_POINTS, SERIES, curves_figure, inline_svg, running_mean
+from training.run_folder import Curve
 
 CURVES = {"L_S": Curve([1, 2, 3], [4.0, 2.0, 1.0]), "L_fm": Curve([1, 2, 3], [0.03, 0.02, 0.01])}
 
