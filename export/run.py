@@ -110,15 +110,12 @@ def check(config: Config) -> None:
 
 
 def read_run(folder: Path) -> Run:
-    """A finished run.
+    """A finished run whose classes a label map of bytes can hold.
 
     Raises:
-        ValueError: the folder is none, or the run is not finished.
+        ValueError: the folder is none, the run is not finished, or it has more than 255 classes.
     """
-    run = Run.read(folder)
-    if not run.finished:
-        raise ValueError(f"the run in {folder} is not finished: go on with training.run --resume")
-    _ = run.model  # is there
+    run = Run.read_finished(folder)
     if len(run.classes) > 255:
         raise ValueError(f"labels are bytes and 255 is no class: {len(run.classes)} classes are too many")
     return run

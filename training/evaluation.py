@@ -7,10 +7,9 @@ import numpy as np
 import tensorflow as tf
 
 from kerasseg.data import Dataset, eval_dataset, evenly_spaced
-from kerasseg.losses import IGNORE_LABEL
 from kerasseg.methods import Method
-from kerasseg.methods.mlmt import gated
-from kerasseg.metrics import scores
+from kerasseg.methods.mlmt import gated, predicted_pixels
+from kerasseg.metrics import ConfusionMatrix, scores
 from kerasseg.visualize import panel
 from serving.pictures import index_png, png, write_atomically
 
@@ -62,15 +61,13 @@ def find_min_pixels(
         "mIoU": that of each candidate as the one threshold of all classes; "min_pixels": per class the candidate that
         gives the class its best IoU (the smallest of equals), for `--mlmt.gate pixel_count --mlmt.min-pixels`.
     """
-    confusions = np.zeros((len(candidates), dataset.num_classes, dataset.num_classes), np.int64)
+    confusions = [ConfusionMatrix(dataset.num_classes) for _ in candidates]
     for images_1HW3, labels_1HW in eval_dataset(dataset, split):
         S_1HWK = method.predictions(images_1HW3)[method.variants[-1]]
-        pixels_1K = tf.reduce_sum(tf.one_hot(tf.argmax(S_1HWK, axis=-1), dataset.num_classes), axis=[1, 2])
-        known = labels_1HW.numpy() != IGNORE_LABEL
+        pixels_1K = predicted_pixels(S_1HWK)
         for confusion, least in zip(confusions, candidates, strict=True):
-            predicted = tf.argmax(gated(S_1HWK, pixels_1K >= least), axis=-1).numpy()
-            np.add.at(confusion, (labels_1HW.numpy()[known], predicted[known]), 1)
-    results = [scores(confusion) for confusion in confusions]
+            confusion.update_state(labels_1HW, tf.argmax(gated(S_1HWK, pixels_1K >= least), axis=-1))
+    results = [scores(confusion.matrix.numpy()) for confusion in confusions]
     iou = np.array([[value or 0.0 for value in result.iou] for result in results])
     return {
         "mIoU": {str(least): result.mean_iou for least, result in zip(candidates, results, strict=True)},

@@ -284,9 +284,7 @@ def has_checkpoint(config: RunConfig) -> bool:
 
 def open_branch(folder: Path, dataset: Dataset, split: Split) -> Method:
     """The method of a finished run on the same split."""
-    run = Run.read(folder)
-    if not run.finished:
-        raise ValueError(f"the run in {folder} is not finished: go on with it by --resume first")
+    run = Run.read_finished(folder)
     if run.config["split_fingerprint"] != split.fingerprint:
         raise ValueError(f"{folder} was trained on another split: give the same --dataset, --labeled and --seed")
     if run.classes != list(dataset.classes):

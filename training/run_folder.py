@@ -59,6 +59,15 @@ class Run:
             split={role: _read_names(folder / "split" / f"{role}.txt") for role in roles},
         )
 
+    @classmethod
+    def read_finished(cls, folder: Path) -> Self:
+        """As `read`, for what builds on a run: also a ValueError unless it was trained to its end and has its model."""
+        run = cls.read(folder)
+        if not run.finished:
+            raise ValueError(f"the run in {folder} is not finished: go on with training.run --resume")
+        _ = run.model  # raises where it is missing
+        return run
+
     @property
     def finished(self) -> bool:
         return bool(self.config.get("finished")) and self.result is not None

@@ -168,8 +168,7 @@ class MLMT(Method):
         if config.gate == "none":
             return tf.ones([tf.shape(images_BHW3)[0], self.num_classes], tf.bool)
         if config.gate == "pixel_count":
-            pixels_BK = tf.reduce_sum(tf.one_hot(tf.argmax(S_BHWK, axis=-1), self.num_classes), axis=[1, 2])
-            return pixels_BK >= tf.constant(config.min_pixels, tf.float32)
+            return predicted_pixels(S_BHWK) >= tf.constant(config.min_pixels, tf.float32)
         classifier = self.teacher if config.gate == "mean_teacher" else self.student
         return self.probabilities(classifier(images_BHW3, training=False)) > config.tau
 
@@ -314,6 +313,11 @@ def build_jitter(strength: float) -> keras.Sequential:
             ),
         ]
     return keras.Sequential(views, name="jitter")
+
+
+def predicted_pixels(S_BHWK: tf.Tensor) -> tf.Tensor:
+    """On how many pixels of each image each class is the likeliest: (B,K) float32."""
+    return tf.reduce_sum(tf.one_hot(tf.argmax(S_BHWK, axis=-1), S_BHWK.shape[-1]), axis=[1, 2])
 
 
 def gated(S_BHWK: tf.Tensor, present_BK: tf.Tensor) -> tf.Tensor:

@@ -118,7 +118,7 @@ def test_a_classifier_for_a_finished_run(dataset, tmp_path, capsys):
     assert again == 0, "an mlmt run gets a new classifier"
     (branch / "result.json").unlink()
     status, _, err = train(dataset, tmp_path / "other", capsys, "--branch-run", str(branch))
-    assert status == 2 and "is not finished: go on with it by --resume first" in error_line(err)
+    assert status == 2 and "is not finished: go on with training.run --resume" in error_line(err)
     status, _, err = train(dataset, tmp_path / "other", capsys, "--branch-run", str(fused), method="s4gan")
     assert status == 2 and "only mlmt can be added to a finished run" in error_line(err)
 
