@@ -3,7 +3,7 @@
 Importing it registers every layer, network and method, so that `keras.saving.load_model` needs no custom objects.
 """
 
-from kerasseg import quietly  # isort: skip (first of all)
+from kerasseg import start  # isort: skip (first of all)
 from kerasseg import losses, methods, metrics, segmenters
 from kerasseg.methods import METHODS
 from kerasseg.segmenters import SEGMENTERS, build_segmenter
@@ -17,6 +17,6 @@ __all__ = [
     "losses",
     "methods",
     "metrics",
-    "quietly",
     "segmenters",
+    "start",
 ]

@@ -3,6 +3,8 @@
 Shapes: B batch, H W height and width, C channels, K classes.
 """
 
+import functools
+
 import keras
 import tensorflow as tf
 
@@ -44,12 +46,36 @@ class PixelNormalization(keras.layers.Layer):
         return super().get_config() | {"scheme": self.scheme}
 
 
+@functools.cache
+def has_dilated_gradient() -> bool:
+    """Whether this machine can train a dilated convolution that is one op.
+
+    GPUs can. Of CPUs only those whose TensorFlow uses oneDNN, which is where the CPU has AVX-512 or AMX, or where
+    TF_ENABLE_ONEDNN_OPTS=1 was set before TensorFlow was imported.
+    """
+    with tf.init_scope():
+        ones = tf.ones((1, 4, 4, 1))
+        try:
+            tf.raw_ops.Conv2DBackpropFilter(
+                input=ones,
+                filter_sizes=(2, 2, 1, 1),
+                out_backprop=ones[:, :2, :2],
+                strides=[1] * 4,
+                padding="VALID",
+                dilations=[1, 2, 2, 1],
+            )
+        except tf.errors.InvalidArgumentError:
+            return False
+    return True
+
+
 @register
 class AtrousConv2D(keras.layers.Conv2D):
-    """`Conv2D` of stride 1 whose dilated form stays a single op, in the forward pass and in the gradient.
+    """`Conv2D` of stride 1 whose dilated form is a single op, in the forward pass and in the gradient.
 
     Off a TPU, `tf.nn.convolution` (which `keras.layers.Conv2D` calls) turns a dilated convolution into
-    SpaceToBatch, convolution, BatchToSpace: 1.5 times the time of a training step, twice that of the ONNX graph.
+    SpaceToBatch, convolution, BatchToSpace: 1.5 times the time of a training step. It is called here only on a machine
+    that has no other gradient.
 
     Args:
         anchor: `"center"` looks to both sides of a pixel, as `padding="same"` does; `"start"` looks only to the right
@@ -67,52 +93,43 @@ class AtrousConv2D(keras.layers.Conv2D):
 
     def convolution_op(self, inputs_BHWC, kernel):
         padding = self.padding.upper()
-        if self.anchor == "start" and padding == "SAME":
-            after = [rate * (size - 1) for rate, size in zip(self.dilation_rate, self.kernel_size, strict=True)]
-            inputs_BHWC = tf.pad(inputs_BHWC, [[0, 0], [0, after[0]], [0, after[1]], [0, 0]])
+        if padding == "SAME" and (self.anchor == "start" or max(self.dilation_rate) > 1):
+            inputs_BHWC = pad_same(inputs_BHWC, self.kernel_size, self.dilation_rate, self.anchor)
             padding = "VALID"
-        return tf.nn.conv2d(inputs_BHWC, kernel, 1, padding, dilations=self.dilation_rate)
+        convolve = tf.nn.conv2d if has_dilated_gradient() else tf.nn.convolution
+        return convolve(inputs_BHWC, kernel, 1, padding, dilations=self.dilation_rate)
 
     def get_config(self):
         return super().get_config() | {"anchor": self.anchor}
 
 
-def _atrous_depthwise(inputs_BHWC, kernel_HWC1, rate: int):
-    """Grouped convolution forward, TensorFlow's own (SpaceToBatch) route backward, which the CPU has a kernel for."""
-
-    @tf.custom_gradient
-    def convolve(inputs_BHWC, kernel_HWC1):
-        def gradient(upstream):
-            with tf.GradientTape() as tape:
-                tape.watch([inputs_BHWC, kernel_HWC1])
-                outputs = tf.nn.depthwise_conv2d(
-                    inputs_BHWC, kernel_HWC1, [1, 1, 1, 1], "VALID", dilations=[rate, rate]
-                )
-            return tape.gradient(outputs, [inputs_BHWC, kernel_HWC1], upstream)
-
-        grouped_HW1C = tf.transpose(kernel_HWC1, [0, 1, 3, 2])
-        return tf.nn.conv2d(inputs_BHWC, grouped_HW1C, 1, "VALID", dilations=rate), gradient
-
-    return convolve(inputs_BHWC, kernel_HWC1)
-
-
 @register
 class AtrousDepthwiseConv2D(keras.layers.DepthwiseConv2D):
-    """Dilated `DepthwiseConv2D` of stride 1 and multiplier 1, a single op in the forward pass and so in the export."""
+    """Dilated `DepthwiseConv2D` of stride 1 and multiplier 1 that becomes a single node of an ONNX graph.
+
+    In TensorFlow it is SpaceToBatch, convolution, BatchToSpace: the one form that every machine can train. The
+    converter joins them where the padding is separate, as it is here.
+    """
 
     def call(self, inputs_BHWC):
-        height, width = self.kernel_size
-        rate = self.dilation_rate[0]
         if self.padding == "same":
-            rows, columns = rate * (height - 1), rate * (width - 1)
-            inputs_BHWC = tf.pad(
-                inputs_BHWC,
-                [[0, 0], [rows // 2, rows - rows // 2], [columns // 2, columns - columns // 2], [0, 0]],
-            )
-        outputs_BHWC = _atrous_depthwise(inputs_BHWC, tf.convert_to_tensor(self.kernel), rate)
+            inputs_BHWC = pad_same(inputs_BHWC, self.kernel_size, self.dilation_rate)
+        kernel_HWC1 = tf.convert_to_tensor(self.kernel)
+        outputs_BHWC = tf.nn.depthwise_conv2d(
+            inputs_BHWC, kernel_HWC1, [1, 1, 1, 1], "VALID", dilations=self.dilation_rate
+        )
         if self.use_bias:
             outputs_BHWC += self.bias
         return self.activation(outputs_BHWC)
+
+
+def pad_same(inputs_BHWC, kernel_size, dilation_rate, anchor: str = "center"):
+    """The zeros that `padding="same"` stands for at stride 1, written out: onnxruntime refuses it where a convolution
+    is dilated."""
+    total = [rate * (size - 1) for rate, size in zip(dilation_rate, kernel_size, strict=True)]
+    before = [pad // 2 if anchor == "center" else 0 for pad in total]
+    pads = [(start, pad - start) for start, pad in zip(before, total, strict=True)]
+    return tf.pad(inputs_BHWC, [(0, 0), *pads, (0, 0)])
 
 
 @register

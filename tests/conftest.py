@@ -7,6 +7,7 @@ os.environ |= {
     "CUDA_VISIBLE_DEVICES": "",
     "MPLBACKEND": "Agg",
     "TF_CPP_MIN_LOG_LEVEL": "2",
+    "TF_ENABLE_ONEDNN_OPTS": "1",  # as kerasseg does when it is imported before TensorFlow
     "TF_NUM_INTEROP_THREADS": "2",
     "TF_NUM_INTRAOP_THREADS": "2",
 }

@@ -7,6 +7,7 @@ import onnxruntime
 import pytest
 import tensorflow as tf
 
+import kerasseg.layers
 from export.graph import (
     OUTPUTS,
     _floor_mod,
@@ -73,21 +74,24 @@ def test_the_file_speaks_for_itself(tmp_path):
     assert [tensor.name for tensor in model.graph.input] == ["image"]
     assert [tensor.name for tensor in model.graph.output] == ["labels", "confidence"]
     assert census["Conv"] == 4
-    assert sum(census.values()) == len(model.graph.node) < 60
+    assert sum(census.values()) == len(model.graph.node) < 70
 
 
-def test_no_padding_is_left_to_the_runtime_but_that_of_strides(tmp_path):
-    write_onnx(serving_function(tiny_method("supervised")), tmp_path / "model.onnx", {})
-    convolutions = [node for node in onnx.load(tmp_path / "model.onnx").graph.node if node.op_type == "Conv"]
-    for node in convolutions:
-        attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-        if attributes.get("auto_pad", b"NOTSET") != b"NOTSET":
-            assert max(attributes["strides"]) > 1
+@pytest.mark.parametrize("native", [True, False])
+def test_each_dilated_convolution_is_one_node_with_no_padding_left_to_the_runtime(native, tmp_path, monkeypatch):
+    monkeypatch.setattr(kerasseg.layers, "has_dilated_gradient", lambda: native)
+    census = write_onnx(serving_function(tiny_method("supervised")), tmp_path / "model.onnx", {})
+    nodes = [node for node in onnx.load(tmp_path / "model.onnx").graph.node if node.op_type == "Conv"]
+    attributes = [{entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute} for node in nodes]
+    dilated = [entry for entry in attributes if max(entry.get("dilations", [1])) > 1]
+    assert sorted(max(entry["dilations"]) for entry in dilated) == [2, 4]
+    assert all(entry.get("auto_pad", b"NOTSET") == b"NOTSET" for entry in dilated)
+    assert census["Conv"] == 4 and "SpaceToDepth" not in census
 
 
 @pytest.mark.parametrize("kernel", [2, 3, (5, 4)])
 @pytest.mark.parametrize("dilation", [1, 3])
-def test_written_out_pads_are_those_of_tensorflow(kernel, dilation, tmp_path):
+def test_pads_are_those_of_tensorflow(kernel, dilation, tmp_path):
     keras.utils.set_random_seed(0)
     image = keras.Input((None, None, 3))
     logits = AtrousConv2D(3, kernel, dilation_rate=dilation, padding="same")(image)
@@ -98,9 +102,10 @@ def test_written_out_pads_are_those_of_tensorflow(kernel, dilation, tmp_path):
     np.testing.assert_allclose(outputs["confidence"], expected.max(-1), atol=1e-4)
 
 
-def test_dilation_in_three_ops_is_refused_by_name():
-    with pytest.raises(ValueError, match="SpaceToBatchND.*AtrousConv2D"):
-        serving_function(Supervised(tiny_segmenter(dilated=keras.layers.Conv2D)))
+def test_dilation_in_three_ops_is_refused_by_name(tmp_path):
+    serve = serving_function(Supervised(tiny_segmenter(dilated=keras.layers.Conv2D)))
+    with pytest.raises(ValueError, match="SpaceToBatchND nodes, a dilated.*kerasseg.layers"):
+        write_onnx(serve, tmp_path / "model.onnx", {})
 
 
 def test_graph_with_a_loop_is_refused():

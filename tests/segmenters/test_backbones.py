@@ -1,9 +1,14 @@
 """Trading stride for dilation, and the layers it needs."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import kerasseg.layers
 from kerasseg.layers import AtrousConv2D, AtrousDepthwiseConv2D
 from kerasseg.segmenters.backbones import build_backbone, dilate
 
@@ -43,6 +48,30 @@ def test_a_dilated_convolution_is_one_op_forward_and_backward():
     assert "Conv2D" in ops and not {op for op in ops if "SpaceToBatch" in op}
 
 
+TRAINS_AND_ANSWERS = """
+import kerasseg
+import tensorflow as tf
+from kerasseg.layers import has_dilated_gradient
+segmenter = kerasseg.build_segmenter("deeplab_v3plus", backbone="mobilenet_v2", num_classes=2, head_channels=8)
+method = kerasseg.METHODS["supervised"](segmenter, steps=1)
+method.compile()
+images, labels = tf.zeros((2, 32, 48, 3)), tf.zeros((2, 32, 48), tf.int32)
+losses = method.fit(tf.data.Dataset.from_tensors(({"labeled": images}, labels)), verbose=0)
+print(has_dilated_gradient(), losses.history["L_ce"][0] > 0, method.predict(images, verbose=0).shape)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("onednn", [None, "0"])
+def test_training_and_inference_with_and_without_onednn(onednn):
+    """By itself TensorFlow uses oneDNN only on CPUs with AVX-512; without it, no CPU has the gradient of a dilation."""
+    environment = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
+    environment |= {"TF_ENABLE_ONEDNN_OPTS": onednn} if onednn else {}
+    command = [sys.executable, "-c", TRAINS_AND_ANSWERS]
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert answer.stdout == f"{onednn is None} True (2, 32, 48, 2)\n"
+
+
 def dilated_by_hand(x, kernel, rate, before, after, depthwise):
     """Correlation with a dilated 3x3 kernel after zero padding, in NumPy."""
     padded = np.pad(x.astype(np.float64), [(0, 0), (before, after), (before, after), (0, 0)])
@@ -55,8 +84,10 @@ def dilated_by_hand(x, kernel, rate, before, after, depthwise):
     return total
 
 
+@pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("anchor", ["center", "start"])
-def test_atrous_conv_values(anchor):
+def test_atrous_conv_values(anchor, native, monkeypatch):
+    monkeypatch.setattr(kerasseg.layers, "has_dilated_gradient", lambda: native)
     rng = np.random.default_rng(0)
     layer = AtrousConv2D(5, 3, padding="same", dilation_rate=2, anchor=anchor, use_bias=False)
     x = rng.normal(size=(2, 8, 9, 3)).astype(np.float32)
