@@ -22,6 +22,7 @@ def shapes(method: str) -> Recipe:
         dataset="shapes",
         labeled="1/8",
         head_channels=64,
+        head_dropout=0.5,
         weights="none",
         crop=(96, 128),
         scale=(1.0, 1.5),  # never smaller than the crop: padding would tell predictions from masks

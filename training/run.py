@@ -232,7 +232,8 @@ def describe(config: RunConfig, method: Method, dataset: Dataset, split: Split) 
     if config.branch_run is not None:  # what the flags say of the segmenter does not apply
         branch = Run.read(config.branch_run)
         flags |= {
-            name: branch.config[name] for name in ("segmenter", "backbone", "output_stride", "head_channels", "weights")
+            name: branch.config[name]
+            for name in ("segmenter", "backbone", "output_stride", "head_channels", "head_dropout", "weights")
         }
     flags |= {"steps": method.total_steps, "fields": method.fields()}
     flags |= {"learning_rate": getattr(method.config, "learning_rate", config.learning_rate)}
@@ -265,8 +266,8 @@ def build_method(config: RunConfig, dataset: Dataset, split: Split) -> Method:
     fields = config.method_fields
     if config.branch_run is not None:
         return config.method_class.from_trained(open_branch(config.branch_run, dataset, split), fields)
-    has_width = config.segmenter == "deeplab_v3plus" and config.head_channels is not None
-    head = {"head_channels": config.head_channels} if has_width else {}
+    head = {"head_channels": config.head_channels, "head_dropout": config.head_dropout}
+    head = {name: value for name, value in head.items() if value is not None and config.segmenter == "deeplab_v3plus"}
     segmenter = build_segmenter(
         config.segmenter,
         backbone=config.backbone,

@@ -65,6 +65,15 @@ def test_the_image_pooling_branch_survives_a_batch_of_one():
     assert np.ptp(training) > 1
 
 
+@pytest.mark.parametrize("fields, share", [({}, 0.1), ({"head_dropout": 0.4}, 0.4)])
+def test_the_heads_dropout_is_as_asked_also_after_saving(fields, share, tmp_path):
+    keras.utils.set_random_seed(0)
+    build("deeplab_v3plus", head_channels=8, **fields).save(tmp_path / "segmenter.keras")
+    dropout = keras.saving.load_model(tmp_path / "segmenter.keras").head.get_layer("dropout")
+    dropped = np.asarray(dropout(np.ones((1, 100, 100, 8), np.float32), training=True)) == 0
+    assert abs(dropped.mean() - share) < 0.01
+
+
 def test_mistakes():
     with pytest.raises(ValueError, match="segmenter must be one of deeplab_v2, deeplab_v3plus; got 'unet'"):
         build_segmenter("unet")
