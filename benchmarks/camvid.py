@@ -39,9 +39,9 @@ class CamVidConfig:
     """Labelled frames."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each decides a labelled subset, the initial weights and the batches."""
-    steps: int = 1000
+    steps: int = 1500
     """Of the segmenter's training."""
-    classifier_steps: int = 500
+    classifier_steps: int = 750
     """Of mlmt's classifier."""
     jobs: int = 1
     """Runs at a time, each with its share of the cores."""

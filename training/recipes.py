@@ -49,7 +49,10 @@ def photos(method: str) -> Recipe:
         steps=1500,
         learning_rate=5e-3,
     )
-    return config, _small_scale(head_multiplier=10.0, classifier_steps=750)
+    fields = _small_scale(head_multiplier=10.0, classifier_steps=750)
+    # Self-training at full weight and from the start cost points on CamVid.
+    fields["s4gan"] |= {"lambda_st": 0.3, "self_training_start": 0.5, "hide_ignored": True}
+    return config, fields
 
 
 def _small_scale(head_multiplier: float, classifier_steps: int) -> dict[str, dict[str, Any]]:
@@ -57,7 +60,7 @@ def _small_scale(head_multiplier: float, classifier_steps: int) -> dict[str, dic
     segmenter = {"head_multiplier": head_multiplier, "nesterov": True, "weight_decay": 1e-4}
     return {
         "supervised": segmenter,
-        "s4gan": segmenter,
+        "s4gan": dict(segmenter),
         "mlmt": {"steps": classifier_steps, "classifier_learning_rate": 1e-2, "ema_decay": 0.99},
     }
 

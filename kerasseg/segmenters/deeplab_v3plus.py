@@ -16,8 +16,7 @@ class DeepLabV3Plus(Segmenter):
     Args:
         head_channels: width of ASPP and decoder: 256 in the paper; a quarter of it suits small backbones, where the
             decoder would otherwise cost more than the backbone.
-        head_dropout: share of the values dropped after ASPP while training: 0.1 in the authors' code. At a quarter of
-            the width, 0.5 cost 3.7 points of mIoU after 600 steps (benchmarks/results/camvid.md).
+        head_dropout: share of the values dropped after ASPP while training: 0.1 in the authors' code.
         Others: `Segmenter`.
     """
 
