@@ -1,13 +1,12 @@
 """`python -m benchmarks.camvid`: supervised, s4gan and mlmt on CamVid with 12 labelled frames, on two CPU cores.
 
-Trains every method with every seed, evaluates on val at native size, and writes the table. Finished runs are kept and
-unfinished ones are resumed, so it can be stopped and started. mlmt adds its classifier to the s4gan run of the same
-seed: the two branches are trained separately in the paper too.
+Trains every method with every seed, evaluates on val at native size, and writes the table. What a finished run scored
+is kept beside the table and an unfinished run is resumed, so it can be stopped and started, on another machine too.
+mlmt adds its classifier to the s4gan run of the same seed: the two branches are trained separately in the paper too.
 """
 
 import json
 import os
-import platform
 import shlex
 import statistics
 import subprocess
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from serving import cli
 from serving.pictures import write_atomically
+from training.run_folder import Run
 
 METHODS = ("supervised", "s4gan", "mlmt")
 
@@ -34,7 +34,7 @@ class CamVidConfig:
     runs: Path = Path("runs/camvid")
     """Where the run folders go."""
     results: Path = Path("benchmarks/results/camvid.md")
-    """The table is written between the markers of this file."""
+    """The table is written between the markers of this file; the folder of its name keeps the scores of each run."""
     labeled: int = 12
     """Labelled frames."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -66,11 +66,28 @@ def folder(config: CamVidConfig, method: str, seed: int) -> Path:
     return config.runs / f"{method}_{config.labeled}_{steps}steps_seed{seed}"
 
 
+def kept(config: CamVidConfig, method: str, seed: int) -> Path:
+    """Where the scores of a run are kept when its folder is gone."""
+    return config.results.with_suffix("") / f"{folder(config, method, seed).name}.json"
+
+
+def keep(config: CamVidConfig, method: str, seed: int) -> None:
+    run = Run.read_finished(folder(config, method, seed))
+    settings = {key: run.config[key] for key in ("commit", "machine", "versions", "fields", "split_fingerprint")}
+    path = kept(config, method, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scores = {"date": str(date.today())} | settings | (run.result or {})
+    write_atomically(path, (json.dumps(scores, indent=2) + "\n").encode())
+
+
 def train(config: CamVidConfig, method: str, seed: int, cores: list[int]) -> None:
     """Trains one run to its end on the given cores, going on from its checkpoint where there is one."""
     out = folder(config, method, seed)
-    if (out / "result.json").exists():
+    needed_by_mlmt = method == "s4gan" and not kept(config, "mlmt", seed).exists()
+    if kept(config, method, seed).exists() and not needed_by_mlmt:
         return
+    if (out / "result.json").exists():
+        return keep(config, method, seed)
     resume = ["--resume"] if (out / "config.json").exists() else []
     command = [sys.executable, "-m", "training.run", *flags(config, method, seed)]
     command += [
@@ -87,6 +104,7 @@ def train(config: CamVidConfig, method: str, seed: int, cores: list[int]) -> Non
         status = subprocess.run(command, stdout=log, stderr=log, preexec_fn=lambda: os.sched_setaffinity(0, cores))
     if status.returncode:
         raise ValueError(f"a run ended with exit status {status.returncode}: see {log.name}")
+    keep(config, method, seed)
 
 
 def main(config: CamVidConfig) -> dict:
@@ -107,8 +125,7 @@ def main(config: CamVidConfig) -> dict:
         list(pool.map(work, [(method, seed) for seed in config.seeds for method in ("s4gan", "supervised")]))
         list(pool.map(work, [("mlmt", seed) for seed in config.seeds]))
     results = {
-        method: [json.loads((folder(config, method, seed) / "result.json").read_text()) for seed in config.seeds]
-        for method in METHODS
+        method: [json.loads(kept(config, method, seed).read_text()) for seed in config.seeds] for method in METHODS
     }
     text = table(config, results)
     before, _, rest = (
@@ -126,9 +143,10 @@ def table(config: CamVidConfig, results: dict[str, list[dict]]) -> str:
     rows["mlmt (gate on)"] = [100 * result["mIoU"] for result in results["mlmt"]]
     rows["mlmt (gate off)"] = [100 * result["without_gate"]["mIoU"] for result in results["mlmt"]]
     seeds = " | ".join(f"seed {seed}" for seed in config.seeds)
+    each = [result for method in METHODS for result in results[method]]
     lines = [
-        f"{date.today()}, {platform.machine()}, {len(os.sched_getaffinity(0))} CPU cores, "
-        f"{config.jobs} runs at a time.",
+        f"{' and '.join(sorted({result['date'] for result in each}))}; each run on "
+        f"{' or '.join(sorted({result['machine'] for result in each}))}. Scores by class are in the folder beside.",
         "",
         f"| mIoU on val, % | {seeds} | mean | deviation | to supervised, by seed | seconds a run |",
         "| --- |" + " ---: |" * (len(config.seeds) + 4),
