@@ -39,12 +39,18 @@ class CamVidConfig:
     """Labelled frames."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each decides a labelled subset, the initial weights and the batches."""
+    methods: tuple[str, ...] = METHODS
+    """Rows of the table; mlmt needs s4gan."""
     steps: int = 1500
     """Of the segmenter's training."""
     classifier_steps: int = 750
     """Of mlmt's classifier."""
     jobs: int = 1
-    """Runs at a time, each with its share of the cores."""
+    """Seeds at a time, each with its share of the cores."""
+
+    def __post_init__(self):
+        if self.methods != METHODS[: len(self.methods)] or not self.methods:
+            raise ValueError(f"--methods are the first one, two or three of {' '.join(METHODS)}; got {self.methods}")
 
 
 def flags(config: CamVidConfig, method: str, seed: int) -> list[str]:
@@ -83,7 +89,7 @@ def keep(config: CamVidConfig, method: str, seed: int) -> None:
 def train(config: CamVidConfig, method: str, seed: int, cores: list[int]) -> None:
     """Trains one run to its end on the given cores, going on from its checkpoint where there is one."""
     out = folder(config, method, seed)
-    needed_by_mlmt = method == "s4gan" and not kept(config, "mlmt", seed).exists()
+    needed_by_mlmt = method == "s4gan" and "mlmt" in config.methods and not kept(config, "mlmt", seed).exists()
     if kept(config, method, seed).exists() and not needed_by_mlmt:
         return
     if (out / "result.json").exists():
@@ -114,18 +120,19 @@ def main(config: CamVidConfig) -> dict:
     share = len(cores) // jobs
     free = [cores[i * share : (i + 1) * share] for i in range(jobs)]
 
-    def work(task: tuple[str, int]) -> None:
+    def work(seed: int) -> None:
         mine = free.pop()
         try:
-            train(config, *task, mine)
+            for method in config.methods:
+                train(config, method, seed, mine)
         finally:
             free.append(mine)
 
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(work, [(method, seed) for seed in config.seeds for method in ("s4gan", "supervised")]))
-        list(pool.map(work, [("mlmt", seed) for seed in config.seeds]))
+        list(pool.map(work, config.seeds))
     results = {
-        method: [json.loads(kept(config, method, seed).read_text()) for seed in config.seeds] for method in METHODS
+        method: [json.loads(kept(config, method, seed).read_text()) for seed in config.seeds]
+        for method in config.methods
     }
     text = table(config, results)
     before, _, rest = (
@@ -139,11 +146,13 @@ def main(config: CamVidConfig) -> dict:
 
 def table(config: CamVidConfig, results: dict[str, list[dict]]) -> str:
     """Markdown: mIoU by seed, mean and deviation, difference to supervised paired by seed; then the commands."""
-    rows = {name: [100 * result["mIoU"] for result in results[name]] for name in ("supervised", "s4gan")}
-    rows["mlmt (gate on)"] = [100 * result["mIoU"] for result in results["mlmt"]]
-    rows["mlmt (gate off)"] = [100 * result["without_gate"]["mIoU"] for result in results["mlmt"]]
+    rows = {}
+    for method, scored in results.items():
+        rows[f"{method} (gate on)" if method == "mlmt" else method] = [100 * result["mIoU"] for result in scored]
+        if method == "mlmt":
+            rows["mlmt (gate off)"] = [100 * result["without_gate"]["mIoU"] for result in scored]
     seeds = " | ".join(f"seed {seed}" for seed in config.seeds)
-    each = [result for method in METHODS for result in results[method]]
+    each = [result for scored in results.values() for result in scored]
     lines = [
         f"{' and '.join(sorted({result['date'] for result in each}))}; each run on "
         f"{' or '.join(sorted({result['machine'] for result in each}))}. Scores by class are in the folder beside.",
@@ -160,7 +169,7 @@ def table(config: CamVidConfig, results: dict[str, list[dict]]) -> str:
             f"{' '.join(f'{gain:+.1f}' for gain in gains)} (mean {statistics.mean(gains):+.1f}) | {seconds:.0f} |"
         )
     lines += ["", "```bash"]
-    for method in METHODS:
+    for method in config.methods:
         command = ["python", "-m", "training.run", *flags(config, method, config.seeds[0])]
         command += [
             "--dataset",
