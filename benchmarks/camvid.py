@@ -1,8 +1,9 @@
 """`python -m benchmarks.camvid`: supervised, s4gan and mlmt on CamVid with 12 labelled frames, on two CPU cores.
 
 Trains every method with every seed, evaluates on val at native size, and writes the table. What a finished run scored
-is kept beside the table and an unfinished run is resumed, so it can be stopped and started, on another machine too.
-mlmt adds its classifier to the s4gan run of the same seed: the two branches are trained separately in the paper too.
+is kept beside the table, and an unfinished run is resumed, so it can be stopped and started; on another machine kept
+scores count and the rest is trained. mlmt adds its classifier to the s4gan run of the same seed: the two branches are
+trained separately in the paper too.
 """
 
 import json
@@ -50,7 +51,9 @@ class CamVidConfig:
 
     def __post_init__(self):
         if self.methods != METHODS[: len(self.methods)] or not self.methods:
-            raise ValueError(f"--methods are the first one, two or three of {' '.join(METHODS)}; got {self.methods}")
+            raise ValueError(
+                f"--methods must be {', then '.join(METHODS)}, leaving out only from the end; got {self.methods}"
+            )
 
 
 def flags(config: CamVidConfig, method: str, seed: int) -> list[str]:
@@ -78,12 +81,30 @@ def kept(config: CamVidConfig, method: str, seed: int) -> Path:
 
 
 def keep(config: CamVidConfig, method: str, seed: int) -> None:
+    """Keeps the settings and scores of a finished run, without the paths of the machine it ran on."""
     run = Run.read_finished(folder(config, method, seed))
-    settings = {key: run.config[key] for key in ("commit", "machine", "versions", "fields", "split_fingerprint")}
+    local = ("command", "dataset", "weights", "branch_run", "palette", "finished")
+    settings = {key: value for key, value in run.config.items() if key not in local}
+    day = date.fromtimestamp((run.folder / "result.json").stat().st_mtime)
     path = kept(config, method, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scores = {"date": str(date.today())} | settings | (run.result or {})
+    scores = {"date": str(day), "settings": settings, "result": run.result}
     write_atomically(path, (json.dumps(scores, indent=2) + "\n").encode())
+
+
+def read_kept(config: CamVidConfig, method: str) -> list[dict]:
+    """What is kept of a method by seed; ValueError where the seeds were not run with the same settings."""
+    runs = [json.loads(kept(config, method, seed).read_text()) for seed in config.seeds]
+    of_a_run = {"seed", "split_fingerprint", "commit", "machine", "versions"}
+    first = runs[0]["settings"]
+    for seed, run in zip(config.seeds, runs, strict=True):
+        names = (first.keys() | run["settings"].keys()) - of_a_run
+        if changed := [name for name in sorted(names) if first.get(name) != run["settings"].get(name)]:
+            raise ValueError(
+                f"the kept scores of {method} with seeds {config.seeds[0]} and {seed} differ in {', '.join(changed)}: "
+                f"delete those to be run anew in {kept(config, method, seed).parent}"
+            )
+    return runs
 
 
 def train(config: CamVidConfig, method: str, seed: int, cores: list[int]) -> None:
@@ -92,7 +113,7 @@ def train(config: CamVidConfig, method: str, seed: int, cores: list[int]) -> Non
     needed_by_mlmt = method == "s4gan" and "mlmt" in config.methods and not kept(config, "mlmt", seed).exists()
     if kept(config, method, seed).exists() and not needed_by_mlmt:
         return
-    if (out / "result.json").exists():
+    if (out / "config.json").exists() and Run.read(out).finished:
         return keep(config, method, seed)
     resume = ["--resume"] if (out / "config.json").exists() else []
     command = [sys.executable, "-m", "training.run", *flags(config, method, seed)]
@@ -130,32 +151,31 @@ def main(config: CamVidConfig) -> dict:
 
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(work, config.seeds))
-    results = {
-        method: [json.loads(kept(config, method, seed).read_text()) for seed in config.seeds]
-        for method in config.methods
-    }
-    text = table(config, results)
+    kept_runs = {method: read_kept(config, method) for method in config.methods}
+    text = table(config, kept_runs)
     before, _, rest = (
         config.results.read_text().partition("<!-- table -->\n") if config.results.exists() else ("", "", "")
     )
     after = rest.partition("<!-- end of table -->\n")[2]
     marked = f"{before}<!-- table -->\n{text}<!-- end of table -->\n{after}"
     write_atomically(config.results, marked.encode())
-    return {method: statistics.mean(result["mIoU"] for result in rows) for method, rows in results.items()}
+    return {method: statistics.mean(run["result"]["mIoU"] for run in runs) for method, runs in kept_runs.items()}
 
 
-def table(config: CamVidConfig, results: dict[str, list[dict]]) -> str:
+def table(config: CamVidConfig, kept_runs: dict[str, list[dict]]) -> str:
     """Markdown: mIoU by seed, mean and deviation, difference to supervised paired by seed; then the commands."""
+    results = {method: [run["result"] for run in runs] for method, runs in kept_runs.items()}
     rows = {}
     for method, scored in results.items():
         rows[f"{method} (gate on)" if method == "mlmt" else method] = [100 * result["mIoU"] for result in scored]
         if method == "mlmt":
             rows["mlmt (gate off)"] = [100 * result["without_gate"]["mIoU"] for result in scored]
     seeds = " | ".join(f"seed {seed}" for seed in config.seeds)
-    each = [result for scored in results.values() for result in scored]
+    each = [run for runs in kept_runs.values() for run in runs]
+    dates = " and ".join(sorted({run["date"] for run in each}))
+    machines = " or ".join(sorted({run["settings"]["machine"] for run in each}))
     lines = [
-        f"{' and '.join(sorted({result['date'] for result in each}))}; each run on "
-        f"{' or '.join(sorted({result['machine'] for result in each}))}. Scores by class are in the folder beside.",
+        f"{dates}; each run on {machines}. Settings and scores by class are in the folder beside.",
         "",
         f"| mIoU on val, % | {seeds} | mean | deviation | to supervised, by seed | seconds a run |",
         "| --- |" + " ---: |" * (len(config.seeds) + 4),

@@ -112,6 +112,7 @@ def write_onnx(
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
     handlers: dict[str, tuple] = {"FloorMod": (_floor_mod, []), "SpaceToBatchND": (_leave, [])}
     model, _ = tf2onnx.convert.from_function(serve, input_signature=SIGNATURE, opset=OPSET, custom_op_handlers=handlers)
+    _write_out_pads(model.graph)
     # The order of the artifact; the converter's is alphabetical.
     outputs = {output.name: output for output in model.graph.output}
     del model.graph.output[:]
@@ -120,7 +121,7 @@ def write_onnx(
 
     census = collections.Counter(node.op_type for node in model.graph.node)
     if found := sorted(UNWANTED_NODES.keys() & census.keys()):
-        raise ValueError(f"the ONNX graph has {found[0]} nodes, {UNWANTED_NODES[found[0]]}")
+        raise ValueError(f"the ONNX graph has {found[0]} nodes: {UNWANTED_NODES[found[0]]}")
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -141,4 +142,27 @@ def _floor_mod(context, node, _name, _args) -> None:
 
 
 def _leave(_context, _node, _name, _args) -> None:
-    """Keeps an op as it is, so that it is told by its name and not as the nodes it would become."""
+    """Keeps an op as it is, so that it is refused by its own name and not as the nodes it would become."""
+
+
+def _write_out_pads(graph: onnx.GraphProto) -> None:
+    """Replaces "same" padding by the numbers it stands for, where these do not depend on the picture's size.
+
+    onnxruntime refuses it on dilated convolutions. With stride 1 the pads are (kernel - 1) * dilation in all,
+    the larger half below and to the right.
+    """
+    kernels = {weights.name: weights.dims[2:] for weights in graph.initializer}
+    for node in graph.node:
+        attributes = {attribute.name: attribute for attribute in node.attribute}
+        same = attributes.get("auto_pad")
+        if node.op_type != "Conv" or same is None or same.s != b"SAME_UPPER":
+            continue
+        if any(stride != 1 for stride in getattr(attributes.get("strides"), "ints", ())):
+            continue
+        kernel = kernels[node.input[1]]
+        dilations = getattr(attributes.get("dilations"), "ints", [1] * len(kernel))
+        total = [(size - 1) * rate for size, rate in zip(kernel, dilations, strict=True)]
+        before = [pad // 2 for pad in total]
+        after = [pad - half for pad, half in zip(total, before, strict=True)]
+        node.attribute.remove(same)
+        node.attribute.append(onnx.helper.make_attribute("pads", before + after))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 # isort: off
-import kerasseg  # noqa: F401 (first: it starts TensorFlow quietly, and registers what model.keras is made of)
+import kerasseg  # noqa: F401 (first: it starts TensorFlow, and registers what model.keras is made of)
 
 # isort: on
 import keras

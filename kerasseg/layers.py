@@ -47,14 +47,13 @@ class PixelNormalization(keras.layers.Layer):
 
 
 @functools.cache
-def has_dilated_gradient() -> bool:
-    """Whether this machine can train a dilated convolution that is one op.
+def has_dilated_gradient(dtype: str) -> bool:
+    """Whether this machine can train a dilated convolution of that type ("float32", ...) as one op.
 
-    GPUs can. Of CPUs only those whose TensorFlow uses oneDNN, which is where the CPU has AVX-512 or AMX, or where
-    TF_ENABLE_ONEDNN_OPTS=1 was set before TensorFlow was imported.
+    GPUs can. A CPU can where TensorFlow uses oneDNN for the type; see `kerasseg.start`.
     """
     with tf.init_scope():
-        ones = tf.ones((1, 4, 4, 1))
+        ones = tf.ones((1, 4, 4, 1), dtype)
         try:
             tf.raw_ops.Conv2DBackpropFilter(
                 input=ones,
@@ -64,7 +63,7 @@ def has_dilated_gradient() -> bool:
                 padding="VALID",
                 dilations=[1, 2, 2, 1],
             )
-        except tf.errors.InvalidArgumentError:
+        except tf.errors.OpError:
             return False
     return True
 
@@ -74,8 +73,8 @@ class AtrousConv2D(keras.layers.Conv2D):
     """`Conv2D` of stride 1 whose dilated form is a single op, in the forward pass and in the gradient.
 
     Off a TPU, `tf.nn.convolution` (which `keras.layers.Conv2D` calls) turns a dilated convolution into
-    SpaceToBatch, convolution, BatchToSpace: 1.5 times the time of a training step. It is called here only on a machine
-    that has no other gradient.
+    SpaceToBatch, convolution, BatchToSpace: 1.4 times the time of a training step. It is called here only where the
+    single op has no gradient.
 
     Args:
         anchor: `"center"` looks to both sides of a pixel, as `padding="same"` does; `"start"` looks only to the right
@@ -93,10 +92,11 @@ class AtrousConv2D(keras.layers.Conv2D):
 
     def convolution_op(self, inputs_BHWC, kernel):
         padding = self.padding.upper()
-        if padding == "SAME" and (self.anchor == "start" or max(self.dilation_rate) > 1):
-            inputs_BHWC = pad_same(inputs_BHWC, self.kernel_size, self.dilation_rate, self.anchor)
+        single_op = max(self.dilation_rate) == 1 or has_dilated_gradient(inputs_BHWC.dtype.name)
+        if padding == "SAME" and (self.anchor == "start" or not single_op):
+            inputs_BHWC = _pad(inputs_BHWC, self.kernel_size, self.dilation_rate, self.anchor)
             padding = "VALID"
-        convolve = tf.nn.conv2d if has_dilated_gradient() else tf.nn.convolution
+        convolve = tf.nn.conv2d if single_op else tf.nn.convolution
         return convolve(inputs_BHWC, kernel, 1, padding, dilations=self.dilation_rate)
 
     def get_config(self):
@@ -105,16 +105,15 @@ class AtrousConv2D(keras.layers.Conv2D):
 
 @register
 class AtrousDepthwiseConv2D(keras.layers.DepthwiseConv2D):
-    """Dilated `DepthwiseConv2D` of stride 1 and multiplier 1 that becomes a single node of an ONNX graph.
+    """Dilated `DepthwiseConv2D` of stride 1 and multiplier 1 that becomes a Pad and a single Conv of an ONNX graph.
 
-    In TensorFlow it is SpaceToBatch, convolution, BatchToSpace: the one form that every machine can train. The
-    converter joins them where the padding is separate, as it is here.
+    In TensorFlow it is SpaceToBatch, convolution, BatchToSpace: the one form that every machine can train.
     """
 
     def call(self, inputs_BHWC):
         if self.padding == "same":
-            inputs_BHWC = pad_same(inputs_BHWC, self.kernel_size, self.dilation_rate)
-        kernel_HWC1 = tf.convert_to_tensor(self.kernel)
+            inputs_BHWC = _pad(inputs_BHWC, self.kernel_size, self.dilation_rate)
+        kernel_HWC1 = tf.convert_to_tensor(self.kernel)  # in the compute type
         outputs_BHWC = tf.nn.depthwise_conv2d(
             inputs_BHWC, kernel_HWC1, [1, 1, 1, 1], "VALID", dilations=self.dilation_rate
         )
@@ -123,9 +122,11 @@ class AtrousDepthwiseConv2D(keras.layers.DepthwiseConv2D):
         return self.activation(outputs_BHWC)
 
 
-def pad_same(inputs_BHWC, kernel_size, dilation_rate, anchor: str = "center"):
-    """The zeros that `padding="same"` stands for at stride 1, written out: onnxruntime refuses it where a convolution
-    is dilated."""
+def _pad(inputs_BHWC, kernel_size, dilation_rate, anchor: str = "center"):
+    """Adds the zeros that a convolution of stride 1 needs to keep the size: half before, half after, or all after.
+
+    The ONNX converter joins SpaceToBatch, convolution and BatchToSpace only where the padding is an op of its own.
+    """
     total = [rate * (size - 1) for rate, size in zip(dilation_rate, kernel_size, strict=True)]
     before = [pad // 2 if anchor == "center" else 0 for pad in total]
     pads = [(start, pad - start) for start, pad in zip(before, total, strict=True)]

@@ -57,7 +57,7 @@ def test_kept_scores_stand_for_runs_that_are_gone(benchmark):
     camvid.main(config)
     assert sorted(trained) == sorted((method, seed) for method in camvid.METHODS for seed in (0, 1))
     kept = camvid.kept(config, "supervised", 1).read_text()
-    assert json.loads(kept)["mIoU"] == 0.40 and str(config.dataset) not in kept
+    assert json.loads(kept)["result"]["mIoU"] == 0.40 and str(config.dataset) not in kept
 
     config.runs.rename(config.runs.with_name("gone"))
     trained.clear()
@@ -70,6 +70,33 @@ def test_kept_scores_stand_for_runs_that_are_gone(benchmark):
     assert trained == [("s4gan", 1), ("mlmt", 1)]
 
 
+def test_scores_of_other_settings_are_refused(benchmark):
+    config, _ = benchmark
+    camvid.main(config)
+    path = camvid.kept(config, "s4gan", 1)
+    path.write_text(path.read_text().replace('"steps": 2', '"steps": 3'))
+    with pytest.raises(ValueError, match="s4gan with seeds 0 and 1 differ in steps: delete"):
+        camvid.main(config)
+
+
+def test_a_run_that_was_stopped_is_resumed(benchmark, monkeypatch):
+    config, _ = benchmark
+    folder = camvid.folder(config, "supervised", 0)
+    folder.mkdir(parents=True)
+    settings = {"method": "", "dataset": "", "steps": 2, "classes": [], "palette": [], "split_fingerprint": ""}
+    (folder / "config.json").write_text(json.dumps(settings))
+    commands = []
+
+    def stopped(command, **_):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 130)
+
+    monkeypatch.setattr(camvid.subprocess, "run", stopped)
+    with pytest.raises(ValueError, match="exit status 130"):
+        camvid.train(config, "supervised", 0, [0])
+    assert commands[0][-1] == "--resume"
+
+
 def test_methods_come_in_their_order():
-    with pytest.raises(ValueError, match="--methods are the first"):
+    with pytest.raises(ValueError, match="--methods must be supervised, then"):
         camvid.CamVidConfig(dataset=".", weights=".", methods=("supervised", "mlmt"))

@@ -44,8 +44,8 @@ class RunConfig:
     """Of the backbone: 16, or 8 for finer and slower."""
     head_channels: int | None = None
     """Width of deeplab_v3plus' head; None for the paper's 256. deeplab_v2's head has no width."""
-    head_dropout: float | None = None
-    """Share of the values that deeplab_v3plus' head drops while training; None for 0.1. deeplab_v2's drops none."""
+    head_dropout: float = 0.1
+    """Share of the values that deeplab_v3plus' head drops while training; deeplab_v2's drops none."""
     weights: str = "imagenet"
     """Of the backbone: imagenet (Keras' own, from its cache or the network), none, or the path of a weights file."""
 
@@ -96,7 +96,7 @@ class RunConfig:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1; got {getattr(self, name)}")
         if self.unlabeled_batch_size is not None and self.unlabeled_batch_size < 1:
             raise ValueError(f"--unlabeled-batch-size must be at least 1; got {self.unlabeled_batch_size}")
-        if self.head_dropout is not None and not 0 <= self.head_dropout < 1:
+        if not 0 <= self.head_dropout < 1:
             raise ValueError(f"--head-dropout must be in 0..1 (below 1); got {self.head_dropout}")
         if self.output_stride not in (8, 16):
             raise ValueError(f"--output-stride must be 8 or 16; got {self.output_stride}")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 # isort: off
-import kerasseg  # noqa: F401 (first: it starts TensorFlow quietly)
+import kerasseg  # noqa: F401 (first: it starts TensorFlow)
 
 # isort: on
 import keras

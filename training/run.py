@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 # isort: off
-import kerasseg  # noqa: F401 (first: it starts TensorFlow quietly)
+import kerasseg  # noqa: F401 (first: it starts TensorFlow)
 
 # isort: on
 import keras
@@ -266,8 +266,10 @@ def build_method(config: RunConfig, dataset: Dataset, split: Split) -> Method:
     fields = config.method_fields
     if config.branch_run is not None:
         return config.method_class.from_trained(open_branch(config.branch_run, dataset, split), fields)
-    head = {"head_channels": config.head_channels, "head_dropout": config.head_dropout}
-    head = {name: value for name, value in head.items() if value is not None and config.segmenter == "deeplab_v3plus"}
+    head: dict[str, Any] = {}
+    if config.segmenter == "deeplab_v3plus":
+        head = {"head_dropout": config.head_dropout}
+        head |= {} if config.head_channels is None else {"head_channels": config.head_channels}
     segmenter = build_segmenter(
         config.segmenter,
         backbone=config.backbone,

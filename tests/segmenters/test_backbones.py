@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -57,14 +58,14 @@ method = kerasseg.METHODS["supervised"](segmenter, steps=1)
 method.compile()
 images, labels = tf.zeros((2, 32, 48, 3)), tf.zeros((2, 32, 48), tf.int32)
 losses = method.fit(tf.data.Dataset.from_tensors(({"labeled": images}, labels)), verbose=0)
-print(has_dilated_gradient(), losses.history["L_ce"][0] > 0, method.predict(images, verbose=0).shape)
+print(has_dilated_gradient("float32"), losses.history["L_ce"][0] > 0, method.predict(images, verbose=0).shape)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("onednn", [None, "0"])
 def test_training_and_inference_with_and_without_onednn(onednn):
-    """By itself TensorFlow uses oneDNN only on CPUs with AVX-512; without it, no CPU has the gradient of a dilation."""
+    """By itself TensorFlow uses oneDNN on newer CPUs only; without it, no CPU has the gradient of a dilation."""
     environment = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
     environment |= {"TF_ENABLE_ONEDNN_OPTS": onednn} if onednn else {}
     command = [sys.executable, "-c", TRAINS_AND_ANSWERS]
@@ -87,7 +88,7 @@ def dilated_by_hand(x, kernel, rate, before, after, depthwise):
 @pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("anchor", ["center", "start"])
 def test_atrous_conv_values(anchor, native, monkeypatch):
-    monkeypatch.setattr(kerasseg.layers, "has_dilated_gradient", lambda: native)
+    monkeypatch.setattr(kerasseg.layers, "has_dilated_gradient", lambda dtype: native)
     rng = np.random.default_rng(0)
     layer = AtrousConv2D(5, 3, padding="same", dilation_rate=2, anchor=anchor, use_bias=False)
     x = rng.normal(size=(2, 8, 9, 3)).astype(np.float32)
@@ -96,8 +97,33 @@ def test_atrous_conv_values(anchor, native, monkeypatch):
     np.testing.assert_allclose(y, dilated_by_hand(x, layer.kernel.numpy(), 2, *pads, depthwise=False), atol=1e-5)
 
 
+def test_atrous_depthwise_values():
+    rng = np.random.default_rng(0)
+    layer = AtrousDepthwiseConv2D(3, padding="same", dilation_rate=2, use_bias=False)
+    x = rng.normal(size=(2, 8, 9, 3)).astype(np.float32)
+    y = layer(x)
+    np.testing.assert_allclose(y, dilated_by_hand(x, layer.kernel.numpy(), 2, 2, 2, depthwise=True), atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_dilated_convolutions_train_in_every_precision(precision):
+    keras.config.set_dtype_policy(precision)
+    dilated = {"padding": "same", "dilation_rate": 2}
+    network = keras.Sequential([AtrousConv2D(3, 3, **dilated), AtrousDepthwiseConv2D(3, **dilated)])
+
+    @tf.function
+    def gradients(x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(network(x, training=True))
+        return tape.gradient(loss, network.trainable_variables)
+
+    network.build((2, 8, 8, 3))
+    for gradient in gradients(tf.ones((2, 8, 8, 3))):
+        assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
+
+
 @pytest.mark.parametrize("padding", ["same", "valid"])
-def test_atrous_depthwise_values_and_gradients(padding):
+def test_atrous_depthwise_gradients(padding):
     rng = np.random.default_rng(0)
     layer = AtrousDepthwiseConv2D(3, padding=padding, dilation_rate=2, use_bias=False)
     x = tf.constant(rng.normal(size=(2, 8, 9, 3)), tf.float32)
@@ -145,8 +171,6 @@ def test_a_file_that_holds_no_weights_is_named(tmp_path):
 
 
 def test_stride_of_pooling_cannot_be_traded():
-    import keras
-
     image = keras.Input((None, None, 3))
     network = keras.Model(image, keras.layers.MaxPooling2D(2)(image))
     with pytest.raises(ValueError, match="cannot trade the stride"):
