@@ -62,28 +62,30 @@ def test_a_run_leaves_everything_a_user_needs(dataset, tmp_path, capsys):
     assert np.mean(np.equal(truth, predicted)) == pytest.approx(stored["pixel_accuracy"])
 
 
-@pytest.mark.parametrize(("method", "steps", "at"), [("s4gan", 5, 3), ("mlmt", 2, 1), ("mlmt", 2, 2), ("mlmt", 2, 3)])
+@pytest.mark.parametrize(("method", "steps", "stops"), [("s4gan", 5, [3]), ("mlmt", 2, [1, 2, 3])])
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
-    dataset, tmp_path, capsys, monkeypatch, method, steps, at
+    dataset, tmp_path, capsys, monkeypatch, method, steps, stops
 ):
     """mlmt has two steps of each stage: stopped in the first, between them, in the second."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert train(dataset, whole, capsys, method=method, steps=steps)[0] == 0
 
-    with monkeypatch.context() as patch:
-        after_step = callbacks.MetricsLog.after_step
+    after_step = callbacks.MetricsLog.after_step
+    for stop in stops:
 
-        def interrupt(self, logs):
+        def interrupt(self, logs, stop=stop):
             after_step(self, logs)
-            if self.step == at:
+            if self.step == stop:
                 signal.raise_signal(signal.SIGINT)
 
-        patch.setattr(callbacks.MetricsLog, "after_step", interrupt)
-        status, result, err = train(dataset, broken, capsys, method=method, steps=steps)
-    assert status == 128 + signal.SIGINT and result["finished"] is False and result["steps"] == at
-    assert "go on with --resume" in err
-    assert (broken / "report.html").exists() and (broken / "model.keras").exists()
-    assert not json.loads((broken / "config.json").read_text())["finished"]
+        resume = ["--resume"] if broken.exists() else []
+        with monkeypatch.context() as patch:
+            patch.setattr(callbacks.MetricsLog, "after_step", interrupt)
+            status, result, err = train(dataset, broken, capsys, *resume, method=method, steps=steps)
+        assert status == 128 + signal.SIGINT and result["finished"] is False and result["steps"] == stop
+        assert "go on with --resume" in err
+        assert (broken / "report.html").exists() and (broken / "model.keras").exists()
+        assert not json.loads((broken / "config.json").read_text())["finished"]
 
     assert train(dataset, broken, capsys, "--resume", method=method, steps=steps)[0] == 0
     for expected, got in zip(lines(whole), lines(broken), strict=True):
