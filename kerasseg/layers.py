@@ -73,7 +73,7 @@ class AtrousConv2D(keras.layers.Conv2D):
     """`Conv2D` of stride 1 whose dilated form is a single op, in the forward pass and in the gradient.
 
     Off a TPU, `tf.nn.convolution` (which `keras.layers.Conv2D` calls) turns a dilated convolution into
-    SpaceToBatch, convolution, BatchToSpace: 1.4 times the time of a training step. It is called here only where the
+    SpaceToBatch, convolution, BatchToSpace: 1.5 times the time of a training step. It is called here only where the
     single op has no gradient.
 
     Args:

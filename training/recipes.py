@@ -50,7 +50,7 @@ def photos(method: str) -> Recipe:
         learning_rate=5e-3,
     )
     fields = _small_scale(head_multiplier=10.0, classifier_steps=750)
-    # On CamVid, self-training at full weight and from the start cost points, and void pixels gave masks away.
+    # On CamVid, self-training at full weight and from the start cost points; void pixels may give masks away.
     fields["s4gan"] = fields["s4gan"] | {"lambda_st": 0.3, "self_training_start": 0.5, "hide_ignored": True}
     return config, fields
 

@@ -26,7 +26,8 @@ def lines(run):
 
 def test_a_run_leaves_everything_a_user_needs(dataset, tmp_path, capsys):
     out = tmp_path / "run"
-    status, result, _ = train(dataset, out, capsys, "--evaluate-every", "2", "--s4gan.gamma", "0.3", steps=2)
+    flags = ["--evaluate-every", "2", "--s4gan.gamma", "0.3", "--head-dropout", "0.3"]
+    status, result, _ = train(dataset, out, capsys, *flags, steps=2)
     assert status == 0 and result["finished"] and result["steps"] == 4
 
     config = json.loads((out / "config.json").read_text())
@@ -52,6 +53,7 @@ def test_a_run_leaves_everything_a_user_needs(dataset, tmp_path, capsys):
     status, again, _ = call(evaluate.cli_main, [out], capsys)
     assert status == 0 and again["mIoU"] == stored["mIoU"] and again["per_class_IoU"] == stored["per_class_IoU"]
     model = keras.saving.load_model(out / "model.keras")
+    assert model.segmenter.head.get_layer("dropout").rate == 0.3
     truth, predicted = [], []
     for name in ("val_0", "val_1", "val_2"):
         image = np.asarray(Image.open(dataset / f"images/val/{name}.png"), np.float32)
