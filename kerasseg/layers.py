@@ -75,32 +75,21 @@ class AtrousConv2D(keras.layers.Conv2D):
     Off a TPU, `tf.nn.convolution` (which `keras.layers.Conv2D` calls) turns a dilated convolution into
     SpaceToBatch, convolution, BatchToSpace: 1.5 times the time of a training step. It is called here only where the
     single op has no gradient.
-
-    Args:
-        anchor: `"center"` looks to both sides of a pixel, as `padding="same"` does; `"start"` looks only to the right
-            and down, as a convolution of stride 2 with `padding="same"` does on an even size: what a convolution whose
-            stride was traded for dilation has to do to give the same values.
     """
 
-    def __init__(self, filters, kernel_size, anchor: str = "center", **kwargs):
-        if anchor not in ("center", "start"):
-            raise ValueError(f"anchor must be 'center' or 'start'; got {anchor!r}")
-        super().__init__(filters, kernel_size, **kwargs)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
         if self.strides != (1, 1):
             raise ValueError(f"AtrousConv2D has stride 1; got strides {self.strides}: use keras.layers.Conv2D")
-        self.anchor = anchor
 
     def convolution_op(self, inputs_BHWC, kernel):
         padding = self.padding.upper()
         single_op = max(self.dilation_rate) == 1 or has_dilated_gradient(inputs_BHWC.dtype.name)
-        if padding == "SAME" and (self.anchor == "start" or not single_op):
-            inputs_BHWC = _pad(inputs_BHWC, self.kernel_size, self.dilation_rate, self.anchor)
+        if padding == "SAME" and not single_op:
+            inputs_BHWC = _pad(inputs_BHWC, self.kernel_size, self.dilation_rate)
             padding = "VALID"
         convolve = tf.nn.conv2d if single_op else tf.nn.convolution
         return convolve(inputs_BHWC, kernel, 1, padding, dilations=self.dilation_rate)
-
-    def get_config(self):
-        return super().get_config() | {"anchor": self.anchor}
 
 
 @register
@@ -122,15 +111,13 @@ class AtrousDepthwiseConv2D(keras.layers.DepthwiseConv2D):
         return self.activation(outputs_BHWC)
 
 
-def _pad(inputs_BHWC, kernel_size, dilation_rate, anchor: str = "center"):
-    """Adds the zeros that a convolution of stride 1 needs to keep the size: half before, half after, or all after.
+def _pad(inputs_BHWC, kernel_size, dilation_rate):
+    """Adds the zeros that a convolution of stride 1 needs to keep the size, half before and half after.
 
     The ONNX converter joins SpaceToBatch, convolution and BatchToSpace only where the padding is an op of its own.
     """
     total = [rate * (size - 1) for rate, size in zip(dilation_rate, kernel_size, strict=True)]
-    before = [pad // 2 if anchor == "center" else 0 for pad in total]
-    pads = [(start, pad - start) for start, pad in zip(before, total, strict=True)]
-    return tf.pad(inputs_BHWC, [(0, 0), *pads, (0, 0)])
+    return tf.pad(inputs_BHWC, [(0, 0), *((pad // 2, pad - pad // 2) for pad in total), (0, 0)])
 
 
 @register

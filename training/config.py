@@ -39,7 +39,7 @@ class RunConfig:
     segmenter: str = "deeplab_v3plus"
     """deeplab_v2 or deeplab_v3plus."""
     backbone: str = "mobilenet_v2"
-    """mobilenet_v2, resnet34, resnet50 or resnet101."""
+    """mobilenet_v2, mobilenet_v2_c4 (less its last stage), resnet34, resnet50 or resnet101."""
     output_stride: int = 16
     """Of the backbone: 16, or 8 for finer and slower."""
     head_channels: int | None = None

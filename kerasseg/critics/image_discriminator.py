@@ -3,7 +3,9 @@
 import keras
 
 
-def build_image_discriminator(num_classes: int, dropout: float = 0.5, dropout_after_last: bool = True) -> keras.Model:
+def build_image_discriminator(
+    num_classes: int, dropout: float = 0.5, dropout_after_last: bool = True, shrink: int = 1
+) -> keras.Model:
     """Is this segmentation of this picture drawn by a person or predicted?
 
     Input `[segmentation (B,H,W,K), image (B,H,W,3)]`: class probabilities or one-hot labels, and the picture, RGB in
@@ -15,11 +17,14 @@ def build_image_discriminator(num_classes: int, dropout: float = 0.5, dropout_af
         dropout: share of channels (not of values: the reference code drops whole channels) dropped after each
             convolution; "crucial for stable GAN training".
         dropout_after_last: the paper drops after each of the four, the reference code not after the last.
+        shrink: side of the squares of pixels that are averaged before the first convolution; the paper has 1.
     """
     segmentation = keras.Input((None, None, num_classes), name="segmentation")
     image = keras.Input((None, None, 3), name="image")
     pixels = keras.layers.Rescaling(1 / 255, name="pixels")(image)
     x = keras.layers.Concatenate(name="join")([segmentation, pixels])
+    if shrink > 1:
+        x = keras.layers.AveragePooling2D(shrink, padding="same", name="shrink")(x)
     for index, filters in enumerate((64, 128, 256, 512), start=1):
         x = keras.layers.Conv2D(filters, 4, strides=2, padding="same", name=f"conv{index}")(x)
         # Leaky ReLU of slope 0.2. TensorFlow's graph optimiser trips over the gradient of its own and gives up on the

@@ -2,14 +2,14 @@
 
 import dataclasses
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import keras
 import tensorflow as tf
 
 from kerasseg.losses import sum_over_replicas
 from kerasseg.metrics import ConfusionMatrix
-from kerasseg.optimizers import SGD, poly
+from kerasseg.optimizers import SGD, AdamW, poly
 
 
 def require(condition: bool, message: str) -> None:
@@ -31,21 +31,26 @@ class MethodConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SegmenterConfig(MethodConfig):
-    """Fields of every method that trains a segmenter: SGD with momentum, poly schedule."""
+    """Fields of every method that trains a segmenter: SGD with momentum as in the papers, or AdamW; poly schedule."""
 
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """The segmenter's. AdamW makes more of a thousand steps (benchmarks/results/camvid.md) and wants a smaller rate."""
     learning_rate: float = 2.5e-4
     """Initial rate of the segmenter's pretrained part."""
     head_multiplier: float = 10.0
     """The freshly initialised head learns this many times faster (reference code); 1 switches it off."""
     momentum: float = 0.9
+    """Of SGD."""
     nesterov: bool = False
+    """Nesterov's momentum, of SGD."""
     weight_decay: float = 5e-4
-    """L2 penalty, added to the gradient."""
+    """With SGD an L2 penalty, added to the gradient; with AdamW decoupled from it."""
     freeze_batch_norm: bool = False
     """Keep the segmenter's batch-norm statistics and affine parameters as they are."""
 
     def __post_init__(self):
         super().__post_init__()
+        require(self.optimizer in ("sgd", "adamw"), f"optimizer must be sgd or adamw; got {self.optimizer!r}")
         require(self.learning_rate > 0, f"learning_rate must be above 0; got {self.learning_rate}")
         require(self.head_multiplier > 0, f"head_multiplier must be above 0; got {self.head_multiplier}")
         require(0 <= self.momentum < 1, f"momentum must be in 0..1 (below 1); got {self.momentum}")
@@ -202,8 +207,8 @@ class Method(keras.Model):
     def get_compile_config(self):
         return None  # a saved model is for inference; training resumes from a checkpoint
 
-    def segmenter_optimizer(self) -> SGD:
-        """SGD with momentum as `SegmenterConfig` says, the head at its own rate."""
+    def segmenter_optimizer(self) -> SGD | AdamW:
+        """The optimizer that `SegmenterConfig` describes, the head at its own rate."""
         config = self.config
         backbone = getattr(self.segmenter, "backbone", None)
         pretrained = {variable.path for variable in backbone.trainable_variables} if backbone else set()
@@ -211,8 +216,11 @@ class Method(keras.Model):
             1.0 if not backbone or variable.path in pretrained else config.head_multiplier
             for variable in self.segmenter.trainable_variables
         ]
+        rate = poly(config.learning_rate, config.steps)
+        if config.optimizer == "adamw":
+            return AdamW(rate, weight_decay=config.weight_decay, multipliers=multipliers)
         return SGD(
-            poly(config.learning_rate, config.steps),
+            rate,
             momentum=config.momentum,
             nesterov=config.nesterov,
             l2=config.weight_decay,

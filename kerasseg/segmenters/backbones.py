@@ -59,6 +59,8 @@ def _resnet34(weights: str | None) -> keras.Model:
 
 BACKBONES = {
     "mobilenet_v2": BackboneSpec(_application("MobileNetV2"), "block_3_expand_relu", "block_16_project_BN", "tf"),
+    # Without the stage of stride 32, up to where SSDLite taps it (Sandler et al. 2018, arXiv:1801.04381, section 6.2).
+    "mobilenet_v2_c4": BackboneSpec(_application("MobileNetV2"), "block_3_expand_relu", "block_13_expand_relu", "tf"),
     "resnet34": BackboneSpec(_resnet34, "v2_stack_0_block3_out", "v2_stack_3_block3_out", "unit"),
     "resnet50": BackboneSpec(_application("ResNet50"), "conv2_block3_out", "conv5_block3_out", "caffe"),
     "resnet101": BackboneSpec(_application("ResNet101"), "conv2_block3_out", "conv5_block3_out", "caffe"),
@@ -116,8 +118,11 @@ def _with_weights(spec: BackboneSpec, name: str, weights: str) -> keras.Model:
 def dilate(network: keras.Model, output_stride: int) -> keras.Model:
     """A clone of a functional network whose strides beyond `output_stride` are traded for dilation.
 
-    A convolution that loses its stride gives every output position; those after it skip the new ones, so that with the
-    same weights the old values are found at every (32 / output_stride)-th position of the clone's output.
+    A convolution that loses its stride gives every output position, each centred on its input; those after it skip
+    the new ones. So with the same weights the old values are found again, at every s-th position for
+    s = 32 / output_stride: from position 0 in resnet50 and resnet101, where 1x1 convolutions have the strides, and from
+    s - 1 in mobilenet_v2, where 3x3 ones have them, which look at a pixel and its right and lower neighbours. resnet34
+    has both in one block, so there the old values are not found again.
     """
     rates, removed = _dilation_plan(network, output_stride)
 
@@ -127,16 +132,14 @@ def dilate(network: keras.Model, output_stride: int) -> keras.Model:
         if isinstance(layer, keras.layers.BatchNormalization):
             config["momentum"] = BATCH_NORM_MOMENTUM
         elif isinstance(layer, keras.layers.ZeroPadding2D) and layer.name in removed:
-            # Feeds a convolution of padding "valid": what it needs at stride 1 to cover every position.
-            before = [pads[0] * rate for pads in layer.padding]
-            config["padding"] = [(start, removed[layer.name] - start) for start in before]
+            # Feeds a convolution of padding "valid": what it needs at stride 1 to cover every position. As much on
+            # either side, or all that follows would lie beside the pixels that it describes (docs/decisions.md).
+            config["padding"] = removed[layer.name] // 2
         elif isinstance(layer, keras.layers.DepthwiseConv2D | keras.layers.Conv2D) and (
             rate > 1 or layer.name in removed
         ):
             depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
             config |= {"strides": (1, 1), "dilation_rate": (rate, rate)}
-            if layer.name in removed and layer.padding == "same" and layer.kernel_size != (1, 1):
-                config["anchor"] = "start"
             return (AtrousDepthwiseConv2D if depthwise else AtrousConv2D).from_config(config)
         return type(layer).from_config(config)
 

@@ -92,13 +92,12 @@ def test_dilated_convolutions_are_one_node_and_only_pads_of_strides_are_left_ope
 
 @pytest.mark.parametrize("kernel", [2, 3, (5, 4)])
 @pytest.mark.parametrize("dilation", [1, 3])
-@pytest.mark.parametrize("anchor", ["center", "start"])
 @pytest.mark.parametrize("native", [True, False])
-def test_pads_are_those_of_tensorflow(kernel, dilation, anchor, native, tmp_path, monkeypatch):
+def test_pads_are_those_of_tensorflow(kernel, dilation, native, tmp_path, monkeypatch):
     monkeypatch.setattr(kerasseg.layers, "has_dilated_gradient", lambda dtype: native)
     keras.utils.set_random_seed(0)
     image = keras.Input((None, None, 3))
-    logits = AtrousConv2D(3, kernel, dilation_rate=dilation, padding="same", anchor=anchor)(image)
+    logits = AtrousConv2D(3, kernel, dilation_rate=dilation, padding="same")(image)
     method = Supervised(keras.Model(image, logits))
     images_NHWC = pictures((1, 9, 14, 3))
     outputs = onnx_predictor(serving_function(method), tmp_path / "model.onnx")(images_NHWC)

@@ -190,6 +190,7 @@ def test_all_ignored_labels_leave_the_supervised_term_at_0():
         ("fm_norm", "l3"),
         ("discriminator_learning_rate", 0),
         ("discriminator_dropout", 1.0),
+        ("discriminator_shrink", 0),
         ("self_training_start", 2),
     ],
 )

@@ -1,8 +1,10 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from kerasseg.methods import Supervised
+from kerasseg.optimizers import SGD, AdamW
 from kerasseg.segmenters import build_segmenter
 from tests.methods import tiny
 from tests.methods.contract import MethodContract
@@ -35,9 +37,35 @@ def test_a_step_is_sgd_on_the_labelled_cross_entropy():
         np.testing.assert_allclose(weight, value, rtol=1e-4, atol=1e-6)
 
 
-def test_the_fresh_head_learns_ten_times_faster():
+def test_adamw_moves_by_the_rate_whatever_the_gradient_and_decays_beside_it():
+    method = Supervised(tiny.segmenter(), steps=10, optimizer="adamw", learning_rate=0.01, weight_decay=0.1)
+    method.compile()
+    twin = tiny.Segmenter(method.segmenter)
+    x, y = tiny.batch(np.random.default_rng(0))
+    logits, cache = twin.forward(x["labeled"])
+    gradients = twin.backward(cache, tiny.cross_entropy(y, logits)[1])
+    method.train_step(tiny.tensors(x, y))
+    for weight, before, gradient in zip(method.segmenter.get_weights(), (twin.w1, twin.w2), gradients, strict=True):
+        expected = before * (1 - 0.01 * 0.1) - 0.01 * gradient / (np.abs(gradient) + 1e-7)
+        np.testing.assert_allclose(weight, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", [SGD, AdamW])
+def test_rates_by_group(optimizer):
+    slow, fast = keras.Variable([1.0]), keras.Variable([1.0])
+    steps = optimizer(0.01, multipliers=[1.0, 3.0])
+    steps.build([slow, fast])
+    steps.apply([tf.constant([2.0]), tf.constant([2.0])])
+    decay = 0.01 * (steps.weight_decay or 0.0)
+    np.testing.assert_allclose((1.0 - decay - fast.numpy()) / (1.0 - decay - slow.numpy()), 3.0, rtol=1e-3)
+    with pytest.raises(ValueError, match="3 multipliers for 1 variables"):
+        optimizer(0.01, multipliers=[1.0] * 3).build([slow])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_fresh_head_learns_ten_times_faster(optimizer):
     segmenter = build_segmenter("deeplab_v2", backbone="mobilenet_v2", num_classes=3, weights="none")
-    method = Supervised(segmenter, steps=10, head_multiplier=10.0)
+    method = Supervised(segmenter, steps=10, head_multiplier=10.0, optimizer=optimizer)
     method.compile()
     head = {variable.path for variable in segmenter.head.trainable_variables}
     multipliers = dict(zip([v.path for v in segmenter.trainable_variables], method.optimizer.multipliers, strict=True))
@@ -64,6 +92,7 @@ def test_frozen_batch_norm_keeps_its_statistics_and_affine_parameters():
 @pytest.mark.parametrize(
     "field, value, message",
     [
+        ("optimizer", "adam", "optimizer must be sgd or adamw; got 'adam'"),
         ("learning_rate", 0, "learning_rate must be above 0; got 0"),
         ("momentum", 1.0, "momentum must be in 0..1"),
         ("weight_decay", -1, "weight_decay must be 0 or more; got -1"),

@@ -16,8 +16,8 @@ from kerasseg.segmenters.backbones import build_backbone, dilate
 
 @pytest.mark.slow
 @pytest.mark.parametrize("output_stride", [8, 16])
-@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet34", "resnet50"])
-def test_stride_32_features_are_found_among_the_dense_ones(name, output_stride):
+@pytest.mark.parametrize("name, first", [("mobilenet_v2", "last"), ("resnet50", "first")])
+def test_stride_32_features_are_found_among_the_dense_ones(name, first, output_stride):
     """Every value, borders included: with the same weights the dense network only adds positions in between."""
     sparse = build_backbone(name, 32)
     rng = np.random.default_rng(0)
@@ -31,8 +31,37 @@ def test_stride_32_features_are_found_among_the_dense_ones(name, output_stride):
     assert high_dense.shape[1:3] == (64 // output_stride, 96 // output_stride)
     scale = np.abs(high_sparse).max()
     assert scale > 0
-    np.testing.assert_allclose(high_dense[:, ::step, ::step], high_sparse, atol=1e-5 * scale)
+    start = 0 if first == "first" else step - 1
+    np.testing.assert_allclose(high_dense[:, start::step, start::step], high_sparse, atol=1e-5 * scale)
     np.testing.assert_array_equal(low_dense, low_sparse)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, channels", [("mobilenet_v2_c4", 576), ("resnet34", 512)])
+def test_other_backbones_reach_their_stride(name, channels):
+    image = np.zeros((1, 64, 96, 3), np.float32)
+    assert build_backbone(name, 8)(image)[1].shape == (1, 8, 12, channels)
+    assert build_backbone(name, 16)(image)[1].shape == (1, 4, 6, channels)
+
+
+@pytest.mark.parametrize("depthwise", [True, False])
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_what_lost_its_stride_looks_to_both_sides_of_its_pixel(padding, depthwise):
+    """It once looked to the right and down alone, which put all features 16 pixels beside what they describe."""
+    convolution = keras.layers.DepthwiseConv2D if depthwise else keras.layers.Conv2D
+    arguments = ((3,) if depthwise else (4, 3), {"use_bias": False})
+    image = keras.Input((None, None, 4))
+    x = keras.layers.ZeroPadding2D(((0, 1), (0, 1)))(image) if padding == "valid" else image
+    first = convolution(*arguments[0], strides=2, padding=padding, **arguments[1])
+    second = convolution(*arguments[0], strides=2, padding="same", **arguments[1])
+    network = keras.Model(image, second(first(x)))
+    dense = dilate(network, 1)
+    dense.set_weights(network.get_weights())
+    x = np.random.default_rng(0).normal(size=(1, 8, 12, 4)).astype(np.float32)
+    expected = x
+    for layer, rate in ((first, 1), (second, 2)):
+        expected = dilated_by_hand(expected, layer.kernel.numpy(), rate, rate, rate, depthwise)
+    np.testing.assert_allclose(dense(x), expected, atol=1e-4)
 
 
 def test_a_dilated_convolution_is_one_op_forward_and_backward():
@@ -88,15 +117,13 @@ def dilated_by_hand(x, kernel, rate, before, after, depthwise):
 
 
 @pytest.mark.parametrize("native", [True, False])
-@pytest.mark.parametrize("anchor", ["center", "start"])
-def test_atrous_conv_values(anchor, native, monkeypatch):
+def test_atrous_conv_values(native, monkeypatch):
     monkeypatch.setattr(kerasseg.layers, "has_dilated_gradient", lambda dtype: native)
     rng = np.random.default_rng(0)
-    layer = AtrousConv2D(5, 3, padding="same", dilation_rate=2, anchor=anchor, use_bias=False)
+    layer = AtrousConv2D(5, 3, padding="same", dilation_rate=2, use_bias=False)
     x = rng.normal(size=(2, 8, 9, 3)).astype(np.float32)
     y = layer(x)
-    pads = (2, 2) if anchor == "center" else (0, 4)
-    np.testing.assert_allclose(y, dilated_by_hand(x, layer.kernel.numpy(), 2, *pads, depthwise=False), atol=1e-5)
+    np.testing.assert_allclose(y, dilated_by_hand(x, layer.kernel.numpy(), 2, 2, 2, depthwise=False), atol=1e-5)
 
 
 def test_atrous_depthwise_values():
@@ -154,7 +181,7 @@ def test_a_strided_atrous_convolution_is_refused():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("vgg16",), "backbone must be one of mobilenet_v2, resnet34, resnet50, resnet101; got 'vgg16'"),
+        (("vgg16",), "backbone must be one of mobilenet_v2, mobilenet_v2_c4, resnet34, resnet50, .*; got 'vgg16'"),
         (("mobilenet_v2", 4), "output_stride must be 8, 16 or 32; got 4"),
         (("mobilenet_v2", 16, "no/such/file.h5"), "weights must be 'imagenet', 'none' or an existing file"),
         (("resnet34", 16, "imagenet"), "no ImageNet weights for resnet34"),
