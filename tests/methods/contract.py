@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import tests.backbone  # noqa: F401
 from kerasseg.methods import METHODS, Method
 from kerasseg.segmenters import build_segmenter
 from tests.methods import tiny
@@ -26,9 +27,7 @@ class MethodContract:
 
     @pytest.fixture
     def deeplab(self) -> keras.Model:
-        return build_segmenter(
-            "deeplab_v3plus", backbone="mobilenet_v2", num_classes=tiny.K, weights="none", head_channels=8
-        )
+        return build_segmenter("deeplab_v3plus", backbone="tiny", num_classes=tiny.K, weights="none", head_channels=8)
 
     @pytest.fixture
     def data(self):

@@ -74,11 +74,8 @@ def test_fit_trains_the_segmenter_first_and_then_the_classifier(run_eagerly):
     assert float(method.main_optimizer.learning_rate) == pytest.approx(method.config.classifier_learning_rate / 300)
 
 
-@pytest.mark.slow
 def test_the_classifier_starts_from_the_trained_segmenters_backbone_and_rules_nothing_out():
-    segmenter = build_segmenter(
-        "deeplab_v3plus", backbone="mobilenet_v2", num_classes=tiny.K, weights="none", head_channels=8
-    )
+    segmenter = build_segmenter("deeplab_v3plus", backbone="tiny", num_classes=tiny.K, weights="none", head_channels=8)
     data = tf.data.Dataset.from_tensors(tiny.batch(np.random.default_rng(0), height=32, width=32)).repeat()
     method = MLMT.from_segmenter(segmenter, {"mlmt": {"steps": 1, "branch": "supervised"}, "supervised": {"steps": 1}})
     method.compile({"student": keras.optimizers.SGD(0.0)})
@@ -87,10 +84,10 @@ def test_the_classifier_starts_from_the_trained_segmenters_backbone_and_rules_no
         fit(method, data, steps)
         np.testing.assert_array_equal(method.predictions(images)[""], method.predictions(images)["without_gate"])
     convolutions = [layer.name for layer in segmenter.backbone.layers if hasattr(layer, "kernel")]
-    assert len(convolutions) > 30
+    assert len(convolutions) == 3
     for network in (method.student, method.teacher):
         for name in convolutions:
-            started = network.get_layer("mobilenet_v2").get_layer(name).kernel
+            started = network.get_layer("tiny").get_layer(name).kernel
             np.testing.assert_array_equal(started, segmenter.backbone.get_layer(name).kernel)
 
 

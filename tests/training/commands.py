@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+import tests.backbone  # noqa: F401 (--backbone tiny)
 from training import run
 
 TINY = [
-    "--crop", "24", "32", "--batch-size", "2", "--weights", "none", "--head-channels", "8", "--log-every", "1",
+    "--backbone", "tiny", "--weights", "none", "--head-channels", "8",
+    "--crop", "24", "32", "--batch-size", "2", "--log-every", "1",
 ]  # fmt: skip
 
 
