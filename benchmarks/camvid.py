@@ -6,6 +6,7 @@ scores count and the rest is trained. mlmt adds its classifier to the s4gan run 
 trained separately in the paper too.
 """
 
+import dataclasses
 import json
 import os
 import shlex
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+from kerasseg.methods.method import SegmenterConfig
 from serving import cli
 from serving.pictures import write_atomically
 from training.run_folder import Run
@@ -107,6 +109,27 @@ def read_kept(config: CamVidConfig, method: str) -> list[dict]:
     return runs
 
 
+def require_alike(kept_runs: dict[str, list[dict]]) -> None:
+    """ValueError unless all methods trained their segmenters with the same settings."""
+
+    def of_the_segmenter(method: str) -> dict:
+        settings = kept_runs[method][0]["settings"]
+        fields = settings["fields"]["s4gan" if method == "mlmt" else method]
+        network = ("segmenter", "backbone", "output_stride", "head_channels", "head_dropout")
+        views = ("labeled", "crop", "scale", "flip", "color_jitter", "blur", "batch_size", "precision")
+        shared = {name: settings[name] for name in network + views}
+        return shared | {field.name: fields[field.name] for field in dataclasses.fields(SegmenterConfig)}
+
+    first, *others = kept_runs
+    for other in others:
+        theirs = of_the_segmenter(other)
+        if changed := [name for name, value in of_the_segmenter(first).items() if theirs[name] != value]:
+            raise ValueError(
+                f"the kept scores of {first} and {other} differ in {', '.join(changed)}: delete those to be run anew, "
+                "and their run folders"
+            )
+
+
 def train(config: CamVidConfig, method: str, seed: int, cores: list[int]) -> None:
     """Trains one run to its end on the given cores, going on from its checkpoint where there is one."""
     out = folder(config, method, seed)
@@ -152,6 +175,7 @@ def main(config: CamVidConfig) -> dict:
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(work, config.seeds))
     kept_runs = {method: read_kept(config, method) for method in config.methods}
+    require_alike(kept_runs)
     text = table(config, kept_runs)
     before, _, rest = (
         config.results.read_text().partition("<!-- table -->\n") if config.results.exists() else ("", "", "")

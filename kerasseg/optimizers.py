@@ -1,4 +1,4 @@
-"""The papers' optimizers, where they differ from Keras' own."""
+"""Optimizers where they have to differ from Keras' own."""
 
 import keras
 

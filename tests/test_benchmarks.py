@@ -1,11 +1,14 @@
 """benchmarks.camvid without its trainings: what is trained when, and what the table says."""
 
+import dataclasses
 import json
 import subprocess
 
 import pytest
 
 from benchmarks import camvid
+from kerasseg.methods.method import SegmenterConfig
+from training.config import RunConfig
 
 MIOU = {"supervised": (0.50, 0.40), "s4gan": (0.51, 0.43), "mlmt": (0.52, 0.44)}
 
@@ -24,11 +27,13 @@ def benchmark(tmp_path, monkeypatch):
             assert (camvid.folder(config, "s4gan", seed) / "model.keras").exists()
             assert given["--branch-run"] == str(camvid.folder(config, "s4gan", seed))
         folder.mkdir(parents=True)
-        settings = {"method": method, "dataset": "camvid", "steps": 2, "classes": [], "palette": [], "fields": {}}
+        settings = dataclasses.asdict(RunConfig(method=method, dataset="camvid", steps=2))
+        branch = "supervised" if method == "supervised" else "s4gan"
+        settings |= {"classes": [], "palette": [], "fields": {branch: dataclasses.asdict(SegmenterConfig())}}
         settings |= {"split_fingerprint": "f", "commit": "c", "machine": "m", "versions": {}, "finished": True}
         settings |= {"command": f"python -m training.run --dataset {config.dataset}"}
         result = {"mIoU": MIOU[method][seed], "without_gate": {"mIoU": MIOU["s4gan"][seed]}, "seconds": 9.0}
-        (folder / "config.json").write_text(json.dumps(settings))
+        (folder / "config.json").write_text(json.dumps(settings, default=str))
         (folder / "result.json").write_text(json.dumps(result))
         (folder / "model.keras").touch()
         return subprocess.CompletedProcess(command, 0)
@@ -70,11 +75,24 @@ def test_kept_scores_stand_for_runs_that_are_gone(benchmark):
     assert trained == [("s4gan", 1), ("mlmt", 1)]
 
 
+@pytest.mark.parametrize("name", ["backbone", "learning_rate"])
+def test_scores_of_methods_with_other_segmenters_are_refused(benchmark, name):
+    config, _ = benchmark
+    camvid.main(config)
+    for seed in config.seeds:
+        path = camvid.kept(config, "supervised", seed)
+        kept = json.loads(path.read_text())
+        (kept["settings"] if name == "backbone" else kept["settings"]["fields"]["supervised"])[name] = "another"
+        path.write_text(json.dumps(kept))
+    with pytest.raises(ValueError, match=f"supervised and s4gan differ in {name}: delete"):
+        camvid.main(config)
+
+
 def test_scores_of_other_settings_are_refused(benchmark):
     config, _ = benchmark
     camvid.main(config)
     path = camvid.kept(config, "s4gan", 1)
-    path.write_text(path.read_text().replace('"steps": 2', '"steps": 3'))
+    path.write_text(path.read_text().replace('"steps": 2,', '"steps": 3,'))
     with pytest.raises(ValueError, match="s4gan with seeds 0 and 1 differ in steps: delete"):
         camvid.main(config)
 

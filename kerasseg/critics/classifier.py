@@ -13,7 +13,7 @@ def build_classifier(backbone: str, num_classes: int, weights: str = "none", nam
     """Image (B,H,W,3), RGB in 0..255, any size, to one logit per class (B,K), background included.
 
     Args:
-        backbone, weights: as `build_backbone` takes them; the backbone keeps its output stride of 32.
+        backbone, weights: as `build_backbone` takes them; the backbone keeps its own output stride.
         num_classes: K.
 
     The last layer starts from zeros: a classifier that has learnt nothing says 0.5 of every class, and rules none out.

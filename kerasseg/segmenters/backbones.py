@@ -81,7 +81,8 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none") ->
 
     Args:
         name: a key of `BACKBONES`.
-        output_stride: 8, 16 or 32; below 32, stride is traded for dilation (Chen et al. 2017, arXiv:1606.00915).
+        output_stride: 8, 16 or 32; below the network's own, stride is traded for dilation (Chen et al. 2017,
+            arXiv:1606.00915). The network's own is 32, but 16 for mobilenet_v2_c4, which has no 32.
         weights: `"imagenet"` (from the Keras cache or the network), `"none"`, or the path of a weights file that the
             stock network loads.
 

@@ -161,6 +161,13 @@ def test_the_papers_optimizers():
         assert float(optimizer.learning_rate) == pytest.approx(rate * 0.6**0.9, rel=1e-5)
 
 
+def test_fields_of_the_discriminator_reach_it():
+    method = S4GAN(tiny.segmenter(), discriminator_shrink=2, discriminator_dropout=0.3, dropout_after_last=False)
+    layers = {layer.name: layer for layer in method.discriminator.layers}
+    assert layers["shrink"].pool_size == (2, 2)
+    assert layers["dropout3"].rate == 0.3 and "dropout4" not in layers
+
+
 def test_a_batch_without_unlabelled_images_is_refused():
     x, y = tiny.batch(np.random.default_rng(0))
     method = make()

@@ -26,6 +26,14 @@ def test_auto_follows_the_dataset():
     assert recipe("auto", "mlmt", "some/folder") == RECIPES["photos"]("mlmt")
 
 
+def test_photos_trains_every_segmenter_alike():
+    for method in METHODS:
+        settings, fields = RECIPES["photos"](method)
+        config = with_groups(settings, fields)
+        branch = config.method_fields["s4gan" if method == "mlmt" else method]
+        assert (config.backbone, branch["optimizer"], branch["learning_rate"]) == ("mobilenet_v2_c4", "adamw", 1e-3)
+
+
 def test_steps_and_learning_rate_reach_the_methods_that_have_them():
     config, fields = RECIPES["shapes"]("mlmt")
     config = dataclasses.replace(with_groups(config, fields), steps=7, learning_rate=0.5)
