@@ -135,7 +135,8 @@ def dilate(network: keras.Model, output_stride: int) -> keras.Model:
         elif isinstance(layer, keras.layers.ZeroPadding2D) and layer.name in removed:
             # Feeds a convolution of padding "valid": what it needs at stride 1 to cover every position. As much on
             # either side, or all that follows would lie beside the pixels that it describes (docs/decisions.md).
-            config["padding"] = removed[layer.name] // 2
+            before = removed[layer.name] // 2
+            config["padding"] = [(before, removed[layer.name] - before)] * 2
         elif isinstance(layer, keras.layers.DepthwiseConv2D | keras.layers.Conv2D) and (
             rate > 1 or layer.name in removed
         ):
