@@ -55,7 +55,7 @@ def photos(method: str) -> Recipe:
     fields = _small_scale(classifier_steps=750, optimizer="adamw")
     fields["s4gan"] = fields["s4gan"] | {
         # On CamVid, self-training at full weight and from the start costs points; void pixels may give masks away.
-        "lambda_st": 0.3,
+        "lambda_st": 0.1,
         "self_training_start": 0.5,
         "hide_ignored": True,
         # At full size the discriminator took as long as the whole MobileNetV2 with its head.
