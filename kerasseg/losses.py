@@ -27,6 +27,11 @@ def mean_where(values: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
     return tf.math.divide_no_nan(tf.reduce_sum(values * weights), count)
 
 
+def mean(values: tf.Tensor) -> tf.Tensor:
+    """Mean of all values of the global batch."""
+    return mean_where(values, tf.ones_like(values))
+
+
 def valid_pixels(labels_BHW: tf.Tensor) -> tf.Tensor:
     """1 where a pixel has a label, 0 where it is ignored; (B,H,W) float32."""
     return tf.cast(labels_BHW != IGNORE_LABEL, tf.float32)
@@ -35,6 +40,11 @@ def valid_pixels(labels_BHW: tf.Tensor) -> tf.Tensor:
 def one_hot(labels_BHW: tf.Tensor, num_classes: int) -> tf.Tensor:
     """The methods' Y: (B,H,W,K) float32, all zero where ignored."""
     return tf.one_hot(tf.cast(labels_BHW, tf.int32), num_classes)
+
+
+def zero_unless(valid_BHW: tf.Tensor, S_BHWK: tf.Tensor) -> tf.Tensor:
+    """A prediction shown like a mask, which is all zero where it says nothing: in the padding, or where ignored."""
+    return S_BHWK * tf.cast(valid_BHW, S_BHWK.dtype)[..., tf.newaxis]
 
 
 def multi_hot(labels_BHW: tf.Tensor, num_classes: int) -> tf.Tensor:
@@ -46,19 +56,30 @@ def multi_hot(labels_BHW: tf.Tensor, num_classes: int) -> tf.Tensor:
     return tf.ensure_shape(present, [None, num_classes])
 
 
-def cross_entropy(labels_BHW: tf.Tensor, logits_BHWK: tf.Tensor, weights_B: tf.Tensor | None = None) -> tf.Tensor:
+def pseudo_labels(logits_BHWK: tf.Tensor, trusted: tf.Tensor) -> tf.Tensor:
+    """The likeliest class where a prediction is trusted (bool, broadcast to (B,H,W)), elsewhere 255; (B,H,W) int32.
+
+    No gradient passes.
+    """
+    return tf.where(trusted, tf.argmax(logits_BHWK, axis=-1, output_type=tf.int32), IGNORE_LABEL)
+
+
+def pixel_cross_entropy(labels_BHW: tf.Tensor, logits_BHWK: tf.Tensor) -> tf.Tensor:
+    """-log softmax(logits)[label] of each pixel, 0 or more, (B,H,W); of no meaning where it is ignored."""
+    known_BHW = tf.where(labels_BHW == IGNORE_LABEL, 0, tf.cast(labels_BHW, tf.int32))
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(known_BHW, tf.cast(logits_BHWK, tf.float32))
+
+
+def cross_entropy(labels_BHW: tf.Tensor, logits_BHWK: tf.Tensor, class_weights_K: tf.Tensor | None = None) -> tf.Tensor:
     """Mean over labelled pixels of -log softmax(logits)[label]; scalar, 0 or more.
 
     Args:
-        weights_B: optional weight of each image; a pixel of an image of weight 0 counts for nothing.
+        class_weights_K: optional weight of the pixels of each class in that mean.
     """
-    labels_BHW = tf.cast(labels_BHW, tf.int32)
     weights_BHW = valid_pixels(labels_BHW)
-    known_BHW = tf.where(labels_BHW == IGNORE_LABEL, 0, labels_BHW)
-    loss_BHW = tf.nn.sparse_softmax_cross_entropy_with_logits(known_BHW, tf.cast(logits_BHWK, tf.float32))
-    if weights_B is not None:
-        weights_BHW *= tf.cast(weights_B, tf.float32)[:, tf.newaxis, tf.newaxis]
-    return mean_where(loss_BHW, weights_BHW)
+    if class_weights_K is not None:
+        weights_BHW *= tf.gather(class_weights_K, tf.where(labels_BHW == IGNORE_LABEL, 0, labels_BHW))
+    return mean_where(pixel_cross_entropy(labels_BHW, logits_BHWK), weights_BHW)
 
 
 def binary_cross_entropy(logits: tf.Tensor, target: float | tf.Tensor, weights: tf.Tensor | None = None) -> tf.Tensor:
@@ -71,13 +92,13 @@ def binary_cross_entropy(logits: tf.Tensor, target: float | tf.Tensor, weights: 
     logits = tf.cast(logits, tf.float32)
     target = tf.broadcast_to(tf.cast(target, tf.float32), tf.shape(logits))
     loss = tf.nn.sigmoid_cross_entropy_with_logits(labels=target, logits=logits)
-    return mean_where(loss, tf.ones_like(loss) if weights is None else weights)
+    return mean(loss) if weights is None else mean_where(loss, weights)
 
 
 def categorical_cross_entropy(targets_BK: tf.Tensor, logits_BK: tf.Tensor) -> tf.Tensor:
     """Mean over images of -sum_c z(c) log softmax(logits)(c), z a multi-hot vector (Mittal et al. 2019, eq. 6)."""
     loss_B = tf.nn.softmax_cross_entropy_with_logits(labels=targets_BK, logits=tf.cast(logits_BK, tf.float32))
-    return mean_where(loss_B, tf.ones_like(loss_B))
+    return mean(loss_B)
 
 
 def feature_matching(real_BF: tf.Tensor, fake_BF: tf.Tensor, norm: str = "l1") -> tf.Tensor:
@@ -98,7 +119,7 @@ def feature_matching(real_BF: tf.Tensor, fake_BF: tf.Tensor, norm: str = "l1") -
 def mean_squared_error(targets: tf.Tensor, predictions: tf.Tensor) -> tf.Tensor:
     """Mean of squared differences of two tensors of one shape; scalar, 0 or more."""
     squared = tf.math.squared_difference(tf.cast(targets, tf.float32), tf.cast(predictions, tf.float32))
-    return mean_where(squared, tf.ones_like(squared))
+    return mean(squared)
 
 
 def cosine_distance(targets_BK: tf.Tensor, predictions_BK: tf.Tensor) -> tf.Tensor:
@@ -107,4 +128,19 @@ def cosine_distance(targets_BK: tf.Tensor, predictions_BK: tf.Tensor) -> tf.Tens
         tf.math.l2_normalize(tf.cast(x, tf.float32), axis=-1) for x in (targets_BK, predictions_BK)
     )
     distance_B = 1.0 - tf.reduce_sum(unit_targets * unit_predictions, axis=-1)
-    return mean_where(distance_B, tf.ones_like(distance_B))
+    return mean(distance_B)
+
+
+def conditional_entropy(latent_BHWL: tf.Tensor, one_hot_BHWK: tf.Tensor) -> tf.Tensor:
+    """-sum P(c,l) log P(c|l) over the labelled pixels of a batch (Sawatzky et al. 2020, eq. 1 to 3); 0 or more.
+
+    Args:
+        latent_BHWL: probabilities of L latent classes.
+        one_hot_BHWK: labels, all zero where ignored.
+    """
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    together_KL = tf.einsum("bhwc,bhwl->cl", one_hot_BHWK, latent_BHWL)
+    P_KL = tf.math.divide_no_nan(sum_over_replicas(together_KL), sum_over_replicas(tf.reduce_sum(one_hot_BHWK)))
+    P_L = tf.reduce_sum(P_KL, axis=0, keepdims=True)
+    tiny = 1e-12  # P log P is 0 at 0
+    return -tf.reduce_sum(P_KL * (tf.math.log(P_KL + tiny) - tf.math.log(P_L + tiny))) / replicas

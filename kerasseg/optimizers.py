@@ -32,15 +32,14 @@ class GroupRates(keras.optimizers.Optimizer):
         return super().get_config() | {"multipliers": self.multipliers}
 
 
-@register
-class SGD(GroupRates, keras.optimizers.SGD):
-    """SGD with momentum whose weight decay and rates by group work as in the papers' PyTorch code.
+class L2Penalty(keras.optimizers.Optimizer):
+    """An optimizer with weight decay as in the papers' PyTorch code: added to the gradient.
+
+    Keras' `weight_decay` acts on the weight beside the gradient: about ten times weaker with SGD of momentum 0.9.
 
     Args:
-        l2: weight decay added to the gradient, so that it passes through the momentum. Keras' `weight_decay` acts on
-            the weight beside the gradient: about ten times weaker at momentum 0.9.
-        multipliers: `GroupRates`.
-        Others: `keras.optimizers.SGD`.
+        l2: what the weight is multiplied by before it is added to its gradient.
+        Others: of the optimizer.
     """
 
     def __init__(self, *args, l2: float = 0.0, **kwargs):
@@ -57,6 +56,17 @@ class SGD(GroupRates, keras.optimizers.SGD):
 
 
 @register
+class SGD(L2Penalty, GroupRates, keras.optimizers.SGD):
+    """SGD with momentum, as the papers' segmenters are trained. Arguments: `L2Penalty`, `GroupRates`,
+    `keras.optimizers.SGD`."""
+
+
+@register
+class Adam(L2Penalty, keras.optimizers.Adam):
+    """Adam, as a critic with weight decay is trained. Arguments: `L2Penalty`, `keras.optimizers.Adam`."""
+
+
+@register
 class AdamW(GroupRates, keras.optimizers.AdamW):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101) and rates by group.
 
@@ -65,6 +75,16 @@ class AdamW(GroupRates, keras.optimizers.AdamW):
     """
 
 
-def poly(learning_rate: float, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
-    """learning_rate * (1 - step / steps)^0.9: the schedule of all five papers."""
-    return keras.optimizers.schedules.PolynomialDecay(learning_rate, steps, end_learning_rate=0.0, power=0.9)
+@register
+class Poly(keras.optimizers.schedules.PolynomialDecay):
+    """learning_rate * (1 - step / steps)^0.9, the schedule of all five papers; 0 from `until` of the steps on."""
+
+    def __init__(self, learning_rate: float, steps: int, until: float = 1.0):
+        super().__init__(learning_rate, steps, end_learning_rate=0.0, power=0.9)
+        self.until = until
+
+    def __call__(self, step):
+        return super().__call__(step) * keras.ops.cast(step < self.until * self.decay_steps, "float32")
+
+    def get_config(self):
+        return {"learning_rate": self.initial_learning_rate, "steps": self.decay_steps, "until": self.until}

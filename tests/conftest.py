@@ -29,6 +29,11 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("kerasseg")
 
 
+def pytest_collection_modifyitems(items):
+    """The longest first, so that at the end no worker waits for another."""
+    items.sort(key=lambda item: item.path.name not in ("test_readme.py", "test_examples.py"))
+
+
 def pytest_collection_finish():
     """Two logical CPU devices, for tests of several replicas: only possible before TensorFlow's first op."""
     if "tensorflow" in sys.modules:

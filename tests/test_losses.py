@@ -42,11 +42,20 @@ def test_cross_entropy_is_the_mean_over_labelled_pixels(labels, logits):
     np.testing.assert_allclose(losses.cross_entropy(labels, logits), expected, rtol=1e-5)
 
 
-def test_cross_entropy_of_chosen_images_is_the_mean_over_their_pixels(labels, logits):
-    chosen = np.array([1.0, 0.0, 1.0])
-    b, h, w = np.nonzero((labels != 255) & (chosen[:, None, None] > 0))
-    expected = -log_softmax(logits)[b, h, w, labels[b, h, w]].mean()
-    np.testing.assert_allclose(losses.cross_entropy(labels, logits, weights_B=chosen), expected, rtol=1e-5)
+def test_cross_entropy_weights_classes(labels, logits):
+    weights = np.array([2.0, 2.0, 0.5, 1.0], np.float32)
+    b, h, w = np.nonzero(labels != 255)
+    pixel_weights = weights[labels[b, h, w]]
+    expected = -(pixel_weights * log_softmax(logits)[b, h, w, labels[b, h, w]]).sum() / pixel_weights.sum()
+    np.testing.assert_allclose(losses.cross_entropy(labels, logits, weights), expected, rtol=1e-5)
+
+
+def test_pseudo_labels_are_the_likeliest_classes_where_trusted(logits):
+    trusted = np.zeros((B, H, W), bool)
+    trusted[1] = True
+    trusted[2, :, 3] = True
+    expected = np.where(trusted, np.argmax(logits, axis=-1), 255)
+    np.testing.assert_array_equal(losses.pseudo_labels(logits, trusted), expected)
 
 
 def test_cross_entropy_over_nothing_is_0_with_0_gradient(labels, logits):
@@ -54,8 +63,8 @@ def test_cross_entropy_over_nothing_is_0_with_0_gradient(labels, logits):
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(logits)
         ignored = losses.cross_entropy(np.full_like(labels, 255), logits)
-        unchosen = losses.cross_entropy(labels, logits, weights_B=np.zeros(B))
-    for loss in (ignored, unchosen):
+        untrusted = losses.cross_entropy(losses.pseudo_labels(logits, False), logits)
+    for loss in (ignored, untrusted):
         assert loss == 0
         np.testing.assert_array_equal(tape.gradient(loss, logits), 0)
 

@@ -2,6 +2,8 @@
 
 import keras
 
+from kerasseg.critics.trunk import TRUNK_CHANNELS, convolution, leaky_relu
+
 
 def build_image_discriminator(
     num_classes: int, dropout: float = 0.5, dropout_after_last: bool = True, shrink: int = 1
@@ -25,12 +27,9 @@ def build_image_discriminator(
     x = keras.layers.Concatenate(name="join")([segmentation, pixels])
     if shrink > 1:
         x = keras.layers.AveragePooling2D(shrink, padding="same", name="shrink")(x)
-    for index, filters in enumerate((64, 128, 256, 512), start=1):
-        x = keras.layers.Conv2D(filters, 4, strides=2, padding="same", name=f"conv{index}")(x)
-        # Leaky ReLU of slope 0.2. TensorFlow's graph optimiser trips over the gradient of its own and gives up on the
-        # whole graph.
-        x = keras.ops.maximum(x, 0.2 * x)
-        if index < 4 or dropout_after_last:
+    for index, channels in enumerate(TRUNK_CHANNELS, start=1):
+        x = leaky_relu(convolution(x, channels, f"conv{index}"))
+        if index < len(TRUNK_CHANNELS) or dropout_after_last:
             x = keras.layers.SpatialDropout2D(dropout, name=f"dropout{index}")(x)
     features = keras.layers.GlobalAveragePooling2D(dtype="float32", name="features")(x)
     logit = keras.layers.Dense(1, dtype="float32", name="logit")(features)

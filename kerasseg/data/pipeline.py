@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from kerasseg.data.augment import Augmentation, augment
-from kerasseg.data.datasets import Dataset
+from kerasseg.data.datasets import IGNORE, Dataset
 from kerasseg.data.splits import Split
 from kerasseg.losses import multi_hot
 
@@ -40,7 +40,8 @@ def train_dataset(
     Returns:
         A dataset of `(x, labels)`: `labels` int32 (B, H, W), 255 = ignore, and `x` a dict of
             "labeled": float32 (B, H, W, 3), 0..255;
-            "unlabeled": the same, unless `unlabeled_batch_size` is 0;
+            "unlabeled": the same, unless `unlabeled_batch_size` is 0, and "unlabeled_valid": bool (B, H, W), whether
+            a pixel is of the picture, not of the padding around it;
             "weak" and "weak_classes": whole images squeezed to the crop's size, and float32 (B, K), 1 for
             each class in the image; only where `split.weak` is not empty.
 
@@ -61,7 +62,9 @@ def train_dataset(
         return augment(*_load(dataset, name), item_seed, augmentation)
 
     def unlabeled(name: tf.Tensor, item_seed: tf.Tensor):
-        return augment(dataset.tf_image("train", name), None, item_seed, augmentation)[0]
+        image_HWC = dataset.tf_image("train", name)
+        image, label = augment(image_HWC, tf.zeros(tf.shape(image_HWC)[:2], tf.uint8), item_seed, augmentation)
+        return image, label != IGNORE
 
     def weak(name: tf.Tensor, item_seed: tf.Tensor):
         image_HWC, label_HW = _load(dataset, name)
@@ -80,7 +83,7 @@ def train_dataset(
         images, labels = batch["labeled"]
         x = {"labeled": images}
         if "unlabeled" in batch:
-            x["unlabeled"] = batch["unlabeled"]
+            x["unlabeled"], x["unlabeled_valid"] = batch["unlabeled"]
         if "weak" in batch:
             x["weak"], x["weak_classes"] = batch["weak"]
         return x, labels

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from kerasseg.losses import sum_over_replicas
 from kerasseg.metrics import ConfusionMatrix
-from kerasseg.optimizers import SGD, AdamW, poly
+from kerasseg.optimizers import SGD, AdamW, Poly
 
 
 def require(condition: bool, message: str) -> None:
@@ -58,12 +58,49 @@ class SegmenterConfig(MethodConfig):
         require(self.weight_decay >= 0, f"weight_decay must be 0 or more; got {self.weight_decay}")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SemiSupervisedConfig(SegmenterConfig):
+    """Fields of every method whose segmenter learns from unlabelled images too."""
+
+    joint_batch_norm: bool = True
+    """Whether labelled and unlabelled images go through the segmenter in one pass, so that batch norm sees them
+    together; off for a pass each, as in the reference code of hung2018 and mittal2019."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdversarialConfig(SemiSupervisedConfig):
+    """Fields of every method with a discriminator, which Adam trains (betas 0.9 and 0.99, poly schedule)."""
+
+    discriminator_learning_rate: float = 1e-4
+    """Initial rate of the discriminator's Adam."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(
+            self.discriminator_learning_rate > 0,
+            f"discriminator_learning_rate must be above 0; got {self.discriminator_learning_rate}",
+        )
+
+
+def require_weights(config: MethodConfig, *names: str) -> None:
+    """ValueError unless these fields are 0 or more: factors of loss terms."""
+    for name in names:
+        require(getattr(config, name) >= 0, f"{name} must be 0 or more; got {getattr(config, name)}")
+
+
+def require_shares(config: MethodConfig, *names: str) -> None:
+    """ValueError unless these fields are in 0..1: scores, and shares of training."""
+    for name in names:
+        require(0 <= getattr(config, name) <= 1, f"{name} must be in 0..1; got {getattr(config, name)}")
+
+
 class Method(keras.Model):
     """A way of training a segmenter: networks, one optimizer for each, and a `train_step`.
 
     As a Keras model it maps images (B,H,W,3), RGB in 0..255, any size, to class probabilities (B,H,W,K), float32.
-    Training data are `({"labeled": images, "unlabeled": images}, labels)` with labels (B,H,W) in 0..K-1 or 255;
-    evaluation data `(images, labels)`. So `compile`, `fit`, `evaluate`, `predict` and callbacks work as ever.
+    Training data are `({"labeled": images, "unlabeled": images}, labels)` with labels (B,H,W) in 0..K-1 or 255, and
+    possibly `"unlabeled_valid"` (B,H,W), False where an unlabelled image is padding; evaluation data
+    `(images, labels)`. So `compile`, `fit`, `evaluate`, `predict` and callbacks work as ever.
 
     A subclass names its networks in the constructor, gives `Config` and `make_optimizers`, and one of `train_step` or
     `update`.
@@ -80,6 +117,10 @@ class Method(keras.Model):
     config: Any
     needs_unlabeled = True
     """Whether a batch without unlabelled images is a mistake."""
+    segmenting: tuple[str, ...] = ("segmenter",)
+    """The networks that segment, by name: what `SegmenterConfig` says holds for them."""
+    unlabeled_sets = 1
+    """How many times `--unlabeled-batch-size` images a step takes from the unlabelled ones."""
     uses_weak = False
     """Whether it learns from image-level labels: `"weak"` and `"weak_classes"` of a batch."""
 
@@ -112,6 +153,11 @@ class Method(keras.Model):
     def config_groups(cls, fields: dict[str, dict[str, Any]]) -> dict[str, type[MethodConfig]]:
         """The configurations a run of this method has, by registry name: its own, and those of methods inside it."""
         return {cls.registry_name: cls.Config}
+
+    @classmethod
+    def with_split(cls, fields: dict[str, dict[str, Any]], labeled_images: int) -> dict[str, dict[str, Any]]:
+        """The fields, by registry name, with what a method has to know of the split."""
+        return fields
 
     @classmethod
     def from_segmenter(cls, segmenter: keras.Model, fields: dict[str, dict[str, Any]]) -> Self:
@@ -174,9 +220,10 @@ class Method(keras.Model):
             kwargs: `steps_per_execution`, `run_eagerly` and so on, as `keras.Model.compile` takes them.
         """
         if getattr(self.config, "freeze_batch_norm", False):
-            for layer in self.segmenter._flatten_layers():
-                if isinstance(layer, keras.layers.BatchNormalization):
-                    layer.trainable = False
+            for network_name in self.segmenting:
+                for layer in getattr(self, network_name)._flatten_layers():
+                    if isinstance(layer, keras.layers.BatchNormalization):
+                        layer.trainable = False
         chosen = self.make_optimizers() | (optimizers or {})
         for network_name, optimizer in chosen.items():
             require(
@@ -208,16 +255,18 @@ class Method(keras.Model):
     def get_compile_config(self):
         return None  # a saved model is for inference; training resumes from a checkpoint
 
-    def segmenter_optimizer(self) -> SGD | AdamW:
-        """The optimizer that `SegmenterConfig` describes, the head at its own rate."""
+    def segmenter_optimizer(self, network: keras.Model | None = None, updates: int = 1) -> SGD | AdamW:
+        """The optimizer that `SegmenterConfig` describes, for the segmenter or another `network`: all that is not of
+        the segmenter's backbone learns at the head's rate. `updates`: how many there are in a step."""
         config = self.config
+        network = network or self.segmenter
         backbone = getattr(self.segmenter, "backbone", None)
         pretrained = {variable.path for variable in backbone.trainable_variables} if backbone else set()
         multipliers = [
             1.0 if not backbone or variable.path in pretrained else config.head_multiplier
-            for variable in self.segmenter.trainable_variables
+            for variable in network.trainable_variables
         ]
-        rate = poly(config.learning_rate, config.steps)
+        rate = Poly(config.learning_rate, updates * config.steps)
         if config.optimizer == "adamw":
             return AdamW(rate, weight_decay=config.weight_decay, multipliers=multipliers)
         return SGD(
@@ -228,12 +277,38 @@ class Method(keras.Model):
             multipliers=multipliers,
         )
 
-    def unpack(self, data) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor]:
+    def discriminator_optimizer(self, until: float = 1.0) -> keras.optimizers.Adam:
+        """The optimizer that `AdversarialConfig` describes; `until` that share of training, when its rate becomes 0."""
+        rate = Poly(self.config.discriminator_learning_rate, self.config.steps, until)
+        return keras.optimizers.Adam(rate, beta_1=0.9, beta_2=0.99)
+
+    def unpack(self, data) -> tuple[tf.Tensor, Any, tf.Tensor]:
         """Labelled images, unlabelled images (None where the method has no use for them), labels."""
         batch, labels_BHW = data
+        labels_BHW = tf.cast(labels_BHW, tf.int32)
         if self.needs_unlabeled and "unlabeled" not in batch:
             raise ValueError(f"{type(self).__name__} learns from unlabelled images too; the batch has {sorted(batch)}")
         return batch["labeled"], batch.get("unlabeled"), labels_BHW
+
+    @staticmethod
+    def unlabeled_valid(data) -> tf.Tensor:
+        """Which pixels of the unlabelled images are of the picture and not of its padding; (B,H,W) bool."""
+        batch, _ = data
+        if "unlabeled_valid" in batch:
+            return batch["unlabeled_valid"]
+        return tf.ones(tf.shape(batch["unlabeled"])[:3], tf.bool)
+
+    def segment(self, x_l: tf.Tensor, x_u: tf.Tensor) -> list[tf.Tensor]:
+        """Logits of labelled and of unlabelled images in train mode: batch norm goes by the batches themselves,
+        together or each by itself (`joint_batch_norm`)."""
+        if self.config.joint_batch_norm:
+            return concatenated(self.segmenter, x_l, x_u, training=True)
+        return [self.segmenter(x, training=True) for x in (x_l, x_u)]
+
+    def once_at(self, share: float) -> tf.Tensor:
+        """1 from that share of training on, 0 before: the factor of a term that sets in late."""
+        step = tf.cast(self.training_optimizers.segmenter.iterations, tf.float32)
+        return tf.cast(step >= share * self.config.steps, tf.float32)
 
     def update(self, data) -> dict[str, tf.Tensor]:
         """One training step on a batch: updates the networks and returns the terms by their paper's names."""

@@ -18,6 +18,7 @@ from kerasseg.losses import (
 from kerasseg.methods.method import Method, MethodConfig, concatenated, require
 from kerasseg.methods.s4gan import S4GAN
 from kerasseg.methods.supervised import Supervised
+from kerasseg.methods.views import blur, color_jitter
 from kerasseg.optimizers import SGD
 
 Stage = Literal["segmentation", "classification"]
@@ -297,21 +298,13 @@ def branch_class(config: MLMTConfig) -> type[Method]:
 
 
 def build_jitter(strength: float) -> keras.Sequential:
-    """The student's view of images (B,H,W,3) in 0..255: mirrored, other colours, blurred; at 0 only mirrored.
+    """The student's view of images (B,H,W,3) in 0..255: mirrored, other colours, blurred.
 
-    At 1 the reference code's 0.4 of brightness, contrast and saturation and 0.1 of hue, in Keras' units: brightness is
-    added, not multiplied (0.4 of a middle grey is 0.2), saturation s is given as s / (1 + s), hue is halved.
+    At 0 only mirrored, at 1 as in the reference code.
     """
-    amount = 0.4 * strength
     views = [keras.layers.RandomFlip("horizontal", dtype="float32")]
     if strength:
-        saturation = ((1 - amount) / (2 - amount), (1 + amount) / (2 + amount))
-        views += [
-            keras.layers.RandomColorJitter((0, 255), amount / 2, amount, saturation, 0.2 * strength, dtype="float32"),
-            keras.layers.RandomGaussianBlur(
-                0.5 * strength, kernel_size=5, sigma=(0.1, 2.0), value_range=(0, 255), dtype="float32"
-            ),
-        ]
+        views += [color_jitter(0.4 * strength, 0.1 * strength), blur(0.5 * strength)]
     return keras.Sequential(views, name="jitter")
 
 

@@ -3,19 +3,28 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import keras
 import tensorflow as tf
 
 from kerasseg.critics import build_image_discriminator
 from kerasseg.layers import register
-from kerasseg.losses import binary_cross_entropy, cross_entropy, feature_matching, mean_where, one_hot, valid_pixels
-from kerasseg.methods.method import Method, SegmenterConfig, concatenated, require
-from kerasseg.optimizers import poly
+from kerasseg.losses import (
+    binary_cross_entropy,
+    cross_entropy,
+    feature_matching,
+    mean,
+    one_hot,
+    pseudo_labels,
+    valid_pixels,
+    zero_unless,
+)
+from kerasseg.methods.method import AdversarialConfig, Method, require, require_shares, require_weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class S4GANConfig(SegmenterConfig):
-    """Fields of s4GAN; the defaults are the paper's for PASCAL VOC (section 4.1.3)."""
+class S4GANConfig(AdversarialConfig):
+    """Fields of s4GAN; the defaults are the paper's for PASCAL VOC (section 4.1.3).
+
+    For Cityscapes: gamma 0.7, discriminator_learning_rate 1e-5."""
 
     steps: int = 35_000
     lambda_fm: float = 0.1
@@ -26,9 +35,6 @@ class S4GANConfig(SegmenterConfig):
     """Self-train on an unlabelled image whose score D(S(x), x) is at least this; 0.7 for Cityscapes."""
     self_training_start: float = 0.0
     """Share of training before the self-training loss sets in: at first the discriminator's scores mean nothing."""
-    joint_batch_norm: bool = True
-    """Whether labelled and unlabelled images go through the segmenter in one pass, so that batch norm sees them
-    together; off for a pass each, as in the reference code."""
     hide_ignored: bool = False
     """Whether the discriminator sees predictions with the labelled batch's ignored pixels cut out. A mask is all zero
     there and a prediction never is, which otherwise gives every mask away (the reference code leaves it so)."""
@@ -36,8 +42,6 @@ class S4GANConfig(SegmenterConfig):
     """What the segmenter learns from the discriminator: matching its features, or plainly fooling it (table 6)."""
     fm_norm: Literal["l1", "l2"] = "l1"
     """Distance in feature matching: mean absolute difference (reference code) or Euclidean norm (equation 2)."""
-    discriminator_learning_rate: float = 1e-4
-    """Initial rate of the discriminator's Adam; 1e-5 for Cityscapes."""
     discriminator_dropout: float = 0.5
     """Share of channels dropped after each of the discriminator's convolutions."""
     dropout_after_last: bool = True
@@ -48,22 +52,13 @@ class S4GANConfig(SegmenterConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        require(self.lambda_fm >= 0, f"lambda_fm must be 0 or more; got {self.lambda_fm}")
-        require(self.lambda_st >= 0, f"lambda_st must be 0 or more; got {self.lambda_st}")
-        require(
-            0 <= self.self_training_start <= 1,
-            f"self_training_start is a share of training in 0..1; got {self.self_training_start}",
-        )
-        require(0 <= self.gamma <= 1, f"gamma is a score in 0..1; got {self.gamma}")
+        require_weights(self, "lambda_fm", "lambda_st")
+        require_shares(self, "self_training_start", "gamma")
         require(
             self.adversarial in ("feature_matching", "gan"),
             f"adversarial must be feature_matching or gan; got {self.adversarial!r}",
         )
         require(self.fm_norm in ("l1", "l2"), f"fm_norm must be l1 or l2; got {self.fm_norm!r}")
-        require(
-            self.discriminator_learning_rate > 0,
-            f"discriminator_learning_rate must be above 0; got {self.discriminator_learning_rate}",
-        )
         require(
             self.discriminator_shrink >= 1, f"discriminator_shrink must be at least 1; got {self.discriminator_shrink}"
         )
@@ -99,11 +94,7 @@ class S4GAN(Method):
         super().__init__({"segmenter": segmenter, "discriminator": discriminator}, fields, name=name)
 
     def make_optimizers(self):
-        rate = poly(self.config.discriminator_learning_rate, self.config.steps)
-        return {
-            "segmenter": self.segmenter_optimizer(),
-            "discriminator": keras.optimizers.Adam(rate, beta_1=0.9, beta_2=0.99),
-        }
+        return {"segmenter": self.segmenter_optimizer(), "discriminator": self.discriminator_optimizer()}
 
     def scores(self, images_BHW3, S_BHWK):
         _, logits_B1 = self.discriminator([S_BHWK, images_BHW3], training=False)
@@ -111,18 +102,17 @@ class S4GAN(Method):
 
     def update(self, data):
         x_l, x_u, y_l = self.unpack(data)
+        valid_u = self.unlabeled_valid(data)
         config = self.config
 
         with tf.GradientTape(persistent=True) as tape:
-            # Train mode: batch norm goes by the batches themselves, together or each by itself.
-            if config.joint_batch_norm:
-                logits_l, logits_u = concatenated(self.segmenter, x_l, x_u, training=True)
-            else:
-                logits_l, logits_u = self.segmenter(x_l, training=True), self.segmenter(x_u, training=True)
+            logits_l, logits_u = self.segment(x_l, x_u)  # train mode
             S_u = tf.nn.softmax(logits_u)
             # Train mode for its dropout. Each of the two passes serves both networks' losses.
             features_real, D_real = self.discriminator([one_hot(y_l, self.num_classes), x_l], training=True)
-            shown_u = S_u * valid_pixels(y_l)[..., tf.newaxis] if config.hide_ignored else S_u
+            shown_u = zero_unless(valid_u, S_u)
+            if config.hide_ignored:
+                shown_u = zero_unless(valid_pixels(y_l), shown_u)
             features_fake, D_fake = self.discriminator([shown_u, x_u], training=True)
 
             L_ce = cross_entropy(y_l, logits_l)
@@ -131,27 +121,21 @@ class S4GAN(Method):
             else:
                 L_fm = binary_cross_entropy(D_fake, 1.0)
             score_B = tf.nn.sigmoid(D_fake[:, 0])
-            trusted_B = tf.cast(score_B >= config.gamma, tf.float32)
-            L_st = cross_entropy(tf.argmax(logits_u, axis=-1), logits_u, weights_B=trusted_B)
-            L_S = L_ce + config.lambda_fm * L_fm + self.self_training_weight() * L_st
+            trusted_B = score_B >= config.gamma
+            L_st = cross_entropy(pseudo_labels(logits_u, trusted_B[:, tf.newaxis, tf.newaxis] & valid_u), logits_u)
+            L_S = L_ce + config.lambda_fm * L_fm + self.once_at(config.self_training_start) * config.lambda_st * L_st
 
             L_D = (binary_cross_entropy(D_real, 1.0) + binary_cross_entropy(D_fake, 0.0)) / 2.0
 
         self.minimize("segmenter", L_S, tape)
         self.minimize("discriminator", L_D, tape)
-        everywhere_B = tf.ones_like(trusted_B)
         return {
             "L_S": L_S,
             "L_ce": L_ce,
             "L_fm": L_fm,
             "L_st": L_st,
             "L_D": L_D,
-            "D_real": mean_where(tf.nn.sigmoid(D_real[:, 0]), everywhere_B),
-            "D_fake": mean_where(score_B, everywhere_B),
-            "selected": mean_where(trusted_B, everywhere_B),
+            "D_real": mean(tf.nn.sigmoid(D_real)),
+            "D_fake": mean(score_B),
+            "selected": mean(tf.cast(trusted_B, tf.float32)),
         }
-
-    def self_training_weight(self) -> tf.Tensor:
-        """lambda_st from `self_training_start` on, 0 before."""
-        step = tf.cast(self.training_optimizers.segmenter.iterations, tf.float32)
-        return self.config.lambda_st * tf.cast(step >= self.config.self_training_start * self.config.steps, tf.float32)

@@ -74,7 +74,7 @@ def backbone_spec(name: str) -> BackboneSpec:
     return BACKBONES[name]
 
 
-def build_backbone(name: str, output_stride: int = 16, weights: str = "none") -> keras.Model:
+def build_backbone(name: str, output_stride: int = 16, weights: str = "none", extra_channels: int = 0) -> keras.Model:
     """Normalised image (B,H,W,3) to `[low_level (B,H/4,W/4,C1), high_level (B,H/s,W/s,C2)]`.
 
     H and W have to be multiples of the output stride s (`PadToMultiple` sees to it).
@@ -85,6 +85,8 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none") ->
             arXiv:1606.00915). The network's own is 32, but 16 for mobilenet_v2_c4, which has no 32.
         weights: `"imagenet"` (from the Keras cache or the network), `"none"`, or the path of a weights file that the
             stock network loads.
+        extra_channels: how many the input has after RGB. With any, the first convolution is fresh (He-initialised),
+            whatever `weights` says.
 
     Raises:
         ValueError: for an unknown name or stride, or weights that cannot be had.
@@ -95,9 +97,18 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none") ->
     network = _with_weights(spec, name, weights)
     taps = [network.get_layer(spec.low_level).output, network.get_layer(spec.high_level).output]
     network = keras.Model(network.input, taps, name=name)
-    dense = dilate(network, output_stride)
-    dense.set_weights(network.get_weights())
+    dense = dilate(network, output_stride, extra_channels)
+    copy_weights(network, dense)
     return dense
+
+
+def copy_weights(network: keras.Model, other: keras.Model) -> None:
+    """Gives `other` the network's weights, layer by layer of one name, but for a first convolution of more channels."""
+    for layer in other.layers:
+        if layer.weights:
+            weights = network.get_layer(layer.name).get_weights()
+            if [w.shape for w in layer.weights] == [w.shape for w in weights]:
+                layer.set_weights(weights)
 
 
 def _with_weights(spec: BackboneSpec, name: str, weights: str) -> keras.Model:
@@ -116,8 +127,10 @@ def _with_weights(spec: BackboneSpec, name: str, weights: str) -> keras.Model:
         raise ValueError(f"{weights} does not hold weights for {name} without its top: {error}") from error
 
 
-def dilate(network: keras.Model, output_stride: int) -> keras.Model:
+def dilate(network: keras.Model, output_stride: int, extra_channels: int = 0) -> keras.Model:
     """A clone of a functional network whose strides beyond `output_stride` are traded for dilation.
+
+    With `extra_channels` it takes so many more after RGB.
 
     A convolution that loses its stride gives every output position, each centred on its input; those after it skip
     the new ones. So with the same weights the old values are found again, at every s-th position for
@@ -126,6 +139,7 @@ def dilate(network: keras.Model, output_stride: int) -> keras.Model:
     has both in one block, so there the old values are not found again.
     """
     rates, removed = _dilation_plan(network, output_stride)
+    first = next((layer.name for layer in network.layers if isinstance(layer, keras.layers.Conv2D)), None)
 
     def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
         config = layer.get_config()
@@ -143,9 +157,12 @@ def dilate(network: keras.Model, output_stride: int) -> keras.Model:
             depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
             config |= {"strides": (1, 1), "dilation_rate": (rate, rate)}
             return (AtrousDepthwiseConv2D if depthwise else AtrousConv2D).from_config(config)
+        elif layer.name == first and extra_channels:
+            config["kernel_initializer"] = "he_normal"
         return type(layer).from_config(config)
 
-    return keras.models.clone_model(network, clone_function=clone)
+    pixels = keras.Input((None, None, 3 + extra_channels)) if extra_channels else None
+    return keras.models.clone_model(network, input_tensors=pixels, clone_function=clone)
 
 
 def _dilation_plan(network: keras.Model, output_stride: int) -> tuple[dict[str, int], dict[str, int]]:

@@ -69,6 +69,20 @@ class Segmenter(keras.Model):
         self.output_stride = output_stride
         self.head_config = head_config
 
+    def encode(self, images_BHW3, training: bool = False) -> list:
+        """The backbone's features `[low_level, high_level]`."""
+        return self.backbone(self.get_layer("pad")(self.get_layer("pixels")(images_BHW3)), training=training)
+
+    def decode(self, features, images_BHW3, training: bool = False, head: keras.Model | None = None):
+        """Logits (B,H,W,K) from what `encode` gave for these images, or those of another `head` (`second_head`)."""
+        logits = (head or self.head)(features, training=training)
+        return self.get_layer("crop")([self.get_layer("upsample")(logits), images_BHW3])
+
+    def second_head(self, num_classes: int, name: str) -> keras.Model:
+        """Another head of the same kind, untrained, with `num_classes` outputs; for `decode`."""
+        head, _ = self.build_head(self.backbone.outputs, num_classes, self.output_stride, **self.head_config)
+        return keras.Model(head.inputs, head.outputs[0], name=name)
+
     def get_config(self):
         return {
             "backbone": self.backbone_name,

@@ -33,6 +33,7 @@ def test_shapes_and_kinds(tmp_path):
         {
             "labeled": tf.TensorSpec((3, 16, 24, 3), tf.float32),
             "unlabeled": tf.TensorSpec((5, 16, 24, 3), tf.float32),
+            "unlabeled_valid": tf.TensorSpec((5, 16, 24), tf.bool),
         },
         tf.TensorSpec((3, 16, 24), tf.int32),
     )
@@ -48,6 +49,13 @@ def test_every_epoch_shows_each_image_once_in_another_order(numbered):
     for x, labels in rows:
         np.testing.assert_array_equal(x["labeled"][..., 0], 10 * labels)
         assert (x["unlabeled"] == 60).all()
+
+
+def test_padding_of_unlabelled_pictures_is_told(numbered):
+    padded = Augmentation(crop=(12, 10), scale=(1, 1))
+    x, _ = batches(train_dataset(numbered, Split(("0",), (), ("6",)), padded, batch_size=3), 1)[0]
+    np.testing.assert_array_equal(x["unlabeled_valid"], (x["unlabeled"] == 60).all(axis=-1))
+    assert (x["unlabeled_valid"].sum(axis=(1, 2)) == 64).all()
 
 
 def test_batches_cross_epochs_and_are_always_full(numbered):
@@ -76,7 +84,7 @@ def test_labelled_batches_do_not_depend_on_the_others(tmp_path):
     beside = batches(train_dataset(dataset, weak, VIEW, batch_size=2, unlabeled_batch_size=3), 4)
     for (x, labels), (other_x, other_labels) in zip(alone, beside, strict=True):
         assert list(x) == ["labeled"]
-        assert sorted(other_x) == ["labeled", "unlabeled", "weak", "weak_classes"]
+        assert sorted(other_x) == ["labeled", "unlabeled", "unlabeled_valid", "weak", "weak_classes"]
         np.testing.assert_array_equal(x["labeled"], other_x["labeled"])
         np.testing.assert_array_equal(labels, other_labels)
 

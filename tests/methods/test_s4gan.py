@@ -45,7 +45,8 @@ def by_hand(
         return joined, features, (features @ v)[:, 0]
 
     joined_real, real, z_real = judge(Y_l, x["labeled"])
-    shown = (y != 255)[..., None] if hide else 1.0
+    valid = x.get("unlabeled_valid", np.ones(y.shape, bool))
+    shown = (valid & (y != 255 if hide else True))[..., None]
     joined_fake, fake, z_fake = judge(S_u * shown, x["unlabeled"])
     B, pixels = len(y), y[0].size
 
@@ -62,7 +63,7 @@ def by_hand(
         d_fake = np.tile(-difference / L_fm / B, (B, 1))
     d_S_u = np.broadcast_to((d_fake @ u[: tiny.K].T)[:, None, None] / pixels, S_u.shape)
     trusted = (tiny.sigmoid(z_fake) >= gamma).astype(np.float64)
-    L_st, d_st = tiny.cross_entropy(np.argmax(logits_u, axis=-1), logits_u, trusted)
+    L_st, d_st = tiny.cross_entropy(np.where(valid, np.argmax(logits_u, axis=-1), 255), logits_u, trusted)
     d_logits_u = lambda_fm * tiny.through_softmax(S_u, d_S_u * shown) + lambda_st * d_st
     d_segmenter = [
         a + b for a, b in zip(twin.backward(cache_l, d_logits_l), twin.backward(cache_u, d_logits_u), strict=True)
@@ -123,6 +124,20 @@ def test_a_step_updates_each_network_by_its_own_loss(fields):
         np.testing.assert_allclose(weight, old - RATE * gradient, rtol=1e-4, atol=1e-6)
     for weight, old, gradient in zip(method.discriminator.get_weights(), before_D, d_discriminator, strict=True):
         np.testing.assert_allclose(weight, old - gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_padding_of_unlabelled_images_is_neither_judged_nor_learned():
+    rng = np.random.default_rng(0)
+    x, y = tiny.batch(rng)
+    x["unlabeled_valid"] = rng.random(y.shape) < 0.7
+    method = make(lambda_fm=4.0)
+    method.compile({"discriminator": keras.optimizers.SGD(1.0)})
+    terms, d_segmenter, d_discriminator = by_hand(method, x, y, lambda_fm=4.0)
+    before_S, before_D = tiny.float64_weights(method.segmenter), tiny.float64_weights(method.discriminator)
+    logs = method.train_step(tiny.tensors(x, y))
+    assert {name: float(value) for name, value in logs.items()} == pytest.approx(terms, rel=1e-4, abs=1e-6)
+    tiny.assert_moved(method.segmenter, before_S, d_segmenter, RATE)
+    tiny.assert_moved(method.discriminator, before_D, d_discriminator)
 
 
 def test_self_training_sets_in_when_told():
