@@ -24,7 +24,7 @@ class RunConfig:
     """Settings of a run. Those of the method itself are flags of their own, such as --s4gan.gamma."""
 
     method: str = "mlmt"
-    """supervised, s4gan or mlmt."""
+    """supervised, advsemiseg, s4gan, mlmt, ecs, latent, dualgan or unimatch."""
     dataset: str = "shapes"
     """The built-in shapes, or the path of a dataset folder."""
     labeled: str = "1/8"

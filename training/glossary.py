@@ -7,22 +7,46 @@ from typing import NamedTuple
 
 METHODS = {
     "supervised": (
-        "Learns from the labelled pictures alone. This is the baseline that the methods using unlabelled "
-        "pictures have to beat."
+        "Learns from the labelled pictures alone. This is the baseline that the methods using unlabelled pictures "
+        "have to beat."
+    ),
+    "advsemiseg": (
+        "Learns from the labelled pictures, and from the unlabelled ones through a discriminator: a second network "
+        "that scores, pixel by pixel and from 0 to 1, how much a segmentation resembles one drawn by hand. The "
+        "segmenter learns to score well, and where its segmentations of unlabelled pictures score well enough they "
+        "serve as further labels (self-training)."
     ),
     "s4gan": (
-        "Learns from the labelled pictures, and from the unlabelled ones through a discriminator: a second "
-        "network that looks at a picture with its segmentation and scores, from 0 to 1, how much it "
-        "resembles one labelled by hand. The segmenter learns to imitate the features of such label maps "
-        "(feature matching), and its own segmentations that score well enough serve as further labels "
-        "(self-training)."
+        "Learns from the labelled pictures, and from the unlabelled ones through a discriminator: a second network "
+        "that looks at a picture with its segmentation and scores, from 0 to 1, how much it resembles one labelled "
+        "by hand. The segmenter learns to imitate the features of such label maps (feature matching), and its own "
+        "segmentations that score well enough serve as further labels (self-training)."
     ),
     "mlmt": (
-        "Two branches. One learns to segment as s4gan does: from the labelled pictures, and from the "
-        "unlabelled ones through a discriminator that scores how much a segmentation resembles one made by "
-        "hand. The other then learns which classes are in a picture at all; its teacher is a running average of "
-        "its student. In the final segmentation a gate switches off every class that the teacher finds "
-        "unlikely in the picture."
+        "Two branches. One learns to segment as s4gan does: from the labelled pictures, and from the unlabelled "
+        "ones through a discriminator that scores how much a segmentation resembles one made by hand. The other "
+        "then learns which classes are in a picture at all; its teacher is a running average of its student. In the "
+        "final segmentation a gate switches off every class that the teacher finds unlikely in the picture."
+    ),
+    "ecs": (
+        "Learns from the labelled pictures, and from the unlabelled ones through a corrector: a second network that "
+        "looks at a picture with its segmentation and says for each pixel whether it is right, and if not, which "
+        "class belongs there. Its corrections serve as further labels, the surer the heavier."
+    ),
+    "latent": (
+        "Has a second branch that finds classes of its own on the labelled pictures: groups of the real ones that "
+        "are easy to tell apart. On the unlabelled pictures the segmentation has to agree with these groups. A "
+        "discriminator that scores each pixel helps as in advsemiseg."
+    ),
+    "dualgan": (
+        "Learns from the labelled pictures, and from the unlabelled ones through two discriminators: D1 scores how "
+        "much a whole segmentation resembles one drawn by hand, D2 tells pixel by pixel whether it is right. Pixels "
+        "of which D2 is surer than D1 is of the picture serve as further labels (self-training)."
+    ),
+    "unimatch": (
+        "Learns from the labelled pictures, and from the unlabelled ones by agreement: what it is sure of in a "
+        "picture as it is, it should also say of the picture in other colours, with a part of another one pasted "
+        "in, and with some of its inner features missing. It has no second network."
     ),
 }
 
@@ -42,6 +66,7 @@ GROUPS = {
     "segmentation": "Segmentation losses",
     "discriminator": "Discriminator loss",
     "classifier": "Classifier losses",
+    "consistency": "Consistency",
     "scores": "Discriminator's scores and self-training",
     "other": "Other quantities",
 }
@@ -67,6 +92,86 @@ TERMS = {
         "self-training: cross-entropy against the selected predictions",
         "is 0 until the discriminator lets the first predictions pass, then jumps about and slowly falls",
     ),
+    "L_G": Term(
+        "segmentation",
+        "what the segmenter minimises, all its terms together",
+        "falls fast, then slowly; it may step up where learning from unlabelled pictures sets in",
+    ),
+    "L_sup": Term(
+        "segmentation",
+        "what the segmenter minimises on labelled pictures: cross-entropy, and what the corrector would correct",
+        "falls fast, then slowly",
+    ),
+    "L_aux": Term(
+        "segmentation",
+        "how far the corrector is from finding the segmentation of labelled pictures right",
+        "rises while the corrector learns to find mistakes, then falls with their number",
+    ),
+    "L_ecs": Term(
+        "segmentation",
+        "cross-entropy against the corrected segmentations of unlabelled pictures, heavier where the corrector is sure",
+        "falls as the segmenter takes over the corrections",
+    ),
+    "L_adv": Term(
+        "segmentation",
+        "how far the segmentations of labelled pictures are from passing for drawn by hand",
+        "wavers: it rises as the discriminator learns and falls as the segmenter does",
+    ),
+    "L_adv_u": Term(
+        "segmentation",
+        "the same for unlabelled pictures",
+        "wavers like L_adv, a little above it",
+    ),
+    "L_ad": Term(
+        "segmentation",
+        "how far the segmentations are from convincing both discriminators",
+        "wavers, and steps up where unlabelled pictures come in",
+    ),
+    "L_semi": Term(
+        "segmentation",
+        "self-training: cross-entropy against the predictions at trusted pixels",
+        "is small and slowly falls",
+    ),
+    "L_s": Term(
+        "segmentation",
+        "self-training: cross-entropy against the predictions at trusted pixels",
+        "is small and slowly falls",
+    ),
+    "L_s1": Term(
+        "segmentation",
+        "disagreement with the first strongly changed view of unlabelled pictures",
+        "grows as more pixels are trusted, then falls",
+    ),
+    "L_s2": Term(
+        "segmentation",
+        "disagreement with the second strongly changed view of unlabelled pictures",
+        "goes with L_s1",
+    ),
+    "L_fp": Term(
+        "segmentation",
+        "disagreement with the view of which some inner features are missing",
+        "goes with L_s1, a little below it",
+    ),
+    "L_latent": Term(
+        "segmentation",
+        "how little a latent class says about the real one, on labelled pictures",
+        "falls and flattens above 0, as long as there are fewer latent classes in use than real ones",
+    ),
+    "L_cor": Term(
+        "discriminator",
+        "the corrector's mistakes on labelled pictures: what is right, what is wrong, what belongs there",
+        "falls fast at first, then slowly",
+    ),
+    "L_D1": Term(
+        "discriminator",
+        "D1's mistakes in telling real label maps from predictions",
+        "wavers well above 0; 1.39 is guessing, and near 0 it has won and teaches little",
+    ),
+    "L_D2": Term(
+        "discriminator",
+        "D2's mistakes in telling right pixels from wrong ones",
+        "falls below the 0.69 of guessing and stays there",
+    ),
     "L_D": Term(
         "discriminator",
         "the discriminator's mistakes in telling real label maps from predictions",
@@ -83,8 +188,9 @@ TERMS = {
         "falls steadily and flattens",
     ),
     "L_cons": Term(
-        "classifier",
-        "how far student and teacher disagree about two versions of a picture",
+        "consistency",
+        "how far student and teacher disagree about two versions of a picture (mlmt), or the two branches about an "
+        "unlabelled one (latent)",
         "may rise while both begin to commit themselves, then stays small",
     ),
     "D_real": Term(
@@ -97,10 +203,25 @@ TERMS = {
         "the discriminator's mean score of predictions",
         "climbs towards D_real; if it lies at 0 for long, the discriminator overpowers the segmenter",
     ),
+    "D1_real": Term(
+        "scores",
+        "D1's mean score of real label maps",
+        "lies above D1_fake; the gap should narrow or hold, not open up to the whole range",
+    ),
+    "D1_fake": Term(
+        "scores",
+        "D1's mean score of predictions",
+        "climbs towards D1_real; if it lies at 0 for long, D1 overpowers the segmenter, and D2 passes every pixel",
+    ),
+    "kept": Term(
+        "scores",
+        "share of the unlabelled pictures' pixels that the corrector finds right",
+        "rises as the segmentations improve",
+    ),
     "selected": Term(
         "scores",
-        "share of unlabelled pictures whose prediction passed the threshold and was learned from",
-        "starts at 0 and comes to life as predictions improve; neither always 0 nor always 1",
+        "share of the unlabelled pictures (s4gan) or pixels whose prediction passed the threshold, to be learned from",
+        "comes to life as predictions improve; neither always 0 nor always 1",
     ),
     "val_mIoU": Term(
         "validation",

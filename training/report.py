@@ -106,8 +106,10 @@ def notes(run: Run, others: Sequence[Run] = ()) -> Iterator[str]:
 
 
 def _discriminator_notes(run: Run) -> Iterator[str]:
-    real, fake = (_mean_of_last_quarter(run, key) for key in ("D_real", "D_fake"))
-    if real is not None and fake is not None and real > 0.95 and fake < 0.05:
+    for D in ("D", "D1"):
+        real, fake = (_mean_of_last_quarter(run, f"{D}_{shown}") for shown in ("real", "fake"))
+        if real is None or fake is None or real <= 0.95 or fake >= 0.05:
+            continue
         yield (
             "The discriminator overpowers the segmenter: over the last quarter of training it scored label "
             f"maps {real:.2f} and predictions {fake:.2f} on average. One that is never in doubt teaches the "
@@ -116,7 +118,7 @@ def _discriminator_notes(run: Run) -> Iterator[str]:
     selected = run.curve("selected").values
     if selected and max(selected) == 0:
         yield (
-            "Nothing was ever selected for self-training: no prediction passed the discriminator's "
+            "Nothing was ever selected for self-training: no prediction passed the "
             "threshold, so no unlabelled picture ever served as a labelled one. A lower threshold or more "
             "steps may help."
         )

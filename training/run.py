@@ -70,7 +70,7 @@ def train(config: RunConfig) -> dict[str, Any]:
     checkpoints = Checkpoints(folder / "checkpoints", method)
     start_step = checkpoints.restore() if config.resume else 0
 
-    unlabeled = config.unlabeled_batch_size or config.batch_size
+    unlabeled = (config.unlabeled_batch_size or config.batch_size) * method.unlabeled_sets
     if not method.needs_unlabeled:
         unlabeled = 0
     batches = train_dataset(
@@ -263,7 +263,7 @@ def commit() -> str | None:
 
 def build_method(config: RunConfig, dataset: Dataset, split: Split) -> Method:
     """The networks and the method around them, not yet compiled."""
-    fields = config.method_fields
+    fields = config.method_class.with_split(config.method_fields, len(split.labeled))
     if config.branch_run is not None:
         return config.method_class.from_trained(open_branch(config.branch_run, dataset, split), fields)
     head: dict[str, Any] = {}

@@ -275,6 +275,8 @@ def test_warns_of_a_discriminator_that_overpowers_at_the_end(tmp_path):
     # mlmt's discriminator is done when the classifier begins.
     first_half = {name: lambda s, curve=curve: curve(2 * s) if s <= 100 else None for name, curve in late.items()}
     assert "scored label maps 0.97 and predictions 0.02" in notes_of(write_run(tmp_path / "staged", **first_half))
+    other = {name.replace("D_", "D1_"): curve for name, curve in late.items()}  # dualgan's
+    assert "scored label maps 0.97 and predictions 0.02" in notes_of(write_run(tmp_path / "other", **other))
     unsure = {"D_real": lambda s: 0.97, "D_fake": lambda s: 0.06}
     assert notes_of(write_run(tmp_path / "unsure", **unsure)) == ""
 

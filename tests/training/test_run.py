@@ -96,6 +96,28 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
             assert got[name] == pytest.approx(expected[name], rel=2e-3, abs=1e-6), (got["step"], name)
 
 
+@pytest.mark.parametrize(
+    ("method", "terms", "flags"),
+    [
+        ("advsemiseg", {"L_adv", "L_semi", "L_D"}, ["--segmenter", "deeplab_v3plus"]),
+        ("ecs", {"L_cor", "L_ecs"}, ["--segmenter", "deeplab_v2"]),
+        ("latent", {"L_latent", "L_cons"}, ["--segmenter", "deeplab_v2", "--latent.latent-classes", "5"]),
+        ("dualgan", {"L_D1", "L_D2", "L_s"}, ["--segmenter", "deeplab_v3plus", "--dualgan.d2-input", "maps_rgb"]),
+        ("unimatch", {"L_s1", "L_fp"}, ["--segmenter", "deeplab_v2"]),
+    ],
+)
+def test_every_method_runs_from_the_command_line(dataset, tmp_path, capsys, method, terms, flags):
+    out = tmp_path / "run"
+    status, result, err = train(dataset, out, capsys, *flags, method=method, steps=2)
+    assert status == 0 and result["finished"], err
+    assert terms <= lines(out)[1].keys()
+    if method == "latent":
+        model = keras.saving.load_model(out / "model.keras")
+        assert model.config.labeled_images == 2 and np.sum(model.co_occurrence) > 0
+    report = (out / "report.html").read_text()
+    assert all(name in report for name in terms) and "Other quantities" not in report
+
+
 def test_a_line_of_the_log_that_holds_both_stages_means_each_term_over_its_own_steps(tmp_path):
     class Method:
         main_optimizer = keras.optimizers.SGD(0.25)
@@ -139,7 +161,10 @@ def test_mistakes_are_answered_by_one_line(dataset, tmp_path, capsys):
     for flags, message in (
         (["--labeled", "0"], "0"),
         (["--dataset", str(tmp_path / "nowhere")], "nowhere"),
-        (["--method", "s4gam"], "--method must be one of supervised, s4gan, mlmt; got 's4gam'"),
+        (
+            ["--method", "s4gam"],
+            "--method must be one of supervised, advsemiseg, s4gan, mlmt, ecs, latent, dualgan, unimatch; got 's4gam'",
+        ),
         (["--backbone", "vgg"], "--backbone must be one of"),
         (["--recipe", "voc"], "--recipe must be one of auto, shapes, photos"),
         (["--labeled", "all"], "learns from unlabelled images"),

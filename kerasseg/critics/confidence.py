@@ -1,0 +1,90 @@
+"""The two discriminators of DualGAN ("Improved GAN with two discriminators"): D1 of pictures, D2 of pixels."""
+
+from typing import Literal, get_args
+
+import keras
+
+from kerasseg.critics.trunk import TRUNK_CHANNELS, convolution, leaky_relu, trunk
+from kerasseg.layers import CropLike, PadToMultiple, Upsample
+
+Shown = Literal["maps", "maps_rgb", "labels_rgb", "maps_times_rgb"]
+Structure = Literal["stride16_up16", "stride4_up4", "stride16_up2", "stride16_up4"]
+
+
+def build_d1(num_classes: int) -> keras.Model:
+    """Is this segmentation drawn by a person? (B,H,W,K), any H and W, to a logit (B,1), above 0 for yes, float32.
+
+    The trunk of AdvSemiSeg's discriminator, its verdicts averaged over the picture.
+    """
+    segmentation = keras.Input((None, None, num_classes), name="segmentation")
+    *_, x = trunk(segmentation)
+    x = convolution(x, 1, "conv5")
+    logit_B1 = keras.layers.GlobalAveragePooling2D(dtype="float32", name="logit")(x)
+    return keras.Model(segmentation, logit_B1, name="d1")
+
+
+def build_d2(num_classes: int, shown: Shown = "maps", structure: Structure = "stride16_up4") -> keras.Model:
+    """Is this prediction right, pixel by pixel?
+
+    Input `[segmentation (B,H,W,K), image (B,H,W,3)]`: class probabilities, and the picture, RGB in 0..255. Output: a
+    logit for each pixel (B,H,W,1), above 0 for "right", float32. Any H and W.
+
+    Args:
+        num_classes: K.
+        shown: what D2 sees (the paper's designs for its input): the K maps; these and the picture; the label map, as
+            one number 0..1 per pixel, and the picture (the segmenter learns nothing through it); or each map times each
+            colour.
+        structure: how far down and in what steps up again (the designs for its structure). The steps of 2 and of 4 have
+            skip connections.
+
+    The paper gives the strides and factors; the widths are those of the trunk on the way down, and the same again on
+    the way up.
+
+    Raises:
+        ValueError: for an unknown input or structure.
+    """
+    for name, value, choices in (("shown", shown, get_args(Shown)), ("structure", structure, get_args(Structure))):
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+    segmentation = keras.Input((None, None, num_classes), name="segmentation")
+    image = keras.Input((None, None, 3), name="image")
+    x = PadToMultiple(16, name="pad")(_shown(segmentation, image, num_classes, shown))
+
+    if structure == "stride4_up4":
+        *_, x = trunk(x, TRUNK_CHANNELS[:2])
+        for index, channels in enumerate(TRUNK_CHANNELS[2:], start=3):
+            x = leaky_relu(_same(x, channels, f"conv{index}"))
+        x = Upsample(4, name="up4")(_same(x, 1, "conv5"))
+    elif structure == "stride16_up16":
+        *_, x = trunk(x)
+        x = Upsample(16, name="up16")(_same(x, 1, "conv5"))
+    else:
+        stride2, stride4, stride8, x = trunk(x)
+        steps = [(2, stride8, 256), (2, stride4, 128), (2, stride2, 64)]
+        if structure == "stride16_up4":
+            steps = [(4, stride4, 128)]
+        for index, (factor, skip, channels) in enumerate(steps, start=1):
+            x = keras.layers.Concatenate(name=f"skip{index}")([Upsample(factor, name=f"up{index}")(x), skip])
+            x = leaky_relu(_same(x, channels, f"decoder{index}"))
+        x = Upsample(4 if structure == "stride16_up4" else 2, name="up")(_same(x, 1, "conv5"))
+    logits_BHW1 = CropLike(dtype="float32", name="crop")([x, segmentation])
+    return keras.Model([segmentation, image], logits_BHW1, name="d2")
+
+
+def _shown(segmentation, image, num_classes: int, shown: Shown):
+    rgb = keras.layers.Rescaling(1 / 255, name="rgb")(image)
+    if shown == "maps":
+        return segmentation
+    if shown == "maps_rgb":
+        return keras.layers.Concatenate(name="join")([segmentation, rgb])
+    if shown == "labels_rgb":
+        labels = keras.ops.argmax(segmentation, axis=-1, keepdims=True)
+        labels = keras.ops.cast(labels, rgb.dtype) / (num_classes - 1)
+        return keras.layers.Concatenate(name="join")([labels, rgb])
+    products = [segmentation * rgb[..., channel : channel + 1] for channel in range(3)]
+    return keras.layers.Concatenate(name="join")(products)
+
+
+def _same(x, channels: int, name: str):
+    """3x3, stride 1."""
+    return keras.layers.Conv2D(channels, 3, padding="same", name=name)(x)

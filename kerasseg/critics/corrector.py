@@ -1,0 +1,43 @@
+"""The corrector of ECS (Mendel et al. 2020, section 4.3): a DeepLab-v3+ that reads a picture with its segmentation."""
+
+import keras
+
+from kerasseg.layers import CropLike, PadToMultiple, PixelNormalization, Upsample
+from kerasseg.segmenters.backbones import build_backbone, copy_weights
+from kerasseg.segmenters.deeplab_v3plus import DeepLabV3Plus
+
+STRIDE = 16
+
+
+def build_corrector(
+    num_classes: int, backbone: str | keras.Model = "resnet34", weights: str = "none", head_channels: int = 256
+) -> keras.Model:
+    """What should stand here instead?
+
+    Input `[segmentation (B,H,W,K), image (B,H,W,3)]`: class probabilities or one-hot labels, and the picture, RGB in
+    0..255. Output: logits (B,H,W,K+1), float32; the last class is "right as it is". Any H and W.
+
+    Args:
+        num_classes: K.
+        backbone: a key of `BACKBONES`, or a model that `build_backbone` made, whose present weights the new one starts
+            from. Its first convolution takes 3 + K channels, He-initialised.
+        weights: of the rest of the backbone: as `build_backbone` takes them.
+        head_channels: width of the head: 256 in the paper.
+
+    Raises:
+        ValueError: for an unknown backbone or weights that cannot be had.
+    """
+    segmentation = keras.Input((None, None, num_classes), name="segmentation")
+    image = keras.Input((None, None, 3), name="image")
+    name = backbone if isinstance(backbone, str) else backbone.name
+    # The scale of the class maps beside it, whatever the backbone is used to: its first convolution is fresh.
+    pixels = PixelNormalization("tf", name="pixels")(image)
+    x = keras.layers.Concatenate(name="join")([pixels, segmentation])
+    features = build_backbone(name, STRIDE, weights, extra_channels=num_classes)
+    if not isinstance(backbone, str):
+        copy_weights(backbone, features)
+    head, stride = DeepLabV3Plus.build_head(features.outputs, num_classes + 1, STRIDE, head_channels)
+    logits = head(features(PadToMultiple(STRIDE, name="pad")(x)))
+    logits = Upsample(stride, dtype="float32", name="upsample")(logits)
+    logits_BHWK1 = CropLike(dtype="float32", name="crop")([logits, image])
+    return keras.Model([segmentation, image], logits_BHWK1, name="corrector")

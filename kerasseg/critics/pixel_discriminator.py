@@ -1,0 +1,30 @@
+"""The fully convolutional discriminator of AdvSemiSeg (Hung et al. 2018, section 3.2), which latent classes use too."""
+
+import keras
+
+from kerasseg.critics.trunk import convolution, trunk
+from kerasseg.layers import CropLike, Upsample
+
+
+def build_pixel_discriminator(num_classes: int, convolutional: bool = True) -> keras.Model:
+    """Which pixels of this segmentation look drawn by a person?
+
+    Input: class probabilities or one-hot labels (B,H,W,K), any H and W. Output: a logit for each pixel (B,H,W,1), above
+    0 for "drawn by a person", float32.
+
+    Args:
+        num_classes: K.
+        convolutional: False for table 6's discriminator, which gives one verdict for the whole picture (here as the
+            logit of all its pixels, so that it can take the other's place). Its last layer is dense, on the features'
+            mean over the picture, where the paper's reads them all and so is bound to one size.
+    """
+    segmentation = keras.Input((None, None, num_classes), name="segmentation")
+    *_, x = trunk(segmentation)
+    if convolutional:
+        x = Upsample(32, dtype="float32", name="upsample")(convolution(x, 1, "conv5"))
+    else:
+        x = keras.layers.GlobalAveragePooling2D(keepdims=True, dtype="float32", name="pool")(x)
+        x = keras.layers.Dense(1, dtype="float32", name="dense")(x)
+        x = x + keras.ops.zeros_like(segmentation[..., :1], dtype="float32")
+    logits_BHW1 = CropLike(dtype="float32", name="crop")([x, segmentation])
+    return keras.Model(segmentation, logits_BHW1, name="discriminator")

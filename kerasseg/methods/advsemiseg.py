@@ -1,0 +1,120 @@
+"""AdvSemiSeg (Hung et al. 2018, arXiv:1802.07934): a discriminator of pixels, and self-training where it is fooled."""
+
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+from kerasseg.critics import build_pixel_discriminator
+from kerasseg.layers import register
+from kerasseg.losses import (
+    binary_cross_entropy,
+    cross_entropy,
+    mean_where,
+    one_hot,
+    pseudo_labels,
+    valid_pixels,
+    zero_unless,
+)
+from kerasseg.methods.method import AdversarialConfig, Method, require_shares, require_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdvSemiSegConfig(AdversarialConfig):
+    """Fields of AdvSemiSeg; the defaults are the paper's for PASCAL VOC (section 4)."""
+
+    nesterov: bool = True
+    weight_decay: float = 1e-4
+    """With SGD an L2 penalty, added to the gradient (the reference code has 5e-4); with AdamW decoupled from it."""
+    lambda_adv: float = 0.01
+    """Weight of the adversarial loss on labelled images."""
+    lambda_adv_unlabeled: float = 0.001
+    """The same on unlabelled ones."""
+    lambda_semi: float = 0.1
+    """Weight of the self-training loss."""
+    T_semi: float = 0.2
+    """Self-train on a pixel whose score D(S(x)) is above this: 0 is every pixel, 1 none."""
+    adv_unlabeled_start: float = 0.25
+    """Share of training before the adversarial loss on unlabelled images sets in: 5000 of 20000 steps; the reference
+    code has 0."""
+    semi_start: float = 0.25
+    """Share of training before the self-training loss sets in: 5000 of 20000 steps."""
+    discriminator_sees_unlabeled: bool = False
+    """Whether the discriminator learns from predictions on unlabelled images too (reference code) or on labelled ones
+    alone (paper)."""
+    convolutional: bool = True
+    """Whether the discriminator judges each pixel, or the picture as a whole (table 6)."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_weights(self, "lambda_adv", "lambda_adv_unlabeled", "lambda_semi")
+        require_shares(self, "T_semi", "adv_unlabeled_start", "semi_start")
+
+
+@register
+class AdvSemiSeg(Method):
+    """L = L_ce + lambda_adv L_adv + lambda_semi L_semi (equation 2), against a fully convolutional discriminator.
+
+    Args:
+        segmenter: images (B,H,W,3) to logits (B,H,W,K).
+        discriminator: segmentation (B,H,W,K) to logits (B,H,W,1); the paper's (`build_pixel_discriminator`) when None.
+        fields: of `AdvSemiSegConfig`.
+    """
+
+    registry_name = "advsemiseg"
+    Config = AdvSemiSegConfig
+    config: AdvSemiSegConfig
+
+    def __init__(self, segmenter, discriminator=None, *, name=None, **fields):
+        config = self.make_config(fields)
+        discriminator = discriminator or build_pixel_discriminator(segmenter.output_shape[-1], config.convolutional)
+        super().__init__({"segmenter": segmenter, "discriminator": discriminator}, fields, name=name)
+
+    def make_optimizers(self):
+        return {"segmenter": self.segmenter_optimizer(), "discriminator": self.discriminator_optimizer()}
+
+    def scores(self, images_BHW3, S_BHWK):
+        return tf.nn.sigmoid(self.discriminator(S_BHWK, training=False)[..., 0])
+
+    def update(self, data):
+        x_l, x_u, y_l = self.unpack(data)
+        valid_l, valid_u = valid_pixels(y_l), self.unlabeled_valid(data)
+        config = self.config
+
+        with tf.GradientTape(persistent=True) as tape:
+            logits_l, logits_u = self.segment(x_l, x_u)  # train mode
+            # The discriminator has one mode. Each of its passes serves both networks' losses.
+            D_Y = self.discriminator(one_hot(y_l, self.num_classes))[..., 0]
+            D_l = self.discriminator(tf.nn.softmax(logits_l))[..., 0]
+            D_u = self.discriminator(zero_unless(valid_u, tf.nn.softmax(logits_u)))[..., 0]
+
+            L_ce = cross_entropy(y_l, logits_l)
+            L_adv = binary_cross_entropy(D_l, 1.0, valid_l)
+            L_adv_u = binary_cross_entropy(D_u, 1.0, valid_u)
+            trusted_u = (tf.nn.sigmoid(D_u) > config.T_semi) & valid_u
+            L_semi = cross_entropy(pseudo_labels(logits_u, trusted_u), logits_u)
+            L_S = (
+                L_ce
+                + config.lambda_adv * L_adv
+                + self.once_at(config.adv_unlabeled_start) * config.lambda_adv_unlabeled * L_adv_u
+                + self.once_at(config.semi_start) * config.lambda_semi * L_semi
+            )
+
+            D_fake, valid_fake = D_l, valid_l
+            if config.discriminator_sees_unlabeled:
+                D_fake = tf.concat([D_l, D_u], axis=0)
+                valid_fake = tf.concat([valid_l, tf.cast(valid_u, tf.float32)], axis=0)
+            L_D = (binary_cross_entropy(D_fake, 0.0, valid_fake) + binary_cross_entropy(D_Y, 1.0, valid_l)) / 2.0
+
+        self.minimize("segmenter", L_S, tape)
+        self.minimize("discriminator", L_D, tape)
+        return {
+            "L_S": L_S,
+            "L_ce": L_ce,
+            "L_adv": L_adv,
+            "L_adv_u": L_adv_u,
+            "L_semi": L_semi,
+            "L_D": L_D,
+            "D_real": mean_where(tf.nn.sigmoid(D_Y), valid_l),
+            "D_fake": mean_where(tf.nn.sigmoid(D_l), valid_l),
+            "selected": mean_where(tf.cast(trusted_u, tf.float32), valid_u),
+        }

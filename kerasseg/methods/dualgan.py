@@ -1,0 +1,144 @@
+"""DualGAN ("Improved GAN with two discriminators"): one judges pictures, the other tells which pixels are right.
+
+The paper's text has lost its equations; what stands here is rebuilt from its prose.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import tensorflow as tf
+
+from kerasseg.critics import build_d1, build_d2
+from kerasseg.critics.confidence import Shown, Structure
+from kerasseg.layers import register
+from kerasseg.losses import (
+    binary_cross_entropy,
+    cross_entropy,
+    mean,
+    mean_where,
+    one_hot,
+    pseudo_labels,
+    valid_pixels,
+    zero_unless,
+)
+from kerasseg.methods.method import AdversarialConfig, Method, require, require_shares, require_weights
+
+Threshold = Literal["dynamic", "static"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DualGANConfig(AdversarialConfig):
+    """Fields of DualGAN; the defaults are the paper's for PASCAL VOC ("Implementation details")."""
+
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    """With SGD an L2 penalty, added to the gradient; with AdamW decoupled from it."""
+    lambda_ad: float = 0.01
+    """Weight of the adversarial loss."""
+    lambda_s: float = 0.1
+    """Weight of the self-training loss."""
+    semi_start: float = 0.25
+    """Share of training before the segmenter learns from unlabelled images: 5000 of 20000 steps."""
+    freeze_discriminators: bool = False
+    """Whether the discriminators stay as they are from then on (the rate of the paper's optimizers is 0). The paper
+    says that they are fixed, and also that labelled images train them throughout."""
+    threshold: Threshold = "dynamic"
+    """Self-train on a pixel whose score by D2 is above D1's score of the picture, or above `T`."""
+    T: float = 0.9
+    """The static threshold."""
+    use_d1: bool = True
+    """Whether there is a D1 (tables 3 to 5); without it the threshold is static."""
+    use_d2: bool = True
+    """Whether there is a D2 (tables 3 to 5); without it no pixel is trusted, so lambda_s has to be 0."""
+    d2_input: Shown = "maps"
+    """What D2 sees (table 6): the class maps, these and the picture, the label map and the picture, or each class map
+    times each colour."""
+    d2_structure: Structure = "stride16_up4"
+    """How far down D2 goes and in what steps it comes up (table 7)."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_weights(self, "lambda_ad", "lambda_s")
+        require_shares(self, "semi_start", "T")
+        for name, choices in (("threshold", Threshold), ("d2_input", Shown), ("d2_structure", Structure)):
+            value = getattr(self, name)
+            require(value in get_args(choices), f"{name} must be one of {', '.join(get_args(choices))}; got {value!r}")
+        require(self.use_d1 or self.use_d2, "without d1 and d2 nothing is left of dualgan: use supervised")
+        require(self.use_d1 or self.threshold == "static", "the dynamic threshold is D1's score; without d1 use static")
+        require(self.use_d2 or self.lambda_s == 0, "without d2 no pixel is trusted; set lambda_s to 0")
+
+
+@register
+class DualGAN(Method):
+    """L_G = L_ce + lambda_ad L_ad + lambda_s L_s.
+
+    Args:
+        segmenter: the generator, images (B,H,W,3) to logits (B,H,W,K).
+        d1: segmentation (B,H,W,K) to a logit (B,1).
+        d2: `[segmentation, image]` to logits (B,H,W,1). Both the paper's when None, and None where the fields say so.
+        fields: of `DualGANConfig`.
+    """
+
+    registry_name = "dualgan"
+    Config = DualGANConfig
+    config: DualGANConfig
+
+    def __init__(self, segmenter, d1=None, d2=None, *, name=None, **fields):
+        config = self.make_config(fields)
+        classes = segmenter.output_shape[-1]
+        networks = {"segmenter": segmenter}
+        if config.use_d1:
+            networks["d1"] = d1 or build_d1(classes)
+        if config.use_d2:
+            networks["d2"] = d2 or build_d2(classes, config.d2_input, config.d2_structure)
+        super().__init__(networks, fields, name=name)
+
+    def make_optimizers(self):
+        until = self.config.semi_start if self.config.freeze_discriminators else 1.0
+        critics = {name: self.discriminator_optimizer(until) for name in self.network_names if name != "segmenter"}
+        return {"segmenter": self.segmenter_optimizer()} | critics
+
+    def scores(self, images_BHW3, S_BHWK):
+        if self.config.use_d2:
+            return tf.nn.sigmoid(self.d2([S_BHWK, images_BHW3])[..., 0])
+        return tf.nn.sigmoid(self.d1(S_BHWK)[:, 0])
+
+    def update(self, data):
+        x_l, x_u, y_l = self.unpack(data)
+        valid_l, valid_u = valid_pixels(y_l), self.unlabeled_valid(data)
+        config = self.config
+        late = self.once_at(config.semi_start)
+        terms = {}
+
+        with tf.GradientTape(persistent=True) as tape:
+            logits_l, logits_u = self.segment(x_l, x_u)  # train mode
+            G_l, G_u = tf.nn.softmax(logits_l), tf.nn.softmax(logits_u)
+            L_G = terms["L_ce"] = cross_entropy(y_l, logits_l)
+            L_ad = 0.0
+
+            # The discriminators have one mode. Each of their passes serves both networks' losses.
+            if config.use_d1:
+                D1_Y = self.d1(one_hot(y_l, self.num_classes))
+                # A mask is all zero where it is ignored; predictions are shown the same way, or that would tell them.
+                D1_l, D1_u = self.d1(zero_unless(valid_l, G_l)), self.d1(zero_unless(valid_u, G_u))
+                L_ad += binary_cross_entropy(D1_l, 1.0) + late * binary_cross_entropy(D1_u, 1.0)
+                terms["L_D1"] = binary_cross_entropy(D1_Y, 1.0) + binary_cross_entropy(D1_l, 0.0)
+                terms |= {"D1_real": mean(tf.nn.sigmoid(D1_Y)), "D1_fake": mean(tf.nn.sigmoid(D1_l))}
+            if config.use_d2:
+                D2_l, D2_u = self.d2([G_l, x_l])[..., 0], self.d2([zero_unless(valid_u, G_u), x_u])[..., 0]
+                L_ad += binary_cross_entropy(D2_l, 1.0, valid_l) + late * binary_cross_entropy(D2_u, 1.0, valid_u)
+                right_l = tf.cast(tf.argmax(logits_l, axis=-1, output_type=y_l.dtype) == y_l, tf.float32)
+                terms["L_D2"] = binary_cross_entropy(D2_l, right_l, valid_l)
+                T = tf.nn.sigmoid(D1_u)[..., tf.newaxis] if config.threshold == "dynamic" else config.T
+                trusted_u = (tf.nn.sigmoid(D2_u) > T) & valid_u
+                terms["L_s"] = cross_entropy(pseudo_labels(logits_u, trusted_u), logits_u)
+                terms["selected"] = mean_where(tf.cast(trusted_u, tf.float32), valid_u)
+                L_G += late * config.lambda_s * terms["L_s"]
+            L_G += config.lambda_ad * L_ad
+
+        self.minimize("segmenter", L_G, tape)
+        if config.use_d1:
+            self.minimize("d1", terms["L_D1"], tape)
+        if config.use_d2:
+            self.minimize("d2", terms["L_D2"], tape)
+        return {"L_G": L_G, "L_ad": L_ad} | terms

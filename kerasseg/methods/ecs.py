@@ -1,0 +1,141 @@
+"""ECS (Mendel et al. 2020, "Semi-supervised segmentation based on error-correcting supervision")."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import tensorflow as tf
+
+from kerasseg.critics import build_corrector
+from kerasseg.layers import register
+from kerasseg.losses import IGNORE_LABEL, cross_entropy, mean_where, one_hot, pixel_cross_entropy
+from kerasseg.methods.method import Method, SegmenterConfig, require, require_weights
+from kerasseg.optimizers import Adam, Poly
+
+
+@dataclass(frozen=True, kw_only=True)
+class ECSConfig(SegmenterConfig):
+    """Fields of ECS; the defaults are the paper's for PASCAL VOC (section 4.4)."""
+
+    steps: int = 22_000
+    learning_rate: float = 0.01
+    weight_decay: float = 1e-4
+    """With SGD an L2 penalty, added to the gradient; with AdamW decoupled from it."""
+    lambda_cor: float = 0.1
+    """Weight of the auxiliary objective: the corrector should find nothing to correct (table 2 has 0 too)."""
+    loss: Literal["nfl", "ce"] = "nfl"
+    """What the pseudo labels are learned by: negated focal loss, or plain cross-entropy (table 2)."""
+    gamma: float = 2.0
+    """Exponent of the negated focal loss: how much sure corrections count more."""
+    class_weight: float = 2.0
+    """Weight of the dataset's classes in the corrector's loss, beside 1 of "right as it is" (figure 3 has 1 too)."""
+    corrector_learning_rate: float = 1e-4
+    """Initial rate of the corrector's Adam."""
+    corrector_weight_decay: float = 1e-4
+    """Of the corrector, an L2 penalty."""
+    corrector_backbone: str | None = "resnet34"
+    """The corrector's backbone; None for the segmenter's, which then also lends the weights it starts from."""
+    corrector_weights: str = "none"
+    """Of a backbone of its own: imagenet, none, or the path of a weights file. Its first convolution is fresh in any
+    case. The paper starts from ImageNet, for which resnet34 has no published weights in Keras."""
+    corrector_head_channels: int = 256
+    """Width of the corrector's head."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_weights(self, "lambda_cor", "gamma", "corrector_weight_decay")
+        require(
+            self.corrector_backbone is not None or self.corrector_weights == "none",
+            "the corrector starts from the segmenter's weights where it has its backbone; leave out corrector_weights",
+        )
+        require(self.loss in ("nfl", "ce"), f"loss must be nfl or ce; got {self.loss!r}")
+        for name in ("class_weight", "corrector_learning_rate", "corrector_head_channels"):
+            require(getattr(self, name) > 0, f"{name} must be above 0; got {getattr(self, name)}")
+
+
+@register
+class ECS(Method):
+    """A corrector learns where segmentations are wrong and what belongs there; its corrections are the pseudo labels.
+
+    Three updates a step: L_cor (equation 2), L_sup (equation 3), L_ecs (equation 6).
+
+    Args:
+        segmenter: images (B,H,W,3) to logits (B,H,W,K).
+        corrector: `[segmentation, image]` to logits (B,H,W,K+1), the last class "right as it is"; the paper's
+            (`build_corrector`) when None.
+        fields: of `ECSConfig`.
+    """
+
+    registry_name = "ecs"
+    Config = ECSConfig
+    config: ECSConfig
+
+    def __init__(self, segmenter, corrector=None, *, name=None, **fields):
+        config = self.make_config(fields)
+        if corrector is None:
+            corrector = build_corrector(
+                segmenter.output_shape[-1],
+                config.corrector_backbone or segmenter.backbone,
+                config.corrector_weights,
+                config.corrector_head_channels,
+            )
+        super().__init__({"segmenter": segmenter, "corrector": corrector}, fields, name=name)
+
+    def make_optimizers(self):
+        config = self.config
+        rate = Poly(config.corrector_learning_rate, config.steps)
+        corrector = Adam(rate, beta_1=0.9, beta_2=0.99, l2=config.corrector_weight_decay)
+        return {"segmenter": self.segmenter_optimizer(updates=2), "corrector": corrector}
+
+    def scores(self, images_BHW3, S_BHWK):
+        """The corrector's probability of "right as it is" (B,H,W)."""
+        return tf.nn.softmax(self.corrector([S_BHWK, images_BHW3], training=False))[..., -1]
+
+    def update(self, data):
+        x_l, x_u, y_l = self.unpack(data)
+        valid_u = self.unlabeled_valid(data)
+        config = self.config
+        y_t = tf.where(y_l == IGNORE_LABEL, IGNORE_LABEL, self.num_classes)  # "right as it is" everywhere
+
+        # All passes of both networks are in train mode: batch norm goes by the batch.
+        with tf.GradientTape() as tape:
+            logits_l = self.segmenter(x_l, training=True)
+            with tape.stop_recording():
+                L_cor = self.update_corrector(x_l, logits_l, y_l, y_t)
+            L_ce = cross_entropy(y_l, logits_l)
+            L_aux = cross_entropy(y_t, self.corrector([tf.nn.softmax(logits_l), x_l], training=True))
+            L_sup = L_ce + config.lambda_cor * L_aux
+        self.minimize("segmenter", L_sup, tape)
+
+        with tf.GradientTape() as tape:
+            logits_u = self.segmenter(x_u, training=True)
+            with tape.stop_recording():
+                j = tf.nn.softmax(self.corrector([tf.nn.softmax(logits_u), x_u], training=True))
+                y_p, kept_u = corrected(logits_u, j)
+                gamma = config.gamma if config.loss == "nfl" else 0.0
+                sureness = tf.reduce_max(j, axis=-1) ** gamma
+            L_ecs = mean_where(sureness * pixel_cross_entropy(y_p, logits_u), valid_u)
+        self.minimize("segmenter", L_ecs, tape)
+        terms = {"L_sup": L_sup, "L_ce": L_ce, "L_aux": L_aux, "L_ecs": L_ecs, "L_cor": L_cor}
+        return terms | {"kept": mean_where(tf.cast(kept_u, tf.float32), valid_u)}
+
+    def update_corrector(self, x_l, logits_l, y_l, y_t) -> tf.Tensor:
+        """The corrector's update by L_cor: predictions and true segmentations of the labelled images."""
+        prediction_l = tf.argmax(logits_l, axis=-1, output_type=y_l.dtype)
+        y_cor = tf.where(prediction_l == y_l, self.num_classes, y_l)
+        weights_K1 = tf.constant([self.config.class_weight] * self.num_classes + [1.0])
+        Y_l = one_hot(y_l, self.num_classes)
+        with tf.GradientTape() as tape:
+            C_S = self.corrector([tf.nn.softmax(logits_l), x_l], training=True)
+            C_Y = self.corrector([Y_l, x_l], training=True)
+            L_cor = cross_entropy(y_cor, C_S, weights_K1) + cross_entropy(y_t, C_Y, weights_K1)
+        self.minimize("corrector", L_cor, tape)
+        return L_cor
+
+
+def corrected(logits_BHWK, corrections_BHWK1) -> tuple[tf.Tensor, tf.Tensor]:
+    """The pseudo labels (equation 4), int32 (B,H,W): the prediction where it is found right, else the correction; and
+    where the prediction was kept, bool (B,H,W)."""
+    correction_BHW = tf.argmax(corrections_BHWK1, axis=-1, output_type=tf.int32)
+    kept_BHW = correction_BHW == logits_BHWK.shape[-1]
+    prediction_BHW = tf.argmax(logits_BHWK, axis=-1, output_type=tf.int32)
+    return tf.where(kept_BHW, prediction_BHW, correction_BHW), kept_BHW
