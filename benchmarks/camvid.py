@@ -1,29 +1,38 @@
-"""`python -m benchmarks.camvid`: supervised, s4gan and mlmt on CamVid with 12 labelled frames, on two CPU cores.
+"""`python -m benchmarks.camvid`: all methods on CamVid with 12 labelled frames, and what more labels are worth.
 
-Trains every method with every seed, evaluates on val at native size, and writes the table. What a finished run scored
-is kept beside the table, and an unfinished run is resumed, so it can be stopped and started; on another machine kept
-scores count and the rest is trained. mlmt adds its classifier to the s4gan run of the same seed: the two branches are
-trained separately in the paper too.
+Trains every method with every seed, and supervised with other numbers of labels, evaluates on val at native size, and
+writes tables and a plot after each run. What a finished run scored is kept beside them, and an unfinished run is
+resumed, so it can be stopped and started; on another machine kept scores count and the rest is trained. mlmt adds its
+classifier to the s4gan run of the same seed: the two branches are trained separately in the paper too.
 """
 
 import dataclasses
+import io
 import json
 import os
 import shlex
 import statistics
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import NamedTuple
 
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, NullLocator
+
+from kerasseg.methods import METHODS
 from kerasseg.methods.method import SegmenterConfig
 from serving import cli
 from serving.pictures import write_atomically
 from training.run_folder import Run
 
-METHODS = ("supervised", "s4gan", "mlmt")
+TRAIN_FRAMES = 367
 
 
 @dataclass(frozen=True)
@@ -37,12 +46,15 @@ class CamVidConfig:
     runs: Path = Path("runs/camvid")
     """Where the run folders go."""
     results: Path = Path("benchmarks/results/camvid.md")
-    """The table is written between the markers of this file; the folder of its name keeps the scores of each run."""
-    labeled: int = 12
-    """Labelled frames."""
+    """The tables are written between the markers of this file; the plot lies beside it, and the folder of its name
+    keeps the scores of each run."""
+    labeled: str = "12"
+    """Labelled frames of all methods."""
+    more_labels: tuple[str, ...] = ("6", "46", "all")
+    """Further numbers of labelled frames, for supervised."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each decides a labelled subset, the initial weights and the batches."""
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = tuple(METHODS)
     """Rows of the table; mlmt needs s4gan."""
     steps: int = 1500
     """Of the segmenter's training."""
@@ -52,68 +64,84 @@ class CamVidConfig:
     """Seeds at a time, each with its share of the cores."""
 
     def __post_init__(self):
-        if self.methods != METHODS[: len(self.methods)] or not self.methods:
-            raise ValueError(
-                f"--methods must be {', then '.join(METHODS)}, leaving out only from the end; got {self.methods}"
-            )
+        if unknown := set(self.methods) - set(METHODS):
+            raise ValueError(f"--methods must be of {', '.join(METHODS)}; got {', '.join(sorted(unknown))}")
+        if "mlmt" in self.methods and "s4gan" not in self.methods:
+            raise ValueError("mlmt adds a classifier to s4gan's runs: give --methods s4gan too, or leave mlmt out")
+        if self.labeled in self.more_labels:
+            raise ValueError(f"--more-labels are further ones than the {self.labeled} of --labeled")
 
 
-def flags(config: CamVidConfig, method: str, seed: int) -> list[str]:
-    """The command line of one run, less --dataset, --weights and --out."""
-    own = ["--method", method, "--labeled", str(config.labeled), "--seed", str(seed)]
-    if method == "mlmt":
-        return [
-            *own,
-            "--steps",
-            str(config.classifier_steps),
-            "--branch-run",
-            str(folder(config, "s4gan", seed)),
-        ]
-    return [*own, "--steps", str(config.steps)]
+class Training(NamedTuple):
+    """One run of the benchmark."""
+
+    method: str
+    labeled: str
+    seed: int
+
+    def steps(self, config: CamVidConfig) -> int:
+        return config.classifier_steps if self.method == "mlmt" else config.steps
+
+    def name(self, config: CamVidConfig) -> str:
+        return f"{self.method}_{self.labeled}_{self.steps(config)}steps_seed{self.seed}"
+
+    def folder(self, config: CamVidConfig) -> Path:
+        return config.runs / self.name(config)
+
+    def kept(self, config: CamVidConfig) -> Path:
+        """Where the scores of the run are kept when its folder is gone."""
+        return config.results.with_suffix("") / f"{self.name(config)}.json"
+
+    def flags(self, config: CamVidConfig) -> list[str]:
+        """Its command line, less --dataset, --weights and --out."""
+        own = ["--method", self.method, "--labeled", self.labeled, "--seed", str(self.seed)]
+        own += ["--steps", str(self.steps(config))]
+        if self.method == "mlmt":
+            own += ["--branch-run", str(self._replace(method="s4gan").folder(config))]
+        return own
 
 
-def folder(config: CamVidConfig, method: str, seed: int) -> Path:
-    steps = config.classifier_steps if method == "mlmt" else config.steps
-    return config.runs / f"{method}_{config.labeled}_{steps}steps_seed{seed}"
+def trainings(config: CamVidConfig, seed: int) -> list[Training]:
+    """All runs of a seed, in the order in which they are trained."""
+    ordered = sorted(config.methods, key=list(METHODS).index)
+    return [Training(method, config.labeled, seed) for method in ordered] + [
+        Training("supervised", labeled, seed) for labeled in config.more_labels
+    ]
 
 
-def kept(config: CamVidConfig, method: str, seed: int) -> Path:
-    """Where the scores of a run are kept when its folder is gone."""
-    return config.results.with_suffix("") / f"{folder(config, method, seed).name}.json"
-
-
-def keep(config: CamVidConfig, method: str, seed: int) -> None:
+def keep(config: CamVidConfig, training: Training) -> None:
     """Keeps the settings and scores of a finished run, without the paths of the machine it ran on."""
-    run = Run.read_finished(folder(config, method, seed))
+    run = Run.read_finished(training.folder(config))
     local = ("command", "dataset", "weights", "branch_run", "palette", "finished")
     settings = {key: value for key, value in run.config.items() if key not in local}
     day = date.fromtimestamp((run.folder / "result.json").stat().st_mtime)
-    path = kept(config, method, seed)
+    path = training.kept(config)
     path.parent.mkdir(parents=True, exist_ok=True)
     scores = {"date": str(day), "settings": settings, "result": run.result}
     write_atomically(path, (json.dumps(scores, indent=2) + "\n").encode())
 
 
-def read_kept(config: CamVidConfig, method: str) -> list[dict]:
+def read_kept(config: CamVidConfig, method: str, labeled: str) -> dict[int, dict]:
     """What is kept of a method by seed; ValueError where the seeds were not run with the same settings."""
-    runs = [json.loads(kept(config, method, seed).read_text()) for seed in config.seeds]
+    paths = {seed: Training(method, labeled, seed).kept(config) for seed in config.seeds}
+    runs = {seed: json.loads(path.read_text()) for seed, path in paths.items() if path.exists()}
     of_a_run = {"seed", "split_fingerprint", "commit", "machine", "versions"}
-    first = runs[0]["settings"]
-    for seed, run in zip(config.seeds, runs, strict=True):
-        names = (first.keys() | run["settings"].keys()) - of_a_run
-        if changed := [name for name in sorted(names) if first.get(name) != run["settings"].get(name)]:
+    for seed, run in runs.items():
+        first_seed, first = next(iter(runs.items()))
+        names = (first["settings"].keys() | run["settings"].keys()) - of_a_run
+        if changed := [name for name in sorted(names) if first["settings"].get(name) != run["settings"].get(name)]:
             raise ValueError(
-                f"the kept scores of {method} with seeds {config.seeds[0]} and {seed} differ in {', '.join(changed)}: "
-                f"delete those to be run anew in {kept(config, method, seed).parent}"
+                f"the kept scores of {method} with seeds {first_seed} and {seed} differ in {', '.join(changed)}: "
+                f"delete those to be run anew in {paths[seed].parent}"
             )
     return runs
 
 
-def require_alike(kept_runs: dict[str, list[dict]]) -> None:
+def require_alike(kept_runs: dict[str, dict[int, dict]]) -> None:
     """ValueError unless all methods trained their segmenters with the same settings."""
 
     def of_the_segmenter(method: str) -> dict:
-        settings = kept_runs[method][0]["settings"]
+        settings = next(iter(kept_runs[method].values()))["settings"]
         fields = settings["fields"]["s4gan" if method == "mlmt" else method]
         network = ("segmenter", "backbone", "output_stride", "head_channels", "head_dropout")
         views = ("labeled", "crop", "scale", "flip", "color_jitter", "blur", "batch_size", "precision")
@@ -130,31 +158,25 @@ def require_alike(kept_runs: dict[str, list[dict]]) -> None:
             )
 
 
-def train(config: CamVidConfig, method: str, seed: int, cores: list[int]) -> None:
+def train(config: CamVidConfig, training: Training, cores: list[int]) -> None:
     """Trains one run to its end on the given cores, going on from its checkpoint where there is one."""
-    out = folder(config, method, seed)
-    needed_by_mlmt = method == "s4gan" and "mlmt" in config.methods and not kept(config, "mlmt", seed).exists()
-    if kept(config, method, seed).exists() and not needed_by_mlmt:
+    out = training.folder(config)
+    mlmt = training._replace(method="mlmt")
+    needed_by_mlmt = training.method == "s4gan" and "mlmt" in config.methods and not mlmt.kept(config).exists()
+    if training.kept(config).exists() and not needed_by_mlmt:
         return
     if (out / "config.json").exists() and Run.read(out).finished:
-        return keep(config, method, seed)
+        return keep(config, training)
     resume = ["--resume"] if (out / "config.json").exists() else []
-    command = [sys.executable, "-m", "training.run", *flags(config, method, seed)]
-    command += [
-        "--dataset",
-        str(config.dataset),
-        "--weights",
-        str(config.weights),
-        "--out",
-        str(out),
-        *resume,
-    ]
+    command = [sys.executable, "-m", "training.run", *training.flags(config)]
+    paths = {"--dataset": config.dataset, "--weights": config.weights, "--out": out}
+    command += [str(part) for flag in paths.items() for part in flag] + resume
     out.parent.mkdir(parents=True, exist_ok=True)
-    with out.with_suffix(".log").open("a") as log:
+    with out.with_name(f"{out.name}.log").open("a") as log:
         status = subprocess.run(command, stdout=log, stderr=log, preexec_fn=lambda: os.sched_setaffinity(0, cores))
     if status.returncode:
         raise ValueError(f"a run ended with exit status {status.returncode}: see {log.name}")
-    keep(config, method, seed)
+    keep(config, training)
 
 
 def main(config: CamVidConfig) -> dict:
@@ -163,70 +185,160 @@ def main(config: CamVidConfig) -> dict:
     jobs = min(config.jobs, len(cores))
     share = len(cores) // jobs
     free = [cores[i * share : (i + 1) * share] for i in range(jobs)]
+    writing = threading.Lock()
 
     def work(seed: int) -> None:
         mine = free.pop()
         try:
-            for method in config.methods:
-                train(config, method, seed, mine)
+            for training in trainings(config, seed):
+                train(config, training, mine)
+                with writing:
+                    write_results(config)
         finally:
             free.append(mine)
 
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(work, config.seeds))
-    kept_runs = {method: read_kept(config, method) for method in config.methods}
+    return write_results(config)
+
+
+def write_results(config: CamVidConfig) -> dict[str, float]:
+    """Writes the tables and the plot of what is kept so far; the mean of each method."""
+    kept_runs = {method: read_kept(config, method, config.labeled) for method in METHODS if method in config.methods}
+    kept_runs = {method: runs for method, runs in kept_runs.items() if runs}
+    by_labels = {labeled: read_kept(config, "supervised", labeled) for labeled in (config.labeled, *config.more_labels)}
+    by_labels = {labeled: runs for labeled, runs in by_labels.items() if runs}
+    if not kept_runs:
+        return {}
     require_alike(kept_runs)
-    text = table(config, kept_runs)
+    scores = {method: miou(runs) for method, runs in kept_runs.items()}
+    plot = config.results.with_suffix(".svg")
+    label_scores = {labeled: miou(runs) for labeled, runs in by_labels.items()}
+    write_atomically(plot, svg(labels_figure(config, label_scores, scores)))
+    text = "\n".join(
+        [
+            *methods_table(config, kept_runs),
+            "",
+            *labels_table(config, by_labels),
+            "",
+            f"![mIoU by labelled frames]({plot.name})",
+            "",
+            *commands(config, kept_runs),
+            "",
+        ]
+    )
     before, _, rest = (
         config.results.read_text().partition("<!-- table -->\n") if config.results.exists() else ("", "", "")
     )
     after = rest.partition("<!-- end of table -->\n")[2]
     marked = f"{before}<!-- table -->\n{text}<!-- end of table -->\n{after}"
     write_atomically(config.results, marked.encode())
-    return {method: statistics.mean(run["result"]["mIoU"] for run in runs) for method, runs in kept_runs.items()}
+    return {method: statistics.mean(values.values()) for method, values in scores.items()}
 
 
-def table(config: CamVidConfig, kept_runs: dict[str, list[dict]]) -> str:
-    """Markdown: mIoU by seed, mean and deviation, difference to supervised paired by seed; then the commands."""
-    results = {method: [run["result"] for run in runs] for method, runs in kept_runs.items()}
+def miou(runs: dict[int, dict], variant: str | None = None) -> dict[int, float]:
+    """By seed, in %."""
+    return {seed: 100 * (run["result"][variant] if variant else run["result"])["mIoU"] for seed, run in runs.items()}
+
+
+def methods_table(config: CamVidConfig, kept_runs: dict[str, dict[int, dict]]) -> list[str]:
+    """Markdown: mIoU by seed, mean and deviation, difference to supervised paired by seed."""
     rows = {}
-    for method, scored in results.items():
-        rows[f"{method} (gate on)" if method == "mlmt" else method] = [100 * result["mIoU"] for result in scored]
+    for method, runs in kept_runs.items():
+        rows[f"{method} (gate on)" if method == "mlmt" else method] = miou(runs)
         if method == "mlmt":
-            rows["mlmt (gate off)"] = [100 * result["without_gate"]["mIoU"] for result in scored]
-    seeds = " | ".join(f"seed {seed}" for seed in config.seeds)
-    each = [run for runs in kept_runs.values() for run in runs]
+            rows["mlmt (gate off)"] = miou(runs, "without_gate")
+    each = [run for runs in kept_runs.values() for run in runs.values()]
     dates = " and ".join(sorted({run["date"] for run in each}))
     machines = " or ".join(sorted({run["settings"]["machine"] for run in each}))
+    seeds = " | ".join(f"seed {seed}" for seed in config.seeds)
     lines = [
-        f"{dates}; each run on {machines}. Settings and scores by class are in the folder beside.",
+        f"{dates}; each run on {machines}. Settings and scores by class are in the folder beside; `-` is to come.",
         "",
-        f"| mIoU on val, % | {seeds} | mean | deviation | to supervised, by seed | seconds a run |",
+        f"| mIoU on val, %, {config.labeled} labelled frames | {seeds} | mean | deviation | to supervised, by seed "
+        "| seconds a run |",
         "| --- |" + " ---: |" * (len(config.seeds) + 4),
     ]
+    baseline = rows.get("supervised", {})
     for name, values in rows.items():
-        gains = [value - base for value, base in zip(values, rows["supervised"], strict=True)]
-        seconds = statistics.mean(result["seconds"] for result in results[name.split()[0]])
-        lines.append(
-            f"| {name} | {' | '.join(f'{value:.1f}' for value in values)} | {statistics.mean(values):.1f} | "
-            f"{statistics.stdev(values) if len(values) > 1 else 0:.1f} | "
-            f"{' '.join(f'{gain:+.1f}' for gain in gains)} (mean {statistics.mean(gains):+.1f}) | {seconds:.0f} |"
-        )
-    lines += ["", "```bash"]
-    for method in config.methods:
-        command = ["python", "-m", "training.run", *flags(config, method, config.seeds[0])]
-        command += [
-            "--dataset",
-            "CAMVID",
-            "--weights",
-            "WEIGHTS",
-            "--out",
-            str(folder(config, method, config.seeds[0])),
-        ]
-        lines.append(shlex.join(command))
-    others = ", ".join(str(seed) for seed in config.seeds[1:])
-    lines += ["```", "", f"and the same with seeds {others}." if others else "", ""]
-    return "\n".join(lines)
+        gains = [values[seed] - baseline[seed] for seed in values if seed in baseline]
+        paired = f"{' '.join(f'{gain:+.1f}' for gain in gains)} (mean {statistics.mean(gains):+.1f})" if gains else "-"
+        seconds = statistics.mean(run["result"]["seconds"] for run in kept_runs[name.split()[0]].values())
+        cells = [name, *spread(config, values), paired, f"{seconds:.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def labels_table(config: CamVidConfig, by_labels: dict[str, dict[int, dict]]) -> list[str]:
+    """Markdown: what supervised scores with each number of labels."""
+    lines = [
+        f"| supervised with | {' | '.join(f'seed {seed}' for seed in config.seeds)} | mean | deviation |",
+        "| --- |" + " ---: |" * (len(config.seeds) + 2),
+    ]
+    for labeled in sorted(by_labels, key=frames):
+        lines.append(f"| {' | '.join([f'{frames(labeled)} frames', *spread(config, miou(by_labels[labeled]))])} |")
+    return lines
+
+
+def spread(config: CamVidConfig, values: dict[int, float]) -> list[str]:
+    """The cells of a row: a score for each seed, their mean and standard deviation."""
+    seeds = [f"{values[seed]:.1f}" if seed in values else "-" for seed in config.seeds]
+    deviation = f"{statistics.stdev(values.values()):.1f}" if len(values) > 1 else "-"
+    return [*seeds, f"{statistics.mean(values.values()):.1f}", deviation]
+
+
+def frames(labeled: str) -> int:
+    return TRAIN_FRAMES if labeled == "all" else int(labeled)
+
+
+def labels_figure(
+    config: CamVidConfig, by_labels: dict[str, dict[int, float]], scores: dict[str, dict[int, float]]
+) -> Figure:
+    """mIoU by number of labelled frames: supervised as a line, the other methods as points above its `labeled`."""
+    figure = Figure(figsize=(7.5, 4), layout="constrained")
+    axes = figure.subplots()
+    counts = sorted(by_labels, key=frames)
+
+    def mean_and_deviation(values: dict[int, float]) -> tuple[float, float]:
+        return statistics.mean(values.values()), statistics.stdev(values.values()) if len(values) > 1 else 0.0
+
+    if counts:
+        means, deviations = zip(*(mean_and_deviation(by_labels[labeled]) for labeled in counts), strict=True)
+        axes.errorbar([frames(n) for n in counts], means, deviations, capsize=3, marker="o", label="supervised")
+    others = [method for method in scores if method != "supervised"]
+    for index, method in enumerate(others, start=1):
+        mean, deviation = mean_and_deviation(scores[method])
+        place = frames(config.labeled) * 1.06**index  # side by side
+        axes.errorbar(place, mean, deviation, capsize=3, marker="sD^vPX*"[index - 1], linestyle="", label=method)
+    axes.set_xscale("log")
+    axes.set_xticks([frames(n) for n in counts], [str(frames(n)) for n in counts])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("labelled frames")
+    axes.set_ylabel("mIoU on val, %")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def svg(figure: Figure) -> bytes:
+    """The figure as a file; equal figures give equal files."""
+    file = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "kerasseg"}):
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
+
+
+def commands(config: CamVidConfig, kept_runs: Sequence[str]) -> list[str]:
+    """Markdown: what reproduces the first table."""
+    lines = ["```bash"]
+    for method in kept_runs:
+        training = Training(method, config.labeled, config.seeds[0])
+        out = ["--dataset", "CAMVID", "--weights", "WEIGHTS", "--out", str(training.folder(config))]
+        lines.append(shlex.join(["python", "-m", "training.run", *training.flags(config), *out]))
+    lines.append("```")
+    if others := ", ".join(str(seed) for seed in config.seeds[1:]):
+        lines += ["", f"and the same with seeds {others}."]
+    return lines
 
 
 if __name__ == "__main__":

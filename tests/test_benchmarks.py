@@ -1,4 +1,4 @@
-"""benchmarks.camvid without its trainings: what is trained when, and what the table says."""
+"""benchmarks.camvid without its trainings: what is trained when, and what the tables say."""
 
 import dataclasses
 import json
@@ -7,10 +7,12 @@ import subprocess
 import pytest
 
 from benchmarks import camvid
+from benchmarks.camvid import Training
 from kerasseg.methods.method import SegmenterConfig
 from training.config import RunConfig
 
-MIOU = {"supervised": (0.50, 0.40), "s4gan": (0.51, 0.43), "mlmt": (0.52, 0.44)}
+MIOU = {"supervised": (0.50, 0.40), "s4gan": (0.51, 0.43), "mlmt": (0.52, 0.44), "unimatch": (0.55, 0.41)}
+METHODS = tuple(MIOU)
 
 
 @pytest.fixture
@@ -20,19 +22,20 @@ def benchmark(tmp_path, monkeypatch):
 
     def training(command, **_):
         given = dict(zip(command[3::2], command[4::2], strict=True))
-        method, seed = given["--method"], int(given["--seed"])
-        trained.append((method, seed))
-        folder = camvid.folder(config, method, seed)
-        if method == "mlmt":
-            assert (camvid.folder(config, "s4gan", seed) / "model.keras").exists()
-            assert given["--branch-run"] == str(camvid.folder(config, "s4gan", seed))
+        run = Training(given["--method"], given["--labeled"], int(given["--seed"]))
+        trained.append(run)
+        folder = run.folder(config)
+        if run.method == "mlmt":
+            s4gan = run._replace(method="s4gan").folder(config)
+            assert (s4gan / "model.keras").exists() and given["--branch-run"] == str(s4gan)
         folder.mkdir(parents=True)
-        settings = dataclasses.asdict(RunConfig(method=method, dataset="camvid", steps=2))
-        branch = "supervised" if method == "supervised" else "s4gan"
+        settings = dataclasses.asdict(RunConfig(method=run.method, dataset="camvid", labeled=run.labeled, steps=2))
+        branch = "s4gan" if run.method == "mlmt" else run.method
         settings |= {"classes": [], "palette": [], "fields": {branch: dataclasses.asdict(SegmenterConfig())}}
         settings |= {"split_fingerprint": "f", "commit": "c", "machine": "m", "versions": {}, "finished": True}
         settings |= {"command": f"python -m training.run --dataset {config.dataset}"}
-        result = {"mIoU": MIOU[method][seed], "without_gate": {"mIoU": MIOU["s4gan"][seed]}, "seconds": 9.0}
+        score = MIOU[run.method][run.seed] + (0.1 if run.labeled == "all" else 0)
+        result = {"mIoU": score, "without_gate": {"mIoU": MIOU["s4gan"][run.seed]}, "seconds": 9.0}
         (folder / "config.json").write_text(json.dumps(settings, default=str))
         (folder / "result.json").write_text(json.dumps(result))
         (folder / "model.keras").touch()
@@ -42,26 +45,52 @@ def benchmark(tmp_path, monkeypatch):
     results = tmp_path / "camvid.md"
     results.write_text("before\n<!-- table -->\nan earlier table\n<!-- end of table -->\nafter\n")
     config = camvid.CamVidConfig(
-        dataset=tmp_path / "camvid", weights=tmp_path / "w.h5", runs=tmp_path / "runs", results=results, seeds=(0, 1)
+        dataset=tmp_path / "camvid",
+        weights=tmp_path / "w.h5",
+        runs=tmp_path / "runs",
+        results=results,
+        seeds=(0, 1),
+        methods=METHODS,
+        more_labels=("all",),
     )
     return config, trained
 
 
-def test_the_table_compares_with_supervised_by_seed(benchmark):
+def test_the_tables_compare_with_supervised_by_seed_and_with_more_labels(benchmark):
     config, _ = benchmark
-    assert camvid.main(config)["s4gan"] == pytest.approx(0.47)
+    assert camvid.main(config)["s4gan"] == pytest.approx(47)
     text = config.results.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "earlier" not in text
     assert "| s4gan | 51.0 | 43.0 | 47.0 | 5.7 | +1.0 +3.0 (mean +2.0) | 9 |" in text
     assert "| mlmt (gate on) | 52.0 | 44.0 | 48.0 | 5.7 | +2.0 +4.0 (mean +3.0) | 9 |" in text
+    assert "| 12 frames | 50.0 | 40.0 | 45.0 | 7.1 |" in text and "| 367 frames | 60.0 | 50.0 | 55.0 | 7.1 |" in text
     assert str(config.dataset) not in text
+    assert "(camvid.svg)" in text
+    drawn = config.results.with_suffix(".svg").read_text()
+    for word in ("unimatch", "labelled frames", "367"):
+        assert f"<!-- {word} -->" in drawn  # so matplotlib notes a text that it draws as paths
+
+
+def test_the_tables_say_which_runs_are_to_come(benchmark, monkeypatch):
+    config, _ = benchmark
+    camvid.main(config)
+    for path in (Training("s4gan", "12", 1).kept(config), Training("unimatch", "12", 0).kept(config)):
+        path.unlink()
+    for seed in config.seeds:
+        Training("mlmt", "12", seed).kept(config).unlink()
+    assert camvid.write_results(config).keys() == {"supervised", "s4gan", "unimatch"}
+    text = config.results.read_text()
+    assert "| s4gan | 51.0 | - | 51.0 | - | +1.0 (mean +1.0) | 9 |" in text
+    assert "| unimatch | - | 41.0 | 41.0 | - | +1.0 (mean +1.0) | 9 |" in text
+    assert "mlmt" not in text.partition("```")[0]
 
 
 def test_kept_scores_stand_for_runs_that_are_gone(benchmark):
     config, trained = benchmark
     camvid.main(config)
-    assert sorted(trained) == sorted((method, seed) for method in camvid.METHODS for seed in (0, 1))
-    kept = camvid.kept(config, "supervised", 1).read_text()
+    expected = [(method, "12", seed) for method in METHODS for seed in (0, 1)]
+    assert sorted(trained) == sorted(expected + [("supervised", "all", seed) for seed in (0, 1)])
+    kept = Training("supervised", "12", 1).kept(config).read_text()
     assert json.loads(kept)["result"]["mIoU"] == 0.40 and str(config.dataset) not in kept
 
     config.runs.rename(config.runs.with_name("gone"))
@@ -70,9 +99,9 @@ def test_kept_scores_stand_for_runs_that_are_gone(benchmark):
     assert trained == []
 
     # The classifier of mlmt needs the segmenter of s4gan, not only its score.
-    camvid.kept(config, "mlmt", 1).unlink()
+    Training("mlmt", "12", 1).kept(config).unlink()
     camvid.main(config)
-    assert trained == [("s4gan", 1), ("mlmt", 1)]
+    assert trained == [("s4gan", "12", 1), ("mlmt", "12", 1)]
 
 
 @pytest.mark.parametrize("name", ["backbone", "learning_rate"])
@@ -80,7 +109,7 @@ def test_scores_of_methods_with_other_segmenters_are_refused(benchmark, name):
     config, _ = benchmark
     camvid.main(config)
     for seed in config.seeds:
-        path = camvid.kept(config, "supervised", seed)
+        path = Training("supervised", "12", seed).kept(config)
         kept = json.loads(path.read_text())
         (kept["settings"] if name == "backbone" else kept["settings"]["fields"]["supervised"])[name] = "another"
         path.write_text(json.dumps(kept))
@@ -91,7 +120,7 @@ def test_scores_of_methods_with_other_segmenters_are_refused(benchmark, name):
 def test_scores_of_other_settings_are_refused(benchmark):
     config, _ = benchmark
     camvid.main(config)
-    path = camvid.kept(config, "s4gan", 1)
+    path = Training("s4gan", "12", 1).kept(config)
     path.write_text(path.read_text().replace('"steps": 2,', '"steps": 3,'))
     with pytest.raises(ValueError, match="s4gan with seeds 0 and 1 differ in steps: delete"):
         camvid.main(config)
@@ -99,7 +128,8 @@ def test_scores_of_other_settings_are_refused(benchmark):
 
 def test_a_run_that_was_stopped_is_resumed(benchmark, monkeypatch):
     config, _ = benchmark
-    folder = camvid.folder(config, "supervised", 0)
+    run = Training("supervised", "12", 0)
+    folder = run.folder(config)
     folder.mkdir(parents=True)
     settings = {"method": "", "dataset": "", "steps": 2, "classes": [], "palette": [], "split_fingerprint": ""}
     (folder / "config.json").write_text(json.dumps(settings))
@@ -111,10 +141,18 @@ def test_a_run_that_was_stopped_is_resumed(benchmark, monkeypatch):
 
     monkeypatch.setattr(camvid.subprocess, "run", stopped)
     with pytest.raises(ValueError, match="exit status 130"):
-        camvid.train(config, "supervised", 0, [0])
+        camvid.train(config, run, [0])
     assert commands[0][-1] == "--resume"
 
 
-def test_methods_come_in_their_order():
-    with pytest.raises(ValueError, match="--methods must be supervised, then"):
-        camvid.CamVidConfig(dataset=".", weights=".", methods=("supervised", "mlmt"))
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"methods": ("supervised", "mlmt")}, "give --methods s4gan too"),
+        ({"methods": ("supervised", "cutmix")}, "--methods must be of supervised, .*; got cutmix"),
+        ({"more_labels": ("12",)}, "further ones than the 12"),
+    ],
+)
+def test_impossible_requests(fields, message):
+    with pytest.raises(ValueError, match=message):
+        camvid.CamVidConfig(dataset=".", weights=".", **fields)
