@@ -42,6 +42,76 @@ def scores(confusion: np.ndarray) -> Scores:
     )
 
 
+class Reliability:
+    """Whether a confidence tells right pixels from wrong ones: counts of both by confidence."""
+
+    BINS = 20
+    LEVELS, LARGEST_LOGIT = 4096, 17.0  # finely spaced where softmax ends: float32 knows no logit above 17
+
+    def __init__(self):
+        self.bins_2N = np.zeros((2, self.BINS), np.int64)
+        """Wrong and right pixels by confidence in steps of 1 / BINS."""
+        self.confidence_N = np.zeros(self.BINS)
+        """Sum of the confidences in each step."""
+        self.levels_2L = np.zeros((2, self.LEVELS), np.int64)
+        """Wrong and right pixels by the confidence's logit, to rank them."""
+
+    def add(self, confidence_P: np.ndarray, right_P: np.ndarray) -> None:
+        """Counts pixels: confidence in 0..1, and whether the prediction is right."""
+        right_P = right_P.astype(np.int64)
+        bins_P = np.minimum((confidence_P * self.BINS).astype(np.int64), self.BINS - 1)
+        self.bins_2N += np.bincount(right_P * self.BINS + bins_P, minlength=2 * self.BINS).reshape(2, -1)
+        self.confidence_N += np.bincount(bins_P, weights=confidence_P, minlength=self.BINS)
+        confidence_P = confidence_P.astype(np.float64)
+        with np.errstate(divide="ignore"):
+            logit_P = np.log(confidence_P) - np.log1p(-confidence_P)
+        level_P = (np.clip(logit_P / self.LARGEST_LOGIT, -1, 1) + 1) / 2 * (self.LEVELS - 1)
+        level_P = right_P * self.LEVELS + np.rint(level_P).astype(np.int64)
+        self.levels_2L += np.bincount(level_P, minlength=2 * self.LEVELS).reshape(2, -1)
+
+    def summary(self) -> dict:
+        """What the counts say.
+
+        Returns:
+            "pixels"; "accuracy"; "expected_calibration_error": mean distance of confidence and accuracy over the bins,
+            0..1, weighted by their pixels (Guo et al. 2017, arXiv:1706.04599); "error_detection_auc": the probability
+            that a right pixel has more confidence than a wrong one, 0.5 for a confidence that says nothing, None
+            where all pixels are right or all wrong; "bins": per step its "from", "right", "wrong" and mean
+            "confidence" (None without pixels); "thresholds": for 0, 0.1 ... 0.9 the share of pixels "selected" at or
+            above it and their "accuracy".
+        """
+        wrong_N, right_N = self.bins_2N
+        count_N = wrong_N + right_N
+        pixels = int(count_N.sum())
+        error = np.abs(self.confidence_N - right_N).sum() / max(pixels, 1)
+        wrong_L, right_L = self.levels_2L
+        pairs = int(wrong_L.sum()) * int(right_L.sum())
+        below_L = np.cumsum(wrong_L) - wrong_L
+        bins = [
+            {
+                "from": index / self.BINS,
+                "right": int(right_N[index]),
+                "wrong": int(wrong_N[index]),
+                "confidence": float(self.confidence_N[index] / count_N[index]) if count_N[index] else None,
+            }
+            for index in range(self.BINS)
+        ]
+        thresholds = []
+        for tenth in range(10):
+            start = tenth * self.BINS // 10
+            selected = int(count_N[start:].sum())
+            accuracy = float(right_N[start:].sum() / selected) if selected else None
+            thresholds.append({"threshold": tenth / 10, "selected": selected / max(pixels, 1), "accuracy": accuracy})
+        return {
+            "pixels": pixels,
+            "accuracy": float(right_N.sum() / max(pixels, 1)),
+            "expected_calibration_error": float(error),
+            "error_detection_auc": float((right_L * (below_L + wrong_L / 2)).sum() / pairs) if pairs else None,
+            "bins": bins,
+            "thresholds": thresholds,
+        }
+
+
 @register
 class ConfusionMatrix(keras.metrics.Metric):
     """Counts pixels by true and predicted class; its result is the mean IoU (see `scores`).

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from kerasseg.metrics import ConfusionMatrix, scores
+from kerasseg.metrics import ConfusionMatrix, Reliability, scores
 
 
 def test_scores_of_a_small_matrix_by_hand():
@@ -33,3 +33,45 @@ def test_counts_beyond_the_integers_of_float32_are_kept():
     metric.matrix.assign([[2**24, 0], [0, 0]])
     metric.update_state(np.zeros((1, 1, 1)), np.zeros((1, 1, 1)))
     assert int(metric.matrix[0, 0]) == 2**24 + 1
+
+
+def test_reliability_against_all_pairs_of_pixels():
+    rng = np.random.default_rng(0)
+    confidence = rng.beta(4, 1, 600).astype(np.float32)
+    right = rng.random(600) < confidence**2  # surer than right
+    reliability = Reliability()
+    for part in np.array_split(np.arange(600), 3):
+        reliability.add(confidence[part], right[part])
+    summary = reliability.summary()
+
+    assert summary["pixels"] == 600 and summary["accuracy"] == pytest.approx(right.mean())
+    pairs = confidence[right][:, None] - confidence[~right][None]
+    assert summary["error_detection_auc"] == pytest.approx(np.mean((pairs > 0) + (pairs == 0) / 2), abs=2e-3)
+    step = np.minimum((confidence * 20).astype(int), 19)
+    error = sum(abs(confidence[step == i].sum(dtype=np.float64) - right[step == i].sum()) for i in range(20)) / 600
+    assert summary["expected_calibration_error"] == pytest.approx(error) and error > 0.05
+    for row in summary["thresholds"]:
+        chosen = step >= 2 * round(10 * row["threshold"])
+        assert row["selected"] == pytest.approx(chosen.mean())
+        assert row["accuracy"] == pytest.approx(right[chosen].mean())
+    for entry, index in zip(summary["bins"], range(20), strict=True):
+        assert (entry["from"], entry["right"]) == (index / 20, right[step == index].sum())
+        assert entry["right"] + entry["wrong"] == (step == index).sum()
+
+
+def test_reliability_ranks_probabilities_that_are_all_but_1():
+    reliability = Reliability()
+    nearly = np.array([1 - 1e-6, 1 - 1e-4, 1 - 1e-5, 1.0, 0.0], np.float32)
+    reliability.add(nearly, np.array([True, False, True, True, False]))
+    assert reliability.summary()["error_detection_auc"] == 1.0
+
+
+def test_reliability_of_nothing_or_of_right_pixels_alone():
+    reliability = Reliability()
+    assert reliability.summary()["error_detection_auc"] is None
+    assert reliability.summary()["bins"][3] == {"from": 0.15, "right": 0, "wrong": 0, "confidence": None}
+    reliability.add(np.array([0.7, 0.7]), np.array([True, True]))
+    summary = reliability.summary()
+    assert summary["error_detection_auc"] is None and summary["accuracy"] == 1
+    assert summary["expected_calibration_error"] == pytest.approx(0.3)
+    assert summary["thresholds"][8] == {"threshold": 0.8, "selected": 0.0, "accuracy": None}

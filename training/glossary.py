@@ -236,6 +236,21 @@ TERMS = {
 }
 
 
+CONFIDENCES = {
+    "softmax": Term(
+        "",
+        "the likeliest class's probability, by the segmenter itself",
+        "lies on the dotted line if it is as sure as it is right; below it, it is too sure",
+    ),
+    "critic": Term(
+        "",
+        "what the second network makes of each pixel",
+        "rises from left to right if its low values find mistakes",
+    ),
+}
+LATENT_CLASSES = Term("", "the classes the second branch found by itself, and which real ones go to each", "")
+
+
 def term(name: str) -> Term:
     """The words for a logged quantity; for an undescribed name, only the likeliest plot to draw it in."""
     if name in TERMS:

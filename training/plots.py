@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -112,6 +113,55 @@ def curves_figure(
         return figure
 
 
+def reliability_figure(confidences: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Share of right pixels by confidence, and how many pixels have it.
+
+    The dotted diagonal is a confidence that tells its own accuracy.
+
+    Args:
+        confidences: by name what `kerasseg.metrics.Reliability.summary` gives.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(5.2, 4.2), layout="constrained")
+        axes, shares = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        axes.plot((0, 1), (0, 1), color=INK, linewidth=1, linestyle=(0, (2, 3)), label="confidence = accuracy")
+        for number, (name, summary) in enumerate(confidences.items()):
+            bins = [entry for entry in summary["bins"] if entry["right"] + entry["wrong"]]
+            counts = np.array([entry["right"] + entry["wrong"] for entry in bins])
+            style = {"color": SERIES[number % len(SERIES)], "linestyle": LINE_STYLES[number % len(LINE_STYLES)]}
+            x = [entry["confidence"] for entry in bins]
+            axes.plot(x, [entry["right"] for entry in bins] / counts, marker="o", ms=3.5, label=name, **style)
+            shares.plot(x, counts / counts.sum(), **style)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1.02)
+        axes.set_ylabel("share of pixels right")
+        shares.set_xlabel("confidence")
+        shares.set_ylabel("share of\nall pixels")
+        shares.set_ylim(bottom=0)
+        for each in (axes, shares):
+            each.yaxis.set_major_locator(MaxNLocator(4))
+            each.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+        figure.legend(loc="outside upper left", ncols=1 if len(confidences) > 1 else 2)
+        return figure
+
+
+def heat_map(values: np.ndarray, rows: Collection[str], columns: str, title: str) -> Figure:
+    """Values 0..1 (R,C) as shades, a row for each of `rows`; columns are numbered."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(5.2, 1.4 + 0.22 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        shades = LinearSegmentedColormap.from_list("shades", ("#ffffff", SERIES[0]))
+        image = axes.pcolormesh(values, cmap=shades, vmin=0, vmax=1, edgecolors=GRID, linewidth=0.3)
+        axes.set_yticks(np.arange(len(rows)) + 0.5, list(rows))
+        axes.set_xticks(np.arange(values.shape[1]) + 0.5, [str(index) for index in range(values.shape[1])])
+        axes.tick_params(axis="x", labelsize=7)
+        axes.invert_yaxis()
+        axes.grid(visible=False)
+        axes.set_xlabel(columns)
+        figure.colorbar(image, ax=axes, label=title)
+        return figure
+
+
 def _magnification(highest: float, top: float) -> int:
     """The power of ten that lifts a curve lying below a tenth of the plot's height; 1 for all others."""
     if not 0 < highest < top / 10:
@@ -134,6 +184,13 @@ def _thinned(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
     axes = (np.array_split(np.asarray(axis, np.float64), pieces) for axis in curve)
     steps, values = (np.array([part.mean() for part in parts]) for parts in axes)
     return steps, values
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a file of 150 dots per inch."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=150)
+    return file.getvalue()
 
 
 def inline_svg(figure: Figure, description: str) -> str:

@@ -66,6 +66,7 @@ def write_report(run_folder: Path, compare: Sequence[Path] = ()) -> Path:
         comparisons=[_comparison(run, other) for other in others],
         figures=list(figures(run, others)),
         per_class=per_class(run, others),
+        diagnostics=diagnostics(run, others),
         examples=list(examples(run, others)),
         last_check=last_check(run),
         example_count=len(_example_folders(run)),
@@ -251,6 +252,50 @@ def figures(run: Run, others: Sequence[Run] = ()) -> Iterator[Drawing]:
             svg=Markup(plots.inline_svg(figure, f"{title} over training steps. {described}.")),
             terms=[(name, glossary.term(name)) for name in names],
         )
+
+
+def diagnostics(run: Run, others: Sequence[Run] = ()) -> dict[str, Any] | None:
+    """What tells right pixels from wrong ones, in figures and a table; None before the end of the run."""
+    if run.diagnostics is None:
+        return None
+    confidences = dict(run.diagnostics["confidence"])
+    words = [(name, term) for name, term in glossary.CONFIDENCES.items() if name in confidences]
+    for other in others:
+        theirs = (other.diagnostics or {}).get("confidence", {})
+        confidences |= {f"{name} of {other.title}": summary for name, summary in theirs.items()}
+    errors = (f"{name} {summary['expected_calibration_error']:.3f}" for name, summary in confidences.items())
+    drawings = [
+        _drawing(
+            run,
+            "Confidence and accuracy",
+            plots.reliability_figure(confidences),
+            f"Share of right pixels by confidence. Calibration errors: {', '.join(errors)}.",
+            words,
+        )
+    ]
+    if "latent_given_class" in run.diagnostics:
+        P_KL = np.array(run.diagnostics["latent_given_class"])
+        used = run.diagnostics["effective_latent_classes"].items()
+        counts = ", ".join(f"{count} take more than {100 * float(share):.0f} % of some class" for share, count in used)
+        term = glossary.LATENT_CLASSES._replace(expect=f"has {P_KL.shape[1]} columns: {counts}")
+        drawings.append(
+            _drawing(
+                run,
+                "Latent classes",
+                plots.heat_map(P_KL, run.classes, "latent class", "P(latent class | class)"),
+                f"Which latent classes each class goes to. Of {P_KL.shape[1]} latent classes {counts}.",
+                [("latent classes", term)],
+            )
+        )
+    return {"drawings": drawings, "rows": list(confidences.items()), "split": run.diagnostics["split"]}
+
+
+def _drawing(run: Run, title: str, figure: plots.Figure, description: str, terms) -> Drawing:
+    """The figure for the page, which also goes into the run's folder `diagnostics`."""
+    path = run.folder / "diagnostics" / f"{title.lower().replace(' ', '_')}.png"
+    path.parent.mkdir(exist_ok=True)
+    pictures.write_atomically(path, plots.png(figure))
+    return Drawing(title=title, svg=Markup(plots.inline_svg(figure, description)), terms=terms)
 
 
 def _draw_group(run: Run, group: str, curves: dict[str, Curve], others: Sequence[Run]) -> plots.Figure:

@@ -25,7 +25,6 @@ from kerasseg.data.check import require_sound
 from kerasseg.methods import Method
 from kerasseg.segmenters import build_segmenter
 from serving import cli
-from serving.pictures import write_atomically
 from training.callbacks import (
     CheckpointEvery,
     Evaluation,
@@ -36,10 +35,11 @@ from training.callbacks import (
 )
 from training.checkpoints import Checkpoints
 from training.config import RunConfig, with_groups
+from training.diagnostics import diagnose
 from training.evaluation import Examples, evaluate
 from training.recipes import recipe
 from training.report import write_report
-from training.run_folder import Run
+from training.run_folder import Run, write_json
 
 DESCRIPTION = """Trains a segmentation model from a few labelled images and many unlabelled ones.
 
@@ -131,6 +131,7 @@ def train(config: RunConfig) -> dict[str, Any]:
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
     write_json(folder / "result.json", result)
+    write_json(folder / "diagnostics.json", diagnose(method, dataset))
     write_json(folder / "config.json", settings | {"finished": True})
     report = write_report(folder)
     print(f"report: {report}", file=sys.stderr)
@@ -300,10 +301,6 @@ def save_model(method: Method, folder: Path) -> None:
     part = folder / ".part.model.keras"
     method.save(part)
     part.replace(folder / "model.keras")
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 class FlagParser(argparse.ArgumentParser):

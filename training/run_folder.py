@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from serving.pictures import write_atomically
+
 KEYS = ("method", "dataset", "steps", "classes", "palette", "split_fingerprint")
 """What a config.json cannot do without."""
 
@@ -35,6 +37,8 @@ class Run:
     """None until the run was evaluated at its end."""
     split: dict[str, list[str]]
     """Names of the training pictures by role: labeled, weak, unlabeled."""
+    diagnostics: dict[str, Any] | None = None
+    """What `training.diagnostics` found at the end; None before."""
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -49,7 +53,7 @@ class Run:
         config = _read_json(config_file)
         if missing := [key for key in KEYS if key not in config]:
             raise ValueError(f"{config_file} lacks {', '.join(missing)}; was it written by training.run?")
-        result_file = folder / "result.json"
+        result_file, diagnostics_file = folder / "result.json", folder / "diagnostics.json"
         roles = ("labeled", "weak", "unlabeled")
         return cls(
             folder=folder,
@@ -57,6 +61,7 @@ class Run:
             history=read_history(folder),
             result=_read_json(result_file) if result_file.is_file() else None,
             split={role: _read_names(folder / "split" / f"{role}.txt") for role in roles},
+            diagnostics=_read_json(diagnostics_file) if diagnostics_file.is_file() else None,
         )
 
     @classmethod
@@ -134,6 +139,11 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
             found = f"line {number} is {line[:80]!r}"
             raise ValueError(f"{file}: expected a JSON object with a step on each line, {found}") from error
     return [rows[step] for step in sorted(rows)]
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes a file of a run folder, whole or not at all."""
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -142,6 +142,13 @@ class Latent(Method):
     def scores(self, images_BHW3, S_BHWK):
         return tf.nn.sigmoid(self.discriminator(S_BHWK)[..., 0])
 
+    def diagnostics(self):
+        """P(l|c) (figures 6 and 7), and how many latent classes some class goes to with more than 0.1 and 0.9 (table
+        4)."""
+        P_KL = self.latent_given_class().numpy().astype(float)
+        effective = {str(t): int((t < P_KL).any(axis=0).sum()) for t in (0.1, 0.9)}
+        return {"latent_given_class": P_KL.round(6).tolist(), "effective_latent_classes": effective}
+
     def update(self, data):
         x_l, x_u, y_l = self.unpack(data)
         valid_l, valid_u = valid_pixels(y_l), self.unlabeled_valid(data)

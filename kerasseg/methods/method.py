@@ -195,6 +195,10 @@ class Method(keras.Model):
         """What the method's critic makes of a segmentation, 0..1: (B,), (B,H,W), or None where there is no critic."""
         return None
 
+    def diagnostics(self) -> dict[str, Any]:
+        """What else a trained method says of itself, for diagnostics.json: plain numbers, lists and dicts."""
+        return {}
+
     def test_step(self, data):
         images_BHW3, labels_BHW = data
         for variant, probabilities_BHWK in self.predictions(images_BHW3).items():

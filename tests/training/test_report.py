@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kerasseg.metrics import Reliability
 from serving import pictures
 from training import glossary, report
 from training.run_folder import Run
@@ -279,6 +280,34 @@ def test_warns_of_a_discriminator_that_overpowers_at_the_end(tmp_path):
     assert "scored label maps 0.97 and predictions 0.02" in notes_of(write_run(tmp_path / "other", **other))
     unsure = {"D_real": lambda s: 0.97, "D_fake": lambda s: 0.06}
     assert notes_of(write_run(tmp_path / "unsure", **unsure)) == ""
+
+
+def write_diagnostics(folder):
+    """As `training.run` leaves them: a critic that knows its mistakes, and three latent classes."""
+    reliability = Reliability()
+    reliability.add(np.repeat([0.15, 0.95], 50), np.arange(100) >= 40)
+    confidence = {"softmax": reliability.summary(), "critic": reliability.summary()}
+    latent = [[1, 0, 0], [0, 0.5, 0.5], [1, 0, 0], [0, 0, 1]]
+    found = {"split": "val", "confidence": confidence, "latent_given_class": latent}
+    found["effective_latent_classes"] = {"0.1": 3, "0.9": 2}
+    (folder / "diagnostics.json").write_text(json.dumps(found))
+
+
+def test_shows_whether_confidence_can_be_trusted(tmp_path):
+    folder, other = write_run(tmp_path / "run"), write_run(tmp_path / "other", method="dualgan")
+    page = report.write_report(folder).read_text()
+    assert "Can its confidence be trusted?" not in page and not (folder / "diagnostics").exists()
+    write_diagnostics(folder)
+    write_diagnostics(other)
+    page = report.write_report(folder, compare=[other]).read_text()
+    assert "Can its confidence be trusted?" in page and "critic of dualgan (other)" in page
+    # 0.15 instead of 0.2 and 0.95 instead of 1; 10 of 60 right pixels level with the wrong ones, 50 above.
+    for figure in ("0.050", "0.917", "100.0 %", "of 50 %"):
+        assert figure in page, figure
+    assert "has 3 columns: 3 take more than 10 % of some class, 2 take more than 90 % of some class" in page
+    for name in ("confidence_and_accuracy", "latent_classes"):
+        picture = Image.open(folder / f"diagnostics/{name}.png")
+        assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
 
 
 def test_warns_when_nothing_was_ever_selected(tmp_path):

@@ -1,0 +1,40 @@
+"""What a run says of itself beyond its scores: can its confidence be trusted, what did its latent classes become?"""
+
+from typing import Any
+
+import tensorflow as tf
+
+from kerasseg.data import Dataset, eval_dataset
+from kerasseg.losses import IGNORE_LABEL
+from kerasseg.methods import Method
+from kerasseg.metrics import Reliability
+
+
+def diagnose(method: Method, dataset: Dataset, split: str = "val") -> dict[str, Any]:
+    """What diagnostics.json holds, from one pass over a split at native size.
+
+    Returns:
+        "split"; "confidence": for "softmax" (the likeliest class's probability) and, where the method has a critic that
+        scores pixels, for "critic", what `Reliability.summary` gives; and what the method itself adds
+        (`Method.diagnostics`).
+    """
+
+    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32)])
+    def predict(images_BHW3):
+        predictions = method.predictions(images_BHW3)
+        S_BHWK = predictions[""]
+        confidence = {"softmax": tf.reduce_max(S_BHWK, axis=-1)}
+        score = method.scores(images_BHW3, predictions[method.variants[-1]])
+        if score is not None and score.shape.rank == 3:
+            confidence["critic"] = score
+        return tf.argmax(S_BHWK, axis=-1, output_type=tf.int32), confidence
+
+    measured: dict[str, Reliability] = {}
+    for images_1HW3, labels_1HW in eval_dataset(dataset, split):
+        prediction_1HW, confidence = predict(images_1HW3)
+        known = labels_1HW != IGNORE_LABEL
+        right = (prediction_1HW == labels_1HW)[known].numpy()
+        for name, confidence_1HW in confidence.items():
+            measured.setdefault(name, Reliability()).add(confidence_1HW[known].numpy(), right)
+    confidence = {name: reliability.summary() for name, reliability in measured.items()}
+    return {"split": split, "confidence": confidence} | method.diagnostics()
