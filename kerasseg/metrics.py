@@ -42,6 +42,27 @@ def scores(confusion: np.ndarray) -> Scores:
     )
 
 
+def roc(scores_P: np.ndarray, positive_P: np.ndarray, points: int = 100) -> dict:
+    """The receiver operating characteristic of a score: what a threshold lets pass, from the highest to the lowest.
+
+    Returns:
+        "false_positive_rate" and "true_positive_rate", 0..1, at up to `points` thresholds, both ends included; and
+        "auc", the area under the whole curve, None where nothing is positive or nothing negative.
+    """
+    order_P = np.argsort(-scores_P, kind="stable")
+    last_of_equals = np.append(np.diff(scores_P[order_P]) != 0, True)  # equal scores pass together
+    hits = np.append(0, np.cumsum(positive_P[order_P])[last_of_equals])
+    alarms = np.append(0, np.cumsum(~positive_P[order_P])[last_of_equals])
+    hit_rate, alarm_rate = hits / max(hits[-1], 1), alarms / max(alarms[-1], 1)
+    known = hits[-1] > 0 and alarms[-1] > 0
+    shown = np.unique(np.linspace(0, len(hits) - 1, points).round().astype(int))
+    return {
+        "false_positive_rate": alarm_rate[shown].tolist(),
+        "true_positive_rate": hit_rate[shown].tolist(),
+        "auc": float(np.trapezoid(hit_rate, alarm_rate)) if known else None,
+    }
+
+
 class Reliability:
     """Whether a confidence tells right pixels from wrong ones: counts of both by confidence."""
 

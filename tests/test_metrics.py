@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from kerasseg.metrics import ConfusionMatrix, Reliability, scores
+from kerasseg.metrics import ConfusionMatrix, Reliability, roc, scores
 
 
 def test_scores_of_a_small_matrix_by_hand():
@@ -75,3 +75,22 @@ def test_reliability_of_nothing_or_of_right_pixels_alone():
     assert summary["error_detection_auc"] is None and summary["accuracy"] == 1
     assert summary["expected_calibration_error"] == pytest.approx(0.3)
     assert summary["thresholds"][8] == {"threshold": 0.8, "selected": 0.0, "accuracy": None}
+
+
+def test_roc_against_all_pairs():
+    rng = np.random.default_rng(0)
+    positive = rng.random(300) < 0.4
+    scored = (rng.normal(size=300) + positive).round(1)  # with equal values
+    curve = roc(scored, positive, points=20)
+    pairs = scored[positive][:, None] - scored[~positive][None]
+    assert curve["auc"] == pytest.approx(np.mean((pairs > 0) + (pairs == 0) / 2))
+    rates = np.array([curve["false_positive_rate"], curve["true_positive_rate"]])
+    assert rates.shape[1] <= 20 and (np.diff(rates) >= 0).all()
+    np.testing.assert_array_equal(rates[:, [0, -1]], [[0, 1], [0, 1]])
+    possible = {((~positive & (scored >= t)).sum() / (~positive).sum(), (scored[positive] >= t).mean()) for t in scored}
+    assert all(any(np.allclose(pair, other) for other in possible) for pair in rates.T[1:])
+
+
+def test_roc_where_nothing_can_be_told_apart():
+    assert roc(np.array([0.1, 0.4]), np.array([True, True]))["auc"] is None
+    assert roc(np.array([0.5, 0.5]), np.array([True, False]))["auc"] == 0.5

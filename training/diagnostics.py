@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from kerasseg.data import Dataset, eval_dataset
@@ -18,23 +19,29 @@ def diagnose(method: Method, dataset: Dataset, split: str = "val") -> dict[str, 
         scores pixels, for "critic", what `Reliability.summary` gives; and what the method itself adds
         (`Method.diagnostics`).
     """
+    any_size = (tf.TensorSpec((None, None, None, 3), tf.float32), tf.TensorSpec((None, None, None), tf.int32))
 
-    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32)])
-    def predict(images_BHW3):
+    @tf.function(input_signature=any_size)
+    def predict(images_BHW3, labels_BHW):
         predictions = method.predictions(images_BHW3)
         S_BHWK = predictions[""]
         confidence = {"softmax": tf.reduce_max(S_BHWK, axis=-1)}
         score = method.scores(images_BHW3, predictions[method.variants[-1]])
         if score is not None and score.shape.rank == 3:
             confidence["critic"] = score
-        return tf.argmax(S_BHWK, axis=-1, output_type=tf.int32), confidence
+        observed = method.observe(images_BHW3, labels_BHW)
+        return tf.argmax(S_BHWK, axis=-1, output_type=tf.int32), confidence, observed
 
     measured: dict[str, Reliability] = {}
+    observations: dict[str, list[np.ndarray]] = {}
     for images_1HW3, labels_1HW in eval_dataset(dataset, split):
-        prediction_1HW, confidence = predict(images_1HW3)
+        prediction_1HW, confidence, observed = predict(images_1HW3, labels_1HW)
         known = labels_1HW != IGNORE_LABEL
         right = (prediction_1HW == labels_1HW)[known].numpy()
         for name, confidence_1HW in confidence.items():
             measured.setdefault(name, Reliability()).add(confidence_1HW[known].numpy(), right)
+        for name, rows in observed.items():
+            observations.setdefault(name, []).append(rows.numpy())
     confidence = {name: reliability.summary() for name, reliability in measured.items()}
-    return {"split": split, "confidence": confidence} | method.diagnostics()
+    of_the_method = method.diagnostics({name: np.concatenate(rows) for name, rows in observations.items()})
+    return {"split": split, "confidence": confidence} | of_the_method

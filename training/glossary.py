@@ -248,6 +248,12 @@ CONFIDENCES = {
         "rises from left to right if its low values find mistakes",
     ),
 }
+CLASSIFIERS = Term(
+    "",
+    "how well the classifiers tell which classes a picture holds, all classes together; the threshold falls from left "
+    "to right",
+    "bends towards the upper left corner; the larger the area below, the better the gate",
+)
 LATENT_CLASSES = Term("", "the classes the second branch found by itself, and which real ones go to each", "")
 
 

@@ -145,6 +145,24 @@ def reliability_figure(confidences: Mapping[str, Mapping[str, Any]]) -> Figure:
         return figure
 
 
+def roc_figure(curves: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Receiver operating characteristics: by name what `kerasseg.metrics.roc` gives."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(5.2, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot((0, 1), (0, 1), color=INK, linewidth=1, linestyle=(0, (2, 3)), label="guessing")
+        for number, (name, curve) in enumerate(curves.items()):
+            label = name if curve["auc"] is None else f"{name}, area {curve['auc']:.3f}"
+            style = {"color": SERIES[number % len(SERIES)], "linestyle": LINE_STYLES[number % len(LINE_STYLES)]}
+            axes.plot(curve["false_positive_rate"], curve["true_positive_rate"], label=label, **style)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1.02)
+        axes.set_xlabel("share of absent classes taken for present")
+        axes.set_ylabel("share of present classes found")
+        figure.legend(loc="outside upper left", ncols=1)
+        return figure
+
+
 def heat_map(values: np.ndarray, rows: Collection[str], columns: str, title: str) -> Figure:
     """Values 0..1 (R,C) as shades, a row for each of `rows`; columns are numbered."""
     with matplotlib.rc_context(_STYLE):

@@ -287,7 +287,30 @@ def diagnostics(run: Run, others: Sequence[Run] = ()) -> dict[str, Any] | None:
                 [("latent classes", term)],
             )
         )
-    return {"drawings": drawings, "rows": list(confidences.items()), "split": run.diagnostics["split"]}
+    if "classifiers" in run.diagnostics:
+        curves = {name.replace("_", " "): curve for name, curve in run.diagnostics["classifiers"].items()}
+        for other in others:
+            theirs = (other.diagnostics or {}).get("classifiers", {})
+            curves |= {f"{name.replace('_', ' ')} of {other.title}": curve for name, curve in theirs.items()}
+        areas = ", ".join(f"{name} {curve['auc']:.3f}" for name, curve in curves.items() if curve["auc"] is not None)
+        drawings.append(
+            _drawing(
+                run,
+                "Which classes are there",
+                plots.roc_figure(curves),
+                f"Share of present classes found by share of absent ones taken for present. Areas: {areas}.",
+                [("classifiers", glossary.CLASSIFIERS)],
+            )
+        )
+    corrector = run.diagnostics.get("corrector")
+    return {
+        "drawings": drawings,
+        "rows": list(confidences.items()),
+        "split": run.diagnostics["split"],
+        "corrector": corrector
+        and list(zip([*run.classes, "right as it is"], corrector["IoU"], [*corrector["spearman"], None], strict=True)),
+        "corrector_mIoU": corrector and corrector["mIoU"],
+    }
 
 
 def _drawing(run: Run, title: str, figure: plots.Figure, description: str, terms) -> Drawing:

@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import tensorflow as tf
 
 from kerasseg.critics import build_corrector
 from kerasseg.layers import register
 from kerasseg.losses import IGNORE_LABEL, cross_entropy, mean_where, one_hot, pixel_cross_entropy
 from kerasseg.methods.method import Method, SegmenterConfig, require, require_weights
+from kerasseg.metrics import scores
 from kerasseg.optimizers import Adam, Poly
 
 
@@ -90,6 +92,42 @@ class ECS(Method):
         """The corrector's probability of "right as it is" (B,H,W)."""
         return tf.nn.softmax(self.corrector([S_BHWK, images_BHW3], training=False))[..., -1]
 
+    def observe(self, images_BHW3, labels_BHW):
+        logits_BHWK = self.segmenter(images_BHW3, training=False)
+        C_BHWK1 = tf.nn.softmax(self.corrector([tf.nn.softmax(logits_BHWK), images_BHW3], training=False))
+        y_cor = self.correction_map(logits_BHWK, labels_BHW)
+        likelihood_BHW = -pixel_cross_entropy(labels_BHW, logits_BHWK)
+
+        def of_one_image(image):
+            labels_HW, y_cor_HW, C_HWK1, likelihood_HW = image
+            known = labels_HW != IGNORE_LABEL
+            confusion = tf.math.confusion_matrix(
+                y_cor_HW[known], tf.argmax(C_HWK1, axis=-1)[known], self.num_classes + 1
+            )
+            of_class = [labels_HW == number for number in range(self.num_classes)]
+            correct_HW = C_HWK1[..., -1] ** 2
+            rho = [rank_correlation(correct_HW[pixels], likelihood_HW[pixels]) for pixels in of_class]
+            return confusion, tf.stack(rho)
+
+        confusion_BK1K1, rho_BK = tf.map_fn(
+            of_one_image, (labels_BHW, y_cor, C_BHWK1, likelihood_BHW), fn_output_signature=(tf.int32, tf.float32)
+        )
+        return {"confusion": confusion_BK1K1, "spearman": rho_BK}
+
+    def diagnostics(self, observed):
+        """The corrector's IoU by class, "right as it is" last (figure 3), and per class Spearman's correlation of its
+        squared probability of "right" with the truth's likelihood, a mean over the images that hold the class (figure
+        4; None where none does)."""
+        corrector = scores(observed["confusion"].sum(axis=0, dtype=np.int64))
+        rho_K = [column[~np.isnan(column)] for column in observed["spearman"].T]
+        spearman_K = [float(column.mean()) if column.size else None for column in rho_K]
+        return {"corrector": {"mIoU": corrector.mean_iou, "IoU": list(corrector.iou), "spearman": spearman_K}}
+
+    def correction_map(self, logits_BHWK, y) -> tf.Tensor:
+        """y_cor (equation 1): K where the prediction is right, else the true class; (B,H,W) int32."""
+        prediction_BHW = tf.argmax(logits_BHWK, axis=-1, output_type=tf.int32)
+        return tf.where(prediction_BHW == y, self.num_classes, y)
+
     def update(self, data):
         x_l, x_u, y_l = self.unpack(data)
         valid_u = self.unlabeled_valid(data)
@@ -120,8 +158,7 @@ class ECS(Method):
 
     def update_corrector(self, x_l, logits_l, y_l, y_t) -> tf.Tensor:
         """The corrector's update by L_cor: predictions and true segmentations of the labelled images."""
-        prediction_l = tf.argmax(logits_l, axis=-1, output_type=y_l.dtype)
-        y_cor = tf.where(prediction_l == y_l, self.num_classes, y_l)
+        y_cor = self.correction_map(logits_l, y_l)
         weights_K1 = tf.constant([self.config.class_weight] * self.num_classes + [1.0])
         Y_l = one_hot(y_l, self.num_classes)
         with tf.GradientTape() as tape:
@@ -130,6 +167,13 @@ class ECS(Method):
             L_cor = cross_entropy(y_cor, C_S, weights_K1) + cross_entropy(y_t, C_Y, weights_K1)
         self.minimize("corrector", L_cor, tape)
         return L_cor
+
+
+def rank_correlation(a_P: tf.Tensor, b_P: tf.Tensor) -> tf.Tensor:
+    """Spearman's: the correlation of the values' places in their orders; NaN for fewer than two values."""
+    ranks = [tf.cast(tf.argsort(tf.argsort(values_P)), tf.float32) for values_P in (a_P, b_P)]
+    a, b = (rank_P - tf.reduce_mean(rank_P) for rank_P in ranks)
+    return tf.reduce_sum(a * b) / tf.sqrt(tf.reduce_sum(a**2) * tf.reduce_sum(b**2))
 
 
 def corrected(logits_BHWK, corrections_BHWK1) -> tuple[tf.Tensor, tf.Tensor]:

@@ -142,7 +142,7 @@ class Latent(Method):
     def scores(self, images_BHW3, S_BHWK):
         return tf.nn.sigmoid(self.discriminator(S_BHWK)[..., 0])
 
-    def diagnostics(self):
+    def diagnostics(self, observed):
         """P(l|c) (figures 6 and 7), and how many latent classes some class goes to with more than 0.1 and 0.9 (table
         4)."""
         P_KL = self.latent_given_class().numpy().astype(float)

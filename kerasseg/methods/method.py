@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any, Literal, Self
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kerasseg.losses import sum_over_replicas
@@ -195,8 +196,16 @@ class Method(keras.Model):
         """What the method's critic makes of a segmentation, 0..1: (B,), (B,H,W), or None where there is no critic."""
         return None
 
-    def diagnostics(self) -> dict[str, Any]:
-        """What else a trained method says of itself, for diagnostics.json: plain numbers, lists and dicts."""
+    def observe(self, images_BHW3, labels_BHW) -> dict[str, tf.Tensor]:
+        """What `diagnostics` wants to know of held-out images, a row for each."""
+        return {}
+
+    def diagnostics(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
+        """What a trained method says of itself beyond its scores: plain numbers, lists and dicts.
+
+        Args:
+            observed: what `observe` gave, for all images.
+        """
         return {}
 
     def test_step(self, data):

@@ -19,6 +19,7 @@ from kerasseg.methods.method import Method, MethodConfig, concatenated, require
 from kerasseg.methods.s4gan import S4GAN
 from kerasseg.methods.supervised import Supervised
 from kerasseg.methods.views import blur, color_jitter
+from kerasseg.metrics import roc
 from kerasseg.optimizers import SGD
 
 Stage = Literal["segmentation", "classification"]
@@ -175,6 +176,20 @@ class MLMT(Method):
 
     def probabilities(self, logits_BK) -> tf.Tensor:
         return tf.nn.sigmoid(logits_BK) if self.config.classification == "binary" else tf.nn.softmax(logits_BK)
+
+    def observe(self, images_BHW3, labels_BHW):
+        classifiers = {"mean_teacher": self.teacher, "plain": self.student}
+        found = {name: self.probabilities(net(images_BHW3, training=False)) for name, net in classifiers.items()}
+        return found | {"present": multi_hot(labels_BHW, self.num_classes)}
+
+    def diagnostics(self, observed):
+        """How well teacher and student tell which classes are there: figure 12, all classes together, and by class."""
+        present_NK = observed["present"] > 0
+        classifiers = {}
+        for name in ("mean_teacher", "plain"):
+            aucs = [roc(p, there)["auc"] for p, there in zip(observed[name].T, present_NK.T, strict=True)]
+            classifiers[name] = roc(observed[name].ravel(), present_NK.ravel()) | {"per_class_auc": aucs}
+        return {"classifiers": classifiers}
 
     # --- training ---
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from kerasseg.data import open_dataset
-from kerasseg.methods import ECS, Latent, Supervised
-from kerasseg.metrics import Reliability
+from kerasseg.methods import ECS, MLMT, Latent, Supervised
+from kerasseg.metrics import Reliability, roc, scores
 from tests.data.folders import make_folder
 from tests.methods import tiny
 from training.diagnostics import diagnose
@@ -46,6 +46,44 @@ def test_a_critic_that_scores_pixels_stands_beside_it(dataset):
     )
     assert confidence["critic"]["error_detection_auc"] == pytest.approx(theirs["error_detection_auc"], abs=1e-3)
     assert confidence["critic"] != confidence["softmax"]
+
+
+def test_ecs_tells_what_its_corrector_knows(dataset):
+    method = ECS(tiny.segmenter(), tiny.judge(tiny.K + 1, "corrector"))
+    found = diagnose(method, dataset)["corrector"]
+    confusion, rho = np.zeros((tiny.K + 1, tiny.K + 1), np.int64), [[] for _ in range(tiny.K)]
+    for name in dataset.label_names("val"):
+        image, truth = dataset.load_image("val", name)[np.newaxis].astype(np.float32), dataset.load_label("val", name)
+        S = np.asarray(method(image), np.float64)
+        C = tiny.softmax(tiny.judgement(tiny.float64_weights(method.corrector), S, image))[0]
+        known = truth != 255
+        y_cor = np.where(np.argmax(S[0], axis=-1) == truth, tiny.K, truth)
+        np.add.at(confusion, (y_cor[known], np.argmax(C, axis=-1)[known]), 1)
+        for number in range(tiny.K):
+            pixels = truth == number
+            if pixels.sum() > 1:
+                ranks = [np.argsort(np.argsort(x)) for x in (C[pixels, -1] ** 2, np.log(S[0, pixels, number]))]
+                rho[number].append(np.corrcoef(ranks)[0, 1])
+    expected_scores = scores(confusion)
+    assert found["mIoU"] == pytest.approx(expected_scores.mean_iou, abs=1e-3)
+    for ours, theirs in zip(found["IoU"], expected_scores.iou, strict=True):
+        assert (ours is None) == (theirs is None) and (ours is None or ours == pytest.approx(theirs, abs=2e-3))
+    for ours, values in zip(found["spearman"], rho, strict=True):
+        assert (ours is None) if not values else ours == pytest.approx(np.mean(values), abs=1e-2)
+
+
+def test_mlmt_tells_how_well_its_classifiers_know_the_classes(dataset):
+    branch = Supervised(tiny.segmenter())
+    method = MLMT(branch, tiny.classifier(name="student"), tiny.classifier(name="teacher"))
+    method.teacher.set_weights([w + 0.5 for w in method.teacher.get_weights()])
+    found = diagnose(method, dataset)["classifiers"]
+    names = dataset.label_names("val")
+    images = np.stack([dataset.load_image("val", name) for name in names]).astype(np.float32)
+    present = np.array([[(dataset.load_label("val", name) == c).any() for c in range(tiny.K)] for name in names])
+    for name, network in (("mean_teacher", method.teacher), ("plain", method.student)):
+        p = tiny.sigmoid(np.asarray(network(images), np.float64))
+        assert found[name]["auc"] == roc(p.ravel(), present.ravel())["auc"]
+        assert found[name]["per_class_auc"] == [roc(p[:, c], present[:, c])["auc"] for c in range(tiny.K)]
 
 
 def test_latent_tells_where_its_classes_went(dataset):

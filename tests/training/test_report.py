@@ -290,6 +290,9 @@ def write_diagnostics(folder):
     latent = [[1, 0, 0], [0, 0.5, 0.5], [1, 0, 0], [0, 0, 1]]
     found = {"split": "val", "confidence": confidence, "latent_given_class": latent}
     found["effective_latent_classes"] = {"0.1": 3, "0.9": 2}
+    curve = {"false_positive_rate": [0, 0.5, 1], "true_positive_rate": [0, 0.9, 1], "auc": 0.7654}
+    found["classifiers"] = {"mean_teacher": curve, "plain": curve | {"auc": None}}
+    found["corrector"] = {"mIoU": 0.345, "IoU": [0.1, 0.2, None, 0.3, 0.778], "spearman": [0.25, None, -0.5, 0.125]}
     (folder / "diagnostics.json").write_text(json.dumps(found))
 
 
@@ -305,7 +308,9 @@ def test_shows_whether_confidence_can_be_trusted(tmp_path):
     for figure in ("0.050", "0.917", "100.0 %", "of 50 %"):
         assert figure in page, figure
     assert "has 3 columns: 3 take more than 10 % of some class, 2 take more than 90 % of some class" in page
-    for name in ("confidence_and_accuracy", "latent_classes"):
+    for part in ("mean teacher, area 0.765", "77.8 %", "34.5 %", "-0.50", "right as it is"):
+        assert part in page, part
+    for name in ("confidence_and_accuracy", "latent_classes", "which_classes_are_there"):
         picture = Image.open(folder / f"diagnostics/{name}.png")
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
 
