@@ -311,6 +311,7 @@ def labels_figure(
         place = frames(config.labeled) * 1.06**index  # side by side
         axes.errorbar(place, mean, deviation, capsize=3, marker="sD^vPX*"[index - 1], linestyle="", label=method)
     axes.set_xscale("log")
+    axes.set_xlim(frames(config.labeled) / 3, 1.2 * TRAIN_FRAMES)
     axes.set_xticks([frames(n) for n in counts], [str(frames(n)) for n in counts])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -324,7 +325,7 @@ def svg(figure: Figure) -> bytes:
     """The figure as a file; equal figures give equal files."""
     file = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "kerasseg"}):
-        figure.savefig(file, format="svg", metadata={"Date": None})
+        figure.savefig(file, format="svg", metadata={"Creator": None, "Date": None})
     return file.getvalue()
 
 

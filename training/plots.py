@@ -85,15 +85,14 @@ def curves_figure(
             factor = _magnification(bold[name].max(), top) if magnify else 1
             height = max(height, factor * bold[name].max(), factor * np.percentile(values, 98))
             label = name if factor == 1 else f"{name} × {factor}"
-            color = SERIES[number % len(SERIES)]
+            style = _series(number)
             if name in areas:
-                axes.fill_between(steps, 0, bold[name], color=color, alpha=0.25, linewidth=0, label=label)
+                axes.fill_between(steps, 0, bold[name], color=style["color"], alpha=0.25, linewidth=0, label=label)
                 continue
             if smooth:
-                axes.plot(steps, factor * values, color=color, linewidth=0.8, alpha=0.3)
-            style = LINE_STYLES[number % len(LINE_STYLES)]
+                axes.plot(steps, factor * values, color=style["color"], linewidth=0.8, alpha=0.3)
             marker = None if smooth or len(steps) > 40 else "o"
-            axes.plot(steps, factor * bold[name], color=color, ls=style, marker=marker, ms=3.5, label=label)
+            axes.plot(steps, factor * bold[name], marker=marker, ms=3.5, label=label, **style)
         for name, value in (rules or {}).items():
             axes.axhline(value, color=INK, linewidth=1, linestyle=(0, (2, 3)), label=name)
 
@@ -113,6 +112,11 @@ def curves_figure(
         return figure
 
 
+def _series(number: int) -> dict[str, Any]:
+    """How the line of that number looks."""
+    return {"color": SERIES[number % len(SERIES)], "linestyle": LINE_STYLES[number % len(LINE_STYLES)]}
+
+
 def reliability_figure(confidences: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Share of right pixels by confidence, and how many pixels have it.
 
@@ -128,10 +132,9 @@ def reliability_figure(confidences: Mapping[str, Mapping[str, Any]]) -> Figure:
         for number, (name, summary) in enumerate(confidences.items()):
             bins = [entry for entry in summary["bins"] if entry["right"] + entry["wrong"]]
             counts = np.array([entry["right"] + entry["wrong"] for entry in bins])
-            style = {"color": SERIES[number % len(SERIES)], "linestyle": LINE_STYLES[number % len(LINE_STYLES)]}
             x = [entry["confidence"] for entry in bins]
-            axes.plot(x, [entry["right"] for entry in bins] / counts, marker="o", ms=3.5, label=name, **style)
-            shares.plot(x, counts / counts.sum(), **style)
+            axes.plot(x, [entry["right"] for entry in bins] / counts, marker="o", ms=3.5, label=name, **_series(number))
+            shares.plot(x, counts / counts.sum(), **_series(number))
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1.02)
         axes.set_ylabel("share of pixels right")
@@ -153,8 +156,7 @@ def roc_figure(curves: Mapping[str, Mapping[str, Any]]) -> Figure:
         axes.plot((0, 1), (0, 1), color=INK, linewidth=1, linestyle=(0, (2, 3)), label="guessing")
         for number, (name, curve) in enumerate(curves.items()):
             label = name if curve["auc"] is None else f"{name}, area {curve['auc']:.3f}"
-            style = {"color": SERIES[number % len(SERIES)], "linestyle": LINE_STYLES[number % len(LINE_STYLES)]}
-            axes.plot(curve["false_positive_rate"], curve["true_positive_rate"], label=label, **style)
+            axes.plot(curve["false_positive_rate"], curve["true_positive_rate"], label=label, **_series(number))
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1.02)
         axes.set_xlabel("share of absent classes taken for present")
