@@ -4,7 +4,7 @@ The paper's text has lost its equations; what stands here is rebuilt from its pr
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import tensorflow as tf
 
@@ -23,8 +23,6 @@ from kerasseg.losses import (
 )
 from kerasseg.methods.method import AdversarialConfig, Method, require, require_shares, require_weights
 
-Threshold = Literal["dynamic", "static"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class DualGANConfig(AdversarialConfig):
@@ -42,7 +40,7 @@ class DualGANConfig(AdversarialConfig):
     freeze_discriminators: bool = False
     """Whether the discriminators stay as they are from then on (the rate of the paper's optimizers is 0). The paper
     says that they are fixed, and also that labelled images train them throughout."""
-    threshold: Threshold = "dynamic"
+    threshold: Literal["dynamic", "static"] = "dynamic"
     """Self-train on a pixel whose score by D2 is above D1's score of the picture, or above `T`."""
     T: float = 0.9
     """The static threshold."""
@@ -60,9 +58,6 @@ class DualGANConfig(AdversarialConfig):
         super().__post_init__()
         require_weights(self, "lambda_ad", "lambda_s")
         require_shares(self, "semi_start", "T")
-        for name, choices in (("threshold", Threshold), ("d2_input", Shown), ("d2_structure", Structure)):
-            value = getattr(self, name)
-            require(value in get_args(choices), f"{name} must be one of {', '.join(get_args(choices))}; got {value!r}")
         require(self.use_d1 or self.use_d2, "without d1 and d2 nothing is left of dualgan: use supervised")
         require(self.use_d1 or self.threshold == "static", "the dynamic threshold is D1's score; without d1 use static")
         require(self.use_d2 or self.lambda_s == 0, "without d2 no pixel is trusted; set lambda_s to 0")
@@ -127,7 +122,7 @@ class DualGAN(Method):
             if config.use_d2:
                 D2_l, D2_u = self.d2([G_l, x_l])[..., 0], self.d2([zero_unless(valid_u, G_u), x_u])[..., 0]
                 L_ad += binary_cross_entropy(D2_l, 1.0, valid_l) + late * binary_cross_entropy(D2_u, 1.0, valid_u)
-                right_l = tf.cast(tf.argmax(logits_l, axis=-1, output_type=y_l.dtype) == y_l, tf.float32)
+                right_l = tf.cast(tf.argmax(logits_l, axis=-1, output_type=tf.int32) == y_l, tf.float32)
                 terms["L_D2"] = binary_cross_entropy(D2_l, right_l, valid_l)
                 T = tf.nn.sigmoid(D1_u)[..., tf.newaxis] if config.threshold == "dynamic" else config.T
                 trusted_u = (tf.nn.sigmoid(D2_u) > T) & valid_u

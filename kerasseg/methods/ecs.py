@@ -49,7 +49,6 @@ class ECSConfig(SegmenterConfig):
             self.corrector_backbone is not None or self.corrector_weights == "none",
             "the corrector starts from the segmenter's weights where it has its backbone; leave out corrector_weights",
         )
-        require(self.loss in ("nfl", "ce"), f"loss must be nfl or ce; got {self.loss!r}")
         for name in ("class_weight", "corrector_learning_rate", "corrector_head_channels"):
             require(getattr(self, name) > 0, f"{name} must be above 0; got {getattr(self, name)}")
 

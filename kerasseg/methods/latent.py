@@ -1,7 +1,7 @@
 """Latent classes (Sawatzky, Zatsarynna, Gall 2020, "Discovering latent classes for semi-supervised segmentation")."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import tensorflow as tf
 
@@ -20,8 +20,6 @@ from kerasseg.losses import (
 )
 from kerasseg.methods.method import AdversarialConfig, Method, require, require_shares, require_weights
 
-Branch = Literal["latent", "super_categories", "classes", "symmetric_kl"]
-Gradient = Literal["semantic", "latent", "both"]
 EPSILON = 1e-7
 
 
@@ -33,7 +31,7 @@ class LatentConfig(AdversarialConfig):
     """With SGD an L2 penalty, added to the gradient; with AdamW decoupled from it."""
     latent_classes: int = 20
     """How many the latent branch has; 2 to 50 in table 4. The branches of table 5 bring numbers of their own."""
-    branch: Branch = "latent"
+    branch: Literal["latent", "super_categories", "classes", "symmetric_kl"] = "latent"
     """What the second branch learns on labelled images: latent classes, or, for table 5, `super_categories`, the
     classes themselves, or these by a second semantic branch whose symmetric divergence from the first is the
     consistency loss."""
@@ -49,7 +47,7 @@ class LatentConfig(AdversarialConfig):
     """Weight of the consistency of the two branches on unlabelled images."""
     cons_start: float = 0.25
     """Share of training before the consistency loss sets in: 5000 of 20000 steps."""
-    consistency_grad: Gradient = "semantic"
+    consistency_grad: Literal["semantic", "latent", "both"] = "semantic"
     """Which branch the consistency loss teaches. The paper says "only to the latent branch", yet describes and draws
     the latent prediction as the target that teaches the semantic one."""
     labeled_images: int | None = None
@@ -58,14 +56,8 @@ class LatentConfig(AdversarialConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        object.__setattr__(
-            self, "super_categories", tuple(self.super_categories)
-        )  # a list, where it comes out of a file
         require_weights(self, "lambda_latent", "lambda_adv", "lambda_adv_unlabeled", "lambda_cons")
         require_shares(self, "cons_start")
-        for name, choices in (("branch", Branch), ("consistency_grad", Gradient)):
-            value = getattr(self, name)
-            require(value in get_args(choices), f"{name} must be one of {', '.join(get_args(choices))}; got {value!r}")
         require(self.latent_classes >= 2, f"latent_classes must be at least 2; got {self.latent_classes}")
         require(
             self.labeled_images is None or self.labeled_images >= 1,

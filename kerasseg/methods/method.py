@@ -2,7 +2,7 @@
 
 import dataclasses
 from types import SimpleNamespace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 import keras
 import numpy as np
@@ -21,12 +21,19 @@ def require(condition: bool, message: str) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MethodConfig:
-    """Fields of every method."""
+    """Fields of every method. A `Literal` field is checked to hold one of its values."""
 
     steps: int = 20_000
     """Length of the training, in optimisation steps, over which schedules stretch."""
 
     def __post_init__(self):
+        for name, hint in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if get_origin(hint) is Literal:
+                choices = ", ".join(get_args(hint))
+                require(value in get_args(hint), f"{name} must be one of {choices}; got {value!r}")
+            elif get_origin(hint) is tuple:
+                object.__setattr__(self, name, tuple(value))  # a list, where it comes out of a file
         require(self.steps >= 1, f"steps must be at least 1; got {self.steps}")
 
 
@@ -52,7 +59,6 @@ class SegmenterConfig(MethodConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        require(self.optimizer in ("sgd", "adamw"), f"optimizer must be sgd or adamw; got {self.optimizer!r}")
         require(self.learning_rate > 0, f"learning_rate must be above 0; got {self.learning_rate}")
         require(self.head_multiplier > 0, f"head_multiplier must be above 0; got {self.head_multiplier}")
         require(0 <= self.momentum < 1, f"momentum must be in 0..1 (below 1); got {self.momentum}")

@@ -24,7 +24,8 @@ from kerasseg.methods.method import AdversarialConfig, Method, require, require_
 class S4GANConfig(AdversarialConfig):
     """Fields of s4GAN; the defaults are the paper's for PASCAL VOC (section 4.1.3).
 
-    For Cityscapes: gamma 0.7, discriminator_learning_rate 1e-5."""
+    For Cityscapes: gamma 0.7, discriminator_learning_rate 1e-5.
+    """
 
     steps: int = 35_000
     lambda_fm: float = 0.1
@@ -32,7 +33,7 @@ class S4GANConfig(AdversarialConfig):
     lambda_st: float = 1.0
     """Weight of the self-training loss."""
     gamma: float = 0.6
-    """Self-train on an unlabelled image whose score D(S(x), x) is at least this; 0.7 for Cityscapes."""
+    """Self-train on an unlabelled image whose score D(S(x), x) is at least this."""
     self_training_start: float = 0.0
     """Share of training before the self-training loss sets in: at first the discriminator's scores mean nothing."""
     hide_ignored: bool = False
@@ -54,11 +55,6 @@ class S4GANConfig(AdversarialConfig):
         super().__post_init__()
         require_weights(self, "lambda_fm", "lambda_st")
         require_shares(self, "self_training_start", "gamma")
-        require(
-            self.adversarial in ("feature_matching", "gan"),
-            f"adversarial must be feature_matching or gan; got {self.adversarial!r}",
-        )
-        require(self.fm_norm in ("l1", "l2"), f"fm_norm must be l1 or l2; got {self.fm_norm!r}")
         require(
             self.discriminator_shrink >= 1, f"discriminator_shrink must be at least 1; got {self.discriminator_shrink}"
         )
