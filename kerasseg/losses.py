@@ -95,6 +95,12 @@ def binary_cross_entropy(logits: tf.Tensor, target: float | tf.Tensor, weights: 
     return mean(loss) if weights is None else mean_where(loss, weights)
 
 
+def accuracy(logits: tf.Tensor, target: float | tf.Tensor, weights: tf.Tensor | None = None) -> tf.Tensor:
+    """Share of logits on the right side of 0, where `binary_cross_entropy` of the same arguments wants them; 0..1."""
+    right = tf.cast((logits > 0) == (tf.cast(target, tf.float32) > 0.5), tf.float32)
+    return mean(right) if weights is None else mean_where(right, weights)
+
+
 def categorical_cross_entropy(targets_BK: tf.Tensor, logits_BK: tf.Tensor) -> tf.Tensor:
     """Mean over images of -sum_c z(c) log softmax(logits)(c), z a multi-hot vector (Mittal et al. 2019, eq. 6)."""
     loss_B = tf.nn.softmax_cross_entropy_with_logits(labels=targets_BK, logits=tf.cast(logits_BK, tf.float32))

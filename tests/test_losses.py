@@ -36,6 +36,16 @@ def sigmoid(z):
     return 1 / (1 + np.exp(-z.astype(np.float64)))
 
 
+def test_accuracy_is_the_share_on_the_targets_side(logits, labels):
+    target = (labels == 1).astype(np.float32)
+    right = (logits[..., 0] > 0) == (labels == 1)
+    assert float(losses.accuracy(logits[..., 0], target)) == pytest.approx(right.mean())
+    assert float(losses.accuracy(logits[..., 0], 0.0)) == pytest.approx((logits[..., 0] <= 0).mean())
+    known = labels != 255
+    assert float(losses.accuracy(logits[..., 0], target, known)) == pytest.approx(right[known].mean())
+    assert float(losses.accuracy(logits[..., 0], target, np.zeros_like(known))) == 0
+
+
 def test_cross_entropy_is_the_mean_over_labelled_pixels(labels, logits):
     b, h, w = np.nonzero(labels != 255)
     expected = -log_softmax(logits)[b, h, w, labels[b, h, w]].mean()

@@ -1,4 +1,4 @@
-"""What a run says of itself beyond its scores: can its confidence be trusted, what did its latent classes become?"""
+"""What a run says of itself beyond its scores: how its losses pull, whether its confidence can be trusted, ..."""
 
 from typing import Any
 
@@ -9,6 +9,29 @@ from kerasseg.data import Dataset, eval_dataset
 from kerasseg.losses import IGNORE_LABEL
 from kerasseg.methods import Method
 from kerasseg.metrics import Reliability
+
+
+class GradientNorms:
+    """How hard each loss term pulls (`Method.gradient_norms`), on one and the same batch throughout a training.
+
+    Args:
+        method: compiled.
+        batch: as `update` takes it.
+    """
+
+    def __init__(self, method: Method, batch: Any):
+        self.method, self.batch = method, batch
+
+    def __call__(self) -> dict[str, float]:
+        """The norms at present, as `"grad_" + term`. The method is left as it was: the training does not notice."""
+        strategy = self.method.distribute_strategy
+        local = strategy.experimental_local_results  # each replica has batch-norm statistics of its own
+        copies = [copy for variable in self.method.non_trainable_variables for copy in local(variable.value)]
+        values = [copy.numpy() for copy in copies]
+        norms = strategy.run(self.method.gradient_norms, args=(self.batch,))
+        for copy, value in zip(copies, values, strict=True):
+            copy.assign(value)
+        return {f"grad_{name}": float(local(norm)[0]) for name, norm in norms.items()}
 
 
 def diagnose(method: Method, dataset: Dataset, split: str = "val") -> dict[str, Any]:
@@ -26,9 +49,9 @@ def diagnose(method: Method, dataset: Dataset, split: str = "val") -> dict[str, 
         predictions = method.predictions(images_BHW3)
         S_BHWK = predictions[""]
         confidence = {"softmax": tf.reduce_max(S_BHWK, axis=-1)}
-        score = method.scores(images_BHW3, predictions[method.variants[-1]])
-        if score is not None and score.shape.rank == 3:
-            confidence["critic"] = score
+        reliability_BHW = method.reliability(images_BHW3, predictions[method.variants[-1]])
+        if reliability_BHW is not None:
+            confidence["critic"] = reliability_BHW
         observed = method.observe(images_BHW3, labels_BHW)
         return tf.argmax(S_BHWK, axis=-1, output_type=tf.int32), confidence, observed
 

@@ -107,10 +107,13 @@ class Examples:
         return np.stack(rows)
 
     def write(self, folder: Path) -> None:
-        """image.png, truth.png, prediction.png and a map for each further prediction, in a folder for each picture."""
-        for name, image, truth, maps, _ in self:
+        """image.png, truth.png, prediction.png and a map for each further prediction, in a folder for each picture;
+        reliability.png, grey 0..255, where a critic judges pixels."""
+        for name, image, truth, maps, score in self:
             target = folder / name
             target.mkdir(parents=True, exist_ok=True)
             write_atomically(target / "image.png", png(image))
+            if np.ndim(score) == 2:
+                write_atomically(target / "reliability.png", png(np.rint(255 * score).astype(np.uint8)))
             for stem, labels in ({"truth": truth, "prediction": maps.pop("")} | maps).items():
                 write_atomically(target / f"{stem}.png", index_png(labels, self.dataset.palette))

@@ -68,6 +68,8 @@ GROUPS = {
     "classifier": "Classifier losses",
     "consistency": "Consistency",
     "scores": "Discriminator's scores and self-training",
+    "accuracy": "How often the critic is right",
+    "gradients": "How hard each loss pulls",
     "other": "Other quantities",
 }
 
@@ -213,6 +215,26 @@ TERMS = {
         "D1's mean score of predictions",
         "climbs towards D1_real; if it lies at 0 for long, D1 overpowers the segmenter, and D2 passes every pixel",
     ),
+    "acc_real": Term(
+        "accuracy",
+        "share of real label maps (of their pixels, where pixels are judged) that the discriminator takes for real",
+        "lies between one half and 1; at 1 together with acc_fake, it has won and teaches little",
+    ),
+    "acc_fake": Term(
+        "accuracy",
+        "share of predictions (or of their pixels) that the discriminator takes for predictions",
+        "lies between one half and 1; if it and acc_real add up to 1, the discriminator is guessing",
+    ),
+    "acc_right": Term(
+        "accuracy",
+        "share of rightly segmented pixels of labelled pictures that the critic finds right",
+        "rises towards 1 early",
+    ),
+    "acc_wrong": Term(
+        "accuracy",
+        "share of wrongly segmented pixels of labelled pictures that the critic finds wrong",
+        "rises later than acc_right, and sinks again where mistakes have become few; at 0 it finds none",
+    ),
     "kept": Term(
         "scores",
         "share of the unlabelled pictures' pixels that the corrector finds right",
@@ -257,9 +279,18 @@ CLASSIFIERS = Term(
 LATENT_CLASSES = Term("", "the classes the second branch found by itself, and which real ones go to each", "")
 
 
+GRADIENTS = Term(
+    "gradients",
+    "norm of each loss's part of the gradient, its weight included, always on the same batch",
+    "tells which loss leads: one far below the others changes little, one far above drowns them",
+)
+
+
 def term(name: str) -> Term:
     """The words for a logged quantity; for an undescribed name, only the likeliest plot to draw it in."""
     if name in TERMS:
         return TERMS[name]
+    if name.startswith("grad_"):
+        return GRADIENTS
     guesses = (("val_", "validation"), ("D_", "scores"), ("L_D", "discriminator"), ("L_", "segmentation"))
     return Term(next((group for prefix, group in guesses if name.startswith(prefix)), "other"), "", "")

@@ -116,6 +116,19 @@ def _discriminator_notes(run: Run) -> Iterator[str]:
             f"maps {real:.2f} and predictions {fake:.2f} on average. One that is never in doubt teaches the "
             "segmenter little. A lower learning rate of the discriminator usually helps."
         )
+    real, fake = (_mean_of_last_quarter(run, name) for name in ("acc_real", "acc_fake"))
+    if real is not None and fake is not None and real + fake < 1.1:
+        yield (
+            f"The discriminator is guessing: over the last quarter of training it recognised {percent(real, 0)} of the "
+            f"real label maps and {percent(fake, 0)} of the predictions; saying the same of everything gives "
+            "100 % in all. It has nothing to teach then: a higher learning rate of the discriminator may help."
+        )
+    wrong = _mean_of_last_quarter(run, "acc_wrong")
+    if wrong is not None and wrong < 0.05:
+        yield (
+            f"The critic finds no mistakes: over the last quarter of training it recognised {percent(wrong, 0)} of the "
+            "wrongly segmented pixels of labelled pictures. What it lets pass on unlabelled ones is not to be trusted."
+        )
     selected = run.curve("selected").values
     if selected and max(selected) == 0:
         yield (
@@ -247,10 +260,13 @@ def figures(run: Run, others: Sequence[Run] = ()) -> Iterator[Drawing]:
         title = glossary.GROUPS[group]
         described = "; ".join(_in_words(name, curve) for name, curve in curves.items())
         figure = _draw_group(run, group, curves, others)
+        names_by_term: dict[glossary.Term, list[str]] = {}
+        for name in names:
+            names_by_term.setdefault(glossary.term(name), []).append(name)
         yield Drawing(
             title=title,
             svg=Markup(plots.inline_svg(figure, f"{title} over training steps. {described}.")),
-            terms=[(name, glossary.term(name)) for name in names],
+            terms=[(", ".join(those), term) for term, those in names_by_term.items()],
         )
 
 
@@ -327,6 +343,8 @@ def _draw_group(run: Run, group: str, curves: dict[str, Curve], others: Sequence
         gammas = [value for name, value in _flat(run.config.get("fields", {})) if name.endswith("gamma")]
         rules = {f"threshold {gamma:g}": gamma for gamma in gammas if is_number(gamma)}
         return plots.curves_figure(curves, smooth=True, y_range=(0, 1), areas=("selected",), rules=rules)
+    if group == "accuracy":
+        return plots.curves_figure(curves, smooth=True, percent=True, y_range=(0, 1.02))
     if group == "validation":
         theirs = {f"{name} of {other.title}": other.curve(name) for other in others for name in curves}
         return plots.curves_figure(curves | {k: c for k, c in theirs.items() if c.steps}, percent=True)
@@ -375,7 +393,7 @@ def examples(run: Run, others: Sequence[Run] = ()) -> Iterator[dict[str, Any]]:
         cells = [{"title": "picture", "uri": _picture_uri(folder / "image.png"), "score": ""}]
         if truth is not None:
             cells.append({"title": "label map", "uri": _label_uri(truth, palette), "score": ""})
-        known = {"image.png", "truth.png", "prediction.png"}
+        known = {"image.png", "truth.png", "prediction.png", "reliability.png"}
         variants = [
             *((_title(file.stem), file) for file in sorted(folder.glob("*.png")) if file.name not in known),
             ("prediction", folder / "prediction.png"),
@@ -385,6 +403,10 @@ def examples(run: Run, others: Sequence[Run] = ()) -> Iterator[dict[str, Any]]:
             if (labels := _label_map(file)) is not None:
                 uri = _label_uri(labels, palette)
                 cells.append({"title": title, "uri": uri, "score": _agreement(labels, truth)})
+        if (reliability := folder / "reliability.png").is_file():
+            cells.append(
+                {"title": "reliability", "uri": _picture_uri(reliability), "score": "dark: the critic doubts it"}
+            )
         yield {"name": name, "cells": cells}
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import platform
@@ -35,7 +36,7 @@ from training.callbacks import (
 )
 from training.checkpoints import Checkpoints
 from training.config import RunConfig, with_groups
-from training.diagnostics import diagnose
+from training.diagnostics import GradientNorms, diagnose
 from training.evaluation import Examples, evaluate
 from training.recipes import recipe
 from training.report import write_report
@@ -73,30 +74,31 @@ def train(config: RunConfig) -> dict[str, Any]:
     unlabeled = (config.unlabeled_batch_size or config.batch_size) * method.unlabeled_sets
     if not method.needs_unlabeled:
         unlabeled = 0
-    batches = train_dataset(
+    batches_from = functools.partial(
+        train_dataset,
         dataset,
         split,
         config.augmentation,
         batch_size=config.batch_size,
         unlabeled_batch_size=unlabeled,
         seed=config.seed,
-        start_step=start_step,
     )
     images_per_step = config.batch_size + unlabeled
     log = MetricsLog(folder, start_step, config.log_every, images_per_step)
     examples = Examples(method, dataset, "val", PANELS)
+    gradient_norms = GradientNorms(method, next(iter(batches_from(start_step=0))))
 
     def look() -> tuple[dict, dict, Any]:
         result = evaluate(method, dataset)
         others = {f"val_mIoU_{name}": result[name]["mIoU"] for name in method.variants if name}
-        return result, {"val_mIoU": result["mIoU"]} | others, examples.panels()
+        return result, {"val_mIoU": result["mIoU"]} | others | gradient_norms(), examples.panels()
 
     evaluation = Evaluation(start_step, config.evaluate_every, steps, log, look)
     interruption = Interruption(start_step)
     if start_step < steps:
         with Progress(start_step, steps, images_per_step) as progress:
             method.fit(
-                batches,
+                batches_from(start_step=start_step),
                 steps_per_epoch=steps - start_step,
                 epochs=1,
                 shuffle=False,

@@ -7,6 +7,7 @@ import tensorflow as tf
 from kerasseg.critics import build_pixel_discriminator
 from kerasseg.layers import register
 from kerasseg.losses import (
+    accuracy,
     binary_cross_entropy,
     cross_entropy,
     mean_where,
@@ -116,5 +117,7 @@ class AdvSemiSeg(Method):
             "L_D": L_D,
             "D_real": mean_where(tf.nn.sigmoid(D_Y), valid_l),
             "D_fake": mean_where(tf.nn.sigmoid(D_l), valid_l),
+            "acc_real": accuracy(D_Y, 1.0, valid_l),
+            "acc_fake": accuracy(D_fake, 0.0, valid_fake),
             "selected": mean_where(tf.cast(trusted_u, tf.float32), valid_u),
         }

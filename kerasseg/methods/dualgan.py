@@ -12,6 +12,7 @@ from kerasseg.critics import build_d1, build_d2
 from kerasseg.critics.confidence import Shown, Structure
 from kerasseg.layers import register
 from kerasseg.losses import (
+    accuracy,
     binary_cross_entropy,
     cross_entropy,
     mean,
@@ -119,11 +120,14 @@ class DualGAN(Method):
                 L_ad += binary_cross_entropy(D1_l, 1.0) + late * binary_cross_entropy(D1_u, 1.0)
                 terms["L_D1"] = binary_cross_entropy(D1_Y, 1.0) + binary_cross_entropy(D1_l, 0.0)
                 terms |= {"D1_real": mean(tf.nn.sigmoid(D1_Y)), "D1_fake": mean(tf.nn.sigmoid(D1_l))}
+                terms |= {"acc_real": accuracy(D1_Y, 1.0), "acc_fake": accuracy(D1_l, 0.0)}
             if config.use_d2:
                 D2_l, D2_u = self.d2([G_l, x_l])[..., 0], self.d2([zero_unless(valid_u, G_u), x_u])[..., 0]
                 L_ad += binary_cross_entropy(D2_l, 1.0, valid_l) + late * binary_cross_entropy(D2_u, 1.0, valid_u)
                 right_l = tf.cast(tf.argmax(logits_l, axis=-1, output_type=tf.int32) == y_l, tf.float32)
                 terms["L_D2"] = binary_cross_entropy(D2_l, right_l, valid_l)
+                terms["acc_right"] = accuracy(D2_l, 1.0, valid_l * right_l)
+                terms["acc_wrong"] = accuracy(D2_l, 0.0, valid_l * (1.0 - right_l))
                 T = tf.nn.sigmoid(D1_u)[..., tf.newaxis] if config.threshold == "dynamic" else config.T
                 trusted_u = (tf.nn.sigmoid(D2_u) > T) & valid_u
                 terms["L_s"] = cross_entropy(pseudo_labels(logits_u, trusted_u), logits_u)

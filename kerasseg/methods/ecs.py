@@ -134,16 +134,16 @@ class ECS(Method):
         y_t = tf.where(y_l == IGNORE_LABEL, IGNORE_LABEL, self.num_classes)  # "right as it is" everywhere
 
         # All passes of both networks are in train mode: batch norm goes by the batch.
-        with tf.GradientTape() as tape:
+        with tf.GradientTape(persistent=True) as tape:
             logits_l = self.segmenter(x_l, training=True)
             with tape.stop_recording():
-                L_cor = self.update_corrector(x_l, logits_l, y_l, y_t)
+                of_corrector = self.update_corrector(x_l, logits_l, y_l, y_t)
             L_ce = cross_entropy(y_l, logits_l)
             L_aux = cross_entropy(y_t, self.corrector([tf.nn.softmax(logits_l), x_l], training=True))
             L_sup = L_ce + config.lambda_cor * L_aux
         self.minimize("segmenter", L_sup, tape)
 
-        with tf.GradientTape() as tape:
+        with tf.GradientTape(persistent=True) as tape:
             logits_u = self.segmenter(x_u, training=True)
             with tape.stop_recording():
                 j = tf.nn.softmax(self.corrector([tf.nn.softmax(logits_u), x_u], training=True))
@@ -152,20 +152,25 @@ class ECS(Method):
                 sureness = tf.reduce_max(j, axis=-1) ** gamma
             L_ecs = mean_where(sureness * pixel_cross_entropy(y_p, logits_u), valid_u)
         self.minimize("segmenter", L_ecs, tape)
-        terms = {"L_sup": L_sup, "L_ce": L_ce, "L_aux": L_aux, "L_ecs": L_ecs, "L_cor": L_cor}
+        terms = {"L_sup": L_sup, "L_ce": L_ce, "L_aux": L_aux, "L_ecs": L_ecs} | of_corrector
         return terms | {"kept": mean_where(tf.cast(kept_u, tf.float32), valid_u)}
 
-    def update_corrector(self, x_l, logits_l, y_l, y_t) -> tf.Tensor:
-        """The corrector's update by L_cor: predictions and true segmentations of the labelled images."""
+    def update_corrector(self, x_l, logits_l, y_l, y_t) -> dict[str, tf.Tensor]:
+        """The corrector's update by L_cor: predictions and true segmentations of the labelled images. Its terms."""
         y_cor = self.correction_map(logits_l, y_l)
         weights_K1 = tf.constant([self.config.class_weight] * self.num_classes + [1.0])
         Y_l = one_hot(y_l, self.num_classes)
-        with tf.GradientTape() as tape:
+        with tf.GradientTape(persistent=True) as tape:
             C_S = self.corrector([tf.nn.softmax(logits_l), x_l], training=True)
             C_Y = self.corrector([Y_l, x_l], training=True)
             L_cor = cross_entropy(y_cor, C_S, weights_K1) + cross_entropy(y_t, C_Y, weights_K1)
         self.minimize("corrector", L_cor, tape)
-        return L_cor
+        right_l, found_right_l = y_cor == self.num_classes, tf.argmax(C_S, axis=-1) == self.num_classes
+        return {
+            "L_cor": L_cor,
+            "acc_right": mean_where(tf.cast(found_right_l, tf.float32), right_l),
+            "acc_wrong": mean_where(tf.cast(~found_right_l, tf.float32), ~right_l & (y_l != IGNORE_LABEL)),
+        }
 
 
 def rank_correlation(a_P: tf.Tensor, b_P: tf.Tensor) -> tf.Tensor:

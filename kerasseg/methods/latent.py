@@ -9,6 +9,7 @@ from kerasseg.critics import build_pixel_discriminator
 from kerasseg.layers import register
 from kerasseg.losses import (
     IGNORE_LABEL,
+    accuracy,
     binary_cross_entropy,
     conditional_entropy,
     cross_entropy,
@@ -196,6 +197,8 @@ class Latent(Method):
             "L_D": L_D,
             "D_real": mean_where(tf.nn.sigmoid(D_Y), valid_Y),
             "D_fake": mean_where(tf.nn.sigmoid(D_fake), valid_fake),
+            "acc_real": accuracy(D_Y, 1.0, valid_Y),
+            "acc_fake": accuracy(D_fake, 0.0, valid_fake),
         }
 
     def branches(self, x_l, x_u) -> list[tuple[tf.Tensor, tf.Tensor]]:

@@ -1,6 +1,7 @@
 """What all methods share, so that a method's `train_step` has only its paper in it."""
 
 import dataclasses
+import threading
 from types import SimpleNamespace
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
@@ -141,6 +142,7 @@ class Method(keras.Model):
             variant or "mIoU": ConfusionMatrix(self.num_classes, name=variant or "mIoU") for variant in self.variants
         }
         self.training_optimizers = SimpleNamespace()
+        self.measuring = threading.local()  # each replica has a thread
         self.built = True  # every network is functional, so there is nothing left to build
 
     # --- building from a configuration ---
@@ -201,6 +203,11 @@ class Method(keras.Model):
     def scores(self, images_BHW3, probabilities_BHWK) -> tf.Tensor | None:
         """What the method's critic makes of a segmentation, 0..1: (B,), (B,H,W), or None where there is no critic."""
         return None
+
+    def reliability(self, images_BHW3, probabilities_BHWK) -> tf.Tensor | None:
+        """How far a critic that judges pixels trusts a segmentation: (B,H,W), 0..1; None where no critic does."""
+        scores = self.scores(images_BHW3, probabilities_BHWK)
+        return scores if scores is not None and scores.shape.rank == 3 else None
 
     def observe(self, images_BHW3, labels_BHW) -> dict[str, tf.Tensor]:
         """What `diagnostics` wants to know of held-out images, a row for each."""
@@ -337,11 +344,41 @@ class Method(keras.Model):
         return self.report(self.update(data))
 
     def minimize(self, network_name: str, loss: tf.Tensor, tape: tf.GradientTape) -> None:
-        """Updates one network, and no other, by the gradient of a loss."""
+        """Updates one network, and no other, by the gradient of a loss. The tape has to be persistent."""
+        if hasattr(self.measuring, "minimized"):
+            self.measuring.minimized.append((network_name, loss, tape))
+            return
         optimizer = getattr(self.training_optimizers, network_name)
         variables = getattr(self, network_name).trainable_variables
         scale = optimizer.scale_loss(tf.ones_like(loss))
         optimizer.apply(tape.gradient(loss, variables, output_gradients=scale), variables)
+
+    def gradient_norms(self, data) -> dict[str, tf.Tensor]:
+        """How hard each loss term pulls at the networks that learn by it, on a batch as `update` takes it.
+
+        Nothing is trained. What a forward pass in train mode leaves behind (batch-norm statistics, random state) is the
+        caller's to put back.
+
+        Returns:
+            By the term's name the Euclidean norm of its part of the gradient, its weight included: 0 where it has not
+            set in yet. Sums of terms that are minimised are there under their own names.
+        """
+        self.measuring.minimized = minimized = []
+        try:
+            terms = self.update(data)
+        finally:
+            del self.measuring.minimized
+        squares: dict[str, tf.Tensor] = {}
+        for network_name, loss, tape in minimized:
+            for name, term in terms.items():
+                weight = tape.gradient(loss, term)
+                if weight is None:  # the loss does not depend on it
+                    continue
+                variables = getattr(self, network_name).trainable_variables
+                gradients = tape.gradient(term, variables, output_gradients=weight)
+                parts = [sum_over_replicas(gradient) for gradient in gradients if gradient is not None]
+                squares[name] = squares.get(name, 0.0) + tf.linalg.global_norm(parts) ** 2
+        return {name: tf.sqrt(square) for name, square in squares.items()}
 
     def report(self, terms: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """The terms of the global batch, for the log."""

@@ -244,6 +244,9 @@ class MLMT(Method):
     def update(self, data):
         return self.segmentation.update(data) if self.stage == "segmentation" else self.update_classifier(data)
 
+    def gradient_norms(self, data):
+        return self.segmentation.gradient_norms(data) if self.stage == "segmentation" else super().gradient_norms(data)
+
     def update_classifier(self, data) -> dict[str, tf.Tensor]:
         """One step of the classification branch: equation 6, then the teacher follows the student."""
         _, x_u, y_l = self.unpack(data)
@@ -254,7 +257,7 @@ class MLMT(Method):
         H_l, H_u = concatenated(
             self.teacher, self.flip(x, training=True), self.flip(x_u, training=True), training=False
         )
-        with tf.GradientTape() as tape:
+        with tf.GradientTape(persistent=True) as tape:
             # Train mode, all images in one pass.
             G_l, G_u = concatenated(
                 self.student, self.jitter(x, training=True), self.jitter(x_u, training=True), training=True

@@ -8,6 +8,7 @@ import tensorflow as tf
 from kerasseg.critics import build_image_discriminator
 from kerasseg.layers import register
 from kerasseg.losses import (
+    accuracy,
     binary_cross_entropy,
     cross_entropy,
     feature_matching,
@@ -133,5 +134,7 @@ class S4GAN(Method):
             "L_D": L_D,
             "D_real": mean(tf.nn.sigmoid(D_real)),
             "D_fake": mean(score_B),
+            "acc_real": accuracy(D_real, 1.0),
+            "acc_fake": accuracy(D_fake, 0.0),
             "selected": mean(tf.cast(trusted_B, tf.float32)),
         }

@@ -30,7 +30,7 @@ class Supervised(Method):
     def update(self, data):
         x_l, _, y_l = self.unpack(data)
 
-        with tf.GradientTape() as tape:
+        with tf.GradientTape(persistent=True) as tape:
             logits_l = self.segmenter(x_l, training=True)  # train mode: batch norm sees the labelled batch
             L_ce = cross_entropy(y_l, logits_l)
 

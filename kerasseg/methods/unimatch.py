@@ -77,7 +77,7 @@ class UniMatch(Method):
         boxes = [self.boxes(tf.shape(x_w)) for _ in range(2)]
         x_s = [tf.where(box[..., tf.newaxis], self.strong(x_m), self.strong(x_w)) for box in boxes]
 
-        with tf.GradientTape() as tape:
+        with tf.GradientTape(persistent=True) as tape:
             # Train mode. The backbone sees labelled and weak views together, the head also the perturbed features.
             features = self.segmenter.encode(tf.concat([x_l, x_w], axis=0), training=True)
             perturbed = [self.drop_channels(feature[tf.shape(x_l)[0] :], training=True) for feature in features]

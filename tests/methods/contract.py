@@ -14,13 +14,15 @@ from tests.methods import tiny
 class MethodContract:
     """Give `name`; override `make` where the method takes more than a segmenter.
 
-    `network` is one that the method trains, `loss` the term that labels have a part in.
+    `network` is one that the method trains, `loss` the term that labels have a part in; `minimized` is a network and
+    the loss of its one update in a step.
     """
 
     name: str
     fields: dict = {}
     network = "segmenter"
     loss = "L_ce"
+    minimized = ("segmenter", "L_S")
 
     def make(self, segmenter: keras.Model) -> Method:
         return METHODS[self.name](segmenter, **{"steps": 10} | self.fields)
@@ -111,6 +113,25 @@ class MethodContract:
         assert losses[0].keys() == losses[1].keys()
         for name, values in losses[0].items():
             assert values == pytest.approx(losses[1][name], rel=1e-5), name
+
+    def test_gradient_norms_are_those_of_the_update_and_train_nothing(self, data):
+        name, total = self.minimized
+        method = self.make(tiny.segmenter())
+        method.compile({name: keras.optimizers.SGD(1.0)})
+        batch, variables = next(iter(data)), getattr(method, name).trainable_variables
+        chance = [(variable, variable.numpy()) for variable in method.non_trainable_variables]
+        before = method.get_weights()
+
+        norms = method.gradient_norms(batch)
+        for variable, value in chance:
+            variable.assign(value)
+        for weight, value in zip(method.get_weights(), before, strict=True):
+            np.testing.assert_array_equal(weight, value)
+
+        start = [variable.numpy() for variable in variables]
+        assert norms.keys() <= method.update(batch).keys()
+        moved = [variable.numpy() - value for variable, value in zip(variables, start, strict=True)]
+        assert float(norms[total]) == pytest.approx(np.sqrt(sum(np.sum(change**2) for change in moved)), rel=1e-4)
 
     @pytest.mark.slow
     def test_two_replicas_follow_the_same_losses_as_one(self, two_replicas):

@@ -58,6 +58,7 @@ def losses(x, y, S, D, targets, *, lambda_adv, lambda_adv_unlabeled, lambda_semi
     if sees_unlabeled:
         fake, where = np.concatenate([D_l, D_u]), np.concatenate([valid_l, valid_u])
     terms["L_D"] = (tiny.binary_cross_entropy(fake, 0, where) + tiny.binary_cross_entropy(D_Y, 1, valid_l)) / 2
+    terms |= {"acc_real": (D_Y > 0)[valid_l].mean(), "acc_fake": (fake <= 0)[where].mean()}
     return terms
 
 
@@ -117,7 +118,7 @@ def test_all_ignored_labels_and_no_trusted_pixel_change_nothing():
     before = method.get_weights()
     logs = method.train_step(tiny.tensors(x, np.full_like(y, 255)))
     assert {name: float(value) for name, value in logs.items() if name != "L_adv_u"} == dict.fromkeys(
-        ("L_S", "L_ce", "L_adv", "L_semi", "L_D", "D_real", "D_fake", "selected"), 0.0
+        ("L_S", "L_ce", "L_adv", "L_semi", "L_D", "D_real", "D_fake", "acc_real", "acc_fake", "selected"), 0.0
     )
     for weight, old in zip(method.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weight, old)

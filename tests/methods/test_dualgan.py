@@ -13,6 +13,7 @@ from tests.methods.contract import MethodContract
 class TestDualGAN(MethodContract):
     name = "dualgan"
     fields = {"semi_start": 0.0}
+    minimized = ("segmenter", "L_G")
 
     def make(self, segmenter):
         if segmenter.name == "segmenter":  # tiny.segmenter
@@ -43,6 +44,7 @@ def losses(x, y, G, D1, D2, targets, late=1.0, lambda_ad=0.01, lambda_s=0.1):
         terms["L_ad"] += tiny.binary_cross_entropy(D1_l, 1) + late * tiny.binary_cross_entropy(D1_u, 1)
         terms["L_D1"] = tiny.binary_cross_entropy(D1_Y, 1) + tiny.binary_cross_entropy(D1_l, 0)
         terms |= {"D1_real": tiny.sigmoid(D1_Y).mean(), "D1_fake": tiny.sigmoid(D1_l).mean()}
+        terms |= {"acc_real": (D1_Y > 0).mean(), "acc_fake": (D1_l <= 0).mean()}
     terms["L_G"] = terms["L_ce"]
     if D2:
         D2_l, D2_u = (
@@ -52,7 +54,9 @@ def losses(x, y, G, D1, D2, targets, late=1.0, lambda_ad=0.01, lambda_s=0.1):
         terms["L_ad"] += tiny.binary_cross_entropy(D2_l, 1, valid_l) + late * tiny.binary_cross_entropy(
             D2_u, 1, valid_u
         )
-        terms["L_D2"] = tiny.binary_cross_entropy(D2_l, np.argmax(z_l, axis=-1) == y, valid_l)
+        right_l = np.argmax(z_l, axis=-1) == y
+        terms["L_D2"] = tiny.binary_cross_entropy(D2_l, right_l, valid_l)
+        terms |= {"acc_right": (D2_l > 0)[right_l].mean(), "acc_wrong": (D2_l <= 0)[valid_l & ~right_l].mean()}
         terms["L_s"] = tiny.cross_entropy(targets, z_u)[0]
         terms["selected"] = (targets != 255).sum() / valid_u.sum()
         terms["L_G"] += late * lambda_s * terms["L_s"]

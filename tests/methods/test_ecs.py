@@ -15,6 +15,7 @@ RATE, STEPS = 0.3, 10
 
 class TestECS(MethodContract):
     name = "ecs"
+    minimized = ("corrector", "L_cor")
     fields = {"corrector_backbone": "tiny", "corrector_head_channels": 8}  # resnet34 takes long to build
 
     def make(self, segmenter):
@@ -97,6 +98,10 @@ def test_three_updates_in_this_order(fields):
     assert 0 < kept.sum() < kept.size
     terms = {"L_cor": cor, "L_sup": sup, "L_ce": ce, "L_aux": aux, "L_ecs": L_ecs(x, S1, y_p, j, gamma)}
     terms["kept"] = kept[valid].mean()
+    logits = tiny.Segmenter.of(S).forward(x["labeled"])[0]
+    right = np.argmax(logits, axis=-1) == y
+    found_right = np.argmax(tiny.judgement(C, tiny.softmax(logits), x["labeled"]), axis=-1) == tiny.K
+    terms |= {"acc_right": found_right[right].mean(), "acc_wrong": 1 - found_right[~right & (y != 255)].mean()}
 
     logs = method.train_step(tiny.tensors(x, y))
 

@@ -14,6 +14,7 @@ CATEGORIES = (0, 1, 0)
 
 class TestLatent(MethodContract):
     name = "latent"
+    minimized = ("discriminator", "L_D")
     fields = {"labeled_images": 16, "latent_classes": L, "cons_start": 0.0, "lambda_cons": 1.0}
 
     def make(self, segmenter):
@@ -92,6 +93,7 @@ def losses(x, y, S, H, D, fixed, config):
     fake, where = np.concatenate([D_l, D_u]), np.concatenate([where_l, where_u])
     terms["L_D"] = (tiny.binary_cross_entropy(D_Y, 1, valid_l) + tiny.binary_cross_entropy(fake, 0, where)) / 2
     terms |= {"D_real": tiny.sigmoid(D_Y)[valid_l].mean(), "D_fake": tiny.sigmoid(fake)[where].mean()}
+    terms |= {"acc_real": (D_Y > 0)[valid_l].mean(), "acc_fake": (fake <= 0)[where].mean()}
     return terms
 
 

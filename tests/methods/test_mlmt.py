@@ -31,6 +31,7 @@ class TestClassificationStage(TestSegmentationStage):
     fields = {"train_branch": False}
     network = "student"
     loss = "L_cls"
+    minimized = ("student", "L_MT")
 
     def make_without_chance(self, segmenter):
         method = still(make(segmenter, **self.fields))

@@ -84,6 +84,8 @@ def by_hand(
         "L_S": L_ce + lambda_fm * L_fm + lambda_st * L_st,
         "D_real": tiny.sigmoid(z_real).mean(),
         "D_fake": tiny.sigmoid(z_fake).mean(),
+        "acc_real": (z_real > 0).mean(),
+        "acc_fake": (z_fake <= 0).mean(),
         "selected": trusted.mean(),
     }
     return terms, d_segmenter, [d_u, d_v[:, None]]
@@ -124,6 +126,29 @@ def test_a_step_updates_each_network_by_its_own_loss(fields):
         np.testing.assert_allclose(weight, old - RATE * gradient, rtol=1e-4, atol=1e-6)
     for weight, old, gradient in zip(method.discriminator.get_weights(), before_D, d_discriminator, strict=True):
         np.testing.assert_allclose(weight, old - gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_each_term_pulls_as_hard_as_its_weighted_gradient():
+    method = make(lambda_fm=0.3, lambda_st=2.0)
+    method.compile()
+    x, y = tiny.batch(np.random.default_rng(0))
+    norms = method.gradient_norms(tiny.tensors(x, y))
+
+    def norm(*terms):
+        """Of the gradient of the segmenter, or of what the weights of `terms` add to it."""
+        _, with_terms, _ = by_hand(method, x, y, **{"lambda_fm": 0.0, "lambda_st": 0.0} | dict(terms))
+        _, without, _ = by_hand(method, x, y, lambda_fm=0.0, lambda_st=0.0)
+        gradients = [a - b for a, b in zip(with_terms, without, strict=True)] if len(terms) == 1 else with_terms
+        return np.sqrt(sum(np.sum(gradient**2) for gradient in gradients))
+
+    assert norms.keys() == {"L_S", "L_ce", "L_fm", "L_st", "L_D"}
+    expected = {
+        "L_ce": norm(),
+        "L_fm": norm(("lambda_fm", 0.3)),
+        "L_st": norm(("lambda_st", 2.0)),
+        "L_S": norm(("lambda_fm", 0.3), ("lambda_st", 2.0)),
+    }
+    assert {name: float(norms[name]) for name in expected} == pytest.approx(expected, rel=1e-4)
 
 
 def test_padding_of_unlabelled_images_is_neither_judged_nor_learned():

@@ -12,6 +12,7 @@ from tests.methods.contract import MethodContract
 
 class TestSupervised(MethodContract):
     name = "supervised"
+    minimized = ("segmenter", "L_ce")
 
 
 def test_a_step_is_sgd_on_the_labelled_cross_entropy():
@@ -91,7 +92,7 @@ def test_frozen_batch_norm_keeps_its_statistics_and_affine_parameters():
 @pytest.mark.parametrize(
     "field, value, message",
     [
-        ("optimizer", "adam", "optimizer must be sgd or adamw; got 'adam'"),
+        ("optimizer", "adam", "optimizer must be one of sgd, adamw; got 'adam'"),
         ("learning_rate", 0, "learning_rate must be above 0; got 0"),
         ("momentum", 1.0, "momentum must be in 0..1"),
         ("weight_decay", -1, "weight_decay must be 0 or more; got -1"),

@@ -1,14 +1,16 @@
 """What diagnostics.json says, against NumPy."""
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from kerasseg.data import open_dataset
-from kerasseg.methods import ECS, MLMT, Latent, Supervised
+from kerasseg.methods import ECS, MLMT, S4GAN, Latent, Supervised
 from kerasseg.metrics import Reliability, roc, scores
 from tests.data.folders import make_folder
 from tests.methods import tiny
-from training.diagnostics import diagnose
+from training.diagnostics import GradientNorms, diagnose
 
 
 @pytest.fixture
@@ -24,6 +26,38 @@ def expected(method, dataset, confidence_of):
         known = truth != 255
         reliability.add(np.asarray(confidence_of(image, S))[0][known], (np.argmax(S[0], axis=-1) == truth)[known])
     return reliability.summary()
+
+
+@pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_training_does_not_notice_that_gradients_are_measured(replicas, request):
+    """And two replicas that see the same batch measure what one does."""
+    strategy = request.getfixturevalue("two_replicas") if replicas == 2 else tf.distribute.get_strategy()
+    batch = tiny.batch(np.random.default_rng(0))
+    data = tf.data.Dataset.from_tensors(batch).repeat()
+    histories, measured = [], []
+    for measures in (False, True):
+        keras.utils.set_random_seed(0)
+        with strategy.scope():
+            method = MLMT(
+                S4GAN(tiny.segmenter(), tiny.discriminator(), steps=2),
+                *(tiny.classifier(name=name) for name in ("student", "teacher")),
+                steps=2,
+            )
+            method.compile()
+        gradient_norms = GradientNorms(method, tiny.tensors(*batch))
+
+        class Measure(keras.callbacks.Callback):
+            def on_train_batch_end(self, step, logs=None):
+                measured.append(gradient_norms())  # noqa: B023 (of this training)
+
+        once = {"steps_per_epoch": 1, "epochs": 4, "shuffle": False, "verbose": 0}
+        histories.append(method.fit(data, callbacks=[Measure()] if measures else [], **once).history)
+    assert histories[0] == histories[1]
+    assert [set(norms) for norms in measured] == [
+        *2 * [{"grad_L_S", "grad_L_ce", "grad_L_fm", "grad_L_st", "grad_L_D"}],
+        *2 * [{"grad_L_MT", "grad_L_cls", "grad_L_cons"}],
+    ]
+    assert all(norms[name] > 0 for norms in measured for name in norms.keys() & {"grad_L_ce", "grad_L_cls"})
 
 
 def test_the_softmax_of_every_method(dataset):

@@ -1,12 +1,14 @@
 import numpy as np
 import pytest
+import tensorflow as tf
+from PIL import Image
 
 from kerasseg.data import open_dataset
-from kerasseg.methods import Supervised
+from kerasseg.methods import ECS, S4GAN, Supervised
 from kerasseg.metrics import scores
 from tests.data.folders import make_folder
 from tests.methods import tiny
-from training.evaluation import evaluate, find_min_pixels
+from training.evaluation import Examples, evaluate, find_min_pixels
 
 
 @pytest.fixture
@@ -30,6 +32,20 @@ def test_evaluate_is_the_confusion_matrix_of_all_pictures(dataset):
     assert result["mIoU"] == expected.mean_iou and result["pixel_accuracy"] == expected.pixel_accuracy
     assert result["per_class_IoU"] == dict(zip(dataset.classes, expected.iou, strict=True))
     assert result["protocol"]["images"] == 3
+
+
+def test_examples_show_how_far_a_critic_of_pixels_trusts_them(dataset, tmp_path):
+    method = ECS(tiny.segmenter(), tiny.judge(tiny.K + 1, "corrector"))
+    examples = Examples(method, dataset, "val", 2)
+    examples.write(tmp_path)
+    for name in examples.names:
+        image = tf.constant(dataset.load_image("val", name)[np.newaxis], tf.float32)
+        S = method(image)
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / name / "prediction.png")), np.argmax(S[0], -1))
+        shown = np.asarray(Image.open(tmp_path / name / "reliability.png"), int)
+        np.testing.assert_allclose(shown, 255 * method.reliability(image, S)[0], atol=0.51)
+        assert shown.std() > 0
+    assert S4GAN(tiny.segmenter(), tiny.discriminator()).reliability(image, S) is None
 
 
 def test_pixel_thresholds_are_those_that_serve_each_class_best(dataset):

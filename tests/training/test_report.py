@@ -245,6 +245,7 @@ def test_says_when_the_gate_lowered_miou(tmp_path):
     folder = write_run(tmp_path / "run", method="mlmt", result={"without_gate": ungated})
     example = folder / "examples" / "drive" / "frame_7"
     (example / "without_gate.png").write_bytes(pictures.index_png(np.zeros((6, 8), np.uint8), PALETTE))
+    (example / "reliability.png").write_bytes(pictures.png(np.full((6, 8), 128, np.uint8)))
     page = Page(report.write_report(folder))
 
     assert "56.8 % mIoU with gate, on 101 val pictures" in page.text
@@ -256,6 +257,8 @@ def test_says_when_the_gate_lowered_miou(tmp_path):
     assert "The upright mark on a bar shows “without gate”." in page.text
     assert "sky 90.0 % 61.0 %" in page.text
     assert "drive/frame_7: without gate, 0 % of pixels right" in page.images()
+    reliability = decoded(page.images()["drive/frame_7: reliability, dark: the critic doubts it"])
+    np.testing.assert_allclose(np.asarray(reliability.convert("L"), int), 128, atol=2)
 
 
 def test_says_nothing_when_the_gate_helped(tmp_path):
@@ -280,6 +283,27 @@ def test_warns_of_a_discriminator_that_overpowers_at_the_end(tmp_path):
     assert "scored label maps 0.97 and predictions 0.02" in notes_of(write_run(tmp_path / "other", **other))
     unsure = {"D_real": lambda s: 0.97, "D_fake": lambda s: 0.06}
     assert notes_of(write_run(tmp_path / "unsure", **unsure)) == ""
+
+
+def test_warns_of_a_discriminator_that_guesses_at_the_end(tmp_path):
+    one_sided = {"acc_real": lambda s: 0.9 if s < 150 else 1.0, "acc_fake": lambda s: 0.9 if s < 150 else 0.04}
+    assert "recognised 100 % of the real label maps and 4 % of the predictions" in notes_of(
+        write_run(tmp_path / "one_sided", **one_sided)
+    )
+    fair = {"acc_real": lambda s: 0.6, "acc_fake": lambda s: 0.6}
+    assert notes_of(write_run(tmp_path / "fair", **fair)) == ""
+
+
+def test_warns_of_a_critic_that_finds_no_mistakes(tmp_path):
+    blind = {"acc_right": lambda s: 1.0, "acc_wrong": lambda s: 0.5 if s < 150 else 0.01}
+    assert "recognised 1 % of the wrongly segmented pixels" in notes_of(write_run(tmp_path / "blind", **blind))
+    assert notes_of(write_run(tmp_path / "seeing", acc_wrong=lambda s: 0.2)) == ""
+
+
+def test_describes_what_pulls_once_for_all_terms(tmp_path):
+    folder = write_run(tmp_path / "run", grad_L_ce=lambda s: 1.0, grad_L_fm=lambda s: 0.02)
+    page = Page(report.write_report(folder)).text
+    assert "How hard each loss pulls" in page and "grad_L_ce, grad_L_fm: norm of each loss's part" in page
 
 
 def write_diagnostics(folder):

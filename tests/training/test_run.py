@@ -41,6 +41,7 @@ def test_a_run_leaves_everything_a_user_needs(dataset, tmp_path, capsys):
     assert {"L_S", "L_ce", "L_fm", "L_st", "L_D", "D_real", "D_fake"} <= lines(out)[1].keys()
     assert {"L_MT", "L_cls", "L_cons"} <= lines(out)[2].keys() and "L_S" not in lines(out)[2]
     assert [line["step"] for line in lines(out) if "val_mIoU" in line] == [2, 4]
+    assert lines(out)[1]["grad_L_fm"] > 0 and lines(out)[3]["grad_L_cls"] > 0
     assert list((out / "tensorboard").iterdir())
 
     stored = json.loads((out / "result.json").read_text())
