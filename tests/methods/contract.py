@@ -1,5 +1,8 @@
 """What every method owes its users. A method's test file subclasses `MethodContract` and adds its own paper."""
 
+import json
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -94,6 +97,23 @@ class MethodContract:
             history = method.fit(data, steps_per_epoch=3, epochs=1, shuffle=False, verbose=0).history
             runs.append({name: values[-1] for name, values in history.items()})
         assert runs[0] == pytest.approx(runs[1], rel=1e-4)
+
+    def test_ten_losses_are_those_on_file(self, data):
+        """A change of results is seen. Where it is meant, delete the file: the test fails once and writes it anew."""
+        keras.utils.set_random_seed(8)
+        method = self.make(tiny.segmenter())
+        method.compile()
+        history = method.fit(data, steps_per_epoch=1, epochs=10, shuffle=False, verbose=0).history
+        losses = {name: [float(f"{value:.6g}") for value in history[name]] for name in history if name[:2] == "L_"}
+        file = Path(__file__).parent / "losses" / f"{type(self).__name__}.json"
+        if not file.exists():
+            lines = (f"  {json.dumps(name)}: {json.dumps(values)}" for name, values in losses.items())
+            file.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+            pytest.fail(f"{file} was missing and is written now: look at it")
+        expected = json.loads(file.read_text())
+        assert losses.keys() == expected.keys()
+        for name, values in expected.items():
+            assert losses[name] == pytest.approx(values, rel=1e-3, abs=1e-5), name
 
     def test_training_goes_on_from_its_variables(self, data):
         """What a checkpoint holds is enough: a second method given these variables takes the same next step."""
