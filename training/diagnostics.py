@@ -5,10 +5,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from kerasseg.data import Dataset, eval_dataset
+from kerasseg.data import Dataset, Split, eval_dataset, evenly_spaced
 from kerasseg.losses import IGNORE_LABEL
 from kerasseg.methods import Method
 from kerasseg.metrics import Reliability
+
+TRAINING_IMAGES = 50
 
 
 class GradientNorms:
@@ -34,13 +36,14 @@ class GradientNorms:
         return {f"grad_{name}": float(local(norm)[0]) for name, norm in norms.items()}
 
 
-def diagnose(method: Method, dataset: Dataset, split: str = "val") -> dict[str, Any]:
-    """What diagnostics.json holds, from one pass over a split at native size.
+def diagnose(method: Method, dataset: Dataset, split: Split) -> dict[str, Any]:
+    """What diagnostics.json holds, measured at native size.
 
     Returns:
-        "split"; "confidence": for "softmax" (the likeliest class's probability) and, where the method has a critic that
-        scores pixels, for "critic", what `Reliability.summary` gives; and what the method itself adds
-        (`Method.diagnostics`).
+        On the val images "confidence": for "softmax" (the likeliest class's probability) and, where the method has a
+        critic that judges pixels, for "critic", what `Reliability.summary` gives; and what the method itself adds
+        (`Method.diagnostics`). Under "training" the same for labelled and unlabelled training images, up to
+        `TRAINING_IMAGES` each, as far as the dataset has label maps of them.
     """
     any_size = (tf.TensorSpec((None, None, None, 3), tf.float32), tf.TensorSpec((None, None, None), tf.int32))
 
@@ -55,16 +58,25 @@ def diagnose(method: Method, dataset: Dataset, split: str = "val") -> dict[str, 
         observed = method.observe(images_BHW3, labels_BHW)
         return tf.argmax(S_BHWK, axis=-1, output_type=tf.int32), confidence, observed
 
-    measured: dict[str, Reliability] = {}
-    observations: dict[str, list[np.ndarray]] = {}
-    for images_1HW3, labels_1HW in eval_dataset(dataset, split):
-        prediction_1HW, confidence, observed = predict(images_1HW3, labels_1HW)
-        known = labels_1HW != IGNORE_LABEL
-        right = (prediction_1HW == labels_1HW)[known].numpy()
-        for name, confidence_1HW in confidence.items():
-            measured.setdefault(name, Reliability()).add(confidence_1HW[known].numpy(), right)
-        for name, rows in observed.items():
-            observations.setdefault(name, []).append(rows.numpy())
-    confidence = {name: reliability.summary() for name, reliability in measured.items()}
-    of_the_method = method.diagnostics({name: np.concatenate(rows) for name, rows in observations.items()})
-    return {"split": split, "confidence": confidence} | of_the_method
+    def measure(images: tf.data.Dataset) -> dict[str, Any]:
+        measured: dict[str, Reliability] = {}
+        observations: dict[str, list[np.ndarray]] = {}
+        for images_1HW3, labels_1HW in images:
+            prediction_1HW, confidence, observed = predict(images_1HW3, labels_1HW)
+            known = labels_1HW != IGNORE_LABEL
+            right = (prediction_1HW == labels_1HW)[known].numpy()
+            for name, confidence_1HW in confidence.items():
+                measured.setdefault(name, Reliability()).add(confidence_1HW[known].numpy(), right)
+            for name, rows in observed.items():
+                observations.setdefault(name, []).append(rows.numpy())
+        of_the_method = method.diagnostics({name: np.concatenate(rows) for name, rows in observations.items()})
+        return {"confidence": {name: each.summary() for name, each in measured.items()}} | of_the_method
+
+    known_names = set(dataset.label_names("train"))
+    training = {}
+    for role in ("labeled", "unlabeled"):
+        names = [name for name in getattr(split, role) if name in known_names]
+        if names:
+            chosen = evenly_spaced(names, TRAINING_IMAGES)
+            training[role] = measure(eval_dataset(dataset, "train", chosen))
+    return {"split": "val"} | measure(eval_dataset(dataset, "val")) | {"training": training}

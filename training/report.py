@@ -27,6 +27,8 @@ from training.run_folder import Curve, Run, is_number
 PICTURE_WIDTH = 400
 """Pixels: wider example pictures are reduced to this."""
 
+ROLE_WORDS = {"labeled": "labelled", "weak": "with image-level labels only", "unlabeled": "unlabelled"}
+
 MAX_EXAMPLES = 12
 """Shown at most, so that the page stays small enough to be mailed."""
 
@@ -71,7 +73,7 @@ def write_report(run_folder: Path, compare: Sequence[Path] = ()) -> Path:
         last_check=last_check(run),
         example_count=len(_example_folders(run)),
         legend=legend(run),
-        role_words={"labeled": "labelled", "weak": "with image-level labels only", "unlabeled": "unlabelled"},
+        role_words=ROLE_WORDS,
         protocol=list(protocol(run)),
         commands=commands(run, others),
         settings=settings(run),
@@ -276,9 +278,17 @@ def diagnostics(run: Run, others: Sequence[Run] = ()) -> dict[str, Any] | None:
         return None
     confidences = dict(run.diagnostics["confidence"])
     words = [(name, term) for name, term in glossary.CONFIDENCES.items() if name in confidences]
+    training = run.diagnostics["training"]
+    rows = confidences | {
+        f"{name}, {ROLE_WORDS[role]} training pictures": summary
+        for role, of_role in training.items()
+        for name, summary in of_role["confidence"].items()
+    }
     for other in others:
         theirs = (other.diagnostics or {}).get("confidence", {})
-        confidences |= {f"{name} of {other.title}": summary for name, summary in theirs.items()}
+        theirs = {f"{name} of {other.title}": summary for name, summary in theirs.items()}
+        confidences |= theirs
+        rows |= theirs
     errors = (f"{name} {summary['expected_calibration_error']:.3f}" for name, summary in confidences.items())
     drawings = [
         _drawing(
@@ -318,14 +328,27 @@ def diagnostics(run: Run, others: Sequence[Run] = ()) -> dict[str, Any] | None:
                 [("classifiers", glossary.CLASSIFIERS)],
             )
         )
-    corrector = run.diagnostics.get("corrector")
     return {
         "drawings": drawings,
-        "rows": list(confidences.items()),
+        "rows": list(rows.items()),
         "split": run.diagnostics["split"],
-        "corrector": corrector
-        and list(zip([*run.classes, "right as it is"], corrector["IoU"], [*corrector["spearman"], None], strict=True)),
-        "corrector_mIoU": corrector and corrector["mIoU"],
+        "corrector": _corrector(run) if "corrector" in run.diagnostics else None,
+    }
+
+
+def _corrector(run: Run) -> dict[str, Any]:
+    """The table of ecs' corrector: a row for each class and one for "right as it is"."""
+    assert run.diagnostics is not None
+    of_val = run.diagnostics["corrector"]
+    of_training = {role: found["corrector"] for role, found in run.diagnostics["training"].items()}
+    correlations = [found["spearman"] for found in (of_val, *of_training.values())]
+    return {
+        "columns": [run.diagnostics["split"], *(f"{ROLE_WORDS[role]} training pictures" for role in of_training)],
+        "rows": [
+            *zip(run.classes, of_val["IoU"], zip(*correlations, strict=True), strict=False),
+            ("right as it is", of_val["IoU"][-1], [None] * len(correlations)),
+        ],
+        "mIoU": of_val["mIoU"],
     }
 
 

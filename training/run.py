@@ -133,7 +133,7 @@ def train(config: RunConfig) -> dict[str, Any]:
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
     write_json(folder / "result.json", result)
-    write_json(folder / "diagnostics.json", diagnose(method, dataset))
+    write_json(folder / "diagnostics.json", diagnose(method, dataset, split))
     write_json(folder / "config.json", settings | {"finished": True})
     report = write_report(folder)
     print(f"report: {report}", file=sys.stderr)

@@ -363,7 +363,8 @@ class Method(keras.Model):
             By the term's name the Euclidean norm of its part of the gradient, its weight included: 0 where it has not
             set in yet. Sums of terms that are minimised are there under their own names.
         """
-        self.measuring.minimized = minimized = []
+        minimized: list[tuple[str, tf.Tensor, tf.GradientTape]] = []
+        self.measuring.minimized = minimized
         try:
             terms = self.update(data)
         finally:

@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kerasseg.data import open_dataset
+from kerasseg.data import Split, open_dataset
 from kerasseg.methods import ECS, MLMT, S4GAN, Latent, Supervised
 from kerasseg.metrics import Reliability, roc, scores
 from tests.data.folders import make_folder
 from tests.methods import tiny
 from training.diagnostics import GradientNorms, diagnose
+
+SPLIT = Split(labeled=("train_0", "train_1"), unlabeled=("train_2", "train_3"))
 
 
 @pytest.fixture
@@ -18,10 +20,10 @@ def dataset(tmp_path):
     return open_dataset(str(make_folder(tmp_path / "pets", val=3)))
 
 
-def expected(method, dataset, confidence_of):
+def expected(method, dataset, confidence_of, split="val", names=None):
     reliability = Reliability()
-    for name in dataset.label_names("val"):
-        image, truth = dataset.load_image("val", name)[np.newaxis].astype(np.float32), dataset.load_label("val", name)
+    for name in names or dataset.label_names(split):
+        image, truth = dataset.load_image(split, name)[np.newaxis].astype(np.float32), dataset.load_label(split, name)
         S = np.asarray(method(image))
         known = truth != 255
         reliability.add(np.asarray(confidence_of(image, S))[0][known], (np.argmax(S[0], axis=-1) == truth)[known])
@@ -62,17 +64,30 @@ def test_training_does_not_notice_that_gradients_are_measured(replicas, request)
 
 def test_the_softmax_of_every_method(dataset):
     method = Supervised(tiny.segmenter())
-    result = diagnose(method, dataset)
-    assert result == {"split": "val", "confidence": result["confidence"]}
+    result = diagnose(method, dataset, SPLIT)
+    assert result.keys() == {"split", "confidence", "training"}
     ours, theirs = result["confidence"]["softmax"], expected(method, dataset, lambda image, S: S.max(axis=-1))
     for name in ("pixels", "accuracy", "expected_calibration_error", "error_detection_auc"):
         assert ours[name] == pytest.approx(theirs[name], abs=1e-3), name
     assert 0 < ours["accuracy"] < 1
 
 
+def test_training_images_are_measured_apart_as_far_as_there_are_masks(tmp_path):
+    root = make_folder(tmp_path / "pets", train=4)
+    (root / "labels/train/train_3.png").unlink()
+    dataset, method = open_dataset(str(root)), Supervised(tiny.segmenter())
+    training = diagnose(method, dataset, SPLIT)["training"]
+    for role, names in (("labeled", ["train_0", "train_1"]), ("unlabeled", ["train_2"])):
+        theirs = expected(method, dataset, lambda image, S: S.max(axis=-1), "train", names)
+        ours = training[role]["confidence"]["softmax"]
+        assert (ours["pixels"], ours["accuracy"]) == (theirs["pixels"], pytest.approx(theirs["accuracy"], abs=1e-3))
+    no_masks = Split(labeled=("train_0",), unlabeled=("train_3",))
+    assert diagnose(method, dataset, no_masks)["training"].keys() == {"labeled"}
+
+
 def test_a_critic_that_scores_pixels_stands_beside_it(dataset):
     method = ECS(tiny.segmenter(), tiny.judge(tiny.K + 1, "corrector"))
-    confidence = diagnose(method, dataset)["confidence"]
+    confidence = diagnose(method, dataset, SPLIT)["confidence"]
     assert confidence.keys() == {"softmax", "critic"}
     theirs = expected(method, dataset, method.scores)
     assert confidence["critic"]["expected_calibration_error"] == pytest.approx(
@@ -84,7 +99,7 @@ def test_a_critic_that_scores_pixels_stands_beside_it(dataset):
 
 def test_ecs_tells_what_its_corrector_knows(dataset):
     method = ECS(tiny.segmenter(), tiny.judge(tiny.K + 1, "corrector"))
-    found = diagnose(method, dataset)["corrector"]
+    found = diagnose(method, dataset, SPLIT)["corrector"]
     confusion, rho = np.zeros((tiny.K + 1, tiny.K + 1), np.int64), [[] for _ in range(tiny.K)]
     for name in dataset.label_names("val"):
         image, truth = dataset.load_image("val", name)[np.newaxis].astype(np.float32), dataset.load_label("val", name)
@@ -110,7 +125,7 @@ def test_mlmt_tells_how_well_its_classifiers_know_the_classes(dataset):
     branch = Supervised(tiny.segmenter())
     method = MLMT(branch, tiny.classifier(name="student"), tiny.classifier(name="teacher"))
     method.teacher.set_weights([w + 0.5 for w in method.teacher.get_weights()])
-    found = diagnose(method, dataset)["classifiers"]
+    found = diagnose(method, dataset, SPLIT)["classifiers"]
     names = dataset.label_names("val")
     images = np.stack([dataset.load_image("val", name) for name in names]).astype(np.float32)
     present = np.array([[(dataset.load_label("val", name) == c).any() for c in range(tiny.K)] for name in names])
@@ -123,6 +138,6 @@ def test_mlmt_tells_how_well_its_classifiers_know_the_classes(dataset):
 def test_latent_tells_where_its_classes_went(dataset):
     method = Latent(tiny.BranchingSegmenter(), latent_classes=4, labeled_images=2)
     method.co_occurrence.assign([[19, 1, 0, 0], [0, 4, 4, 0], [5, 0, 0, 5]])
-    result = diagnose(method, dataset)
+    result = diagnose(method, dataset, SPLIT)
     assert result["latent_given_class"] == [[0.95, 0.05, 0, 0], [0, 0.5, 0.5, 0], [0.5, 0, 0, 0.5]]
     assert result["effective_latent_classes"] == {"0.1": 4, "0.9": 1}

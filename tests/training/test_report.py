@@ -317,6 +317,10 @@ def write_diagnostics(folder):
     curve = {"false_positive_rate": [0, 0.5, 1], "true_positive_rate": [0, 0.9, 1], "auc": 0.7654}
     found["classifiers"] = {"mean_teacher": curve, "plain": curve | {"auc": None}}
     found["corrector"] = {"mIoU": 0.345, "IoU": [0.1, 0.2, None, 0.3, 0.778], "spearman": [0.25, None, -0.5, 0.125]}
+    found["training"] = {
+        role: {"confidence": confidence, "corrector": {"spearman": rho}}
+        for role, rho in (("labeled", [0.875, None, 0.5, 0.5]), ("unlabeled", [0.0, 0.0, 0.0, -0.625]))
+    }
     (folder / "diagnostics.json").write_text(json.dumps(found))
 
 
@@ -331,8 +335,9 @@ def test_shows_whether_confidence_can_be_trusted(tmp_path):
     # 0.15 instead of 0.2 and 0.95 instead of 1; 10 of 60 right pixels level with the wrong ones, 50 above.
     for figure in ("0.050", "0.917", "100.0 %", "of 50 %"):
         assert figure in page, figure
+    assert "softmax, unlabelled training pictures" in page and "rank correlation, labelled training pictures" in page
     assert "has 3 columns: 3 take more than 10 % of some class, 2 take more than 90 % of some class" in page
-    for part in ("mean teacher, area 0.765", "77.8 %", "34.5 %", "-0.50", "right as it is"):
+    for part in ("mean teacher, area 0.765", "77.8 %", "34.5 %", "-0.50", "right as it is", "0.88", "-0.62"):
         assert part in page, part
     for name in ("confidence_and_accuracy", "latent_classes", "which_classes_are_there"):
         picture = Image.open(folder / f"diagnostics/{name}.png")
