@@ -1,4 +1,4 @@
-"""benchmarks.camvid without its trainings: what is trained when, and what the tables say."""
+"""The comparisons without their trainings: what is trained when, and what the tables say."""
 
 import dataclasses
 import json
@@ -6,8 +6,10 @@ import subprocess
 
 import pytest
 
-from benchmarks import camvid
-from benchmarks.camvid import Training
+from benchmarks import comparison
+from benchmarks.camvid import CAMVID
+from benchmarks.comparison import Training
+from benchmarks.shapes import SHAPES
 from kerasseg.methods.method import SegmenterConfig
 from training.config import RunConfig
 
@@ -41,11 +43,12 @@ def benchmark(tmp_path, monkeypatch):
         (folder / "model.keras").touch()
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(camvid.subprocess, "run", training)
+    monkeypatch.setattr(comparison.subprocess, "run", training)
     results = tmp_path / "camvid.md"
     results.write_text("before\n<!-- table -->\nan earlier table\n<!-- end of table -->\nafter\n")
-    config = camvid.CamVidConfig(
-        dataset=tmp_path / "camvid",
+    config = dataclasses.replace(
+        CAMVID,
+        dataset=str(tmp_path / "camvid"),
         weights=tmp_path / "w.h5",
         runs=tmp_path / "runs",
         results=results,
@@ -58,27 +61,29 @@ def benchmark(tmp_path, monkeypatch):
 
 def test_the_tables_compare_with_supervised_by_seed_and_with_more_labels(benchmark):
     config, _ = benchmark
-    assert camvid.main(config)["s4gan"] == pytest.approx(47)
+    assert comparison.main(config)["s4gan"] == pytest.approx(47)
     text = config.results.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "earlier" not in text
     assert "| s4gan | 51.0 | 43.0 | 47.0 | 5.7 | +1.0 +3.0 (mean +2.0) | 9 |" in text
     assert "| mlmt (gate on) | 52.0 | 44.0 | 48.0 | 5.7 | +2.0 +4.0 (mean +3.0) | 9 |" in text
-    assert "| 12 frames | 50.0 | 40.0 | 45.0 | 7.1 |" in text and "| 367 frames | 60.0 | 50.0 | 55.0 | 7.1 |" in text
-    assert str(config.dataset) not in text
-    assert "(camvid.svg)" in text
+    assert (
+        "| 12 pictures | 50.0 | 40.0 | 45.0 | 7.1 |" in text and "| 367 pictures | 60.0 | 50.0 | 55.0 | 7.1 |" in text
+    )
+    assert config.dataset not in text
+    assert "--dataset DATASET --weights WEIGHTS" in text and "(camvid.svg)" in text
     drawn = config.results.with_suffix(".svg").read_text()
-    for word in ("unimatch", "labelled frames", "367"):
+    for word in ("unimatch", "labelled pictures", "367"):
         assert f"<!-- {word} -->" in drawn  # so matplotlib notes a text that it draws as paths
 
 
 def test_the_tables_say_which_runs_are_to_come(benchmark, monkeypatch):
     config, _ = benchmark
-    camvid.main(config)
+    comparison.main(config)
     for path in (Training("s4gan", "12", 1).kept(config), Training("unimatch", "12", 0).kept(config)):
         path.unlink()
     for seed in config.seeds:
         Training("mlmt", "12", seed).kept(config).unlink()
-    assert camvid.write_results(config).keys() == {"supervised", "s4gan", "unimatch"}
+    assert comparison.write_results(config).keys() == {"supervised", "s4gan", "unimatch"}
     text = config.results.read_text()
     assert "| s4gan | 51.0 | - | 51.0 | - | +1.0 (mean +1.0) | 9 |" in text
     assert "| unimatch | - | 41.0 | 41.0 | - | +1.0 (mean +1.0) | 9 |" in text
@@ -87,43 +92,43 @@ def test_the_tables_say_which_runs_are_to_come(benchmark, monkeypatch):
 
 def test_kept_scores_stand_for_runs_that_are_gone(benchmark):
     config, trained = benchmark
-    camvid.main(config)
+    comparison.main(config)
     expected = [(method, "12", seed) for method in METHODS for seed in (0, 1)]
     assert sorted(trained) == sorted(expected + [("supervised", "all", seed) for seed in (0, 1)])
     kept = Training("supervised", "12", 1).kept(config).read_text()
-    assert json.loads(kept)["result"]["mIoU"] == 0.40 and str(config.dataset) not in kept
+    assert json.loads(kept)["result"]["mIoU"] == 0.40 and config.dataset not in kept
 
     config.runs.rename(config.runs.with_name("gone"))
     trained.clear()
-    camvid.main(config)
+    comparison.main(config)
     assert trained == []
 
     # The classifier of mlmt needs the segmenter of s4gan, not only its score.
     Training("mlmt", "12", 1).kept(config).unlink()
-    camvid.main(config)
+    comparison.main(config)
     assert trained == [("s4gan", "12", 1), ("mlmt", "12", 1)]
 
 
 @pytest.mark.parametrize("name", ["backbone", "learning_rate"])
 def test_scores_of_methods_with_other_segmenters_are_refused(benchmark, name):
     config, _ = benchmark
-    camvid.main(config)
+    comparison.main(config)
     for seed in config.seeds:
         path = Training("supervised", "12", seed).kept(config)
         kept = json.loads(path.read_text())
         (kept["settings"] if name == "backbone" else kept["settings"]["fields"]["supervised"])[name] = "another"
         path.write_text(json.dumps(kept))
     with pytest.raises(ValueError, match=f"supervised and s4gan differ in {name}: delete"):
-        camvid.main(config)
+        comparison.main(config)
 
 
 def test_scores_of_other_settings_are_refused(benchmark):
     config, _ = benchmark
-    camvid.main(config)
+    comparison.main(config)
     path = Training("s4gan", "12", 1).kept(config)
     path.write_text(path.read_text().replace('"steps": 2,', '"steps": 3,'))
     with pytest.raises(ValueError, match="s4gan with seeds 0 and 1 differ in steps: delete"):
-        camvid.main(config)
+        comparison.main(config)
 
 
 def test_a_run_that_was_stopped_is_resumed(benchmark, monkeypatch):
@@ -139,9 +144,9 @@ def test_a_run_that_was_stopped_is_resumed(benchmark, monkeypatch):
         commands.append(command)
         return subprocess.CompletedProcess(command, 130)
 
-    monkeypatch.setattr(camvid.subprocess, "run", stopped)
+    monkeypatch.setattr(comparison.subprocess, "run", stopped)
     with pytest.raises(ValueError, match="exit status 130"):
-        camvid.train(config, run, [0])
+        comparison.train(config, run, [0])
     assert commands[0][-1] == "--resume"
 
 
@@ -155,4 +160,12 @@ def test_a_run_that_was_stopped_is_resumed(benchmark, monkeypatch):
 )
 def test_impossible_requests(fields, message):
     with pytest.raises(ValueError, match=message):
-        camvid.CamVidConfig(dataset=".", weights=".", **fields)
+        dataclasses.replace(CAMVID, **fields)
+
+
+def test_shapes_needs_no_data(benchmark, tmp_path):
+    config, trained = benchmark
+    results = tmp_path / "shapes.md"
+    shapes = dataclasses.replace(SHAPES, runs=config.runs, results=results, seeds=(0,), methods=("supervised",))
+    assert shapes.data_flags == {"--dataset": "shapes"} and shapes.count("all") == 400
+    assert shapes.count(shapes.labeled) / shapes.count("all") == 1 / 8
