@@ -18,11 +18,20 @@ class GradientNorms:
 
     Args:
         method: compiled.
-        batch: as `update` takes it.
+        batch: as `update` takes it, for all replicas together.
     """
 
     def __init__(self, method: Method, batch: Any):
-        self.method, self.batch = method, batch
+        self.method = method
+        strategy = method.distribute_strategy
+
+        def share(context):
+            number, count = context.replica_id_in_sync_group, context.num_replicas_in_sync
+            return tf.nest.map_structure(
+                lambda tensor: tensor[number * len(tensor) // count : (number + 1) * len(tensor) // count], batch
+            )
+
+        self.batch = strategy.experimental_distribute_values_from_function(share)
 
     def __call__(self) -> dict[str, float]:
         """The norms at present, as `"grad_" + term`. The method is left as it was: the training does not notice."""
@@ -42,8 +51,8 @@ def diagnose(method: Method, dataset: Dataset, split: Split) -> dict[str, Any]:
     Returns:
         On the val images "confidence": for "softmax" (the likeliest class's probability) and, where the method has a
         critic that judges pixels, for "critic", what `Reliability.summary` gives; and what the method itself adds
-        (`Method.diagnostics`). Under "training" the same for labelled and unlabelled training images, up to
-        `TRAINING_IMAGES` each, as far as the dataset has label maps of them.
+        (`Method.diagnostics`). Under "training" the same, of what depends on images, for labelled and unlabelled
+        training images, up to `TRAINING_IMAGES` each, as far as the dataset has label maps of them.
     """
     any_size = (tf.TensorSpec((None, None, None, 3), tf.float32), tf.TensorSpec((None, None, None), tf.int32))
 
@@ -58,7 +67,8 @@ def diagnose(method: Method, dataset: Dataset, split: Split) -> dict[str, Any]:
         observed = method.observe(images_BHW3, labels_BHW)
         return tf.argmax(S_BHWK, axis=-1, output_type=tf.int32), confidence, observed
 
-    def measure(images: tf.data.Dataset) -> dict[str, Any]:
+    def measure(images: tf.data.Dataset) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """({"confidence": ...}, what the method observed)."""
         measured: dict[str, Reliability] = {}
         observations: dict[str, list[np.ndarray]] = {}
         for images_1HW3, labels_1HW in images:
@@ -69,8 +79,8 @@ def diagnose(method: Method, dataset: Dataset, split: Split) -> dict[str, Any]:
                 measured.setdefault(name, Reliability()).add(confidence_1HW[known].numpy(), right)
             for name, rows in observed.items():
                 observations.setdefault(name, []).append(rows.numpy())
-        of_the_method = method.diagnostics({name: np.concatenate(rows) for name, rows in observations.items()})
-        return {"confidence": {name: each.summary() for name, each in measured.items()}} | of_the_method
+        confidence = {name: each.summary() for name, each in measured.items()}
+        return {"confidence": confidence}, {name: np.concatenate(rows) for name, rows in observations.items()}
 
     known_names = set(dataset.label_names("train"))
     training = {}
@@ -78,5 +88,7 @@ def diagnose(method: Method, dataset: Dataset, split: Split) -> dict[str, Any]:
         names = [name for name in getattr(split, role) if name in known_names]
         if names:
             chosen = evenly_spaced(names, TRAINING_IMAGES)
-            training[role] = measure(eval_dataset(dataset, "train", chosen))
-    return {"split": "val"} | measure(eval_dataset(dataset, "val")) | {"training": training}
+            confidence, observed = measure(eval_dataset(dataset, "train", chosen))
+            training[role] = confidence | (method.diagnostics(observed) if observed else {})
+    confidence, observed = measure(eval_dataset(dataset, "val"))
+    return {"split": "val"} | confidence | method.diagnostics(observed) | {"training": training}

@@ -86,22 +86,23 @@ class Examples:
     def _predict(self, images_BHW3):
         predictions = self.method.predictions(images_BHW3)
         labels = {name: tf.argmax(probabilities, axis=-1) for name, probabilities in predictions.items()}
-        score = self.method.scores(images_BHW3, predictions[self.method.variants[-1]])
-        return labels, score
+        judged = predictions[self.method.variants[-1]]
+        return labels, self.method.scores(images_BHW3, judged), self.method.reliability(images_BHW3, judged)
 
     def __iter__(self):
-        """Yields (name, image uint8 (H,W,3), truth (H,W), {variant: label map (H,W)}, critic's score or None)."""
+        """Yields (name, image uint8 (H,W,3), truth (H,W), {variant: label map (H,W)}, critic's score or None,
+        reliability (H,W) or None)."""
         for name in self.names:
             image_HW3 = self.dataset.load_image(self.split, name)
-            labels, score = self.predict(image_HW3[np.newaxis].astype(np.float32))
+            labels, *judgements = self.predict(image_HW3[np.newaxis].astype(np.float32))
             maps = {variant: label[0].numpy().astype(np.uint8) for variant, label in labels.items()}
             truth_HW = self.dataset.load_label(self.split, name)
-            yield name, image_HW3, truth_HW, maps, None if score is None else score[0].numpy()
+            yield name, image_HW3, truth_HW, maps, *(None if each is None else each[0].numpy() for each in judgements)
 
     def panels(self, height: int = 128) -> np.ndarray:
         """Panels (N,height,W,3) uint8 of image, truth, prediction and the critic's score, for TensorBoard."""
         rows = []
-        for _, image, truth, maps, score in self:
+        for _, image, truth, maps, score, _ in self:
             row = panel(image, truth, maps[""], self.dataset.palette, score)
             rows.append(tf.image.resize(row, (height, 4 * height), "area").numpy().astype(np.uint8))
         return np.stack(rows)
@@ -109,11 +110,11 @@ class Examples:
     def write(self, folder: Path) -> None:
         """image.png, truth.png, prediction.png and a map for each further prediction, in a folder for each picture;
         reliability.png, grey 0..255, where a critic judges pixels."""
-        for name, image, truth, maps, score in self:
+        for name, image, truth, maps, _, reliability in self:
             target = folder / name
             target.mkdir(parents=True, exist_ok=True)
             write_atomically(target / "image.png", png(image))
-            if np.ndim(score) == 2:
-                write_atomically(target / "reliability.png", png(np.rint(255 * score).astype(np.uint8)))
+            if reliability is not None:
+                write_atomically(target / "reliability.png", png(np.rint(255 * reliability).astype(np.uint8)))
             for stem, labels in ({"truth": truth, "prediction": maps.pop("")} | maps).items():
                 write_atomically(target / f"{stem}.png", index_png(labels, self.dataset.palette))

@@ -281,8 +281,9 @@ LATENT_CLASSES = Term("", "the classes the second branch found by itself, and wh
 
 GRADIENTS = Term(
     "gradients",
-    "norm of each loss's part of the gradient, its weight included, always on the same batch",
-    "tells which loss leads: one far below the others changes little, one far above drowns them",
+    "norm of each loss's part of the gradient, its weight included, always on the same batch; on a logarithmic scale",
+    "tells, among the losses of one network, which leads: one far below the others changes little; L_S, L_G, L_sup and "
+    "L_MT are sums of others",
 )
 
 

@@ -59,6 +59,7 @@ def curves_figure(
     smooth: bool = False,
     percent: bool = False,
     magnify: bool = False,
+    log: bool = False,
     y_range: tuple[float, float] | None = None,
     areas: Collection[str] = (),
     rules: Mapping[str, float] | None = None,
@@ -70,6 +71,7 @@ def curves_figure(
         smooth: draw a running mean over the faint raw curve. Without it, points are marked if they are few.
         percent: values are shares, shown in %.
         magnify: draw a curve that would lie at the bottom 10, 100, ... times as high, and say so in its name.
+        log: a logarithmic y axis; zeros are left out.
         y_range: limits of the y axis; when None, from zero to where all but the outliers of raw curves fit.
         areas: names of curves to draw as a filled area.
         rules: horizontal lines to compare with, by name.
@@ -96,11 +98,14 @@ def curves_figure(
         for name, value in (rules or {}).items():
             axes.axhline(value, color=INK, linewidth=1, linestyle=(0, (2, 3)), label=name)
 
-        axes.set_ylim(*(y_range or (0, height * 1.05 or 1)))
+        if log:
+            axes.set_yscale("log", nonpositive="mask")
+        else:
+            axes.set_ylim(*(y_range or (0, height * 1.05 or 1)))
+            axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlim(left=0)
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
         if percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
         axes.grid(axis="x", visible=False)

@@ -8,6 +8,7 @@ without TensorFlow.
 
 import base64
 import math
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ MAX_EXAMPLES = 12
 
 
 def write_report(run_folder: Path, compare: Sequence[Path] = ()) -> Path:
-    """Writes `report.html` into the run folder.
+    """Writes `report.html` into the run folder, and its plots as PNG into the folder `figures` there.
 
     Args:
         run_folder: as `training.run` leaves it; finished or not.
@@ -51,6 +52,7 @@ def write_report(run_folder: Path, compare: Sequence[Path] = ()) -> Path:
     for other in others:
         _check_comparable(run, other)
 
+    curves, measured = list(figures(run, others)), diagnostics(run, others)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -66,9 +68,9 @@ def write_report(run_folder: Path, compare: Sequence[Path] = ()) -> Path:
         method_words=glossary.METHODS.get(run.config["method"], ""),
         notes=list(notes(run, others)),
         comparisons=[_comparison(run, other) for other in others],
-        figures=list(figures(run, others)),
+        figures=curves,
         per_class=per_class(run, others),
-        diagnostics=diagnostics(run, others),
+        diagnostics=measured,
         examples=list(examples(run, others)),
         last_check=last_check(run),
         example_count=len(_example_folders(run)),
@@ -79,6 +81,10 @@ def write_report(run_folder: Path, compare: Sequence[Path] = ()) -> Path:
         settings=settings(run),
         machine=machine(run),
     )
+    for drawing in curves + (measured["drawings"] if measured else []):
+        path = run.folder / "figures" / drawing.file_name
+        path.parent.mkdir(exist_ok=True)
+        pictures.write_atomically(path, plots.png(drawing.figure))
     path = run.folder / "report.html"
     pictures.write_atomically(path, page.encode())
     return path
@@ -125,11 +131,12 @@ def _discriminator_notes(run: Run) -> Iterator[str]:
             f"real label maps and {percent(fake, 0)} of the predictions; saying the same of everything gives "
             "100 % in all. It has nothing to teach then: a higher learning rate of the discriminator may help."
         )
-    wrong = _mean_of_last_quarter(run, "acc_wrong")
-    if wrong is not None and wrong < 0.05:
+    right, wrong = (_mean_of_last_quarter(run, name) for name in ("acc_right", "acc_wrong"))
+    if right is not None and wrong is not None and right + wrong < 1.1:
         yield (
-            f"The critic finds no mistakes: over the last quarter of training it recognised {percent(wrong, 0)} of the "
-            "wrongly segmented pixels of labelled pictures. What it lets pass on unlabelled ones is not to be trusted."
+            "The critic does not tell right pixels from wrong ones: over the last quarter of training it recognised "
+            f"{percent(right, 0)} of the right and {percent(wrong, 0)} of the wrong pixels of labelled pictures; "
+            "saying the same of everything gives 100 % in all. What it makes of unlabelled ones is not to be trusted."
         )
     selected = run.curve("selected").values
     if selected and max(selected) == 0:
@@ -246,8 +253,18 @@ class Drawing:
     """A figure of the page, with the words that go with it."""
 
     title: str
-    svg: Markup
+    figure: plots.Figure
+    description: str
+    """What a screen reader says."""
     terms: list[tuple[str, glossary.Term]]
+
+    @property
+    def svg(self) -> Markup:
+        return Markup(plots.inline_svg(self.figure, self.description))
+
+    @property
+    def file_name(self) -> str:
+        return re.sub("[^a-z0-9]+", "_", self.title.lower().replace("'s", "")) + ".png"
 
 
 def figures(run: Run, others: Sequence[Run] = ()) -> Iterator[Drawing]:
@@ -266,9 +283,10 @@ def figures(run: Run, others: Sequence[Run] = ()) -> Iterator[Drawing]:
         for name in names:
             names_by_term.setdefault(glossary.term(name), []).append(name)
         yield Drawing(
-            title=title,
-            svg=Markup(plots.inline_svg(figure, f"{title} over training steps. {described}.")),
-            terms=[(", ".join(those), term) for term, those in names_by_term.items()],
+            title,
+            figure,
+            f"{title} over training steps. {described}.",
+            [(", ".join(those), term) for term, those in names_by_term.items()],
         )
 
 
@@ -278,7 +296,7 @@ def diagnostics(run: Run, others: Sequence[Run] = ()) -> dict[str, Any] | None:
         return None
     confidences = dict(run.diagnostics["confidence"])
     words = [(name, term) for name, term in glossary.CONFIDENCES.items() if name in confidences]
-    training = run.diagnostics["training"]
+    training = run.diagnostics.get("training", {})
     rows = confidences | {
         f"{name}, {ROLE_WORDS[role]} training pictures": summary
         for role, of_role in training.items()
@@ -291,8 +309,7 @@ def diagnostics(run: Run, others: Sequence[Run] = ()) -> dict[str, Any] | None:
         rows |= theirs
     errors = (f"{name} {summary['expected_calibration_error']:.3f}" for name, summary in confidences.items())
     drawings = [
-        _drawing(
-            run,
+        Drawing(
             "Confidence and accuracy",
             plots.reliability_figure(confidences),
             f"Share of right pixels by confidence. Calibration errors: {', '.join(errors)}.",
@@ -305,8 +322,7 @@ def diagnostics(run: Run, others: Sequence[Run] = ()) -> dict[str, Any] | None:
         counts = ", ".join(f"{count} take more than {100 * float(share):.0f} % of some class" for share, count in used)
         term = glossary.LATENT_CLASSES._replace(expect=f"has {P_KL.shape[1]} columns: {counts}")
         drawings.append(
-            _drawing(
-                run,
+            Drawing(
                 "Latent classes",
                 plots.heat_map(P_KL, run.classes, "latent class", "P(latent class | class)"),
                 f"Which latent classes each class goes to. Of {P_KL.shape[1]} latent classes {counts}.",
@@ -320,8 +336,7 @@ def diagnostics(run: Run, others: Sequence[Run] = ()) -> dict[str, Any] | None:
             curves |= {f"{name.replace('_', ' ')} of {other.title}": curve for name, curve in theirs.items()}
         areas = ", ".join(f"{name} {curve['auc']:.3f}" for name, curve in curves.items() if curve["auc"] is not None)
         drawings.append(
-            _drawing(
-                run,
+            Drawing(
                 "Which classes are there",
                 plots.roc_figure(curves),
                 f"Share of present classes found by share of absent ones taken for present. Areas: {areas}.",
@@ -332,6 +347,7 @@ def diagnostics(run: Run, others: Sequence[Run] = ()) -> dict[str, Any] | None:
         "drawings": drawings,
         "rows": list(rows.items()),
         "split": run.diagnostics["split"],
+        "training": [ROLE_WORDS[role] for role in training],
         "corrector": _corrector(run) if "corrector" in run.diagnostics else None,
     }
 
@@ -340,7 +356,7 @@ def _corrector(run: Run) -> dict[str, Any]:
     """The table of ecs' corrector: a row for each class and one for "right as it is"."""
     assert run.diagnostics is not None
     of_val = run.diagnostics["corrector"]
-    of_training = {role: found["corrector"] for role, found in run.diagnostics["training"].items()}
+    of_training = {role: found["corrector"] for role, found in run.diagnostics.get("training", {}).items()}
     correlations = [found["spearman"] for found in (of_val, *of_training.values())]
     return {
         "columns": [run.diagnostics["split"], *(f"{ROLE_WORDS[role]} training pictures" for role in of_training)],
@@ -352,22 +368,16 @@ def _corrector(run: Run) -> dict[str, Any]:
     }
 
 
-def _drawing(run: Run, title: str, figure: plots.Figure, description: str, terms) -> Drawing:
-    """The figure for the page, which also goes into the run's folder `diagnostics`."""
-    path = run.folder / "diagnostics" / f"{title.lower().replace(' ', '_')}.png"
-    path.parent.mkdir(exist_ok=True)
-    pictures.write_atomically(path, plots.png(figure))
-    return Drawing(title=title, svg=Markup(plots.inline_svg(figure, description)), terms=terms)
-
-
 def _draw_group(run: Run, group: str, curves: dict[str, Curve], others: Sequence[Run]) -> plots.Figure:
     if group == "scores":
-        # The field may be that of the branch inside a method.
-        gammas = [value for name, value in _flat(run.config.get("fields", {})) if name.endswith("gamma")]
-        rules = {f"threshold {gamma:g}": gamma for gamma in gammas if is_number(gamma)}
+        fields = dict(_flat(run.config.get("fields", {})))  # mlmt has those of the branch inside it too
+        thresholds = [fields[name] for name in ("s4gan.gamma", "advsemiseg.T_semi") if name in fields]
+        rules = {f"threshold {value:g}": value for value in thresholds}
         return plots.curves_figure(curves, smooth=True, y_range=(0, 1), areas=("selected",), rules=rules)
     if group == "accuracy":
         return plots.curves_figure(curves, smooth=True, percent=True, y_range=(0, 1.02))
+    if group == "gradients":
+        return plots.curves_figure(curves, log=True)
     if group == "validation":
         theirs = {f"{name} of {other.title}": other.curve(name) for other in others for name in curves}
         return plots.curves_figure(curves | {k: c for k, c in theirs.items() if c.steps}, percent=True)

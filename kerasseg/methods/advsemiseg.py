@@ -116,7 +116,7 @@ class AdvSemiSeg(Method):
             "L_semi": L_semi,
             "L_D": L_D,
             "D_real": mean_where(tf.nn.sigmoid(D_Y), valid_l),
-            "D_fake": mean_where(tf.nn.sigmoid(D_l), valid_l),
+            "D_fake": mean_where(tf.nn.sigmoid(D_fake), valid_fake),
             "acc_real": accuracy(D_Y, 1.0, valid_l),
             "acc_fake": accuracy(D_fake, 0.0, valid_fake),
             "selected": mean_where(tf.cast(trusted_u, tf.float32), valid_u),

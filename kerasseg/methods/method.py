@@ -371,14 +371,15 @@ class Method(keras.Model):
             del self.measuring.minimized
         squares: dict[str, tf.Tensor] = {}
         for network_name, loss, tape in minimized:
-            for name, term in terms.items():
-                weight = tape.gradient(loss, term)
+            variables = getattr(self, network_name).trainable_variables
+            scale = getattr(self.training_optimizers, network_name).scale_loss(tf.ones_like(loss))
+            weights = tape.gradient(loss, list(terms.values()), output_gradients=scale)
+            for (name, term), weight in zip(terms.items(), weights, strict=True):
                 if weight is None:  # the loss does not depend on it
                     continue
-                variables = getattr(self, network_name).trainable_variables
                 gradients = tape.gradient(term, variables, output_gradients=weight)
                 parts = [sum_over_replicas(gradient) for gradient in gradients if gradient is not None]
-                squares[name] = squares.get(name, 0.0) + tf.linalg.global_norm(parts) ** 2
+                squares[name] = squares.get(name, 0.0) + (tf.linalg.global_norm(parts) / scale) ** 2
         return {name: tf.sqrt(square) for name, square in squares.items()}
 
     def report(self, terms: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

@@ -1,5 +1,6 @@
 """What every method owes its users. A method's test file subclasses `MethodContract` and adds its own paper."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,6 +13,17 @@ import tests.backbone  # noqa: F401
 from kerasseg.methods import METHODS, Method
 from kerasseg.segmenters import build_segmenter
 from tests.methods import tiny
+
+ADVERSARIAL = {"learning_rate": 0.3, "discriminator_learning_rate": 0.03}
+RATES = {
+    "advsemiseg": ADVERSARIAL,
+    "s4gan": {"learning_rate": 0.3, "discriminator_learning_rate": 1e-3, "gamma": 0.0},
+    "mlmt": {"classifier_learning_rate": 0.3},
+    "ecs": {"learning_rate": 0.3, "corrector_learning_rate": 0.03},
+    "latent": ADVERSARIAL,
+    "dualgan": ADVERSARIAL,
+}
+"""By which each of ten steps changes a tiny network's losses by percents."""
 
 
 class MethodContract:
@@ -102,8 +114,11 @@ class MethodContract:
         """A change of results is seen. Where it is meant, delete the file: the test fails once and writes it anew."""
         keras.utils.set_random_seed(8)
         method = self.make(tiny.segmenter())
+        for part in (method, getattr(method, "segmentation", method)):  # by the paper's rates, hardly anything moves
+            part.config = dataclasses.replace(part.config, **RATES.get(part.registry_name, {"learning_rate": 0.3}))
         method.compile()
         history = method.fit(data, steps_per_epoch=1, epochs=10, shuffle=False, verbose=0).history
+        assert abs(history[self.loss][-1] / history[self.loss][0] - 1) > 0.02
         losses = {name: [float(f"{value:.6g}") for value in history[name]] for name in history if name[:2] == "L_"}
         file = Path(__file__).parent / "losses" / f"{type(self).__name__}.json"
         if not file.exists():
@@ -113,7 +128,7 @@ class MethodContract:
         expected = json.loads(file.read_text())
         assert losses.keys() == expected.keys()
         for name, values in expected.items():
-            assert losses[name] == pytest.approx(values, rel=1e-3, abs=1e-5), name
+            assert losses[name] == pytest.approx(values, rel=2e-3, abs=1e-5), name
 
     def test_training_goes_on_from_its_variables(self, data):
         """What a checkpoint holds is enough: a second method given these variables takes the same next step."""

@@ -45,7 +45,6 @@ def losses(x, y, S, D, targets, *, lambda_adv, lambda_adv_unlabeled, lambda_semi
         "L_adv_u": tiny.binary_cross_entropy(D_u, 1, valid_u),
         "L_semi": tiny.cross_entropy(targets, logits["unlabeled"])[0],
         "D_real": tiny.sigmoid(D_Y)[valid_l].mean(),
-        "D_fake": tiny.sigmoid(D_l)[valid_l].mean(),
         "selected": (targets != 255).sum() / valid_u.sum(),
     }
     terms["L_S"] = (
@@ -58,6 +57,7 @@ def losses(x, y, S, D, targets, *, lambda_adv, lambda_adv_unlabeled, lambda_semi
     if sees_unlabeled:
         fake, where = np.concatenate([D_l, D_u]), np.concatenate([valid_l, valid_u])
     terms["L_D"] = (tiny.binary_cross_entropy(fake, 0, where) + tiny.binary_cross_entropy(D_Y, 1, valid_l)) / 2
+    terms["D_fake"] = tiny.sigmoid(fake)[where].mean()
     terms |= {"acc_real": (D_Y > 0)[valid_l].mean(), "acc_fake": (fake <= 0)[where].mean()}
     return terms
 
@@ -110,6 +110,17 @@ def test_terms_set_in_when_told(field, term, factor):
         logs = method.train_step(tiny.tensors(x, y))
         expected = logs["L_ce"] + (factor * logs[term] if step >= 3 else 0)
         assert float(logs["L_S"]) == pytest.approx(float(expected), rel=1e-5), step
+
+
+def test_gradient_norms_of_weak_terms_survive_float16():
+    norms = {}
+    for precision in ("float32", "mixed_float16"):
+        keras.config.set_dtype_policy(precision)
+        keras.utils.set_random_seed(0)
+        method = make(lambda_adv=1e-6, adv_unlabeled_start=0.0)
+        method.compile()
+        norms[precision] = float(method.gradient_norms(tiny.tensors(*tiny.batch(np.random.default_rng(0))))["L_adv"])
+    assert norms["mixed_float16"] == pytest.approx(norms["float32"], rel=0.03)
 
 
 def test_all_ignored_labels_and_no_trusted_pixel_change_nothing():

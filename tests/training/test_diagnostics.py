@@ -30,9 +30,22 @@ def expected(method, dataset, confidence_of, split="val", names=None):
     return reliability.summary()
 
 
+@pytest.mark.slow
+def test_two_replicas_measure_the_gradients_that_one_does(two_replicas):
+    batch = tiny.tensors(*tiny.batch(np.random.default_rng(0), size=4))
+    measured = []
+    for strategy in (tf.distribute.get_strategy(), two_replicas):
+        keras.utils.set_random_seed(0)
+        with strategy.scope():
+            method = S4GAN(tiny.segmenter(), tiny.discriminator(), gamma=0.0)
+            method.compile()
+        measured.append(GradientNorms(method, batch)())
+    assert measured[0] == pytest.approx(measured[1], rel=1e-4)
+    assert min(measured[0].values()) > 0
+
+
 @pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_training_does_not_notice_that_gradients_are_measured(replicas, request):
-    """And two replicas that see the same batch measure what one does."""
     strategy = request.getfixturevalue("two_replicas") if replicas == 2 else tf.distribute.get_strategy()
     batch = tiny.batch(np.random.default_rng(0))
     data = tf.data.Dataset.from_tensors(batch).repeat()

@@ -37,6 +37,14 @@ def test_an_all_zero_curve_is_not_magnified():
     assert list(lines_of(curves_figure(curves, magnify=True))) == ["L_S", "L_st"]
 
 
+def test_a_logarithmic_plot_has_markers_and_leaves_zeros_out():
+    figure = curves_figure({"grad_L_ce": Curve([1], [2.0]), "grad_L_st": Curve([1, 2], [0.0, 0.01])}, log=True)
+    lines, axes = lines_of(figure), figure.axes[0]
+    assert axes.get_yscale() == "log" and lines["grad_L_ce"].get_marker() == "o"
+    low, high = axes.get_ylim()
+    assert 0 < low <= 0.01 and high >= 2
+
+
 def test_curves_differ_in_more_than_colour():
     many = {f"L_{i}": Curve([1, 2], [i, i + 1]) for i in range(7)}
     looks = {(line.get_color(), str(line._dash_pattern)) for line in lines_of(curves_figure(many)).values()}

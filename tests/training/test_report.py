@@ -294,10 +294,13 @@ def test_warns_of_a_discriminator_that_guesses_at_the_end(tmp_path):
     assert notes_of(write_run(tmp_path / "fair", **fair)) == ""
 
 
-def test_warns_of_a_critic_that_finds_no_mistakes(tmp_path):
+def test_warns_of_a_critic_that_does_not_tell_right_from_wrong(tmp_path):
     blind = {"acc_right": lambda s: 1.0, "acc_wrong": lambda s: 0.5 if s < 150 else 0.01}
-    assert "recognised 1 % of the wrongly segmented pixels" in notes_of(write_run(tmp_path / "blind", **blind))
-    assert notes_of(write_run(tmp_path / "seeing", acc_wrong=lambda s: 0.2)) == ""
+    assert "recognised 100 % of the right and 1 % of the wrong pixels" in notes_of(write_run(tmp_path / "1", **blind))
+    coin = {"acc_right": lambda s: 0.5, "acc_wrong": lambda s: 0.5}
+    assert "recognised 50 % of the right and 50 %" in notes_of(write_run(tmp_path / "coin", **coin))
+    seeing = {"acc_right": lambda s: 0.95, "acc_wrong": lambda s: 0.2}
+    assert notes_of(write_run(tmp_path / "seeing", **seeing)) == ""
 
 
 def test_describes_what_pulls_once_for_all_terms(tmp_path):
@@ -327,7 +330,7 @@ def write_diagnostics(folder):
 def test_shows_whether_confidence_can_be_trusted(tmp_path):
     folder, other = write_run(tmp_path / "run"), write_run(tmp_path / "other", method="dualgan")
     page = report.write_report(folder).read_text()
-    assert "Can its confidence be trusted?" not in page and not (folder / "diagnostics").exists()
+    assert "Can its confidence be trusted?" not in page and not (folder / "figures/latent_classes.png").exists()
     write_diagnostics(folder)
     write_diagnostics(other)
     page = report.write_report(folder, compare=[other]).read_text()
@@ -339,8 +342,9 @@ def test_shows_whether_confidence_can_be_trusted(tmp_path):
     assert "has 3 columns: 3 take more than 10 % of some class, 2 take more than 90 % of some class" in page
     for part in ("mean teacher, area 0.765", "77.8 %", "34.5 %", "-0.50", "right as it is", "0.88", "-0.62"):
         assert part in page, part
-    for name in ("confidence_and_accuracy", "latent_classes", "which_classes_are_there"):
-        picture = Image.open(folder / f"diagnostics/{name}.png")
+    of_curves = ("segmentation_losses", "miou_on_validation_pictures")
+    for name in ("confidence_and_accuracy", "latent_classes", "which_classes_are_there", *of_curves):
+        picture = Image.open(folder / f"figures/{name}.png")
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
 
 
