@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from training.run_folder import Curve
 
@@ -100,6 +100,8 @@ def curves_figure(
 
         if log:
             axes.set_yscale("log", nonpositive="mask")
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # the usual one is mathematics, see above
+            axes.yaxis.set_minor_formatter(NullFormatter())
         else:
             axes.set_ylim(*(y_range or (0, height * 1.05 or 1)))
             axes.yaxis.set_major_locator(MaxNLocator(5))

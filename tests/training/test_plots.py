@@ -43,6 +43,8 @@ def test_a_logarithmic_plot_has_markers_and_leaves_zeros_out():
     assert axes.get_yscale() == "log" and lines["grad_L_ce"].get_marker() == "o"
     low, high = axes.get_ylim()
     assert 0 < low <= 0.01 and high >= 2
+    svg = inline_svg(figure, "")
+    assert ">0.01</text>" in svg and "$" not in svg
 
 
 def test_curves_differ_in_more_than_colour():
