@@ -78,6 +78,8 @@ class RunConfig:
     """Bit-equal repeats: deterministic ops, one op at a time."""
     evaluate_every: int = 500
     """Steps between evaluations on the val split."""
+    gradient_norms: bool = True
+    """At evaluations, measure how hard each loss pulls; off where that wants too much memory."""
     log_every: int = 20
     """Steps between lines of metrics.jsonl, each a mean over them."""
     out: Path | None = None

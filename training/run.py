@@ -86,12 +86,16 @@ def train(config: RunConfig) -> dict[str, Any]:
     images_per_step = config.batch_size + unlabeled
     log = MetricsLog(folder, start_step, config.log_every, images_per_step)
     examples = Examples(method, dataset, "val", PANELS)
-    gradient_norms = GradientNorms(method, next(iter(batches_from(start_step=0))))
+    gradient_norms = None
+    if config.gradient_norms:
+        gradient_norms = GradientNorms(method, next(iter(batches_from(start_step=0))))
 
     def look() -> tuple[dict, dict, Any]:
         result = evaluate(method, dataset)
-        others = {f"val_mIoU_{name}": result[name]["mIoU"] for name in method.variants if name}
-        return result, {"val_mIoU": result["mIoU"]} | others | gradient_norms(), examples.panels()
+        noted = {"val_mIoU": result["mIoU"]}
+        noted |= {f"val_mIoU_{name}": result[name]["mIoU"] for name in method.variants if name}
+        noted |= gradient_norms() if gradient_norms else {}
+        return result, noted, examples.panels()
 
     evaluation = Evaluation(start_step, config.evaluate_every, steps, log, look)
     interruption = Interruption(start_step)
@@ -230,7 +234,7 @@ def open_folder(config: RunConfig, method: Method, dataset: Dataset, split: Spli
 
 def describe(config: RunConfig, method: Method, dataset: Dataset, split: Split) -> dict[str, Any]:
     """Everything that decides a run's result, resolved; JSON types only."""
-    recorded = {field.name for field in dataclasses.fields(RunConfig)} - {"out", "resume"}
+    recorded = {field.name for field in dataclasses.fields(RunConfig)} - {"out", "resume", "gradient_norms"}
     flags = {name: getattr(config, name) for name in sorted(recorded)}
     if config.branch_run is not None:  # what the flags say of the segmenter does not apply
         branch = Run.read(config.branch_run)

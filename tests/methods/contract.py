@@ -30,7 +30,7 @@ class MethodContract:
     """Give `name`; override `make` where the method takes more than a segmenter.
 
     `network` is one that the method trains, `loss` the term that labels have a part in; `minimized` is a network and
-    the loss of its one update in a step.
+    the loss of its one update in a step. A few steps run eagerly: tracing a graph would take longer.
     """
 
     name: str
@@ -67,7 +67,7 @@ class MethodContract:
     @pytest.mark.slow
     def test_a_saved_model_gives_the_same_probabilities_without_custom_objects(self, deeplab, data, tmp_path):
         method = self.make(deeplab)
-        method.compile()
+        method.compile(run_eagerly=True)
         method.fit(data, steps_per_epoch=1, epochs=1, shuffle=False, verbose=0)
         method.save(tmp_path / "model.keras")
         loaded = keras.saving.load_model(tmp_path / "model.keras")
@@ -105,7 +105,7 @@ class MethodContract:
         for _ in range(2):
             keras.utils.set_random_seed(5)
             method = self.make(tiny.segmenter())
-            method.compile()
+            method.compile(run_eagerly=True)
             history = method.fit(data, steps_per_epoch=3, epochs=1, shuffle=False, verbose=0).history
             runs.append({name: values[-1] for name, values in history.items()})
         assert runs[0] == pytest.approx(runs[1], rel=1e-4)
@@ -116,7 +116,7 @@ class MethodContract:
         method = self.make(tiny.segmenter())
         for part in (method, getattr(method, "segmentation", method)):  # by the paper's rates, hardly anything moves
             part.config = dataclasses.replace(part.config, **RATES.get(part.registry_name, {"learning_rate": 0.3}))
-        method.compile()
+        method.compile(run_eagerly=True)
         history = method.fit(data, steps_per_epoch=1, epochs=10, shuffle=False, verbose=0).history
         assert abs(history[self.loss][-1] / history[self.loss][0] - 1) > 0.02
         losses = {name: [float(f"{value:.6g}") for value in history[name]] for name in history if name[:2] == "L_"}
@@ -136,7 +136,7 @@ class MethodContract:
         for _ in range(2):
             keras.utils.set_random_seed(6)
             methods.append(self.make(tiny.segmenter()))
-            methods[-1].compile()
+            methods[-1].compile(run_eagerly=True)
         first, second = methods
         first.fit(data, steps_per_epoch=2, epochs=1, shuffle=False, verbose=0)
         stored = {name: variable.numpy() for name, variable in first.training_variables().items()}
@@ -177,7 +177,7 @@ class MethodContract:
             keras.utils.set_random_seed(7)
             with strategy.scope():
                 method = self.make_without_chance(tiny.segmenter())
-                method.compile()
+                method.compile(run_eagerly=strategy is not two_replicas)
             logs.append(method.fit(data, steps_per_epoch=3, epochs=1, shuffle=False, verbose=0).history)
         for name, values in logs[0].items():
             assert logs[1][name] == pytest.approx(values, rel=1e-4, abs=1e-6), name

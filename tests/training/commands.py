@@ -10,7 +10,7 @@ from training import run
 
 TINY = [
     "--backbone", "tiny", "--weights", "none", "--head-channels", "8",
-    "--crop", "24", "32", "--batch-size", "2", "--log-every", "1",
+    "--crop", "24", "32", "--batch-size", "2", "--log-every", "1", "--no-gradient-norms",
 ]  # fmt: skip
 
 
