@@ -206,7 +206,8 @@ class Method(keras.Model):
 
     def reliability(self, images_BHW3, probabilities_BHWK) -> tf.Tensor | None:
         """How far a critic that judges pixels trusts a segmentation: (B,H,W), 0..1; None where no critic does."""
-        scores = self.scores(images_BHW3, probabilities_BHWK)
+        # Keras takes no array beside a tensor.
+        scores = self.scores(tf.convert_to_tensor(images_BHW3), tf.convert_to_tensor(probabilities_BHWK))
         return scores if scores is not None and scores.shape.rank == 3 else None
 
     def observe(self, images_BHW3, labels_BHW) -> dict[str, tf.Tensor]:
