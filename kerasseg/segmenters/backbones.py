@@ -6,7 +6,7 @@ from pathlib import Path
 
 import keras
 
-from kerasseg.layers import AtrousConv2D, AtrousDepthwiseConv2D
+from kerasseg.layers import AtrousConv2D, AtrousDepthwiseConv2D, BatchNormalization
 
 OUTPUT_STRIDES = (8, 16, 32)
 # The networks' own 0.999 (MobileNetV2) averages over more steps than a run on few labels has: see docs/decisions.md.
@@ -146,7 +146,8 @@ def dilate(network: keras.Model, output_stride: int, extra_channels: int = 0) ->
         rate = rates[layer.name]
         if isinstance(layer, keras.layers.BatchNormalization):
             config["momentum"] = BATCH_NORM_MOMENTUM
-        elif isinstance(layer, keras.layers.ZeroPadding2D) and layer.name in removed:
+            return BatchNormalization.from_config(config)
+        if isinstance(layer, keras.layers.ZeroPadding2D) and layer.name in removed:
             # Feeds a convolution of padding "valid": what it needs at stride 1 to cover every position. As much on
             # either side, or all that follows would lie beside the pixels that it describes (docs/decisions.md).
             before = removed[layer.name] // 2

@@ -2,7 +2,7 @@
 
 import keras
 
-from kerasseg.layers import AtrousConv2D, Upsample, register
+from kerasseg.layers import AtrousConv2D, BatchNormalization, Upsample, register
 from kerasseg.segmenters.backbones import BATCH_NORM_MOMENTUM
 from kerasseg.segmenters.segmenter import Segmenter
 
@@ -65,5 +65,5 @@ def _conv_bn_relu(x, filters: int, kernel_size: int, dilation_rate: int = 1, *, 
 
 
 def _bn_relu(x, *, name: str):
-    x = keras.layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, name=f"{name}_bn")(x)
+    x = BatchNormalization(momentum=BATCH_NORM_MOMENTUM, name=f"{name}_bn")(x)
     return keras.layers.ReLU(name=f"{name}_relu")(x)

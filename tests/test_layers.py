@@ -1,0 +1,54 @@
+"""The layers that stand in for Keras' own give what those give."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kerasseg.layers import BatchNormalization
+
+
+def trained(layer, inputs_BHWC, weights_BHWC):
+    """Outputs, gradients and moving averages of two passes in train mode."""
+    layer.build(inputs_BHWC.shape)
+    layer.gamma.assign([0.5, 2.0, -1.0])
+    layer.beta.assign([0.1, 0.0, 3.0])
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            tape.watch(inputs_BHWC)
+            outputs_BHWC = layer(inputs_BHWC, training=True)
+            loss = tf.reduce_sum(tf.cast(outputs_BHWC, tf.float32) * weights_BHWC)
+        return outputs_BHWC, *tape.gradient(loss, [inputs_BHWC, layer.gamma.value, layer.beta.value])
+
+    step()
+    return [*step(), layer.moving_mean, layer.moving_variance]
+
+
+@pytest.mark.parametrize("dtype, places", [("float32", 5), ("mixed_bfloat16", 1), ("mixed_float16", 2)])
+@pytest.mark.parametrize("shape", [(2, 5, 7, 3), (1, 1, 2, 3), (1, 1, 1, 3)])
+def test_the_fused_batch_norm_is_keras_own(shape, dtype, places):
+    rng = np.random.default_rng(0)
+    policy = keras.dtype_policies.DTypePolicy(dtype)
+    inputs_BHWC = tf.constant(rng.normal(2.0, 3.0, shape), policy.compute_dtype)
+    weights_BHWC = tf.constant(rng.normal(size=shape), tf.float32)
+    fused = trained(BatchNormalization(momentum=0.7, dtype=policy), inputs_BHWC, weights_BHWC)
+    kerass = trained(keras.layers.BatchNormalization(momentum=0.7, dtype=policy), inputs_BHWC, weights_BHWC)
+    for value, expected in zip(fused, kerass, strict=True):
+        value, expected = (tf.cast(x, tf.float32).numpy() for x in (value, expected))
+        np.testing.assert_allclose(value, expected, rtol=10**-places, atol=10**-places)
+
+
+def test_a_training_step_holds_the_fused_op_and_inference_does_not():
+    layer = BatchNormalization()
+    layer.build((None, None, None, 3))
+
+    def ops(training):
+        graph = tf.function(lambda x: layer(x, training=training)).get_concrete_function(tf.TensorSpec((2, 4, 4, 3)))
+        return {op.type for op in graph.graph.get_operations()}
+
+    assert "FusedBatchNormV3" in ops(True)
+    assert "FusedBatchNormV3" not in ops(False)
+    layer.trainable = False  # frozen: it goes by its averages in training too
+    assert "FusedBatchNormV3" not in ops(True)
