@@ -4,26 +4,29 @@ from typing import Literal, get_args
 
 import keras
 
-from kerasseg.critics.trunk import TRUNK_CHANNELS, convolution, leaky_relu, trunk
+from kerasseg.critics.trunk import CHANNELS, convolution, leaky_relu, trunk, widths
 from kerasseg.layers import CropLike, PadToMultiple, Upsample
 
 Shown = Literal["maps", "maps_rgb", "labels_rgb", "maps_times_rgb"]
 Structure = Literal["stride16_up16", "stride4_up4", "stride16_up2", "stride16_up4"]
 
 
-def build_d1(num_classes: int) -> keras.Model:
+def build_d1(num_classes: int, channels: int = CHANNELS) -> keras.Model:
     """Is this segmentation drawn by a person? (B,H,W,K), any H and W, to a logit (B,1), above 0 for yes, float32.
 
-    The trunk of AdvSemiSeg's discriminator, its verdicts averaged over the picture.
+    The trunk of AdvSemiSeg's discriminator, its verdicts averaged over the picture. `channels` are those of its first
+    convolution.
     """
     segmentation = keras.Input((None, None, num_classes), name="segmentation")
-    *_, x = trunk(segmentation)
+    *_, x = trunk(segmentation, channels)
     x = convolution(x, 1, "conv5")
     logit_B1 = keras.layers.GlobalAveragePooling2D(dtype="float32", name="logit")(x)
     return keras.Model(segmentation, logit_B1, name="d1")
 
 
-def build_d2(num_classes: int, shown: Shown = "maps", structure: Structure = "stride16_up4") -> keras.Model:
+def build_d2(
+    num_classes: int, shown: Shown = "maps", structure: Structure = "stride16_up4", channels: int = CHANNELS
+) -> keras.Model:
     """Is this prediction right, pixel by pixel?
 
     Input `[segmentation (B,H,W,K), image (B,H,W,3)]`: class probabilities, and the picture, RGB in 0..255. Output: a
@@ -36,6 +39,7 @@ def build_d2(num_classes: int, shown: Shown = "maps", structure: Structure = "st
             colour.
         structure: how far down and in what steps up again (the designs for its structure). The steps of 2 and of 4 have
             skip connections.
+        channels: of the first convolution, those after it having 2, 4 and 8 times as many.
 
     The paper gives the strides and factors; the widths are those of the trunk on the way down, and the same again on
     the way up.
@@ -50,22 +54,24 @@ def build_d2(num_classes: int, shown: Shown = "maps", structure: Structure = "st
     image = keras.Input((None, None, 3), name="image")
     x = PadToMultiple(16, name="pad")(_shown(segmentation, image, num_classes, shown))
 
+    width2, width4, width8, width16 = widths(channels)
+
     if structure == "stride4_up4":
-        *_, x = trunk(x, TRUNK_CHANNELS[:2])
-        for index, channels in enumerate(TRUNK_CHANNELS[2:], start=3):
-            x = leaky_relu(_same(x, channels, f"conv{index}"))
+        *_, x = trunk(x, channels, depth=2)
+        for index, width in enumerate((width8, width16), start=3):
+            x = leaky_relu(_same(x, width, f"conv{index}"))
         x = Upsample(4, name="up4")(_same(x, 1, "conv5"))
     elif structure == "stride16_up16":
-        *_, x = trunk(x)
+        *_, x = trunk(x, channels)
         x = Upsample(16, name="up16")(_same(x, 1, "conv5"))
     else:
-        stride2, stride4, stride8, x = trunk(x)
-        steps = [(2, stride8, 256), (2, stride4, 128), (2, stride2, 64)]
+        stride2, stride4, stride8, x = trunk(x, channels)
+        steps = [(2, stride8, width8), (2, stride4, width4), (2, stride2, width2)]
         if structure == "stride16_up4":
-            steps = [(4, stride4, 128)]
-        for index, (factor, skip, channels) in enumerate(steps, start=1):
+            steps = [(4, stride4, width4)]
+        for index, (factor, skip, width) in enumerate(steps, start=1):
             x = keras.layers.Concatenate(name=f"skip{index}")([Upsample(factor, name=f"up{index}")(x), skip])
-            x = leaky_relu(_same(x, channels, f"decoder{index}"))
+            x = leaky_relu(_same(x, width, f"decoder{index}"))
         x = Upsample(4 if structure == "stride16_up4" else 2, name="up")(_same(x, 1, "conv5"))
     logits_BHW1 = CropLike(dtype="float32", name="crop")([x, segmentation])
     return keras.Model([segmentation, image], logits_BHW1, name="d2")

@@ -2,11 +2,11 @@
 
 import keras
 
-from kerasseg.critics.trunk import convolution, trunk
+from kerasseg.critics.trunk import CHANNELS, convolution, trunk
 from kerasseg.layers import CropLike, Upsample
 
 
-def build_pixel_discriminator(num_classes: int, convolutional: bool = True) -> keras.Model:
+def build_pixel_discriminator(num_classes: int, convolutional: bool = True, channels: int = CHANNELS) -> keras.Model:
     """Which pixels of this segmentation look drawn by a person?
 
     Input: class probabilities or one-hot labels (B,H,W,K), any H and W. Output: a logit for each pixel (B,H,W,1), above
@@ -17,9 +17,10 @@ def build_pixel_discriminator(num_classes: int, convolutional: bool = True) -> k
         convolutional: False for table 6's discriminator, which gives one verdict for the whole picture (here as the
             logit of all its pixels, so that it can take the other's place). Its last layer is dense, on the features'
             mean over the picture, where the paper's reads them all and so is bound to one size.
+        channels: of the first convolution, those after it having 2, 4 and 8 times as many; the paper has 64.
     """
     segmentation = keras.Input((None, None, num_classes), name="segmentation")
-    *_, x = trunk(segmentation)
+    *_, x = trunk(segmentation, channels)
     if convolutional:
         x = Upsample(32, dtype="float32", name="upsample")(convolution(x, 1, "conv5"))
     else:

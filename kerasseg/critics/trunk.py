@@ -1,10 +1,14 @@
 """What the discriminators have in common: convolutions of 4x4 and stride 2 (Radford et al. 2016, arXiv:1511.06434)."""
 
-from collections.abc import Sequence
-
 import keras
 
-TRUNK_CHANNELS = (64, 128, 256, 512)
+CHANNELS = 64
+DEPTH = 4
+
+
+def widths(channels: int = CHANNELS) -> list[int]:
+    """Channels of the trunk's convolutions, of which the first has `channels`: 64, 128, 256, 512."""
+    return [channels * 2**index for index in range(DEPTH)]
 
 
 def convolution(x, channels: int, name: str):
@@ -17,10 +21,10 @@ def leaky_relu(x):
     return keras.ops.maximum(x, 0.2 * x)
 
 
-def trunk(x, channels: Sequence[int] = TRUNK_CHANNELS) -> list:
-    """The features after each convolution and leaky ReLU, the largest first; x is (B,H,W,C)."""
+def trunk(x, channels: int = CHANNELS, depth: int = DEPTH) -> list:
+    """The features after each of the first `depth` convolutions and leaky ReLUs, the largest first; x is (B,H,W,C)."""
     features = []
-    for index, width in enumerate(channels, start=1):
+    for index, width in enumerate(widths(channels)[:depth], start=1):
         x = leaky_relu(convolution(x, width, f"conv{index}"))
         features.append(x)
     return features

@@ -67,7 +67,9 @@ class AdvSemiSeg(Method):
 
     def __init__(self, segmenter, discriminator=None, *, name=None, **fields):
         config = self.make_config(fields)
-        discriminator = discriminator or build_pixel_discriminator(segmenter.output_shape[-1], config.convolutional)
+        discriminator = discriminator or build_pixel_discriminator(
+            segmenter.output_shape[-1], config.convolutional, config.discriminator_channels
+        )
         super().__init__({"segmenter": segmenter, "discriminator": discriminator}, fields, name=name)
 
     def make_optimizers(self):

@@ -84,9 +84,11 @@ class DualGAN(Method):
         classes = segmenter.output_shape[-1]
         networks = {"segmenter": segmenter}
         if config.use_d1:
-            networks["d1"] = d1 or build_d1(classes)
+            networks["d1"] = d1 or build_d1(classes, config.discriminator_channels)
         if config.use_d2:
-            networks["d2"] = d2 or build_d2(classes, config.d2_input, config.d2_structure)
+            networks["d2"] = d2 or build_d2(
+                classes, config.d2_input, config.d2_structure, config.discriminator_channels
+            )
         super().__init__(networks, fields, name=name)
 
     def make_optimizers(self):

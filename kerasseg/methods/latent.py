@@ -107,7 +107,7 @@ class Latent(Method):
             f"super_categories takes one number per class ({classes}); got {len(config.super_categories)}",
         )
         latent_head = latent_head or segmenter.second_head(self.branch_classes, name="latent_head")
-        discriminator = discriminator or build_pixel_discriminator(classes)
+        discriminator = discriminator or build_pixel_discriminator(classes, channels=config.discriminator_channels)
         networks = {"segmenter": segmenter, "latent_head": latent_head, "discriminator": discriminator}
         super().__init__(networks, fields, name=name)
         self.co_occurrence = self.add_weight(

@@ -81,9 +81,15 @@ class AdversarialConfig(SemiSupervisedConfig):
 
     discriminator_learning_rate: float = 1e-4
     """Initial rate of the discriminator's Adam."""
+    discriminator_channels: int = 64
+    """Of its first convolution; those after it have 2, 4 and 8 times as many."""
 
     def __post_init__(self):
         super().__post_init__()
+        require(
+            self.discriminator_channels >= 1,
+            f"discriminator_channels must be at least 1; got {self.discriminator_channels}",
+        )
         require(
             self.discriminator_learning_rate > 0,
             f"discriminator_learning_rate must be above 0; got {self.discriminator_learning_rate}",

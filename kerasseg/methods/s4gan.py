@@ -87,6 +87,7 @@ class S4GAN(Method):
             config.discriminator_dropout,
             config.dropout_after_last,
             config.discriminator_shrink,
+            config.discriminator_channels,
         )
         super().__init__({"segmenter": segmenter, "discriminator": discriminator}, fields, name=name)
 
