@@ -18,6 +18,7 @@ from kerasseg.critics import (
 )
 from kerasseg.critics.confidence import Shown
 from kerasseg.layers import Upsample
+from kerasseg.methods import METHODS
 from kerasseg.segmenters import build_segmenter
 
 
@@ -136,6 +137,29 @@ def test_d2s_structures_go_down_and_up_as_they_are_called(structure, down, up, j
     x, image = np.full((1, 35, 50, 3), 1 / 3, np.float32), np.zeros((1, 35, 50, 3), np.float32)
     logits = d2([x, image]).numpy()
     assert logits.shape == (1, 35, 50, 1) and logits.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    "method, name, widths",
+    [
+        ("advsemiseg", "discriminator", [6, 12, 24, 48, 1]),
+        ("s4gan", "discriminator", [6, 12, 24, 48]),
+        ("latent", "discriminator", [6, 12, 24, 48, 1]),
+        ("dualgan", "d1", [6, 12, 24, 48, 1]),
+        ("dualgan", "d2", [6, 12, 24, 48, 12, 1]),
+    ],
+)
+def test_the_discriminators_are_as_wide_as_the_method_says(method, name, widths):
+    segmenter = build_segmenter("deeplab_v3plus", backbone="tiny", num_classes=3, weights="none", head_channels=8)
+    network = getattr(METHODS[method](segmenter, discriminator_channels=6), name)
+    assert [layer.filters for layer in network.layers if isinstance(layer, keras.layers.Conv2D)] == widths
+
+
+@pytest.mark.parametrize("structure, decoder", [("stride16_up2", [24, 12, 6]), ("stride4_up4", [])])
+def test_d2s_decoder_is_as_wide_as_its_trunk(structure, decoder):
+    layers = build_d2(3, structure=structure, channels=6).layers
+    widths = [layer.filters for layer in layers if isinstance(layer, keras.layers.Conv2D)]
+    assert widths == [6, 12, 24, 48, *decoder, 1]
 
 
 @pytest.mark.parametrize("field", [{"shown": "rgb"}, {"structure": "stride8"}])

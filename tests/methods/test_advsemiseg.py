@@ -164,6 +164,7 @@ def test_the_discriminator_that_is_not_convolutional_gives_one_verdict():
         ("adv_unlabeled_start", -0.1),
         ("semi_start", 2),
         ("discriminator_learning_rate", 0),
+        ("discriminator_channels", 0),
     ],
 )
 def test_impossible_fields(field, value):
