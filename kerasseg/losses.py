@@ -82,6 +82,19 @@ def cross_entropy(labels_BHW: tf.Tensor, logits_BHWK: tf.Tensor, class_weights_K
     return mean_where(pixel_cross_entropy(labels_BHW, logits_BHWK), weights_BHW)
 
 
+def hard_pixels(labels_BHW: tf.Tensor, logits_BHWK: tf.Tensor, threshold: float, at_least: int) -> tf.Tensor:
+    """The labelled pixels whose class has a probability of at most `threshold`, or the `at_least` hardest of them where
+    those are fewer (online hard example mining, arXiv:1604.03540); (B,H,W) bool.
+
+    Under `tf.distribute` each replica counts its own.
+    """
+    known_BHW = labels_BHW != IGNORE_LABEL
+    loss_BHW = pixel_cross_entropy(labels_BHW, logits_BHWK)
+    losses_N = tf.boolean_mask(loss_BHW, known_BHW)
+    hardest_N, _ = tf.math.top_k(losses_N, tf.minimum(at_least, tf.size(losses_N)))
+    return known_BHW & (loss_BHW >= tf.minimum(-tf.math.log(threshold), tf.reduce_min(hardest_N)))
+
+
 def binary_cross_entropy(logits: tf.Tensor, target: float | tf.Tensor, weights: tf.Tensor | None = None) -> tf.Tensor:
     """Mean of -t log sigmoid(z) - (1 - t) log(1 - sigmoid(z)) over logits z of any shape; scalar, 0 or more.
 

@@ -52,6 +52,21 @@ def test_cross_entropy_is_the_mean_over_labelled_pixels(labels, logits):
     np.testing.assert_allclose(losses.cross_entropy(labels, logits), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("threshold, at_least", [(1.0, 1), (0.5, 1), (0.05, 1), (0.05, 40), (0.5, 10_000)], ids=str)
+def test_hard_pixels_are_the_unlikely_ones_and_enough(labels, logits, threshold, at_least):
+    loss = -np.take_along_axis(log_softmax(logits), np.where(labels == 255, 0, labels)[..., None], axis=-1)[..., 0]
+    known = labels != 255
+    unlikely = known & (np.exp(-loss) <= threshold)
+    hard = losses.hard_pixels(labels, logits, threshold, at_least).numpy()
+    assert hard.sum() == min(max(unlikely.sum(), at_least), known.sum())
+    assert not (hard & ~known).any() and (hard | ~unlikely).all()
+    assert loss[hard].min() >= loss[known & ~hard].max(initial=0.0)
+
+
+def test_there_are_no_hard_pixels_where_all_are_ignored(labels, logits):
+    assert not losses.hard_pixels(np.full_like(labels, 255), logits, 0.7, 5).numpy().any()
+
+
 def test_cross_entropy_weights_classes(labels, logits):
     weights = np.array([2.0, 2.0, 0.5, 1.0], np.float32)
     b, h, w = np.nonzero(labels != 255)

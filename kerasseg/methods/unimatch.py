@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from kerasseg.layers import register
-from kerasseg.losses import cross_entropy, mean_where, pixel_cross_entropy
+from kerasseg.losses import IGNORE_LABEL, cross_entropy, hard_pixels, mean_where, pixel_cross_entropy
 from kerasseg.methods.method import Method, SegmenterConfig, require, require_shares, require_weights
 from kerasseg.methods.views import blur, color_jitter
 
@@ -30,11 +30,18 @@ class UniMatchConfig(SegmenterConfig):
     """Share of the encoder's channels that the feature perturbation drops."""
     cutmix: float = 0.5
     """Probability of pasting a box of another image into a strong view."""
+    ohem_threshold: float = 1.0
+    """Of the labelled pixels learn only from those whose class has at most this probability (online hard example
+    mining): 1 is all, 0.7 for Cityscapes."""
+    ohem_pixels: int = 200_000
+    """But from at least so many, the hardest."""
 
     def __post_init__(self):
         super().__post_init__()
         require_weights(self, "lambda_s", "lambda_fp")
         require_shares(self, "threshold", "strength", "cutmix")
+        require(0 < self.ohem_threshold <= 1, f"ohem_threshold must be above 0, at most 1; got {self.ohem_threshold}")
+        require(self.ohem_pixels >= 1, f"ohem_pixels must be at least 1; got {self.ohem_pixels}")
         require(0 <= self.channel_dropout < 1, f"channel_dropout must be in 0..1 (below 1); got {self.channel_dropout}")
 
 
@@ -87,7 +94,7 @@ class UniMatch(Method):
             logits_s = tf.split(self.segmenter(tf.concat(x_s, axis=0), training=True), 2)
 
             target_w, trusted_w = self.targets(logits_w)
-            L_ce = cross_entropy(y_l, logits_l)
+            L_ce = cross_entropy(self.hard_labels(y_l, logits_l), logits_l)
             L_fp = agreement(logits_fp, target_w, trusted_w, valid_w)
             L_s1, L_s2 = (
                 agreement(
@@ -108,6 +115,14 @@ class UniMatch(Method):
         """The likeliest class (B,H,W) int32, and where it is likely enough to be learned, bool."""
         sure_BHW = tf.reduce_max(tf.nn.softmax(logits_BHWK), axis=-1)
         return tf.argmax(logits_BHWK, axis=-1, output_type=tf.int32), sure_BHW >= self.config.threshold
+
+    def hard_labels(self, y_l, logits_l) -> tf.Tensor:
+        """The labels, those ignored that are easy (`ohem_threshold`)."""
+        if self.config.ohem_threshold == 1.0:
+            return y_l
+        return tf.where(
+            hard_pixels(y_l, logits_l, self.config.ohem_threshold, self.config.ohem_pixels), y_l, IGNORE_LABEL
+        )
 
     def strong(self, images_BHW3) -> tf.Tensor:
         """The images in other colours (4 of 5), some of them grey, some blurred."""

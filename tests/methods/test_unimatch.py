@@ -35,6 +35,7 @@ def without_chance(method, *boxes):
 
 
 def losses(x, y, w, targets, boxes, lambda_s, lambda_fp):
+    """`y` is 255 where it is ignored or too easy."""
     twin = tiny.Segmenter.of(w)
     x_w, x_m = x["unlabeled"][::2], x["unlabeled"][1::2]
     (target_w, trusted_w), (target_m, trusted_m) = targets
@@ -56,7 +57,17 @@ def losses(x, y, w, targets, boxes, lambda_s, lambda_fp):
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"lambda_s": 3.0}, {"lambda_fp": 3.0}, {"threshold": 0.0}, {"threshold": 1.0}], ids=str
+    "fields",
+    [
+        {},
+        {"lambda_s": 3.0},
+        {"lambda_fp": 3.0},
+        {"threshold": 0.0},
+        {"threshold": 1.0},
+        {"ohem_threshold": 0.3, "ohem_pixels": 1},
+        {"ohem_threshold": 0.01, "ohem_pixels": 9},
+    ],
+    ids=str,
 )
 def test_a_step_updates_the_segmenter(fields):
     rng = np.random.default_rng(0)
@@ -79,12 +90,20 @@ def test_a_step_updates_the_segmenter(fields):
     if not fields:
         assert 0 < targets[0][1].sum() < targets[0][1].size
     weights = {"lambda_s": fields.get("lambda_s", 0.25), "lambda_fp": fields.get("lambda_fp", 0.5)}
-    terms = losses(x, y, w, targets, boxes, **weights)
+    learned = y
+    if "ohem_threshold" in fields:
+        S = tiny.softmax(tiny.Segmenter.of(w).forward(x["labeled"])[0])
+        of_its_class = np.take_along_axis(S, np.where(y == 255, 0, y)[..., None], axis=-1)[..., 0]
+        of_its_class[y == 255] = np.inf
+        limit = max(fields["ohem_threshold"], np.sort(of_its_class, axis=None)[fields["ohem_pixels"] - 1])
+        learned = np.where(of_its_class <= limit, y, 255)
+        assert fields["ohem_pixels"] <= (learned != 255).sum() < (y != 255).sum()
+    terms = losses(x, learned, w, targets, boxes, **weights)
 
     logs = method.train_step(tiny.tensors(x, y))
 
     assert {name: float(value) for name, value in logs.items()} == pytest.approx(terms, rel=1e-4, abs=1e-6)
-    gradients = tiny.numeric_gradient(lambda w: losses(x, y, w, targets, boxes, **weights)["L_S"], w)
+    gradients = tiny.numeric_gradient(lambda w: losses(x, learned, w, targets, boxes, **weights)["L_S"], w)
     tiny.assert_moved(method.segmenter, w, gradients)
 
 
@@ -152,7 +171,16 @@ def test_the_perturbed_features_are_those_without_some_channels():
 
 @pytest.mark.parametrize(
     "field, value",
-    [("threshold", 1.5), ("lambda_s", -1), ("lambda_fp", -1), ("strength", 2), ("channel_dropout", 1), ("cutmix", -1)],
+    [
+        ("threshold", 1.5),
+        ("lambda_s", -1),
+        ("lambda_fp", -1),
+        ("strength", 2),
+        ("channel_dropout", 1),
+        ("cutmix", -1),
+        ("ohem_threshold", 0),
+        ("ohem_pixels", 0),
+    ],
 )
 def test_impossible_fields(field, value):
     with pytest.raises(ValueError, match=f"{field} .*got"):
