@@ -276,6 +276,12 @@ CLASSIFIERS = Term(
     "to right",
     "bends towards the upper left corner; the larger the area below, the better the gate",
 )
+CORRECTOR = Term(
+    "",
+    "the table below as a picture: how well the corrector finds what belongs where the segmentation is wrong, and "
+    "whether its trust goes with the truth",
+    "has points far to the right, on unlabelled pictures as on labelled ones; near 0 the corrections are noise",
+)
 LATENT_CLASSES = Term("", "the classes the second branch found by itself, and which real ones go to each", "")
 
 

@@ -189,6 +189,35 @@ def heat_map(values: np.ndarray, rows: Collection[str], columns: str, title: str
         return figure
 
 
+def by_class_figure(panels: Mapping[str, Mapping[str, Collection[float | None]]], rows: Collection[str]) -> Figure:
+    """Values of each class as points, a panel beside the other.
+
+    Args:
+        panels: by the name of their axis the series of each, by name: a value for each of `rows`, None where there is
+            none.
+        rows: names of the classes.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(5.2, 1.4 + 0.24 * len(rows)), layout="constrained")
+        columns = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        places = np.arange(len(rows))
+        number = 0
+        for axes, (title, series) in zip(columns, panels.items(), strict=True):
+            for name, values in series.items():
+                x = np.array([np.nan if value is None else value for value in values])
+                color, marker = SERIES[number % len(SERIES)], "osD^vP"[number % 6]
+                axes.plot(x, places, linestyle="", marker=marker, ms=5, color=color, label=name)
+                number += 1
+            low = min((v for values in series.values() for v in values if v is not None), default=0)
+            axes.set_xlim(min(0, 1.1 * low), 1.02)
+            axes.xaxis.set_major_locator(MaxNLocator(4))
+            axes.set_xlabel(title)
+        columns[0].set_yticks(places, list(rows))
+        columns[0].invert_yaxis()
+        figure.legend(loc="outside upper left", ncols=2)
+        return figure
+
+
 def _magnification(highest: float, top: float) -> int:
     """The power of ten that lifts a curve lying below a tenth of the plot's height; 1 for all others."""
     if not 0 < highest < top / 10:

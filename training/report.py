@@ -343,12 +343,24 @@ def diagnostics(run: Run, others: Sequence[Run] = ()) -> dict[str, Any] | None:
                 [("classifiers", glossary.CLASSIFIERS)],
             )
         )
+    corrector = _corrector(run) if "corrector" in run.diagnostics else None
+    if corrector:
+        names, ious, correlations = zip(*corrector["rows"], strict=True)
+        series = dict(zip(corrector["columns"], zip(*correlations, strict=True), strict=True))
+        drawings.append(
+            Drawing(
+                "The corrector",
+                plots.by_class_figure({"IoU": {f"IoU, {corrector['split']}": ious}, "rank correlation": series}, names),
+                "IoU and rank correlations of the corrector by class, as in the table below.",
+                [("corrector", glossary.CORRECTOR)],
+            )
+        )
     return {
         "drawings": drawings,
         "rows": list(rows.items()),
         "split": run.diagnostics["split"],
         "training": [ROLE_WORDS[role] for role in training],
-        "corrector": _corrector(run) if "corrector" in run.diagnostics else None,
+        "corrector": corrector,
     }
 
 
@@ -359,6 +371,7 @@ def _corrector(run: Run) -> dict[str, Any]:
     of_training = {role: found["corrector"] for role, found in run.diagnostics.get("training", {}).items()}
     correlations = [found["spearman"] for found in (of_val, *of_training.values())]
     return {
+        "split": run.diagnostics["split"],
         "columns": [run.diagnostics["split"], *(f"{ROLE_WORDS[role]} training pictures" for role in of_training)],
         "rows": [
             *zip(run.classes, of_val["IoU"], zip(*correlations, strict=True), strict=False),

@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pytest
 
-from training.plots import INK, MAX_POINTS, SERIES, curves_figure, inline_svg, running_mean
+from training.plots import INK, MAX_POINTS, SERIES, by_class_figure, curves_figure, inline_svg, running_mean
 from training.run_folder import Curve
 
 CURVES = {"L_S": Curve([1, 2, 3], [4.0, 2.0, 1.0]), "L_fm": Curve([1, 2, 3], [0.03, 0.02, 0.01])}
@@ -45,6 +45,22 @@ def test_a_logarithmic_plot_has_markers_and_leaves_zeros_out():
     assert 0 < low <= 0.01 and high >= 2
     svg = inline_svg(figure, "")
     assert ">0.01</text>" in svg and "$" not in svg
+
+
+def test_points_by_class_stand_at_their_values():
+    panels = {
+        "IoU": {"IoU, val": [0.5, None, 0.25]},
+        "rank correlation": {"val": [0.1, -0.5, 1], "labelled": [0, 0, 0]},
+    }
+    figure = by_class_figure(panels, ["sky", "pole", "right as it is"])
+    left, right = figure.axes
+    (points,) = left.lines
+    np.testing.assert_allclose(points.get_xdata(), [0.5, np.nan, 0.25])
+    np.testing.assert_array_equal(points.get_ydata(), [0, 1, 2])
+    assert left.get_xlim()[0] == 0 and right.get_xlim()[0] < -0.5
+    assert [text.get_text() for text in left.get_yticklabels()] == ["sky", "pole", "right as it is"]
+    assert left.get_ylim()[0] > left.get_ylim()[1]  # the first class on top
+    assert len({(line.get_color(), line.get_marker()) for axes in figure.axes for line in axes.lines}) == 3
 
 
 def test_curves_differ_in_more_than_colour():

@@ -343,7 +343,7 @@ def test_shows_whether_confidence_can_be_trusted(tmp_path):
     for part in ("mean teacher, area 0.765", "77.8 %", "34.5 %", "-0.50", "right as it is", "0.88", "-0.62"):
         assert part in page, part
     of_curves = ("segmentation_losses", "miou_on_validation_pictures")
-    for name in ("confidence_and_accuracy", "latent_classes", "which_classes_are_there", *of_curves):
+    for name in ("confidence_and_accuracy", "latent_classes", "which_classes_are_there", "the_corrector", *of_curves):
         picture = Image.open(folder / f"figures/{name}.png")
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
 
