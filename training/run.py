@@ -38,13 +38,14 @@ from training.checkpoints import Checkpoints
 from training.config import RunConfig, with_groups
 from training.diagnostics import GradientNorms, diagnose
 from training.evaluation import Examples, evaluate
-from training.recipes import recipe
+from training.recipes import RECIPES, choose, table
 from training.report import write_report
 from training.run_folder import Run, write_json
 
 DESCRIPTION = """Trains a segmentation model from a few labelled images and many unlabelled ones.
 
-Defaults come from --recipe. The method's own fields are flags too, such as --s4gan.gamma: --method NAME --help."""
+Defaults come from --recipe; --list-recipes shows them all. The method's own fields are flags too, such as
+--s4gan.gamma: --method NAME --help."""
 PACKAGES = ("tensorflow", "keras", "keras-cv", "numpy")
 EXAMPLES = 8
 PANELS = 4
@@ -317,21 +318,32 @@ class FlagParser(argparse.ArgumentParser):
 
 
 def configuration(arguments: list[str]) -> RunConfig:
-    """The defaults that the recipe, the method and the dataset on the command line stand for."""
+    """The defaults that the recipe, the method and the dataset on the command line stand for.
+
+    Raises:
+        ValueError: for an unknown recipe, method or branch, or a recipe that needs a flag which is not given.
+    """
     first = FlagParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe", default="auto")
-    first.add_argument("--method", default=RunConfig.method)
-    first.add_argument("--dataset", default=RunConfig.dataset)
+    first.add_argument("--method")
+    first.add_argument("--dataset")
     first.add_argument("--mlmt.branch", dest="branch")
     known, _ = first.parse_known_args(arguments)
-    config, fields = recipe(known.recipe, known.method, known.dataset)
+    config, fields = choose(known.recipe, known.method, known.dataset)
     if known.branch is not None:
         fields["mlmt"] = fields["mlmt"] | {"branch": known.branch}
-    return with_groups(config, fields)
+    needs = RECIPES[known.recipe].needs if known.recipe in RECIPES else {}
+    for flag, what in needs.items():
+        if not {flag, "--help", "-h", "--resume"} & {argument.split("=")[0] for argument in arguments}:
+            raise ValueError(f"recipe {known.recipe} needs {flag}: {what}")
+    return with_groups(dataclasses.replace(config, recipe=known.recipe), fields)
 
 
 def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
+    if "--list-recipes" in arguments:
+        print(table())
+        return
     try:
         default = configuration(arguments)
     except ValueError as error:

@@ -5,7 +5,7 @@ import tyro
 
 from kerasseg.methods import METHODS
 from training.config import with_groups
-from training.recipes import RECIPES, recipe
+from training.recipes import RECIPES, choose, table
 from training.run import configuration
 
 
@@ -22,8 +22,8 @@ def test_every_recipe_configures_every_method(name, method):
 
 
 def test_auto_follows_the_dataset():
-    assert recipe("auto", "mlmt", "shapes") == RECIPES["shapes"]("mlmt")
-    assert recipe("auto", "mlmt", "some/folder") == RECIPES["photos"]("mlmt")
+    assert choose("auto", "mlmt", "shapes") == RECIPES["shapes"]("mlmt")
+    assert choose("auto", "mlmt", "some/folder") == RECIPES["photos"]("mlmt")
 
 
 def test_photos_trains_every_segmenter_alike():
@@ -53,3 +53,142 @@ def test_a_methods_own_flag_goes_before_the_recipe():
 def test_the_supervised_branch_of_mlmt_brings_its_own_flags():
     config, _ = RECIPES["shapes"]("mlmt")
     assert set(with_groups(config, {"mlmt": {"branch": "supervised"}}).groups) == {"mlmt", "supervised"}
+
+
+SGD = {"optimizer": "sgd", "momentum": 0.9}
+HUNG = {"learning_rate": 2.5e-4, "weight_decay": 1e-4, "nesterov": True, "head_multiplier": 10.0, **SGD}
+MITTAL = {"learning_rate": 2.5e-4, "weight_decay": 5e-4, "nesterov": False, "head_multiplier": 10.0, **SGD}
+MENDEL = {"learning_rate": 0.01, "weight_decay": 1e-4, "nesterov": False, "head_multiplier": 1.0, **SGD}
+SAWATZKY = {"learning_rate": 2.5e-4, "weight_decay": 1e-4, "nesterov": False, "head_multiplier": 10.0, **SGD}
+DUALGAN = {"learning_rate": 1e-3, "weight_decay": 1e-4, "nesterov": False, "head_multiplier": 10.0, **SGD}
+V2_R101 = ("deeplab_v2", "resnet101", 8)
+V3_R101, V3_R50 = ("deeplab_v3plus", "resnet101", 16), ("deeplab_v3plus", "resnet50", 16)
+D = {"discriminator_learning_rate": 1e-4, "discriminator_channels": 64}
+ADVSEMISEG = {"lambda_adv": 0.01, "lambda_adv_unlabeled": 0.001, "lambda_semi": 0.1, "T_semi": 0.2, **D}
+S4GAN = {"lambda_fm": 0.1, "lambda_st": 1.0, "gamma": 0.6, "discriminator_dropout": 0.5, "discriminator_shrink": 1, **D}
+ECS = {
+    "lambda_cor": 0.1,
+    "loss": "nfl",
+    "gamma": 2.0,
+    "corrector_learning_rate": 1e-4,
+    "corrector_backbone": "resnet34",
+}
+LATENT = {"latent_classes": 20, "lambda_latent": 1.0, "lambda_adv": 0.01, "lambda_adv_unlabeled": 0.001}
+LATENT |= {"lambda_cons": 0.1, "cons_start": 0.25, **D}
+TWO = {"lambda_ad": 0.01, "lambda_s": 0.1, "semi_start": 0.25, "d2_structure": "stride16_up4", "d2_input": "maps", **D}
+UNIMATCH = {"lambda_s": 0.25, "lambda_fp": 0.5, "strength": 0.5, "channel_dropout": 0.5, "cutmix": 0.5}
+STREETS = {"gamma": 0.7, "discriminator_learning_rate": 1e-5}
+WHOLE, ANY = (0.5, 0.5), (0.5, 1.5)
+
+# Written from the papers' sections on training and, where those are silent, their reference code: network, crop, scale,
+# batch, steps, the segmenter's optimizer, the method's own fields.
+PAPERS = {
+    "hung2018_voc": (V2_R101, (321, 321), ANY, 10, 20_000, HUNG, ADVSEMISEG | {"semi_start": 0.25}),
+    "hung2018_cityscapes": (V2_R101, (512, 1024), WHOLE, 2, 40_000, HUNG, ADVSEMISEG | {"semi_start": 0.125}),
+    "mittal2019_voc_v3plus": (V3_R101, (321, 321), ANY, 8, 35_000, MITTAL, S4GAN),
+    "mittal2019_voc": (V2_R101, (321, 321), ANY, 8, 35_000, MITTAL, S4GAN),
+    "mittal2019_context": (V2_R101, (321, 321), ANY, 8, 50_000, MITTAL, S4GAN),
+    "mittal2019_cityscapes": (V2_R101, (256, 512), WHOLE, 5, 35_000, MITTAL, S4GAN | STREETS),
+    "mendel2020_voc_v2": (V2_R101, (512, 512), (0.5, 2.0), 14, 22_000, MENDEL, ECS),
+    "mendel2020_voc": (V3_R50, (512, 512), (0.5, 2.0), 14, 22_000, MENDEL, ECS),
+    "mendel2020_cityscapes_v2": (V2_R101, (768, 768), (1.0, 1.0), 6, 15_000, MENDEL, ECS),
+    "mendel2020_cityscapes": (V3_R50, (768, 768), (1.0, 1.0), 6, 15_000, MENDEL, ECS),
+    "sawatzky2020_voc": (V2_R101, (321, 321), ANY, 10, 20_000, SAWATZKY, LATENT),
+    "sawatzky2020_cityscapes": (V2_R101, (505, 505), ANY, 2, 40_000, SAWATZKY, LATENT | {"cons_start": 0.125}),
+    "dualgan_voc": (V3_R101, (321, 321), ANY, 10, 20_000, DUALGAN, TWO),
+    "dualgan_cityscapes": (V3_R101, (512, 1024), WHOLE, 2, 40_000, DUALGAN, TWO | {"semi_start": 0.125}),
+    "yang2023_voc_183": (V3_R101, (321, 321), (0.5, 2.0), 8, 103_990, DUALGAN, UNIMATCH | {"threshold": 0.95}),
+    "yang2023_voc_1464": (V3_R101, (321, 321), (0.5, 2.0), 8, 91_180, DUALGAN, UNIMATCH | {"threshold": 0.95}),
+    "yang2023_cityscapes": (
+        V3_R101,
+        (801, 801),
+        (0.5, 2.0),
+        8,
+        78_090,
+        DUALGAN | {"learning_rate": 5e-3, "head_multiplier": 1.0},
+        UNIMATCH | {"threshold": 0.0, "ohem_threshold": 0.7},
+    ),
+}
+
+
+def of_paper(name):
+    """The row of `PAPERS` for a recipe: the longest name that it starts with."""
+    return PAPERS[max((row for row in PAPERS if name.startswith(row)), key=len)]
+
+
+@pytest.mark.parametrize("name", [name for name, entry in RECIPES.items() if entry.source])
+def test_the_papers_recipes_have_the_papers_settings(name):
+    network, crop, scale, batch_size, steps, optimizer, own = of_paper(name)
+    dataset = {"voc": "voc2012", "context": "pascal_context", "cityscapes": "cityscapes"}[name.split("_")[1]]
+    labeled = next((f"1/{part}" for part in ("50", "20", "8", "4", "2") if name.endswith(f"_1_{part}")), None)
+    for method in {RECIPES[name].method, "supervised", *RECIPES[name].expected}:
+        config = with_groups(*choose(name, method))
+        assert (config.segmenter, config.backbone, config.output_stride) == network
+        assert (config.dataset, config.crop, config.scale, config.batch_size, config.flip) == (
+            dataset,
+            crop,
+            scale,
+            batch_size,
+            True,
+        )
+        assert config.labeled == labeled if labeled else "--labeled" in RECIPES[name].needs
+        fields = config.method_fields["s4gan" if method == "mlmt" else method]
+        assert fields["steps"] == steps and optimizer.items() <= fields.items(), method
+    assert RECIPES[name].method == {"mittal2019_cityscapes": "s4gan"}.get(
+        "_".join(name.split("_")[:2]),
+        {"hung2018": "advsemiseg", "mittal2019": "mlmt", "mendel2020": "ecs", "sawatzky2020": "latent"}.get(
+            name.split("_")[0], {"dualgan": "dualgan", "yang2023": "unimatch"}.get(name.split("_")[0])
+        ),
+    )
+    config = with_groups(*choose(name))
+    assert own.items() <= config.method_fields["s4gan" if config.method == "mlmt" else config.method].items()
+    weak = "all" if name.endswith("weak") else None
+    assert config.image_labels == weak
+
+
+def test_every_table_of_the_papers_has_its_recipes():
+    numbers = {
+        ("hung2018_voc", "advsemiseg"): [69.5, 72.1, 73.8],
+        ("hung2018_voc", "supervised"): [66.0, 68.3, 69.8],
+        ("hung2018_cityscapes", "advsemiseg"): [58.8, 62.3, 65.7],
+        ("hung2018_cityscapes", "supervised"): [55.5, 59.9, 64.1],
+        ("mittal2019_voc_1", "mlmt"): [60.4, 62.9, 67.3, 69.6, 70.9],
+        ("mittal2019_voc_1", "supervised"): [48.3, 56.8, 62.0, 65.7],
+        ("mittal2019_voc_coco", "mlmt"): [63.3, 67.2, 71.4],
+        ("mittal2019_voc_coco", "s4gan"): [60.9, 66.4, 69.8],
+        ("mittal2019_context", "mlmt"): [35.3, 37.8],
+        ("mittal2019_cityscapes", "s4gan"): [59.3, 61.9],
+        ("mendel2020_voc_1", "ecs"): [70.22, 72.6, 74.63],
+        ("mendel2020_voc_1", "supervised"): [65.2, 69.78, 73.42],
+        ("mendel2020_cityscapes_1", "ecs"): [67.38, 70.7, 72.89],
+        ("mendel2020_voc_v2", "ecs"): [72.95, 74.68],
+        ("sawatzky2020_voc", "latent"): [71.3, 72.4, 73.9],
+        ("sawatzky2020_cityscapes", "latent"): [63.3, 65.4, 66.1],
+        ("yang2023", "unimatch"): [77.2, 81.2, 77.9],
+        ("yang2023", "supervised"): [55.3, 73.5, 72.8],
+    }
+    for (start, method), expected in numbers.items():
+        recipes = [entry.expected for name, entry in RECIPES.items() if name.startswith(start)]
+        assert [each[method] for each in recipes if method in each] == expected, (start, method)
+
+
+def test_a_recipe_that_lacks_a_flag_says_which():
+    with pytest.raises(ValueError, match="hung2018_voc_1_8 needs --weights: the file of a DeepLab-v2 trained on COCO"):
+        configuration(["--recipe", "hung2018_voc_1_8"])
+    with pytest.raises(ValueError, match="yang2023_voc_183 needs --labeled: a file with 183 names"):
+        configuration(["--recipe", "yang2023_voc_183"])
+    with pytest.raises(ValueError, match="photos needs --dataset"):
+        configuration(["--recipe", "photos"])
+    for given in (["--weights", "none"], ["--weights=none"], ["--help"]):
+        config = configuration(["--recipe", "hung2018_voc_1_8", *given])
+        assert (config.method, config.recipe) == ("advsemiseg", "hung2018_voc_1_8")
+    assert configuration(["--recipe", "mendel2020_voc_1_8", "--method", "latent"]).method == "latent"
+    with pytest.raises(ValueError, match="there is no recipe 'voc'"):
+        configuration(["--recipe", "voc"])
+
+
+def test_the_list_has_a_line_for_each_recipe():
+    lines = {line.split()[0]: line for line in table().splitlines()}
+    assert lines.keys() == {"recipe", *RECIPES}
+    assert "advsemiseg 69.5" in lines["hung2018_voc_1_8"] and "Hung et al. 2018, table 1" in lines["hung2018_voc_1_8"]
+    assert "--labeled" in lines["yang2023_voc_183"] and "not measured yet" in lines["yang2023_voc_183"]

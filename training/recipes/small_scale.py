@@ -1,17 +1,11 @@
-"""Named sets of defaults for `training.run`; any flag overrides them.
+"""Recipes for a laptop: minutes on two CPU cores."""
 
-A recipe takes the method's name and returns the run's settings and the method's fields by registry name.
-"""
-
-from typing import Any
-
-from kerasseg.methods import METHODS
-from training.config import RunConfig, one_of
-
-Recipe = tuple[RunConfig, dict[str, dict[str, Any]]]
+from training.config import RunConfig
+from training.recipes.recipe import Fields, recipe, same_for_all
 
 
-def shapes(method: str) -> Recipe:
+@recipe(method="mlmt", measured="mIoU and times in benchmarks/results/shapes.md")
+def shapes(method: str) -> tuple[RunConfig, Fields]:
     """The built-in dataset from scratch, in minutes on two CPU cores.
 
     `python -m training.run --method mlmt`: 500 steps of s4gan, 500 of the classifier. Their mIoU without and with gate
@@ -35,7 +29,8 @@ def shapes(method: str) -> Recipe:
     return config, _small_scale(classifier_steps=500)
 
 
-def photos(method: str) -> Recipe:
+@recipe(method="mlmt", needs={"--dataset": "a dataset folder"}, measured="mIoU in benchmarks/results/camvid.md")
+def photos(method: str) -> tuple[RunConfig, Fields]:
     """A few labelled photographs, many unlabelled ones, a pretrained MobileNetV2, crops as a laptop can train them.
 
     `python -m training.run --method s4gan --dataset PATH --labeled 12`. What was measured on CamVid is in
@@ -62,30 +57,20 @@ def photos(method: str) -> Recipe:
     return config, fields
 
 
-def _small_scale(classifier_steps: int, optimizer: str = "sgd") -> dict[str, dict[str, Any]]:
+def _small_scale(classifier_steps: int, optimizer: str = "sgd") -> Fields:
     """What a run of a thousand steps needs other than one of twenty thousand.
 
     Terms that set in late do so at a share of training, whatever its length, so nothing of that stands here.
     """
-    segmenter = {"optimizer": optimizer, "head_multiplier": 1.0, "nesterov": True, "weight_decay": 1e-4}
-    fields: dict[str, dict[str, Any]] = {name: segmenter for name in METHODS}
     # In full a discriminator takes longer than the MobileNetV2 with its head. One that judges pictures can do so at
     # half size; one that judges pixels keeps the size and has half the channels.
-    fields["s4gan"] = segmenter | {"discriminator_shrink": 2}
-    for name in ("advsemiseg", "latent", "dualgan"):
-        fields[name] = segmenter | {"discriminator_channels": 32}
-    fields["ecs"] = segmenter | {"corrector_backbone": None, "corrector_head_channels": 64}
-    fields["mlmt"] = {"steps": classifier_steps, "classifier_learning_rate": 1e-2, "ema_decay": 0.99}
-    return fields
-
-
-RECIPES = {"shapes": shapes, "photos": photos}
-
-
-def recipe(name: str, method: str, dataset: str) -> Recipe:
-    """The recipe of that name; `auto` is `shapes` for the built-in dataset and `photos` for all else."""
-    one_of("--recipe", name, ("auto", *RECIPES))
-    one_of("--method", method, METHODS)
-    if name == "auto":
-        name = "shapes" if dataset == "shapes" else "photos"
-    return RECIPES[name](method)
+    narrow = {"discriminator_channels": 32}
+    return same_for_all(
+        {"optimizer": optimizer, "head_multiplier": 1.0, "nesterov": True, "weight_decay": 1e-4},
+        s4gan={"discriminator_shrink": 2},
+        advsemiseg=narrow,
+        latent=narrow,
+        dualgan=narrow,
+        ecs={"corrector_backbone": None, "corrector_head_channels": 64},
+        mlmt={"steps": classifier_steps, "classifier_learning_rate": 1e-2, "ema_decay": 0.99},
+    )

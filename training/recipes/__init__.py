@@ -1,0 +1,40 @@
+"""Named sets of defaults for `training.run`: `small_scale` for a laptop, `papers` for the papers' tables."""
+
+from kerasseg.methods import METHODS
+from training.config import RunConfig, one_of
+from training.recipes import papers, small_scale  # noqa: F401 (they enter their recipes)
+from training.recipes.recipe import RECIPES, Fields, Recipe
+
+__all__ = ["RECIPES", "Fields", "Recipe", "choose", "table"]
+
+
+def choose(name: str, method: str | None = None, dataset: str | None = None) -> tuple[RunConfig, Fields]:
+    """What the recipe of that name sets; `auto` is `shapes` for the built-in dataset and `photos` for all else.
+
+    Args:
+        method, dataset: those of the command line; None where it does not name one.
+
+    Raises:
+        ValueError: for an unknown recipe or method.
+    """
+    if name == "auto":
+        name = "shapes" if dataset in (None, "shapes") else "photos"
+    if name not in RECIPES:
+        raise ValueError(f"there is no recipe {name!r}: auto, or one that --list-recipes shows")
+    if method is not None:
+        one_of("--method", method, METHODS)
+    return RECIPES[name](method)
+
+
+def table() -> str:
+    """All recipes as lines of text."""
+    rows = [("recipe", "method", "dataset", "labelled", "steps", "mIoU in the paper, %", "here", "source")]
+    for name, entry in RECIPES.items():
+        config, _ = entry()
+        expected = ", ".join(f"{method} {value:g}" for method, value in entry.expected.items())
+        dataset, labeled = (
+            f"--{flag}" if f"--{flag}" in entry.needs else getattr(config, flag) for flag in ("dataset", "labeled")
+        )
+        rows.append((name, entry.method, dataset, labeled, str(config.steps), expected, entry.measured, entry.source))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

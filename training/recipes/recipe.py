@@ -1,0 +1,51 @@
+"""What a recipe is, and the list of all."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kerasseg.methods import METHODS
+from training.config import RunConfig
+
+Fields = dict[str, dict[str, Any]]
+"""Fields of methods by registry name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A named set of defaults for `training.run`; any flag overrides them."""
+
+    settings: Callable[[str], tuple[RunConfig, Fields]]
+    """From a method's name to the run's settings and the methods' fields."""
+    method: str
+    """The one that is trained where --method is not given."""
+    expected: Mapping[str, float] = field(default_factory=dict)
+    """What the paper reports by method: mIoU on val, %."""
+    source: str = ""
+    """Where it does, and what it was trained on."""
+    needs: Mapping[str, str] = field(default_factory=dict)
+    """Flags without which it cannot run, and what to give."""
+    measured: str = "not measured yet"
+    """What was measured here."""
+
+    def __call__(self, method: str | None = None) -> tuple[RunConfig, Fields]:
+        return self.settings(method or self.method)
+
+
+RECIPES: dict[str, Recipe] = {}
+
+
+def recipe(**about):
+    """Enters a function from a method's name to settings into `RECIPES`, by its own name. Arguments: `Recipe`."""
+
+    def enter(settings: Callable[[str], tuple[RunConfig, Fields]]) -> Callable[[str], tuple[RunConfig, Fields]]:
+        RECIPES[settings.__name__] = Recipe(settings=settings, **about)
+        return settings
+
+    return enter
+
+
+def same_for_all(fields: Mapping[str, Any], **of_one: Mapping[str, Any]) -> Fields:
+    """The segmenter's fields for every method, so that a gain is one over the same training; and those of one's own."""
+    shared: Fields = {name: {} if name == "mlmt" else dict(fields) for name in METHODS}
+    return {name: {**values, **of_one.get(name, {})} for name, values in shared.items()}
