@@ -30,7 +30,8 @@ class RunConfig:
     labeled: str = "1/8"
     """Which training images are labelled: a fraction (1/8, 0.125), a count (45), all, or a file of image names."""
     image_labels: str | None = None
-    """Which of the others have image-level labels (mlmt learns from them): same forms as --labeled."""
+    """Which of the others have image-level labels (mlmt learns from them): same forms as --labeled; or a .csv file of
+    `image,class` lines."""
     seed: int = 0
     """Decides the labelled subset, the initial weights and every random number of training."""
     recipe: str = "auto"

@@ -191,7 +191,7 @@ def open_split(config: RunConfig, dataset: Dataset) -> Split:
     if config.image_labels is not None and not config.method_class.uses_weak:
         raise ValueError(f"{config.method} has no use for --image-labels: leave it out, or use --method mlmt")
     split = make_split(dataset, config.labeled, config.seed, config.image_labels)
-    if config.method_class.needs_unlabeled and not split.unlabeled:
+    if config.method_class.needs_unlabeled and not split.without_masks:
         raise ValueError(
             f"{config.method} learns from unlabelled images, and --labeled {config.labeled} leaves none of "
             f"{len(split.labeled)}: label fewer, or use --method supervised"

@@ -52,7 +52,7 @@ def train_dataset(
         unlabeled_batch_size = batch_size
     if not split.labeled:
         raise ValueError("the split has no labelled image; label at least one")
-    if unlabeled_batch_size and not split.unlabeled:
+    if unlabeled_batch_size and not split.without_masks:
         raise ValueError(
             "every training image of the split is labelled, nothing is left to learn from without labels: "
             "choose fewer labelled images, or a supervised method"
@@ -67,15 +67,16 @@ def train_dataset(
         return image, label != IGNORE
 
     def weak(name: tf.Tensor, item_seed: tf.Tensor):
-        image_HWC, label_HW = _load(dataset, name)
-        image = tf.image.resize(image_HWC, augmentation.crop, antialias=True)
+        image = tf.image.resize(dataset.tf_image("train", name), augmentation.crop, antialias=True)
         if augmentation.flip:
             image = tf.image.stateless_random_flip_left_right(image, item_seed)
-        return image, multi_hot(label_HW[tf.newaxis], dataset.num_classes)[0]
+        return image, classes_of(name)
 
+    classes_of = _image_classes(dataset, split)
     streams = {"labeled": _stream(split.labeled, LABELED, seed, start_step, batch_size, labeled)}
     if unlabeled_batch_size:
-        streams["unlabeled"] = _stream(split.unlabeled, UNLABELED, seed, start_step, unlabeled_batch_size, unlabeled)
+        names = split.without_masks
+        streams["unlabeled"] = _stream(names, UNLABELED, seed, start_step, unlabeled_batch_size, unlabeled)
     if split.weak:
         streams["weak"] = _stream(split.weak, WEAK, seed, start_step, batch_size, weak)
 
@@ -117,6 +118,15 @@ def eval_dataset(dataset: Dataset, split_name: str, names: Sequence[str] | None 
 
     rows = tf.data.Dataset.from_tensor_slices(list(names))
     return rows.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(2)
+
+
+def _image_classes(dataset: Dataset, split: Split) -> Callable[[tf.Tensor], tf.Tensor]:
+    """From a name to the classes in the picture, float32 (K,) of 0 and 1: as the split tells, or else its label map."""
+    if not split.weak_classes:
+        return lambda name: multi_hot(dataset.tf_label("train", name)[tf.newaxis], dataset.num_classes)[0]
+    rows_NK = tf.constant([[k in split.weak_classes[name] for k in range(dataset.num_classes)] for name in split.weak])
+    # Not a lookup table: it would have to outlive the pipeline.
+    return lambda name: tf.cast(rows_NK[tf.argmax(tf.constant(split.weak) == name)], tf.float32)
 
 
 def _load(dataset: Dataset, name: tf.Tensor, split_name: str = "train") -> tuple[tf.Tensor, tf.Tensor]:

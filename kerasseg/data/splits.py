@@ -1,9 +1,11 @@
 """Which training images are labelled, which have image-level labels only, and which are unlabelled."""
 
+import csv
 import hashlib
+import io
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path, PurePath
 from typing import TypeVar
@@ -24,11 +26,13 @@ class Split:
         labeled: images whose label maps are used.
         weak: images of which only the set of classes is used.
         unlabeled: images used without any label.
+        weak_classes: the classes, as numbers, in each of the `weak` images; empty where their label maps tell.
     """
 
     labeled: tuple[str, ...]
     weak: tuple[str, ...] = ()
     unlabeled: tuple[str, ...] = ()
+    weak_classes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         seen: dict[str, str] = {}
@@ -38,27 +42,44 @@ class Split:
                     raise ValueError(f"image {name!r} is named twice in a split: as {seen[name]} and as {role}")
                 seen[name] = role
             object.__setattr__(self, role, tuple(sorted(getattr(self, role))))
+        if self.weak_classes and self.weak_classes.keys() != set(self.weak):
+            raise ValueError(
+                "weak_classes of a split has to tell the classes of every image-labelled image, and no other"
+            )
+
+    @property
+    def without_masks(self) -> tuple[str, ...]:
+        """What a segmenter learns from without a mask: unlabelled and image-labelled images, sorted."""
+        return tuple(sorted(self.unlabeled + self.weak))
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the sorted names with their roles: equal for equal splits, on any machine."""
-        lines = (f"{role}/{name}\n" for role in ROLES for name in getattr(self, role))
+        """SHA-256 of the sorted names with their roles (and the image-level labels, where they are not the label
+        maps'): equal for equal splits, on any machine."""
+        lines = [f"{role}/{name}\n" for role in ROLES for name in getattr(self, role)]
+        lines += [f"{name},{number}\n" for name in self.weak for number in self.weak_classes.get(name, ())]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def save(self, folder: str | Path) -> None:
-        """Writes labeled.txt, weak.txt and unlabeled.txt, one name a line."""
+        """Writes labeled.txt, weak.txt and unlabeled.txt, one name a line; and weak.csv where there are
+        `weak_classes`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for role in ROLES:
-            beside = folder / f".{role}.txt.part"
-            beside.write_text("".join(f"{name}\n" for name in getattr(self, role)), encoding="utf-8")
-            beside.replace(folder / f"{role}.txt")
+            _write(folder / f"{role}.txt", "".join(f"{name}\n" for name in getattr(self, role)))
+        if self.weak_classes:
+            rows = [("image", "class")] + [(name, n) for name in self.weak for n in self.weak_classes[name] or [""]]
+            text = io.StringIO()
+            csv.writer(text, lineterminator="\n").writerows(rows)
+            _write(folder / "weak.csv", text.getvalue())
 
     @classmethod
     def load(cls, folder: str | Path) -> "Split":
         """Reads what `save` wrote. Raises OSError for a missing file, ValueError for a name with two
         roles."""
-        return cls(*(tuple((Path(folder) / f"{role}.txt").read_text("utf-8").split("\n")[:-1]) for role in ROLES))
+        names = (tuple((Path(folder) / f"{role}.txt").read_text("utf-8").split("\n")[:-1]) for role in ROLES)
+        table = Path(folder) / "weak.csv"
+        return cls(*names, weak_classes=_read_image_labels(table, str, int) if table.exists() else {})
 
 
 def make_split(
@@ -80,7 +101,9 @@ def make_split(
             extensions in it are dropped.
         seed: any integer; not used for a file of names.
         image_labels: the same forms for images with image-level labels, taken from what is left after the
-            labelled ones. Fractions are of all candidates; "all" means all that are left.
+            labelled ones. Fractions are of all candidates; "all" means all that are left. Or a .csv file of image-level
+            labels, for images without label maps too: a line `image,class` for each class of an image, the class by
+            name or number, under a heading of these two words; labelled images in it are passed over.
 
     Raises:
         ValueError: no or too many images, names the dataset does not have, one image in both roles.
@@ -89,7 +112,14 @@ def make_split(
     ordered = sorted(candidates, key=lambda name: hashlib.sha256(f"{dataset.name}/{seed}/{name}".encode()).digest())
     chosen = _choose("labeled", labeled, ordered, ordered, dataset)
     weak: list[str] = []
-    if image_labels is not None:
+    weak_classes: dict[str, tuple[int, ...]] = {}
+    if image_labels is not None and Path(str(image_labels)).suffix == ".csv":
+        told = _image_labels_in_file(Path(str(image_labels)), dataset)
+        weak_classes = {name: classes for name, classes in told.items() if name not in set(chosen)}
+        if not weak_classes:
+            raise ValueError(f"--image-labels {image_labels}: every image in it is a labelled one")
+        weak = list(weak_classes)
+    elif image_labels is not None:
         rest = [name for name in ordered if name not in set(chosen)]
         weak = _choose("image-labels", image_labels, rest, ordered, dataset)
         if both := sorted(set(chosen) & set(weak)):
@@ -99,6 +129,7 @@ def make_split(
         labeled=tuple(chosen),
         weak=tuple(weak),
         unlabeled=tuple(name for name in dataset.image_names("train") if name not in used),
+        weak_classes=weak_classes,
     )
 
 
@@ -155,6 +186,52 @@ def _names_in_file(flag: str, text: str, candidates: list[str], dataset: Dataset
             f"--{flag} {text}: {_few(missing)} not among the {len(known)} labelled train images of {dataset.name!r}"
         )
     return names
+
+
+def _image_labels_in_file(path: Path, dataset: Dataset) -> dict[str, tuple[int, ...]]:
+    known = set(dataset.image_names("train"))
+    numbers = {name: number for number, name in enumerate(dataset.classes)}
+    numbers |= {str(number): number for number in range(dataset.num_classes)}
+
+    def number_of(text: str) -> int:
+        if text not in numbers:
+            raise ValueError(f"{text!r} is no class of {dataset.name!r}: {', '.join(dataset.classes)}")
+        return numbers[text]
+
+    if not path.is_file():
+        raise ValueError(f"--image-labels {path}: no such file was found")
+    try:
+        told = _read_image_labels(path, lambda line: _image_name(line, known), number_of)
+    except ValueError as error:
+        raise ValueError(f"--image-labels {path}: {error}") from error
+    if missing := [name for name in told if name not in known]:
+        raise ValueError(
+            f"--image-labels {path}: {_few(missing)} not among the {len(known)} train images of {dataset.name!r}"
+        )
+    return told
+
+
+def _read_image_labels(path: Path, name_of, number_of) -> dict[str, tuple[int, ...]]:
+    """Image -> its classes, of a CSV file of `image,class`; an image of which no class is present has one line with
+    an empty class."""
+    classes: dict[str, set[int]] = {}
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(file)
+        if [title.strip().lower() for title in next(rows, [])] != ["image", "class"]:
+            raise ValueError("expected a first line `image,class`, then a line for each class of an image")
+        for row in filter(None, rows):
+            if len(row) != 2:
+                raise ValueError(f"expected two columns, image and class, in line {rows.line_num}; got {len(row)}")
+            present = classes.setdefault(name_of(row[0].strip()), set())
+            if row[1].strip():
+                present.add(number_of(row[1].strip()))
+    return {name: tuple(sorted(present)) for name, present in classes.items()}
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
 
 
 def _image_name(line: str, known: set[str]) -> str:

@@ -124,6 +124,29 @@ def test_the_weak_stream_shows_whole_images_and_their_classes(tmp_path):
     assert 2 < sum(image[0, 0, 0] > 100 for image in rows[0][0]["weak"]) < 18
 
 
+def test_image_level_labels_of_a_split_need_no_masks(tmp_path):
+    folder = make_folder(tmp_path, train=4)
+    for index in (2, 3):
+        (folder / f"labels/train/train_{index}.png").unlink()
+    dataset = FolderDataset(folder)
+    told = {"train_2": (1, 2), "train_3": ()}
+    split = Split(("train_0",), ("train_2", "train_3"), ("train_1",), told)
+    ((x, _),) = batches(train_dataset(dataset, split, WHOLE, batch_size=6), 1)
+    for image, classes in zip(x["weak"], x["weak_classes"].tolist(), strict=True):
+        distances = [
+            np.abs(image - tf.image.resize(dataset.load_image("train", name), (8, 8), antialias=True)).max()
+            for name in told
+        ]
+        assert classes == ([0, 1, 1] if distances[0] < distances[1] else [0, 0, 0])
+    assert len({tuple(row) for row in x["weak_classes"].tolist()}) == 2
+
+
+def test_image_labelled_pictures_are_learned_from_as_unlabelled_ones_too(numbered):
+    split = Split(("0",), ("1", "2"), ("3",), {"1": (0,), "2": (1,)})
+    ((x, _),) = batches(train_dataset(numbered, split, WHOLE, batch_size=1, unlabeled_batch_size=6), 1)
+    assert sorted(x["unlabeled"][:, 0, 0, 0].astype(int).tolist()) == [10, 10, 20, 20, 30, 30]
+
+
 def test_impossible_requests(numbered):
     with pytest.raises(ValueError, match="no labelled image"):
         train_dataset(numbered, Split((), (), ("1",)), WHOLE, batch_size=1)

@@ -148,3 +148,45 @@ def test_no_image_has_two_roles():
 @pytest.mark.parametrize(("count", "expected"), [(1, ["a"]), (2, ["a", "c"]), (3, ["a", "b", "d"]), (9, list("abcde"))])
 def test_evenly_spaced(count, expected):
     assert evenly_spaced("abcde", count) == expected
+
+
+def test_image_level_labels_from_a_file(tmp_path):
+    folder = FolderDataset(make_folder(tmp_path / "data"))
+    (tmp_path / "data/labels/train/train_3.png").unlink()
+    dataset = FolderDataset(tmp_path / "data")
+    file = tmp_path / "told.csv"
+    file.write_text("image,class\nimages/train/train_3.png,dog\ntrain_2,\ntrain_3, 1\ntrain_0,cat\n")
+    names = tmp_path / "names.txt"
+    names.write_text("train_0")
+    split = make_split(dataset, str(names), image_labels=str(file))
+    assert (split.labeled, split.weak, split.unlabeled) == (("train_0",), ("train_2", "train_3"), ("train_1",))
+    assert split.weak_classes == {"train_2": (), "train_3": (1, 2)}
+    assert split.without_masks == ("train_1", "train_2", "train_3")
+
+    split.save(tmp_path / "split")
+    assert Split.load(tmp_path / "split") == split
+    others = [make_split(folder, str(names)), Split(split.labeled, split.weak, split.unlabeled)]
+    others.append(Split(split.labeled, split.weak, split.unlabeled, {"train_2": (), "train_3": (1,)}))
+    assert len({split.fingerprint, *(other.fingerprint for other in others)}) == 4
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "expected a first line `image,class`"),
+        ("train_1,cat\n", "expected a first line `image,class`"),
+        ("image,class\ntrain_1,cow\n", "'cow' is no class of 'data': ground, cat, dog"),
+        ("image,class\ntrain_1,3\n", "'3' is no class"),
+        ("image,class\nval_1,cat\n", "'val_1' is not among the 4 train images"),
+        ("image,class\ntrain_1,cat,dog\n", "expected two columns, image and class, in line 2; got 3"),
+        ("image,class\ntrain_0,cat\n", "every image in it is a labelled one"),
+    ],
+)
+def test_a_file_of_image_level_labels_that_does_not_fit(tmp_path, text, message):
+    dataset = FolderDataset(make_folder(tmp_path / "data"))
+    (tmp_path / "names.txt").write_text("train_0")
+    (tmp_path / "told.csv").write_text(text)
+    with pytest.raises(ValueError, match=f"--image-labels .*told.csv: {message}"):
+        make_split(dataset, str(tmp_path / "names.txt"), image_labels=str(tmp_path / "told.csv"))
+    with pytest.raises(ValueError, match="--image-labels other.csv: no such file"):
+        make_split(dataset, "1", image_labels="other.csv")
