@@ -29,6 +29,7 @@ from matplotlib.ticker import NullFormatter, NullLocator
 from kerasseg.methods import METHODS
 from kerasseg.methods.method import SegmenterConfig
 from serving.pictures import write_atomically
+from training.compare import OF_A_MACHINE, OF_A_RUN, gains, gains_cell, mean_and_deviation, spread
 from training.run_folder import Run
 
 
@@ -120,8 +121,7 @@ def trainings(config: Comparison, seed: int) -> list[Training]:
 def keep(config: Comparison, training: Training) -> None:
     """Keeps the settings and scores of a finished run, without the paths of the machine it ran on."""
     run = Run.read_finished(training.folder(config))
-    local = ("command", "dataset", "weights", "branch_run", "palette", "finished")
-    settings = {key: value for key, value in run.config.items() if key not in local}
+    settings = {key: value for key, value in run.config.items() if key not in OF_A_MACHINE}
     day = date.fromtimestamp((run.folder / "result.json").stat().st_mtime)
     path = training.kept(config)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,10 +133,9 @@ def read_kept(config: Comparison, method: str, labeled: str) -> dict[int, dict]:
     """What is kept of a method by seed; ValueError where the seeds were not run with the same settings."""
     paths = {seed: Training(method, labeled, seed).kept(config) for seed in config.seeds}
     runs = {seed: json.loads(path.read_text()) for seed, path in paths.items() if path.exists()}
-    of_a_run = {"seed", "split_fingerprint", "commit", "machine", "versions"}
     for seed, run in runs.items():
         first_seed, first = next(iter(runs.items()))
-        names = (first["settings"].keys() | run["settings"].keys()) - of_a_run
+        names = (first["settings"].keys() | run["settings"].keys()) - set(OF_A_RUN)
         if changed := [name for name in sorted(names) if first["settings"].get(name) != run["settings"].get(name)]:
             raise ValueError(
                 f"the kept scores of {method} with seeds {first_seed} and {seed} differ in {', '.join(changed)}: "
@@ -269,10 +268,9 @@ def methods_table(config: Comparison, kept_runs: dict[str, dict[int, dict]]) -> 
     ]
     baseline = rows.get("supervised", {})
     for name, values in rows.items():
-        gains = [values[seed] - baseline[seed] for seed in values if seed in baseline]
-        paired = f"{' '.join(f'{gain:+.1f}' for gain in gains)} (mean {statistics.mean(gains):+.1f})" if gains else "-"
         seconds = statistics.mean(run["result"]["seconds"] for run in kept_runs[name.split()[0]].values())
-        cells = [name, *spread(config, values), paired, f"{seconds:.0f}"]
+        by_seed = spread([values.get(seed) for seed in config.seeds])
+        cells = [name, *by_seed, gains_cell(gains(values, baseline)), f"{seconds:.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -284,17 +282,10 @@ def labels_table(config: Comparison, by_labels: dict[str, dict[int, dict]]) -> l
         "| --- |" + " ---: |" * (len(config.seeds) + 2),
     ]
     for labeled in sorted(by_labels, key=config.count):
-        lines.append(
-            f"| {' | '.join([f'{config.count(labeled)} pictures', *spread(config, miou(by_labels[labeled]))])} |"
-        )
+        values = miou(by_labels[labeled])
+        cells = [f"{config.count(labeled)} pictures", *spread([values.get(seed) for seed in config.seeds])]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
-
-
-def spread(config: Comparison, values: dict[int, float]) -> list[str]:
-    """The cells of a row: a score for each seed, their mean and standard deviation."""
-    seeds = [f"{values[seed]:.1f}" if seed in values else "-" for seed in config.seeds]
-    deviation = f"{statistics.stdev(values.values()):.1f}" if len(values) > 1 else "-"
-    return [*seeds, f"{statistics.mean(values.values()):.1f}", deviation]
 
 
 def labels_figure(
@@ -305,17 +296,21 @@ def labels_figure(
     axes = figure.subplots()
     counts = sorted(by_labels, key=config.count)
 
-    def mean_and_deviation(values: dict[int, float]) -> tuple[float, float]:
-        return statistics.mean(values.values()), statistics.stdev(values.values()) if len(values) > 1 else 0.0
-
     if counts:
-        means, deviations = zip(*(mean_and_deviation(by_labels[labeled]) for labeled in counts), strict=True)
-        axes.errorbar([config.count(n) for n in counts], means, deviations, capsize=3, marker="o", label="supervised")
+        means, deviations = zip(*(mean_and_deviation(by_labels[labeled].values()) for labeled in counts), strict=True)
+        axes.errorbar(
+            [config.count(n) for n in counts],
+            means,
+            [d or 0.0 for d in deviations],
+            capsize=3,
+            marker="o",
+            label="supervised",
+        )
     others = [method for method in scores if method != "supervised"]
     for index, method in enumerate(others, start=1):
-        mean, deviation = mean_and_deviation(scores[method])
+        mean, deviation = mean_and_deviation(scores[method].values())
         place = config.count(config.labeled) * 1.06**index  # side by side
-        axes.errorbar(place, mean, deviation, capsize=3, marker="sD^vPX*"[index - 1], linestyle="", label=method)
+        axes.errorbar(place, mean, deviation or 0.0, capsize=3, marker="sD^vPX*"[index - 1], linestyle="", label=method)
     axes.set_xscale("log")
     axes.set_xlim(config.count(config.labeled) / 3, 1.2 * config.train_images)
     axes.set_xticks([config.count(n) for n in counts], [str(config.count(n)) for n in counts])

@@ -19,6 +19,8 @@ class Scores:
 
     mean_iou: float
     """Over all classes that occur in the truth or in the prediction, those without a hit included."""
+    mean_iou_reference: float
+    """Over the classes with a hit alone, as published code has it: never below `mean_iou`."""
     iou: tuple[float | None, ...]
     """Per class; None where a class occurs in neither."""
     pixel_accuracy: float
@@ -28,7 +30,8 @@ def scores(confusion: np.ndarray) -> Scores:
     """IoU and accuracy from a (K,K) matrix of pixel counts, rows truth, columns prediction.
 
     IoU of a class is hits / (truth + predicted - hits). The mean leaves out only classes absent from both: leaving out
-    those without a hit, as published code does, flatters.
+    those without a hit flatters. The code of Hung et al. 2018 does so, and that of Mittal et al. 2019 did when it came
+    out (since October 2020 it divides by the number of all classes, also those absent from both): `mean_iou_reference`.
     """
     confusion = np.asarray(confusion, np.int64)
     hits = np.diag(confusion)
@@ -36,10 +39,26 @@ def scores(confusion: np.ndarray) -> Scores:
     iou = [float(hit / count) if count else None for hit, count in zip(hits, union, strict=True)]
     known = [value for value in iou if value is not None]
     return Scores(
-        mean_iou=float(np.mean(known)) if known else 0.0,
+        mean_iou=_mean(known),
+        mean_iou_reference=_mean([value for value in known if value > 0]),
         iou=tuple(iou),
         pixel_accuracy=float(hits.sum() / max(confusion.sum(), 1)),
     )
+
+
+def _mean(values: list[float]) -> float:
+    return float(np.mean(values)) if values else 0.0
+
+
+def count_pixels(labels_BHW, predictions_BHW, num_classes: int) -> tf.Tensor:
+    """The confusion matrix of label maps and predictions: (K,K) int64, rows truth. Labels of 255 are left out."""
+    labels = tf.cast(tf.reshape(labels_BHW, [-1]), tf.int64)
+    predictions = tf.cast(tf.reshape(predictions_BHW, [-1]), tf.int64)
+    cells = tf.boolean_mask(labels * num_classes + predictions, labels != IGNORE_LABEL)
+    counts = tf.math.bincount(
+        tf.cast(cells, tf.int32), minlength=num_classes**2, maxlength=num_classes**2, dtype=tf.int64
+    )
+    return tf.reshape(counts, [num_classes, num_classes])
 
 
 def roc(scores_P: np.ndarray, positive_P: np.ndarray, points: int = 100) -> dict:
@@ -148,16 +167,7 @@ class ConfusionMatrix(keras.metrics.Metric):
 
     def update_state(self, labels_BHW, predictions_BHW, sample_weight=None):
         """Adds a batch: two integer label maps (B,H,W)."""
-        labels = tf.cast(tf.reshape(labels_BHW, [-1]), tf.int64)
-        predictions = tf.cast(tf.reshape(predictions_BHW, [-1]), tf.int64)
-        cells = tf.boolean_mask(labels * self.num_classes + predictions, labels != IGNORE_LABEL)
-        counts = tf.math.bincount(
-            tf.cast(cells, tf.int32),
-            minlength=self.num_classes**2,
-            maxlength=self.num_classes**2,
-            dtype=tf.int64,
-        )
-        self.matrix.assign_add(tf.reshape(counts, [self.num_classes, self.num_classes]))
+        self.matrix.assign_add(count_pixels(labels_BHW, predictions_BHW, self.num_classes))
 
     def result(self):
         matrix = tf.cast(self.matrix, tf.float64)

@@ -13,6 +13,13 @@ def test_scores_of_a_small_matrix_by_hand():
     assert result.pixel_accuracy == pytest.approx(7 / 13)
 
 
+def test_the_mean_of_published_code_leaves_out_classes_without_a_hit():
+    confusion = [[5, 1, 0, 0], [2, 2, 0, 0], [0, 3, 0, 0], [0, 0, 0, 0]]
+    assert scores(confusion).mean_iou_reference == pytest.approx((5 / 8 + 2 / 8) / 2)
+    assert scores([[3, 1], [1, 3]]).mean_iou_reference == scores([[3, 1], [1, 3]]).mean_iou == 3 / 5
+    assert scores([[0, 1], [1, 0]]).mean_iou_reference == 0
+
+
 def test_counts_are_exact_integers_and_ignored_pixels_are_left_out():
     rng = np.random.default_rng(0)
     metric, expected = ConfusionMatrix(5), np.zeros((5, 5), np.int64)

@@ -78,7 +78,9 @@ class RunConfig:
     deterministic: bool = False
     """Bit-equal repeats: deterministic ops, one op at a time."""
     evaluate_every: int = 500
-    """Steps between evaluations on the val split."""
+    """Steps between evaluations on the val split, of whole pictures at their own size."""
+    protocol: str = "native"
+    """How the trained run is measured: native, multiscale_flip, sliding_window or resized."""
     gradient_norms: bool = True
     """At evaluations, measure how hard each loss pulls; off where that wants too much memory."""
     log_every: int = 20

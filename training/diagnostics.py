@@ -9,6 +9,7 @@ from kerasseg.data import Dataset, Split, eval_dataset, evenly_spaced
 from kerasseg.losses import IGNORE_LABEL
 from kerasseg.methods import Method
 from kerasseg.metrics import Reliability
+from training.evaluation import unnoticed
 
 TRAINING_IMAGES = 50
 
@@ -36,13 +37,9 @@ class GradientNorms:
     def __call__(self) -> dict[str, float]:
         """The norms at present, as `"grad_" + term`. The method is left as it was: the training does not notice."""
         strategy = self.method.distribute_strategy
-        local = strategy.experimental_local_results  # each replica has batch-norm statistics of its own
-        copies = [copy for variable in self.method.non_trainable_variables for copy in local(variable.value)]
-        values = [copy.numpy() for copy in copies]
-        norms = strategy.run(self.method.gradient_norms, args=(self.batch,))
-        for copy, value in zip(copies, values, strict=True):
-            copy.assign(value)
-        return {f"grad_{name}": float(local(norm)[0]) for name, norm in norms.items()}
+        with unnoticed(self.method):
+            norms = strategy.run(self.method.gradient_norms, args=(self.batch,))
+        return {f"grad_{name}": float(strategy.experimental_local_results(norm)[0]) for name, norm in norms.items()}
 
 
 def diagnose(method: Method, dataset: Dataset, split: Split) -> dict[str, Any]:

@@ -1,48 +1,123 @@
 """Scores of a method on a split, and pictures to look at."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from kerasseg.data import Dataset, eval_dataset, evenly_spaced
+from kerasseg.losses import IGNORE_LABEL
 from kerasseg.methods import Method
 from kerasseg.methods.mlmt import gated, predicted_pixels
-from kerasseg.metrics import ConfusionMatrix, scores
+from kerasseg.metrics import ConfusionMatrix, count_pixels, scores
 from kerasseg.visualize import panel
 from serving.pictures import index_png, png, write_atomically
+from training.protocols import Native, Protocol
 
 
-def evaluate(method: Method, dataset: Dataset, split: str = "val", names=None) -> dict:
-    """Scores at native size, single scale, each image once.
+class Measurement:
+    """Scores of a method on a split: each image once, whole, on one replica or shared out among several.
 
-    Returns:
-        What result.json holds: "mIoU", "per_class_IoU" (None for a class that occurs neither in truth nor prediction),
-        "pixel_accuracy", all 0..1, "absent_classes", "protocol"; and for each further prediction of the method the
-        same scores under its name.
+    Called again and again while the method trains, it traces its graph once. (`Method.evaluate` cannot do without a
+    batch that is as large on each replica, and pictures differ in size.)
     """
-    images = eval_dataset(dataset, split, names)
-    method.evaluate(images, verbose=0)
-    summaries = {
-        variant: _summary(method.confusion[variant or "mIoU"].matrix.numpy(), dataset.classes)
-        for variant in method.variants
-    }
-    main = summaries.pop("")
-    protocol = {
-        "name": "native",
-        "split": split,
-        "images": int(images.cardinality()),
-        "description": "each image once at its own size, one scale, no flip; ignored pixels left out; mean over all "
-        "classes that occur in truth or prediction",
-    }
-    return main | summaries | {"protocol": protocol}
+
+    def __init__(
+        self,
+        method: Method,
+        dataset: Dataset,
+        split: str = "val",
+        names: Sequence[str] | None = None,
+        protocol: Protocol | None = None,
+    ):
+        self.method, self.classes, self.protocol, self.split = method, dataset.classes, protocol or Native(), split
+        self.images = eval_dataset(dataset, split, names)
+        self.image_count = int(self.images.cardinality())
+        self.strategy = method.distribute_strategy
+        self.steps = -(-self.image_count // self.strategy.num_replicas_in_sync)
+        # A replica for which no image is left in the last step gets one without a pixel that counts.
+        spare = self.images.take(1).map(lambda image, labels: (image, tf.fill(tf.shape(labels), IGNORE_LABEL)))
+        padded = self.images.concatenate(spare.repeat())
+        self.shares = self.strategy.distribute_datasets_from_function(lambda context: padded)
+        self.step = tf.function(self._step)
+
+    def __call__(self) -> dict:
+        """The scores at present.
+
+        Returns:
+            What result.json holds: "mIoU", "mIoU_reference" (see `kerasseg.metrics.scores`), "per_class_IoU" (None for
+            a class that occurs neither in truth nor prediction), "pixel_accuracy", all 0..1, "absent_classes",
+            "protocol"; and for each further prediction of the method the same scores under its name.
+        """
+        summaries = {variant: _summary(matrix, self.classes) for variant, matrix in self.confusion().items()}
+        name, *rest = self.protocol.describe().items()
+        protocol = dict([name, ("split", self.split), ("images", self.image_count), *rest])
+        return summaries.pop("") | summaries | {"protocol": protocol}
+
+    def confusion(self) -> dict[str, np.ndarray]:
+        """The confusion matrix (K,K) of all images at present, for each prediction: the same integers on one replica or
+        many, and those of the method once it is saved."""
+        local = self.strategy.experimental_local_results
+        total = {variant: np.zeros((len(self.classes),) * 2, np.int64) for variant in self.method.variants}
+        with unnoticed(self.method) as copies:
+            for first, *others in copies:  # it is the first replica's that are saved
+                for other in others:
+                    other.assign(first)
+            shares = iter(self.shares)
+            for _ in range(self.steps):
+                for variant, counts in self.step(shares).items():
+                    total[variant] += sum(count.numpy() for count in local(counts))
+        return total
+
+    def _step(self, shares) -> dict[str, tf.Tensor]:
+        return self.strategy.run(self._count, args=next(shares))
+
+    def _count(self, images_1HW3, labels_1HW) -> dict[str, tf.Tensor]:
+        """The confusion matrix (K,K) of one image, for each prediction."""
+        images_1HW3, labels_1HW = self.protocol.prepare(images_1HW3, labels_1HW)
+        S_1HWK = self.protocol.segment(self.method, images_1HW3)
+        return {
+            variant: count_pixels(labels_1HW, tf.argmax(probabilities, axis=-1), len(self.classes))
+            for variant, probabilities in self.method.variants_from(images_1HW3, S_1HWK).items()
+        }
+
+
+@contextlib.contextmanager
+def unnoticed(method: Method) -> Iterator[list[tuple[tf.Variable, ...]]]:
+    """What happens inside leaves no trace in variables that are not trained: batch-norm statistics, random state.
+
+    Yields:
+        Their copies on each replica: replicas have batch-norm statistics of their own.
+    """
+    local = method.distribute_strategy.experimental_local_results
+    copies = [local(variable.value) for variable in method.non_trainable_variables]
+    values = [copy.numpy() for copy in chain(*copies)]
+    try:
+        yield copies
+    finally:
+        for copy, value in zip(chain(*copies), values, strict=True):
+            copy.assign(value)
+
+
+def evaluate(
+    method: Method,
+    dataset: Dataset,
+    split: str = "val",
+    names: Sequence[str] | None = None,
+    protocol: Protocol | None = None,
+) -> dict:
+    """`Measurement`, for once."""
+    return Measurement(method, dataset, split, names, protocol)()
 
 
 def _summary(confusion: np.ndarray, classes: tuple[str, ...]) -> dict:
     result = scores(confusion)
     return {
         "mIoU": result.mean_iou,
+        "mIoU_reference": result.mean_iou_reference,
         "per_class_IoU": dict(zip(classes, result.iou, strict=True)),
         "pixel_accuracy": result.pixel_accuracy,
         "absent_classes": [name for name, value in zip(classes, result.iou, strict=True) if value is None],
@@ -50,7 +125,11 @@ def _summary(confusion: np.ndarray, classes: tuple[str, ...]) -> dict:
 
 
 def find_min_pixels(
-    method: Method, dataset: Dataset, split: str = "val", candidates: Sequence[int] = range(0, 13_000, 1000)
+    method: Method,
+    dataset: Dataset,
+    split: str = "val",
+    candidates: Sequence[int] = range(0, 13_000, 1000),
+    protocol: Protocol | None = None,
 ) -> dict:
     """The pixel-count baselines of Mittal et al. 2019, table 5: below how many pixels is a class better switched off?
 
@@ -61,9 +140,11 @@ def find_min_pixels(
         "mIoU": that of each candidate as the one threshold of all classes; "min_pixels": per class the candidate that
         gives the class its best IoU (the smallest of equals), for `--mlmt.gate pixel_count --mlmt.min-pixels`.
     """
+    protocol = protocol or Native()
     confusions = [ConfusionMatrix(dataset.num_classes) for _ in candidates]
     for images_1HW3, labels_1HW in eval_dataset(dataset, split):
-        S_1HWK = method.predictions(images_1HW3)[method.variants[-1]]
+        images_1HW3, labels_1HW = protocol.prepare(images_1HW3, labels_1HW)
+        S_1HWK = protocol.segment(method, images_1HW3)
         pixels_1K = predicted_pixels(S_1HWK)
         for confusion, least in zip(confusions, candidates, strict=True):
             confusion.update_state(labels_1HW, tf.argmax(gated(S_1HWK, pixels_1K >= least), axis=-1))

@@ -186,6 +186,11 @@ def protocol(run: Run) -> Iterator[str]:
         "for it, divided by the number of those that are of it or were taken for it, counted over all "
         "pictures together. mIoU is the mean of that over classes."
     )
+    if "mIoU_reference" in run.result:  # not in runs from before it was measured
+        yield (
+            f"The mean over only those classes of which at least one pixel is right is "
+            f"{percent(run.result['mIoU_reference'])}: what the published code of advsemiseg and s4gan calls mIoU."
+        )
     if absent := run.result.get("absent_classes"):
         yield f"Left out of the mean, because no label map and no prediction holds them: {', '.join(absent)}."
     if facts:

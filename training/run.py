@@ -37,7 +37,8 @@ from training.callbacks import (
 from training.checkpoints import Checkpoints
 from training.config import RunConfig, with_groups
 from training.diagnostics import GradientNorms, diagnose
-from training.evaluation import Examples, evaluate
+from training.evaluation import Examples, Measurement, evaluate
+from training.protocols import make_protocol
 from training.recipes import RECIPES, choose, table
 from training.report import write_report
 from training.run_folder import Run, write_json
@@ -58,6 +59,7 @@ def train(config: RunConfig) -> dict[str, Any]:
         ValueError: for a mistake in the settings or the data, or a loss that is no longer finite.
     """
     prepare_backend(config)
+    protocol = make_protocol(config.protocol, config.crop)
     folder = config.folder
     check_folder(config)
     dataset = open_dataset(config.dataset)
@@ -86,13 +88,13 @@ def train(config: RunConfig) -> dict[str, Any]:
     )
     images_per_step = config.batch_size + unlabeled
     log = MetricsLog(folder, start_step, config.log_every, images_per_step)
-    examples = Examples(method, dataset, "val", PANELS)
+    measure, examples = Measurement(method, dataset), Examples(method, dataset, "val", PANELS)
     gradient_norms = None
     if config.gradient_norms:
         gradient_norms = GradientNorms(method, next(iter(batches_from(start_step=0))))
 
     def look() -> tuple[dict, dict, Any]:
-        result = evaluate(method, dataset)
+        result = measure()
         noted = {"val_mIoU": result["mIoU"]}
         noted |= {f"val_mIoU_{name}": result[name]["mIoU"] for name in method.variants if name}
         noted |= gradient_norms() if gradient_norms else {}
@@ -130,7 +132,10 @@ def train(config: RunConfig) -> dict[str, Any]:
             "exit_status": 128 + (interruption.received or 0),
         }
 
-    scores = evaluation.latest or evaluate(method, dataset)  # the latter where there was no step left to make
+    if protocol == measure.protocol:
+        scores = evaluation.latest or measure()  # the latter where there was no step left to make
+    else:
+        scores = evaluate(method, dataset, protocol=protocol)
     result = scores | {
         "steps": step,
         "seconds": round(log.seconds, 1),
@@ -142,9 +147,8 @@ def train(config: RunConfig) -> dict[str, Any]:
     write_json(folder / "config.json", settings | {"finished": True})
     report = write_report(folder)
     print(f"report: {report}", file=sys.stderr)
-    return {"run": str(folder), "report": str(report), "finished": True} | {
-        key: result[key] for key in ("mIoU", *filter(None, method.variants), "pixel_accuracy", "seconds", "steps")
-    }
+    shown = ("mIoU", "mIoU_reference", *filter(None, method.variants), "pixel_accuracy", "seconds", "steps")
+    return {"run": str(folder), "report": str(report), "finished": True} | {name: result[name] for name in shown}
 
 
 def run(config: RunConfig) -> dict[str, Any]:
@@ -235,7 +239,7 @@ def open_folder(config: RunConfig, method: Method, dataset: Dataset, split: Spli
 
 def describe(config: RunConfig, method: Method, dataset: Dataset, split: Split) -> dict[str, Any]:
     """Everything that decides a run's result, resolved; JSON types only."""
-    recorded = {field.name for field in dataclasses.fields(RunConfig)} - {"out", "resume", "gradient_norms"}
+    recorded = {field.name for field in dataclasses.fields(RunConfig)} - {"out", "resume", "gradient_norms", "protocol"}
     flags = {name: getattr(config, name) for name in sorted(recorded)}
     if config.branch_run is not None:  # what the flags say of the segmenter does not apply
         branch = Run.read(config.branch_run)

@@ -68,10 +68,14 @@ class Run:
     def read_finished(cls, folder: Path) -> Self:
         """As `read`, for what builds on a run: also a ValueError unless it was trained to its end and has its model."""
         run = cls.read(folder)
-        if not run.finished:
-            raise ValueError(f"the run in {folder} is not finished: go on with training.run --resume")
+        run.require_finished()
         _ = run.model  # raises where it is missing
         return run
+
+    def require_finished(self) -> None:
+        """ValueError unless it was trained to its end and measured."""
+        if not self.finished:
+            raise ValueError(f"the run in {self.folder} is not finished: go on with training.run --resume")
 
     @property
     def finished(self) -> bool:

@@ -204,7 +204,16 @@ class Method(keras.Model):
 
     def predictions(self, images_BHW3) -> dict[str, tf.Tensor]:
         """Class probabilities (B,H,W,K) by variant, in inference mode."""
-        return {"": tf.nn.softmax(self.segmenter(images_BHW3, training=False))}
+        return self.variants_from(images_BHW3, self.class_probabilities(images_BHW3))
+
+    def class_probabilities(self, images_BHW3) -> tf.Tensor:
+        """The segmenter's own class probabilities (B,H,W,K): what may be averaged over scales, mirrorings and parts of
+        a picture before `variants_from` sees it."""
+        return tf.nn.softmax(self.segmenter(images_BHW3, training=False))
+
+    def variants_from(self, images_BHW3, S_BHWK) -> dict[str, tf.Tensor]:
+        """Class probabilities (B,H,W,K) by variant, from the segmenter's for whole images."""
+        return {"": S_BHWK}
 
     def scores(self, images_BHW3, probabilities_BHWK) -> tf.Tensor | None:
         """What the method's critic makes of a segmentation, 0..1: (B,), (B,H,W), or None where there is no critic."""

@@ -151,8 +151,10 @@ class MLMT(Method):
     def scores(self, images_BHW3, S_BHWK):
         return self.segmentation.scores(images_BHW3, S_BHWK)
 
-    def predictions(self, images_BHW3):
-        S_BHWK = self.segmentation.predictions(images_BHW3)[""]
+    def class_probabilities(self, images_BHW3):
+        return self.segmentation.class_probabilities(images_BHW3)
+
+    def variants_from(self, images_BHW3, S_BHWK):
         return {"": gated(S_BHWK, self.present(images_BHW3, S_BHWK)), "without_gate": S_BHWK}
 
     def present(self, images_BHW3, S_BHWK) -> tf.Tensor:

@@ -61,6 +61,7 @@ def write_run(folder, *, method="s4gan", steps=200, finished=True, result=None, 
     if finished:
         whole = {
             "mIoU": 0.5678,
+            "mIoU_reference": 0.6125,
             "per_class_IoU": dict(zip(CLASSES, [0.9, 0.2034, 0.6, None], strict=True)),
             "pixel_accuracy": 0.871,
             "absent_classes": ["never seen"],
@@ -227,9 +228,21 @@ def test_split_protocol_settings_and_machine_are_told(finished_page):
     assert "Protocol “native” on the 101 pictures of the val split: each at its own size." in text
     assert "Left out of the mean, because no label map and no prediction holds them: never seen." in text
     assert "flip: no." in text
+    assert "The mean over only those classes of which at least one pixel is right is 61.3 %" in text
     assert "crop 48 64" in text and "s4gan.gamma 0.625" in text and "s4gan.nesterov no" in text
     assert "peak memory 3.00 GiB" in text and "speed 13.1 images/s" in text
     assert "keras 3.15.1" in text and "commit 0123abcd" in text
+
+
+def test_another_protocol_is_named_beside_the_score(tmp_path):
+    protocol = {"name": "multiscale_flip", "split": "val", "images": 101, "scales": [0.5, 1.0], "flip": True}
+    folder = write_run(tmp_path / "run", result={"protocol": protocol}, example=False)
+    result = json.loads((folder / "result.json").read_text())
+    del result["mIoU_reference"]  # as in runs from before it was measured
+    (folder / "result.json").write_text(json.dumps(result))
+    text = Page(report.write_report(folder)).text
+    assert "56.8 % mIoU, on 101 val pictures (multiscale flip)" in text and "scales: 0.5 1.0; flip: yes." in text
+    assert "at least one pixel is right" not in text
 
 
 def test_commands_repeat_export_and_segment(finished_page):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.data.folders import CLASSES, make_folder, save
 from tests.training.commands import call, error_line, train
-from training import callbacks, evaluate
+from training import callbacks, evaluate, run
 
 pytestmark = pytest.mark.slow
 
@@ -53,6 +53,10 @@ def test_a_run_leaves_everything_a_user_needs(dataset, tmp_path, capsys):
     # model.keras alone gives the same scores, through the other command and by hand
     status, again, _ = call(evaluate.cli_main, [out], capsys)
     assert status == 0 and again["mIoU"] == stored["mIoU"] and again["per_class_IoU"] == stored["per_class_IoU"]
+    flags = ["--protocol", "sliding_window", "--batch-size", "3"]
+    status, windows, _ = call(evaluate.cli_main, [out, *flags], capsys)
+    assert status == 0 and windows["protocol"]["window"] == [24, 32] and windows["protocol"]["stride"] == [16, 22]
+    assert windows["mIoU"] == again["mIoU"]  # the pictures are as large as the crops, so one window covers each
     model = keras.saving.load_model(out / "model.keras")
     assert model.segmenter.head.get_layer("dropout").rate == 0.3
     truth, predicted = [], []
@@ -170,6 +174,7 @@ def test_mistakes_are_answered_by_one_line(dataset, tmp_path, capsys):
         (["--weights", str(tmp_path / "none.h5")], "weights must be 'imagenet', 'none' or an existing file"),
         (["--resume"], "holds no run to resume"),
         (["--steps", "0"], "steps must be at least 1"),
+        (["--protocol", "sliding"], "--protocol must be one of native, multiscale_flip, sliding_window, resized"),
         (["--output-stride", "4"], "--output-stride must be 8 or 16; got 4"),
         (["--image-labels", "1"], "s4gan has no use for --image-labels"),
         (["--mlmt.no-train-branch"], "give --branch-run RUN"),
@@ -207,6 +212,24 @@ def test_masks_with_255_as_the_object_are_refused_before_the_first_step(dataset,
         save(path, (np.asarray(Image.open(path)) > 0) * 255)
     status, _, err = train(dataset, tmp_path / "run", capsys)
     assert status == 2 and "255" in error_line(err)
+
+
+def test_the_end_of_a_run_is_measured_by_the_protocol_asked_for(dataset, tmp_path, capsys, monkeypatch, two_replicas):
+    """On two devices, whose evaluations while training stay native."""
+    monkeypatch.setattr(run, "strategy", lambda config: two_replicas)
+    out = tmp_path / "run"
+    flags = ["--protocol", "resized", "--strategy", "mirrored", "--evaluate-every", "2"]
+    status, result, err = train(dataset, out, capsys, *flags, method="supervised")
+    assert status == 0, err
+    stored = json.loads((out / "result.json").read_text())
+    assert stored["protocol"]["name"] == "resized" and stored["protocol"]["size"] == [512, 1024]
+    assert "resized" in (out / "report.html").read_text()
+    assert "protocol" not in json.loads((out / "config.json").read_text())
+    watched = [line["val_mIoU"] for line in lines(out) if "val_mIoU" in line]
+    status, native, _ = call(evaluate.cli_main, [out], capsys)  # the saved model, on one device
+    assert len(watched) == 2 and watched[-1] == native["mIoU"]
+    status, again, _ = call(evaluate.cli_main, [out, "--protocol", "resized"], capsys)
+    assert again["mIoU"] == stored["mIoU"] and again["protocol"] == stored["protocol"]
 
 
 def test_evaluate_tells_what_it_cannot_do(dataset, tmp_path, capsys):

@@ -1,0 +1,133 @@
+"""The table of several runs, from hand-written run folders."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from training.compare import CompareConfig, main
+
+PROTOCOL = {"name": "native", "split": "val", "images": 101, "description": "each at its own size"}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(method, seed, miou, *, split=None, gate=None, finished=True, protocol=PROTOCOL, **settings):
+        folder = tmp_path / f"{method}_{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        config = {
+            "method": method,
+            "seed": seed,
+            "dataset": f"/somewhere/{folder.name}/pets",  # on whatever machine it ran
+            "weights": "imagenet",
+            "labeled": "12",
+            "steps": 100,
+            "classes": ["cat", "dog"],
+            "palette": [[0, 0, 0], [1, 1, 1]],
+            "split_fingerprint": split or f"{seed:x}" * 64,
+            "fields": {method: {"learning_rate": 0.01}},
+            "machine": f"machine {seed}",
+            "command": f"python -m training.run --seed {seed}",
+            "finished": finished,
+        }
+        (folder / "config.json").write_text(json.dumps(config | settings))
+        result = {"mIoU": miou, "per_class_IoU": {}, "protocol": protocol}
+        if gate is not None:
+            result = result | {"without_gate": {"mIoU": gate, "per_class_IoU": {}}}
+        if finished:
+            (folder / "result.json").write_text(json.dumps(result))
+        return folder
+
+    return write
+
+
+def compare(*folders, **flags):
+    return main(CompareConfig(tuple(folders), **flags))
+
+
+def test_means_deviations_and_gains_paired_by_split(write, capsys):
+    runs = [write("s4gan", 1, 0.45), write("supervised", 0, 0.5), write("s4gan", 0, 0.52), write("supervised", 1, 0.4)]
+    result = compare(*runs)
+    ours, base = result["rows"]
+    assert (ours["method"], ours["seeds"], ours["mIoU"]) == ("s4gan", [0, 1], [0.52, 0.45])
+    assert ours["runs"] == [str(runs[2]), str(runs[0])]
+    assert ours["mean"] == pytest.approx(0.485) and ours["deviation"] == pytest.approx(0.07 / 2**0.5)
+    assert ours["to_supervised"] == pytest.approx([0.02, 0.05]) and ours["mean_to_supervised"] == pytest.approx(0.035)
+    assert base["to_supervised"] == [0, 0]
+    assert result["protocol"] == PROTOCOL
+    out, err = capsys.readouterr()
+    assert "| mIoU on val, %, native | seed 0 | seed 1 | mean | deviation | to supervised, by split |" in out
+    assert "| s4gan | 52.0 | 45.0 | 48.5 | 4.9 | +2.0 +5.0 (mean +3.5) |" in out
+    assert err == ""
+
+
+def test_a_run_alone_without_a_baseline(write, capsys):
+    (row,) = compare(write("ecs", 3, 0.25))["rows"]
+    assert (row["deviation"], row["to_supervised"], row["mean_to_supervised"]) == (None, None, None)
+    assert "| ecs | 25.0 | 25.0 | - | - |" in capsys.readouterr().out
+
+
+def test_further_predictions_have_a_row_of_their_own(write, capsys):
+    runs = [write("supervised", 0, 0.4), write("mlmt", 0, 0.5, gate=0.45)]
+    assert [row["method"] for row in compare(*runs)["rows"]] == ["supervised", "mlmt", "mlmt, without gate"]
+    assert "| mlmt, without gate | 45.0 | 45.0 | - | +5.0 (mean +5.0) |" in capsys.readouterr().out
+
+
+def test_runs_of_other_settings_are_not_averaged(write, capsys):
+    runs = [write("supervised", 0, 0.4), write("s4gan", 0, 0.5)]
+    runs += [write("s4gan", 0, 0.6, fields={"s4gan": {"learning_rate": 0.1}}, backbone="resnet50")]
+    names = [row["method"] for row in compare(*runs)["rows"]]
+    assert names[1:] == ["s4gan (backbone None, learning_rate 0.01)", "s4gan (backbone resnet50, learning_rate 0.1)"]
+    assert "note: these methods were also run with different backbone" in capsys.readouterr().err
+
+
+def test_seeds_that_share_a_split_count_as_one_split(write):
+    runs = [write("supervised", seed, miou, split="f" * 64) for seed, miou in enumerate((0.3, 0.5))]
+    runs += [write("s4gan", seed, miou, split="f" * 64) for seed, miou in ((0, 0.5), (7, 0.6))]
+    assert compare(*runs)["rows"][1]["to_supervised"] == pytest.approx([0.15])
+
+
+def test_other_splits_only_when_told_to(write):
+    runs = [write("supervised", 0, 0.4), write("supervised", 1, 0.5), write("s4gan", 1, 0.6), write("s4gan", 2, 0.7)]
+    with pytest.raises(ValueError, match="supervised .* splits 00000000, 11111111, s4gan on .* or --mixed-splits"):
+        compare(*runs)
+    rows = compare(*runs, mixed_splits=True)["rows"]
+    assert rows[1]["mean"] == pytest.approx(0.65)
+    assert rows[1]["to_supervised"] == pytest.approx([0.1])  # of the split that both have
+
+
+def test_what_cannot_be_compared_is_refused(write):
+    base = write("supervised", 0, 0.4)
+    for other, message in (
+        (write("s4gan", 0, 0.5, finished=False), "s4gan_1 is not finished: go on with training.run --resume"),
+        (write("s4gan", 0, 0.5, protocol=PROTOCOL | {"name": "multiscale_flip"}), "evaluated as .*native.*multiscale"),
+        (write("s4gan", 0, 0.5, classes=["cat"]), "have other classes"),
+        (write("supervised", 0, 0.41), r"supervised_0 and .*supervised_4 are the same training \(supervised, seed 0\)"),
+    ):
+        for flags in ({}, {"mixed_splits": True}):
+            with pytest.raises(ValueError, match=message):
+                compare(base, other, **flags)
+    with pytest.raises(ValueError, match="nothing to compare"):
+        compare()
+
+
+def test_command_line(write, tmp_path):
+    # A command of its own shows that no part of it needs TensorFlow.
+    code = (
+        "import runpy, sys; sys.argv[0] = 'training.compare'; "
+        "sys.modules['tensorflow'] = sys.modules['keras'] = None; "
+        "runpy.run_module('training.compare', run_name='__main__')"
+    )
+
+    def command(*arguments):
+        return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+
+    done = command(write("supervised", 0, 0.4), write("s4gan", 0, 0.5))
+    assert done.returncode == 0, done.stderr
+    *table, last = done.stdout.splitlines()
+    assert table[-1] == "| s4gan | 50.0 | 50.0 | - | +10.0 (mean +10.0) |"
+    assert json.loads(last)["rows"][1]["mean"] == 0.5
+    wrong = command(tmp_path)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith("error: ") and wrong.stderr.count("\n") == 1

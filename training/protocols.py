@@ -1,0 +1,238 @@
+"""How a method is measured: protocols with names, one class for each, so that a result can say what it is.
+
+Legend: H, W size of a picture; h, w of a window; N windows; K classes.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import tensorflow as tf
+
+from kerasseg.data.augment import PAD_VALUE
+from kerasseg.methods import Method
+from serving.windows import corners
+from training.config import one_of
+
+COUNTED = "ignored pixels left out; mean over all classes that occur in truth or prediction"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """What happens between a picture and the segmentation that is compared with its label map.
+
+    Only what the segmenter says is averaged over views of a picture. What a method makes of it for the picture as a
+    whole (`Method.variants_from`, such as mlmt's gate) follows once, on the average.
+    """
+
+    name: ClassVar[str]
+
+    def prepare(self, images_1HW3: tf.Tensor, labels_1HW: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """An image and its labels as they are measured, of one size."""
+        return images_1HW3, labels_1HW
+
+    def segment(self, method: Method, images_1HW3: tf.Tensor) -> tf.Tensor:
+        """The segmenter's class probabilities (1,H,W,K) of a prepared image."""
+        return method.class_probabilities(images_1HW3)
+
+    def settings(self) -> dict[str, Any]:
+        """What decides its results; JSON types."""
+        return {}
+
+    def words(self) -> str:
+        """It in a sentence, less what is the same for all."""
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, Any]:
+        """What result.json says of it: "name", its settings, "description"."""
+        return {"name": self.name, **self.settings(), "description": f"{self.words()}; {COUNTED}"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Native(Protocol):
+    """Whole pictures as they are: what training watches, and the default."""
+
+    name = "native"
+
+    def words(self):
+        return "each image once at its own size, one scale, no flip"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiscaleFlip(Protocol):
+    """Several sizes of a picture, each also mirrored."""
+
+    name = "multiscale_flip"
+    scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    """Factors of the picture's size; those of DeepLab's and PSPNet's papers."""
+
+    def __post_init__(self):
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f"--scales must be factors above 0, such as 0.5 1 1.5; got {_shown(self.scales)}")
+
+    def segment(self, method, images_1HW3):
+        size = tf.shape(images_1HW3)[1:3]
+        views = []
+        for scale in self.scales:
+            scaled = tf.maximum(tf.round(scale * tf.cast(size, tf.float32)), 1.0)
+            # As in training (kerasseg.data.augment): bilinear, and nothing is smoothed before it shrinks.
+            view_1hw3 = tf.image.resize(images_1HW3, tf.cast(scaled, tf.int32))
+            S_1hwK = (
+                method.class_probabilities(view_1hw3) + method.class_probabilities(view_1hw3[:, :, ::-1])[:, :, ::-1]
+            ) / 2
+            views.append(tf.image.resize(S_1hwK, size))
+        return tf.add_n(views) / len(views)
+
+    def settings(self):
+        return {"scales": list(self.scales), "flip": True}
+
+    def words(self):
+        return (
+            f"each image at {_shown(self.scales)} times its own size, as it is and mirrored, the softmax probabilities "
+            "averaged at its own size"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlidingWindow(Protocol):
+    """Windows of one size, such as that of the training crops."""
+
+    name = "sliding_window"
+    window: tuple[int, int]
+    """Height and width, pixels."""
+    stride: float = 2 / 3
+    """Step from one window to the next as a share of the window: PSPNet's, of which a third overlaps."""
+    batch_size: int = 4
+    """Windows that are segmented at once; changes the speed alone."""
+
+    def __post_init__(self):
+        if min(self.window) < 1:
+            raise ValueError(f"--window must be two positive numbers of pixels; got {_shown(self.window)}")
+        if not 0 < self.stride <= 1:
+            raise ValueError(f"--stride is a share of the window, in 0..1 (above 0); got {self.stride}")
+        if self.batch_size < 1:
+            raise ValueError(f"--batch-size must be at least 1 window; got {self.batch_size}")
+
+    @property
+    def step(self) -> tuple[int, int]:
+        """The stride in pixels, rounded up."""
+        down, right = (math.ceil(round(side * self.stride, 6)) for side in self.window)
+        return down, right
+
+    def segment(self, method, images_1HW3):
+        height, width = tf.unstack(tf.shape(images_1HW3)[1:3])
+        h, w = self.window
+        # A picture smaller than the window gets mean grey below and to the right of it, as crops have in training.
+        outside = [[0, tf.maximum(h - height, 0)], [0, tf.maximum(w - width, 0)], [0, 0]]
+        image_HW3 = tf.pad(images_1HW3[0], outside, constant_values=PAD_VALUE)
+        corners_N2 = tf.numpy_function(
+            lambda size: corners(size, self.window, self.step), [tf.shape(image_HW3)[:2]], tf.int32, stateful=False
+        )
+        corners_N2 = tf.ensure_shape(corners_N2, (None, 2))
+        offsets_hw2 = tf.stack(tf.meshgrid(tf.range(h), tf.range(w), indexing="ij"), axis=-1)
+
+        def add(start, total_HWC):
+            places_Nhw2 = corners_N2[start : start + self.batch_size, tf.newaxis, tf.newaxis] + offsets_hw2
+            S_NhwK = method.class_probabilities(tf.ensure_shape(tf.gather_nd(image_HW3, places_Nhw2), (None, h, w, 3)))
+            counted = tf.concat([S_NhwK, tf.ones_like(S_NhwK[..., :1])], axis=-1)  # the last channel counts windows
+            return start + self.batch_size, tf.tensor_scatter_nd_add(total_HWC, places_Nhw2, counted)
+
+        total_HWC = tf.zeros([*tf.unstack(tf.shape(image_HW3)[:2]), method.num_classes + 1])
+        _, total_HWC = tf.while_loop(
+            lambda start, _: start < tf.shape(corners_N2)[0], add, (0, total_HWC), parallel_iterations=1
+        )
+        total_HWC = total_HWC[:height, :width]
+        return (total_HWC[..., :-1] / total_HWC[..., -1:])[tf.newaxis]
+
+    def settings(self):
+        return {"window": list(self.window), "stride": list(self.step)}
+
+    def words(self):
+        return (
+            f"windows of {_by(self.window)} pixels every {_by(self.step)} at the image's own size, the last of a row "
+            "and of a column shifted inward, smaller images padded; the softmax probabilities averaged where windows "
+            "overlap"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resized(Protocol):
+    """Pictures brought to one size: Cityscapes at half size in Hung et al. 2018 and Mittal et al. 2019.
+
+    The papers do not say at which size predictions are compared with label maps. The reference code of the latter
+    resizes these too; that of the former leaves Cityscapes out.
+    """
+
+    name = "resized"
+    size: tuple[int, int] = (512, 1024)
+    """Height and width, pixels."""
+    labels: str = "resized"
+    """resized: label maps are brought to the same size (reference code of Mittal et al. 2019). native: they stay as
+    they are, and the probabilities are brought to theirs."""
+
+    def __post_init__(self):
+        if min(self.size) < 1:
+            raise ValueError(f"--size must be two positive numbers of pixels; got {_shown(self.size)}")
+        one_of("--labels", self.labels, ("resized", "native"))
+
+    def prepare(self, images_1HW3, labels_1HW):
+        if self.labels == "native":
+            return images_1HW3, labels_1HW
+        return self.shrink(images_1HW3), tf.image.resize(labels_1HW[..., tf.newaxis], self.size, "nearest")[..., 0]
+
+    def segment(self, method, images_1HW3):
+        if self.labels == "resized":
+            return method.class_probabilities(images_1HW3)
+        return tf.image.resize(method.class_probabilities(self.shrink(images_1HW3)), tf.shape(images_1HW3)[1:3])
+
+    def shrink(self, images_1HW3: tf.Tensor) -> tf.Tensor:
+        """Smoothed where it shrinks, as Pillow's bilinear filter does, which the reference code uses."""
+        return tf.image.resize(images_1HW3, self.size, antialias=True)
+
+    def settings(self):
+        return {"size": list(self.size), "labels": self.labels}
+
+    def words(self):
+        compared = {
+            "resized": "and its label map resized to {}, and compared there",
+            "native": "resized to {}, the softmax probabilities brought back to its own size, and compared there",
+        }[self.labels]
+        return f"each image {compared.format(_by(self.size) + ' pixels')}, one scale, no flip"
+
+
+PROTOCOLS: dict[str, type[Protocol]] = {
+    protocol.name: protocol for protocol in (Native, MultiscaleFlip, SlidingWindow, Resized)
+}
+
+
+def make_protocol(name: str, crop: Sequence[int], **given: Any) -> Protocol:
+    """The protocol of that name.
+
+    Args:
+        crop: height and width of the run's training crops: the window, unless that is given.
+        given: settings of protocols; None for those that are not given.
+
+    Raises:
+        ValueError: no such protocol, a setting of another one, or an impossible value.
+    """
+    one_of("--protocol", name, PROTOCOLS)
+    protocol = PROTOCOLS[name]
+    given = {key: value for key, value in given.items() if value is not None}
+    known = {field.name for field in dataclasses.fields(protocol)}
+    if foreign := sorted(given.keys() - known):
+        flag = foreign[0].replace("_", "-")
+        of = next(other for other, theirs in PROTOCOLS.items() if foreign[0] in theirs.__annotations__)
+        raise ValueError(f"--{flag} is a setting of --protocol {of}, not of {name}: leave it out")
+    if "window" in known:
+        given = {"window": tuple(crop)} | given
+    return protocol(**given)
+
+
+def _shown(values: Sequence[float]) -> str:
+    return " ".join(f"{value:g}" for value in values)
+
+
+def _by(size: Sequence[int]) -> str:
+    return "x".join(map(str, size))
