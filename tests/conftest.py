@@ -62,3 +62,18 @@ def two_replicas():
     import tensorflow as tf
 
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.fixture
+def tfds_directories(tmp_path, monkeypatch):
+    """The manual and the data directory of published datasets, empty, whose numbers are those of tests.data.archives."""
+    from kerasseg.data import builders
+    from tests.data import archives
+
+    manual, data = tmp_path / "manual", tmp_path / "data"
+    monkeypatch.setenv("TFDS_MANUAL_DIR", str(manual))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(data))
+    monkeypatch.setattr(builders.Voc2012, "COUNTS", archives.VOC2012_COUNTS)
+    monkeypatch.setattr(builders.PascalContext, "COUNTS", archives.CONTEXT_COUNTS)
+    monkeypatch.setattr(builders.Cityscapes19, "COUNTS", archives.CITYSCAPES_COUNTS)
+    return manual, data

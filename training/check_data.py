@@ -7,9 +7,8 @@ from typing import Annotated
 
 import tyro
 
-from kerasseg.data.check import inspect_folder
-from kerasseg.data.datasets import IGNORE
-from kerasseg.data.folder import FolderDataset
+from kerasseg.data.check import inspect_dataset, inspect_folder
+from kerasseg.data.datasets import DATASETS, IGNORE, open_dataset
 from kerasseg.data.splits import make_split
 from serving import cli
 
@@ -17,7 +16,7 @@ from serving import cli
 @dataclass(frozen=True)
 class CheckData:
     path: Annotated[Path, tyro.conf.Positional]
-    """The dataset folder."""
+    """The dataset folder, or the name of a dataset that training.run knows."""
 
     labeled: str | None = None
     """Also check the images this would label: a fraction (1/8), a count (45) or a file of names."""
@@ -28,9 +27,10 @@ class CheckData:
 
 def main(config: CheckData) -> dict:
     """Tells every problem on stderr; returns the counts, with exit status 2 where there is an error."""
-    inspection = inspect_folder(config.path)
+    known = str(config.path) in DATASETS
+    inspection = inspect_dataset(open_dataset(config.path)) if known else inspect_folder(config.path)
     if config.labeled is not None and not inspection.errors:
-        inspection.add_split(make_split(FolderDataset(config.path), config.labeled, config.seed))
+        inspection.add_split(make_split(open_dataset(config.path), config.labeled, config.seed))
     for problem in inspection.problems:
         print(problem, file=sys.stderr)
     errors = len(inspection.errors)
@@ -38,12 +38,12 @@ def main(config: CheckData) -> dict:
         print(f"error: {errors} problem{'s' * (errors > 1)} in {config.path}", file=sys.stderr)
 
     pixels = inspection.pixels
-    known = max(1, int(pixels[:IGNORE].sum()))
+    labeled = max(1, int(pixels[:IGNORE].sum()))
     return {
         "errors": errors,
         "warnings": len(inspection.warnings),
         "images": inspection.images,
-        "classes": {name: round(int(n) / known, 5) for name, n in zip(inspection.classes, pixels, strict=False)},
+        "classes": {name: round(int(n) / labeled, 5) for name, n in zip(inspection.classes, pixels, strict=False)},
         "ignored": round(int(pixels[IGNORE]) / max(1, int(pixels.sum())), 5),
         "exit_status": 2 if errors else 0,
     }

@@ -26,7 +26,8 @@ class RunConfig:
     method: str = "mlmt"
     """supervised, advsemiseg, s4gan, mlmt, ecs, latent, dualgan or unimatch."""
     dataset: str = "shapes"
-    """The built-in shapes, or the path of a dataset folder."""
+    """The built-in shapes, the path of a dataset folder, or voc2012, pascal_context, cityscapes, oxford_iiit_pet:
+    these are prepared once in the directory TFDS_DATA_DIR, from the archives in TFDS_MANUAL_DIR."""
     labeled: str = "1/8"
     """Which training images are labelled: a fraction (1/8, 0.125), a count (45), all, or a file of image names."""
     image_labels: str | None = None

@@ -16,9 +16,13 @@ from kerasseg.visualize import default_palette
 
 SPLITS = ("train", "val", "test")
 
-# One line per known dataset: its name on the command line, and the class that opens it without arguments.
+# One line per known dataset: its name on the command line, and what opens it without arguments.
 DATASETS = {
     "shapes": "kerasseg.data.shapes:ShapesDataset",
+    "voc2012": "kerasseg.data.builders.voc2012:open_dataset",
+    "pascal_context": "kerasseg.data.builders.pascal_context:open_dataset",
+    "cityscapes": "kerasseg.data.builders.cityscapes:open_dataset",
+    "oxford_iiit_pet": "kerasseg.data.builders.oxford_iiit_pet:open_dataset",
 }
 
 
@@ -91,8 +95,11 @@ class Dataset(ABC):
 def open_dataset(name_or_path: str | Path) -> Dataset:
     """Opens a known dataset by name, or a dataset folder by path.
 
+    A published dataset is prepared the first time, which takes minutes (`kerasseg.data.prepared`).
+
     Raises:
-        ValueError: neither a known name nor an existing folder, or a folder that is not a dataset.
+        ValueError: neither a known name nor an existing folder, a folder that is not a dataset, or a published dataset
+            whose archives are missing or incomplete.
     """
     if str(name_or_path) in DATASETS:
         return pkgutil.resolve_name(DATASETS[str(name_or_path)])()

@@ -8,6 +8,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import tensorflow as tf
@@ -81,15 +82,8 @@ class FolderDataset(Dataset):
         return label_HW
 
     def tf_image(self, split: str, name: tf.Tensor) -> tf.Tensor:
-        # Decoded in the graph, where Python's lock does not keep the cores from working side by side. The
-        # JPEG settings are those of Pillow, so that both readers give the same pixels.
-        contents = tf.io.read_file(self._paths(split).lookup(name))
-        image_HWC = tf.cond(
-            tf.io.is_jpeg(contents),
-            lambda: tf.io.decode_jpeg(contents, channels=3, dct_method="INTEGER_ACCURATE"),
-            lambda: tf.io.decode_image(contents, channels=3, expand_animations=False),
-        )
-        return tf.ensure_shape(image_HWC, (None, None, 3))
+        # Decoded in the graph, where Python's lock does not keep the cores from working side by side.
+        return tf_decode_image(tf.io.read_file(self._paths(split).lookup(name)))
 
     def _images_of(self, split: str) -> dict[str, Path]:
         if not self._images.get(split):
@@ -129,7 +123,18 @@ def list_files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     return {path.stem: path for path in files if path.suffix.lower() in suffixes}
 
 
-def read_image(path: Path) -> np.ndarray:
+def tf_decode_image(contents: tf.Tensor) -> tf.Tensor:
+    """`read_image` in a graph: scalar string tensor, the contents of a JPEG or PNG, to uint8 (H, W, 3)."""
+    # The JPEG settings are those of Pillow, so that both readers give the same pixels.
+    image_HWC = tf.cond(
+        tf.io.is_jpeg(contents),
+        lambda: tf.io.decode_jpeg(contents, channels=3, dct_method="INTEGER_ACCURATE"),
+        lambda: tf.io.decode_image(contents, channels=3, expand_animations=False),
+    )
+    return tf.ensure_shape(image_HWC, (None, None, 3))
+
+
+def read_image(path: Path | BinaryIO) -> np.ndarray:
     """uint8 RGB (H, W, 3) of a JPEG or PNG of any kind: grey is repeated, alpha dropped, 16 bits cut to the
     upper 8.
 
@@ -142,7 +147,7 @@ def read_image(path: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def read_label(path: Path) -> np.ndarray:
+def read_label(path: Path | BinaryIO) -> np.ndarray:
     """uint8 (H, W) of an index or palette PNG: the stored numbers, never the palette's colours.
 
     Raises:

@@ -16,6 +16,8 @@ T = TypeVar("T")
 
 ROLES = ("labeled", "weak", "unlabeled")
 ALL = ("all", "full")
+# Of the picture files of Cityscapes, whose names end before it.
+CITYSCAPES_SUFFIX = "_leftImg8bit"
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def make_split(
         dataset: candidates are its train images that have label maps.
         labeled: a fraction of the candidates ("1/8", "0.125"; rounded to the nearest), a count ("45"; "1" is
             one image), "all" ("full", "1/1", "1.0"), or a text file of image names, one a line; folders and
-            extensions in it are dropped.
+            extensions in it are dropped, and so is what follows the image, as in lists of "image label".
         seed: any integer; not used for a file of names.
         image_labels: the same forms for images with image-level labels, taken from what is left after the
             labelled ones. Fractions are of all candidates; "all" means all that are left. Or a .csv file of image-level
@@ -235,10 +237,14 @@ def _write(path: Path, text: str) -> None:
 
 
 def _image_name(line: str, known: set[str]) -> str:
-    """`images/train/a.b.jpg` is the image `a.b`; a name with a dot of its own is kept when the dataset has
-    it."""
-    name = PurePath(line.replace("\\", "/")).name
-    return name if name in known else PurePath(name).stem
+    """The image that a line means: `images/train/a.b.jpg` is `a.b`, `img/c_leftImg8bit.png lbl/c.png` is `c`.
+
+    The whole line comes first, since names may have spaces in them, and a name as it is before one without what looks
+    like an extension.
+    """
+    whole, first = (PurePath(text.replace("\\", "/")) for text in (line, line.split()[0]))
+    names = [whole.name, whole.stem, first.name, first.stem, first.stem.removesuffix(CITYSCAPES_SUFFIX)]
+    return next((name for name in names if name in known), whole.stem)
 
 
 def _few(names: list[str]) -> str:

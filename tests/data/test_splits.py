@@ -106,6 +106,29 @@ def test_names_with_dots_keep_them(tmp_path):
     assert make_split(FolderDataset(tmp_path), str(file)).labeled == ("a.b", "a.c")
 
 
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("/JPEGImages/a.jpg /SegmentationClassAug/a.png", "a"),
+        ("img/a.jpg\tlbl/a_mask.png", "a"),
+        ("a a_mask", "a"),
+        ("leftImg8bit/train/ulm/ulm_0_1_leftImg8bit.png gtFine/train/ulm/ulm_0_1_gtFine_labelIds.png", "ulm_0_1"),
+        ("ulm/ulm_0_1_leftImg8bit.png", "ulm_0_1"),
+        ("ulm_0_1", "ulm_0_1"),
+        ("my a", "my a"),
+        ("my folder/my a.jpg", "my a"),
+        ("my folder/a.jpg", "a"),
+        ("b_leftImg8bit.png", "b_leftImg8bit"),
+    ],
+)
+def test_lists_of_other_projects(tmp_path, line, name):
+    for known in ("a", "my a", "ulm_0_1", "b_leftImg8bit"):
+        save(tmp_path / f"images/train/{known}.png", [[[0, 0, 0]]])
+        save(tmp_path / f"labels/train/{known}.png", [[0]])
+    (tmp_path / "names.txt").write_text(f"{line}\n")
+    assert make_split(FolderDataset(tmp_path), str(tmp_path / "names.txt")).labeled == (name,)
+
+
 def test_only_images_with_label_maps_are_labelled(tmp_path):
     make_folder(tmp_path, train=3)
     save(tmp_path / "images/train/plain.png", [[[0, 0, 0]]])

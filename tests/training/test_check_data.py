@@ -3,9 +3,11 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from serving import cli
+from tests.data import archives
 from tests.data.folders import make_folder, save
 from training.check_data import CheckData, main
 
@@ -82,3 +84,17 @@ def test_from_the_shell(tmp_path):
         f"error: {tmp_path}/nowhere: expected a dataset folder, found nothing; check the path",
         f"error: 1 problem in {tmp_path}/nowhere",
     ]
+
+
+def test_a_known_dataset(tfds_directories, capsys):
+    archives.voc2012(tfds_directories[0])
+    status, result, lines = check(capsys, "voc2012", "--labeled", "1")
+    assert (status, result["errors"], result["warnings"]) == (0, 0, 0)
+    assert result["images"] == {s: {"images": n, "labeled": n} for s, n in archives.VOC2012_COUNTS.items()}
+    train = [archives.voc_label(n) for n in archives.VOC_TRAIN] + [
+        archives.sbd_label(f"2008_00000{n}") for n in (2, 3, 7)
+    ]
+    labels = np.array(train + [archives.voc_label(n) for n in archives.VOC_VAL])
+    assert result["classes"]["tvmonitor"] == round((labels == 20).sum() / (labels < 255).sum(), 5)
+    assert result["ignored"] == round((labels == 255).mean(), 5)
+    assert lines[0].startswith("preparing voc2012 in ")

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data import archives
 from tests.data.folders import CLASSES, make_folder, save
-from tests.training.commands import call, error_line, train
+from tests.training.commands import TINY, call, error_line, train
 from training import callbacks, evaluate, run
 
 pytestmark = pytest.mark.slow
@@ -235,3 +236,24 @@ def test_the_end_of_a_run_is_measured_by_the_protocol_asked_for(dataset, tmp_pat
 def test_evaluate_tells_what_it_cannot_do(dataset, tmp_path, capsys):
     status, _, err = call(evaluate.cli_main, [tmp_path], capsys)
     assert status == 2 and "is not a run folder: no config.json" in error_line(err)
+
+
+def test_a_published_dataset(tfds_directories, tmp_path, capsys):
+    archives.voc2012(tfds_directories[0])
+    listed = tmp_path / "1_4.txt"
+    listed.write_text("".join(f"JPEGImages/{n}.jpg SegmentationClassAug/{n}.png\n" for n in archives.VOC_TRAIN))
+    flags = ["--dataset", "voc2012", "--labeled", listed, "--out", tmp_path / "run", "--steps", "2", *TINY]
+    status, result, err = call(run.main, ["--method", "s4gan", *flags], capsys)
+    assert status == 0 and result["finished"], err
+    assert "preparing voc2012 in " in err
+    assert (tmp_path / "run/split/labeled.txt").read_text().split() == list(archives.VOC_TRAIN)
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["dataset"] == "voc2012" and config["classes"][20] == "tvmonitor"
+    status, again, err = call(evaluate.cli_main, [tmp_path / "run"], capsys)
+    assert status == 0 and again["mIoU"] == result["mIoU"] and "preparing" not in err
+
+
+def test_a_published_dataset_that_is_not_there(tfds_directories, tmp_path, capsys):
+    status, _, err = call(run.main, ["--dataset", "cityscapes", "--out", tmp_path / "run", *TINY], capsys)
+    assert status == 2 and "needs leftImg8bit_trainvaltest.zip: " in error_line(err)
+    assert not (tmp_path / "run").exists()

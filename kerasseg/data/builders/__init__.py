@@ -1,0 +1,11 @@
+"""tensorflow-datasets builders of published datasets; importing this package registers them for `tfds.load`."""
+
+# isort: off
+import kerasseg  # noqa: F401 (first: it starts TensorFlow)
+
+# isort: on
+from kerasseg.data.builders.cityscapes import Cityscapes19
+from kerasseg.data.builders.pascal_context import PascalContext
+from kerasseg.data.builders.voc2012 import Voc2012
+
+__all__ = ["Cityscapes19", "PascalContext", "Voc2012"]

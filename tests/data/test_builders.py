@@ -1,0 +1,242 @@
+"""The builders of published datasets, on archives of a few tiny pictures in their true layout."""
+
+import shutil
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+
+# isort: off
+import kerasseg.data.builders as builders
+
+# isort: on
+import tensorflow_datasets as tfds
+
+from kerasseg.data.builders.cityscapes import TRAIN_CLASSES
+from tests.data import archives
+
+BUILDERS = {
+    "voc2012": (builders.Voc2012, archives.voc2012, archives.VOC2012_COUNTS),
+    "pascal_context": (builders.PascalContext, archives.pascal_context, archives.CONTEXT_COUNTS),
+    "cityscapes19": (builders.Cityscapes19, archives.cityscapes, archives.CITYSCAPES_COUNTS),
+}
+
+
+class Contract:
+    """tfds' own checks of a builder, on a release that is made for the test and taken away with it."""
+
+    test_session = None  # a helper of TensorFlow's, no test
+
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.TemporaryDirectory()
+        cls.EXAMPLE_DIR = cls.folder.name
+        cls.DATASET_CLASS, make, cls.SPLITS = BUILDERS[cls.NAME]
+        make(Path(cls.folder.name))
+        cls.counts = mock.patch.object(cls.DATASET_CLASS, "COUNTS", cls.SPLITS)
+        cls.counts.start()
+        super().setUpClass()
+
+    @classmethod
+    def tearDownClass(cls):
+        super().tearDownClass()
+        cls.counts.stop()
+        cls.folder.cleanup()
+
+    def test_registered(self):  # tfds' own looks into all of its modules, for seconds
+        self.assertIs(tfds.builder_cls(self.NAME), self.DATASET_CLASS)
+
+
+class TestVoc2012(Contract, tfds.testing.DatasetBuilderTestCase):
+    NAME = "voc2012"
+
+
+class TestPascalContext(Contract, tfds.testing.DatasetBuilderTestCase):
+    NAME = "pascal_context"
+
+
+class TestCityscapes19(Contract, tfds.testing.DatasetBuilderTestCase):
+    NAME = "cityscapes19"
+
+
+def prepare(name: str, manual: Path, data: Path) -> dict[str, dict[str, dict]]:
+    """Of each split, the examples by name."""
+    builder = BUILDERS[name][0](data_dir=data)
+    config = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
+    builder.download_and_prepare(download_config=config)
+    splits = {split: tfds.as_numpy(builder.as_dataset(split=split)) for split in builder.info.splits}
+    return {split: {e["name"].decode(): e for e in examples} for split, examples in splits.items()}
+
+
+def extract(manual: Path) -> None:
+    """Puts what the archives contain in their place."""
+    for path in list(manual.iterdir()):
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                archive.extractall(manual)
+        else:
+            with tarfile.open(path) as archive:
+                archive.extractall(manual, filter="data")
+        path.unlink()
+
+
+@pytest.mark.parametrize("extracted", [False, True], ids=["archives", "folders"])
+def test_voc2012_is_train_aug_with_vocs_own_label_maps_where_it_has_them(tmp_path, tfds_directories, extracted):
+    archives.voc2012(tmp_path / "manual")
+    if extracted:
+        extract(tmp_path / "manual")
+    splits = prepare("voc2012", tmp_path / "manual", tmp_path / "data")
+    # 2007_000033 is a validation picture of VOC that SBD trains on.
+    assert sorted(splits["train"]) == ["2007_000032", "2007_000039", "2008_000002", "2008_000003", "2008_000007"]
+    assert sorted(splits["val"]) == ["2007_000033", "2007_000042"]
+    for name, example in (splits["train"] | splits["val"]).items():
+        label = archives.sbd_label(name) if name.startswith("2008") else archives.voc_label(name)
+        np.testing.assert_array_equal(example["label"][..., 0], label)
+    assert set(np.unique(splits["train"]["2007_000032"]["label"])) == {*range(21), 255}
+
+
+def test_pascal_context_from_its_matlab_files(tmp_path, tfds_directories):
+    archives.pascal_context(tmp_path / "manual")
+    splits = prepare("pascal_context", tmp_path / "manual", tmp_path / "data")
+    assert {split: tuple(sorted(examples)) for split, examples in splits.items()} == archives.CONTEXT_NAMES
+    numbers = archives.values("2008_000002", 459)
+    label = splits["train"]["2008_000002"]["label"][..., 0]
+    # From the release's labels.txt: 2 aeroplane, 284 person, 458 wood, and 1 accordion, which is none of the 59.
+    classes = builders.PascalContext.CLASSES
+    for number, name in ((2, "aeroplane"), (284, "person"), (458, "wood"), (1, "background"), (0, "background")):
+        assert set(label[numbers == number]) <= {classes.index(name)}
+    assert (label > 0).sum() == np.isin(numbers, list(builders.pascal_context.NUMBERS.values())).sum()
+
+
+def test_pascal_context_from_the_label_maps_of_other_projects(tmp_path, tfds_directories):
+    archives.pascal_context(tmp_path)
+    extract(tmp_path)
+    shutil.rmtree(tmp_path / "trainval")
+    voc = tmp_path / "VOCdevkit/VOC2010"
+    (voc / "SegmentationClassContext").mkdir()
+    (voc / "ImageSets/SegmentationContext").mkdir()
+    labels = {name: archives.values(name, 59).astype(np.uint8) for n in archives.CONTEXT_NAMES.values() for name in n}
+    for name, label in labels.items():
+        (voc / f"SegmentationClassContext/{name}.png").write_bytes(archives.palette_png(label))
+    for split, names in archives.CONTEXT_NAMES.items():
+        (voc / f"ImageSets/SegmentationContext/{split}.txt").write_bytes(archives.lines(names))
+    splits = prepare("pascal_context", tmp_path, tmp_path / "data")
+    for name, example in (splits["train"] | splits["val"]).items():
+        np.testing.assert_array_equal(example["label"][..., 0], labels[name])
+
+
+def test_the_classes_of_pascal_context():
+    classes = builders.PascalContext.CLASSES
+    assert len(classes) == 60
+    assert classes[0] == "background"
+    assert list(classes[1:]) == sorted(classes[1:])
+
+
+def test_cityscapes_has_the_19_classes_of_its_benchmark(tmp_path, tfds_directories):
+    archives.cityscapes(tmp_path / "manual")
+    splits = prepare("cityscapes19", tmp_path / "manual", tmp_path / "data")
+    assert sorted(splits["train"]) == ["aachen_000000_000019", "aachen_000001_000019", "ulm_000000_000019"]
+    assert sorted(splits["val"]) == ["munster_000000_000019"]
+    ids = archives.values("ulm_000000_000019", 33)
+    example = splits["train"]["ulm_000000_000019"]
+    for number, train_class in enumerate(TRAIN_CLASSES):
+        assert set(example["label"][ids == train_class.label_id, 0]) == {number}
+    others = ~np.isin(ids, [c.label_id for c in TRAIN_CLASSES])
+    assert set(example["label"][others, 0]) == {255}
+    np.testing.assert_array_equal(example["image"], archives.picture("ulm_000000_000019"))
+
+
+def cut(path: Path, share: float = 0.5) -> None:
+    contents = path.read_bytes()
+    path.write_bytes(contents[: int(share * len(contents))])
+
+
+def test_what_is_missing_is_named_and_nothing_stays_behind(tmp_path, tfds_directories):
+    manual, data = tmp_path / "manual", tmp_path / "data"
+
+    def fails(name: str, message: str) -> None:
+        with pytest.raises(ValueError, match=message) as error:
+            prepare(name, manual, data)
+        assert "\n" not in str(error.value)
+        assert not list(data.rglob("1.0.0*")) and not list(data.rglob("incomplete*"))
+
+    fails(
+        "cityscapes19", r"cityscapes19 needs leftImg8bit_trainvaltest.zip: .*manual does not exist or is empty; get it"
+    )
+    archives.cityscapes(manual)
+    whole = (manual / "gtFine_trainvaltest.zip").read_bytes()
+    (manual / "gtFine_trainvaltest.zip").unlink()
+    fails("cityscapes19", r"needs gtFine_trainvaltest.zip: neither it nor its folder gtFine is in .*TFDS_MANUAL_DIR")
+    (manual / "gtFine_trainvaltest.zip").write_bytes(whole[:-200])
+    fails("cityscapes19", r"gtFine_trainvaltest.zip is damaged or was not downloaded to its end .* download it again")
+    (manual / "gtFine/train/ulm").mkdir(parents=True)
+    (manual / "gtFine_trainvaltest.zip").unlink()
+    fails("cityscapes19", r"3 of 6 files of train are missing, such as train/aachen/aachen_000000_000019_gtFine")
+    shutil.rmtree(manual / "gtFine")
+    (manual / "gtFine_trainvaltest.zip").write_bytes(whole)
+    assert len(prepare("cityscapes19", manual, data)["train"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("archive", "share"),
+    [("VOCtrainval_11-May-2012.tar", 0.3), ("VOCtrainval_11-May-2012.tar", 0.6), ("benchmark.tgz", 0.7)],
+)
+def test_a_half_downloaded_archive_is_named(tmp_path, tfds_directories, archive, share):
+    archives.voc2012(tmp_path / "manual")
+    cut(tmp_path / "manual" / archive, share)
+    with pytest.raises(ValueError, match=f"{archive} is damaged or was not downloaded to its end|are missing, such as"):
+        prepare("voc2012", tmp_path / "manual", tmp_path / "data")
+    assert not list((tmp_path / "data").rglob("1.0.0*"))
+
+
+def test_other_numbers_of_pictures_than_published_are_refused(tmp_path):
+    archives.voc2012(tmp_path / "manual")
+    with pytest.raises(ValueError, match="voc2012 has 10582 train pictures, found 5; download or extract"):
+        prepare("voc2012", tmp_path / "manual", tmp_path / "data")
+    assert not list((tmp_path / "data").rglob("1.0.0*"))
+
+
+@pytest.mark.parametrize(
+    ("file", "contents", "message"),
+    [
+        ("JPEGImages/2007_000039.jpg", archives.jpeg("2007_000039")[:-300], r"2007_000039.jpg is damaged \(image file"),
+        ("SegmentationClass/2007_000039.png", b"", r"2007_000039.png is damaged \(cannot identify"),
+        ("SegmentationClass/2007_000039.png", archives.png(archives.picture("a")), "is a colour picture"),
+        ("SegmentationClass/2007_000039.png", archives.png(np.full(archives.SIZE, 21, np.uint8)), "holds 21; expected"),
+        ("SegmentationClass/2007_000039.png", archives.png(np.zeros((8, 8), np.uint8)), "differ in size"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, tfds_directories, file, contents, message):
+    archives.voc2012(tmp_path / "manual")
+    extract(tmp_path / "manual")
+    (tmp_path / "manual/VOCdevkit/VOC2012" / file).write_bytes(contents)
+    with pytest.raises(ValueError, match=message):
+        prepare("voc2012", tmp_path / "manual", tmp_path / "data")
+    assert not list((tmp_path / "data").rglob("1.0.0*"))
+
+
+def test_what_is_nowhere_is_downloaded(tmp_path, tfds_directories):
+    archives.voc2012(tmp_path / "elsewhere")
+    urls = []
+
+    def download(self, url):
+        urls.append(url)
+        return tmp_path / "elsewhere" / url.split("/")[-1]
+
+    with mock.patch.object(tfds.download.DownloadManager, "download", download):
+        splits = prepare("voc2012", tmp_path / "manual", tmp_path / "data")
+    assert len(splits["train"]) == 5
+    assert set(urls) == builders.Voc2012.url_infos.keys()
+
+    offline = mock.Mock(side_effect=OSError("no network"))
+    with (
+        mock.patch.object(tfds.download.DownloadManager, "download", offline),
+        pytest.raises(
+            ValueError, match=r"needs VOCtrainval_11-May-2012.tar: .*could not be downloaded \(no network\); get"
+        ),
+    ):
+        prepare("voc2012", tmp_path / "manual", tmp_path / "other")
