@@ -111,6 +111,16 @@ PAPERS = {
 }
 
 
+# "We resize the input image to 512x1024", "we downsample the original images by a factor 2"; the published code of
+# UniMatch slides its crops over Cityscapes. All else says nothing, or that images are measured as they are.
+PROTOCOLS = {
+    "hung2018_cityscapes": "resized",
+    "mittal2019_cityscapes": "resized",
+    "dualgan_cityscapes": "resized",
+    "yang2023_cityscapes": "sliding_window",
+}
+
+
 def of_paper(name):
     """The row of `PAPERS` for a recipe: the longest name that it starts with."""
     return PAPERS[max((row for row in PAPERS if name.startswith(row)), key=len)]
@@ -132,6 +142,7 @@ def test_the_papers_recipes_have_the_papers_settings(name):
             True,
         )
         assert config.labeled == labeled if labeled else "--labeled" in RECIPES[name].needs
+        assert config.protocol == PROTOCOLS.get("_".join(name.split("_")[:2]), "native")
         fields = config.method_fields["s4gan" if method == "mlmt" else method]
         assert fields["steps"] == steps and optimizer.items() <= fields.items(), method
     assert RECIPES[name].method == {"mittal2019_cityscapes": "s4gan"}.get(

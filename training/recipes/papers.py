@@ -57,7 +57,7 @@ def _hung2018_voc(method: str, labeled: str) -> tuple[RunConfig, Fields]:
 
 def _hung2018_cityscapes(method: str, labeled: str) -> tuple[RunConfig, Fields]:
     # "We resize the input image to 512x1024 without any random cropping/scaling."
-    whole: dict[str, Any] = {"crop": (512, 1024), "scale": (0.5, 0.5)}
+    whole: dict[str, Any] = {"crop": (512, 1024), "scale": (0.5, 0.5), "protocol": "resized"}
     return _hung2018(method, 40_000, dataset="cityscapes", labeled=labeled, batch_size=2, **whole)
 
 
@@ -120,7 +120,7 @@ def _mittal2019_context(method: str, labeled: str) -> tuple[RunConfig, Fields]:
 
 def _mittal2019_cityscapes(method: str, labeled: str) -> tuple[RunConfig, Fields]:
     # "We downsample the original images by a factor 2. [...] random crops of size 256x512 and horizontal flipping."
-    crops: dict[str, Any] = {"crop": (256, 512), "scale": (0.5, 0.5), "batch_size": 5}
+    crops: dict[str, Any] = {"crop": (256, 512), "scale": (0.5, 0.5), "batch_size": 5, "protocol": "resized"}
     s4gan = {"gamma": 0.7, "discriminator_learning_rate": 1e-5}
     return _mittal2019(method, s4gan=s4gan, dataset="cityscapes", labeled=labeled, **crops)
 
@@ -359,7 +359,8 @@ def _dualgan_voc(method: str, labeled: str) -> tuple[RunConfig, Fields]:
 
 
 def _dualgan_cityscapes(method: str, labeled: str) -> tuple[RunConfig, Fields]:
-    whole: dict[str, Any] = {"crop": (512, 1024), "scale": (0.5, 0.5)}  # "the size of input images is 512x1024"
+    # "The size of input images is 512x1024."
+    whole: dict[str, Any] = {"crop": (512, 1024), "scale": (0.5, 0.5), "protocol": "resized"}
     return _dualgan(method, 40_000, dataset="cityscapes", labeled=labeled, batch_size=2, **whole)
 
 
@@ -442,4 +443,5 @@ def yang2023_voc_1464(method):
 def yang2023_cityscapes_1_8(method):
     # 240 epochs over the unlabelled images.
     steps = 240 * (2975 - 372) // 8
-    return _yang2023(method, steps, 1.0, dataset="cityscapes", labeled="1/8", crop=(801, 801), learning_rate=5e-3)
+    windows: dict[str, Any] = {"crop": (801, 801), "protocol": "sliding_window"}
+    return _yang2023(method, steps, 1.0, dataset="cityscapes", labeled="1/8", learning_rate=5e-3, **windows)
