@@ -29,7 +29,10 @@ BUILDERS = {
 class Contract:
     """tfds' own checks of a builder, on a release that is made for the test and taken away with it."""
 
-    test_session = None  # a helper of TensorFlow's, no test
+    def test_session(self, *args, **kwargs):
+        return super().test_session(*args, **kwargs)
+
+    test_session.__test__ = False  # a helper of TensorFlow's
 
     @classmethod
     def setUpClass(cls):

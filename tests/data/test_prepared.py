@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kerasseg.data import Augmentation, default_palette, eval_dataset, make_split, open_dataset, train_dataset
-from kerasseg.data import builders
+from kerasseg.data import Augmentation, builders, default_palette, eval_dataset, make_split, open_dataset, train_dataset
 from tests.data import archives
 
 
