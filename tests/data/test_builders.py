@@ -190,6 +190,7 @@ def test_other_numbers_of_pictures_than_published_are_refused(tmp_path):
         ("SegmentationClass/2007_000039.png", archives.png(np.full(archives.SIZE, 21, np.uint8)), "holds 21; expected"),
         ("SegmentationClass/2007_000039.png", archives.png(np.zeros((8, 8), np.uint8)), "differ in size"),
     ],
+    ids=["cut off", "empty", "colours", "no such class", "other size"],
 )
 def test_a_damaged_file_is_named(tmp_path, tfds_directories, file, contents, message):
     archives.voc2012(tmp_path / "manual")
