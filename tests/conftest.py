@@ -66,7 +66,7 @@ def two_replicas():
 
 @pytest.fixture
 def tfds_directories(tmp_path, monkeypatch):
-    """The manual and the data directory of published datasets, empty; counts are of tests.data.archives."""
+    """The manual and the data directory of published datasets, which are as small as those of tests.data.archives."""
     from kerasseg.data import builders
     from tests.data import archives
 

@@ -2,7 +2,6 @@
 
 import shutil
 import tarfile
-import tempfile
 import zipfile
 from pathlib import Path
 from unittest import mock
@@ -18,54 +17,36 @@ import tensorflow_datasets as tfds
 
 from kerasseg.data.builders.cityscapes import TRAIN_CLASSES
 from tests.data import archives
+from tests.data.builder_contract import BuilderContract
 
 BUILDERS = {
-    "voc2012": (builders.Voc2012, archives.voc2012, archives.VOC2012_COUNTS),
-    "pascal_context": (builders.PascalContext, archives.pascal_context, archives.CONTEXT_COUNTS),
-    "cityscapes19": (builders.Cityscapes19, archives.cityscapes, archives.CITYSCAPES_COUNTS),
+    "voc2012": builders.Voc2012,
+    "pascal_context": builders.PascalContext,
+    "cityscapes19": builders.Cityscapes19,
 }
 
 
-class Contract:
-    """tfds' own checks of a builder, on a release that is made for the test and taken away with it."""
-
-    test_session = None  # a helper of TensorFlow's, no test
-
-    @classmethod
-    def setUpClass(cls):
-        cls.folder = tempfile.TemporaryDirectory()
-        cls.EXAMPLE_DIR = cls.folder.name
-        cls.DATASET_CLASS, make, cls.SPLITS = BUILDERS[cls.NAME]
-        make(Path(cls.folder.name))
-        cls.counts = mock.patch.object(cls.DATASET_CLASS, "COUNTS", cls.SPLITS)
-        cls.counts.start()
-        super().setUpClass()
-
-    @classmethod
-    def tearDownClass(cls):
-        super().tearDownClass()
-        cls.counts.stop()
-        cls.folder.cleanup()
-
-    def test_registered(self):  # tfds' own looks into all of its modules, for seconds
-        self.assertIs(tfds.builder_cls(self.NAME), self.DATASET_CLASS)
+class TestVoc2012(BuilderContract, tfds.testing.DatasetBuilderTestCase):
+    DATASET_CLASS = builders.Voc2012
+    SPLITS = archives.VOC2012_COUNTS
+    make = staticmethod(archives.voc2012)
 
 
-class TestVoc2012(Contract, tfds.testing.DatasetBuilderTestCase):
-    NAME = "voc2012"
+class TestPascalContext(BuilderContract, tfds.testing.DatasetBuilderTestCase):
+    DATASET_CLASS = builders.PascalContext
+    SPLITS = archives.CONTEXT_COUNTS
+    make = staticmethod(archives.pascal_context)
 
 
-class TestPascalContext(Contract, tfds.testing.DatasetBuilderTestCase):
-    NAME = "pascal_context"
-
-
-class TestCityscapes19(Contract, tfds.testing.DatasetBuilderTestCase):
-    NAME = "cityscapes19"
+class TestCityscapes19(BuilderContract, tfds.testing.DatasetBuilderTestCase):
+    DATASET_CLASS = builders.Cityscapes19
+    SPLITS = archives.CITYSCAPES_COUNTS
+    make = staticmethod(archives.cityscapes)
 
 
 def prepare(name: str, manual: Path, data: Path) -> dict[str, dict[str, dict]]:
     """Of each split, the examples by name."""
-    builder = BUILDERS[name][0](data_dir=data)
+    builder = BUILDERS[name](data_dir=data)
     config = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
     builder.download_and_prepare(download_config=config)
     splits = {split: tfds.as_numpy(builder.as_dataset(split=split)) for split in builder.info.splits}
@@ -209,6 +190,7 @@ def test_other_numbers_of_pictures_than_published_are_refused(tmp_path):
         ("SegmentationClass/2007_000039.png", archives.png(np.full(archives.SIZE, 21, np.uint8)), "holds 21; expected"),
         ("SegmentationClass/2007_000039.png", archives.png(np.zeros((8, 8), np.uint8)), "differ in size"),
     ],
+    ids=["cut off", "empty", "colours", "no such class", "other size"],
 )
 def test_a_damaged_file_is_named(tmp_path, tfds_directories, file, contents, message):
     archives.voc2012(tmp_path / "manual")

@@ -68,6 +68,7 @@ def test_a_dataset_is_prepared_once(tfds_directories, capsys):
     assert index.read_text().splitlines() == names
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_batches(tfds_directories):
     archives.voc2012(tfds_directories[0])
     dataset = open_dataset("voc2012")

@@ -243,7 +243,7 @@ def test_a_published_dataset(tfds_directories, tmp_path, capsys):
     listed = tmp_path / "1_4.txt"
     listed.write_text("".join(f"JPEGImages/{n}.jpg SegmentationClassAug/{n}.png\n" for n in archives.VOC_TRAIN))
     flags = ["--dataset", "voc2012", "--labeled", listed, "--out", tmp_path / "run", "--steps", "2", *TINY]
-    status, result, err = call(run.main, ["--method", "s4gan", *flags], capsys)
+    status, result, err = call(run.main, ["--method", "supervised", *flags], capsys)
     assert status == 0 and result["finished"], err
     assert "preparing voc2012 in " in err
     assert (tmp_path / "run/split/labeled.txt").read_text().split() == list(archives.VOC_TRAIN)
