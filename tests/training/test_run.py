@@ -219,18 +219,18 @@ def test_the_end_of_a_run_is_measured_by_the_protocol_asked_for(dataset, tmp_pat
     """On two devices, whose evaluations while training stay native."""
     monkeypatch.setattr(run, "strategy", lambda config: two_replicas)
     out = tmp_path / "run"
-    flags = ["--protocol", "resized", "--strategy", "mirrored", "--evaluate-every", "2"]
-    status, result, err = train(dataset, out, capsys, *flags, method="supervised")
+    flags = ["--protocol", "sliding_window", "--strategy", "mirrored", "--evaluate-every", "1"]
+    status, result, err = train(dataset, out, capsys, *flags, method="supervised", steps=2)
     assert status == 0, err
     stored = json.loads((out / "result.json").read_text())
-    assert stored["protocol"]["name"] == "resized" and stored["protocol"]["size"] == [512, 1024]
-    assert "resized" in (out / "report.html").read_text()
+    assert stored["protocol"]["name"] == "sliding_window" and stored["protocol"]["window"] == [24, 32]
+    assert "(sliding window)" in (out / "report.html").read_text()
     assert "protocol" not in json.loads((out / "config.json").read_text())
     watched = [line["val_mIoU"] for line in lines(out) if "val_mIoU" in line]
     status, native, _ = call(evaluate.cli_main, [out], capsys)  # the saved model, on one device
-    assert len(watched) == 2 and watched[-1] == native["mIoU"]
-    status, again, _ = call(evaluate.cli_main, [out, "--protocol", "resized"], capsys)
-    assert again["mIoU"] == stored["mIoU"] and again["protocol"] == stored["protocol"]
+    assert native["protocol"]["name"] == "native"
+    # The pictures are as large as the crops, so one window covers each.
+    assert len(watched) == 2 and watched[-1] == native["mIoU"] == stored["mIoU"]
 
 
 def test_evaluate_tells_what_it_cannot_do(dataset, tmp_path, capsys):
