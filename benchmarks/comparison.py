@@ -26,6 +26,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
+from benchmarks.results_file import write_between_markers
 from kerasseg.methods import METHODS
 from kerasseg.methods.method import SegmenterConfig
 from serving.pictures import write_atomically
@@ -234,12 +235,7 @@ def write_results(config: Comparison) -> dict[str, float]:
             "",
         ]
     )
-    before, _, rest = (
-        config.results.read_text().partition("<!-- table -->\n") if config.results.exists() else ("", "", "")
-    )
-    after = rest.partition("<!-- end of table -->\n")[2]
-    marked = f"{before}<!-- table -->\n{text}<!-- end of table -->\n{after}"
-    write_atomically(config.results, marked.encode())
+    write_between_markers(config.results, text)
     return {method: statistics.mean(values.values()) for method, values in scores.items()}
 
 

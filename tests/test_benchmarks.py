@@ -4,9 +4,10 @@ import dataclasses
 import json
 import subprocess
 
+import numpy as np
 import pytest
 
-from benchmarks import comparison
+from benchmarks import comparison, input_pipeline
 from benchmarks.camvid import CAMVID
 from benchmarks.comparison import Training
 from benchmarks.shapes import SHAPES
@@ -166,3 +167,17 @@ def test_impossible_requests(fields, message):
 def test_shapes_needs_no_data():
     assert SHAPES.data_flags == {"--dataset": "shapes"}
     assert SHAPES.count(SHAPES.labeled) / SHAPES.count("all") == 1 / 8
+
+
+def test_both_input_pipelines_give_the_same_kind_of_batch(tmp_path):
+    """As far as it goes without PyTorch: its side of the work is Pillow's and NumPy's."""
+    kilobytes = input_pipeline.make_pictures(tmp_path / "pictures", 3)
+    assert 70 < kilobytes < 120
+    images, labels = next(input_pipeline.kerasseg_batches(tmp_path / "pictures", 3, 0))
+    input_pipeline.check(np.asarray(images), np.asarray(labels), 3)
+    theirs = input_pipeline.TorchPictures(tmp_path / "pictures")
+    images_BCHW, labels = (np.stack(parts) for parts in zip(*(theirs[i] for i in range(len(theirs))), strict=True))
+    images = images_BCHW.transpose(0, 2, 3, 1)
+    input_pipeline.check(images, labels, 3)
+    with pytest.raises(ValueError, match="do not do the same: range of images"):
+        input_pipeline.check(images / 255, labels, 3)

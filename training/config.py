@@ -49,7 +49,8 @@ class RunConfig:
     head_dropout: float = 0.1
     """Share of the values that deeplab_v3plus' head drops while training; deeplab_v2's drops none."""
     weights: str = "imagenet"
-    """Of the backbone: imagenet (Keras' own, from its cache or the network), none, or the path of a weights file."""
+    """imagenet (of the backbone: Keras' own, from its cache or the network), none, or a file with weights of the
+    backbone or of a whole segmenter: .keras (a run's model.keras, say), .weights.h5 or .h5."""
 
     crop: tuple[int, int] = (321, 321)
     """Height and width of training crops, pixels."""

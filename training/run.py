@@ -24,8 +24,9 @@ import tensorflow as tf
 from kerasseg.data import Dataset, Split, make_split, open_dataset, train_dataset
 from kerasseg.data.check import require_sound
 from kerasseg.methods import Method
-from kerasseg.segmenters import build_segmenter
+from kerasseg.segmenters import LoadedWeights, build_segmenter
 from serving import cli
+from serving.pictures import write_atomically
 from training.callbacks import (
     CheckpointEvery,
     Evaluation,
@@ -137,6 +138,7 @@ def train(config: RunConfig) -> dict[str, Any]:
     else:
         scores = evaluate(method, dataset, protocol=protocol)
     result = scores | {
+        "initial_weights": settings.get("initial_weights"),
         "steps": step,
         "seconds": round(log.seconds, 1),
         "images_per_second": round(step * images_per_step / log.seconds, 2),
@@ -223,7 +225,7 @@ def open_folder(config: RunConfig, method: Method, dataset: Dataset, split: Spli
     path = folder / "config.json"
     if config.resume:
         before = json.loads(path.read_text())
-        free = ("versions", "commit", "command", "finished", "machine")
+        free = ("versions", "commit", "command", "finished", "machine", "initial_weights")
         changed = [key for key in sorted(settings) if key not in free and before.get(key) != settings[key]]
         if changed:
             raise ValueError(
@@ -234,6 +236,10 @@ def open_folder(config: RunConfig, method: Method, dataset: Dataset, split: Spli
     folder.mkdir(parents=True, exist_ok=True)
     split.save(folder / "split")
     write_json(path, settings)
+    if loaded := loaded_weights(method):
+        write_atomically(folder / "weights.txt", loaded.listing().encode())
+        more = f"\n  all of them: {folder / 'weights.txt'}" if loaded.reinitialised or loaded.skipped else ""
+        print(loaded.summary() + more, file=sys.stderr)
     return settings
 
 
@@ -241,12 +247,15 @@ def describe(config: RunConfig, method: Method, dataset: Dataset, split: Split) 
     """Everything that decides a run's result, resolved; JSON types only."""
     recorded = {field.name for field in dataclasses.fields(RunConfig)} - {"out", "resume", "gradient_norms", "protocol"}
     flags = {name: getattr(config, name) for name in sorted(recorded)}
+    loaded = loaded_weights(method)
+    flags["initial_weights"] = loaded.counts() if loaded else {"source": Path(config.weights).name}
     if config.branch_run is not None:  # what the flags say of the segmenter does not apply
         branch = Run.read(config.branch_run)
         flags |= {
             name: branch.config[name]
             for name in ("segmenter", "backbone", "output_stride", "head_channels", "head_dropout", "weights")
         }
+        flags["initial_weights"] = branch.config.get("initial_weights")
     flags |= {"steps": method.total_steps, "fields": method.fields()}
     flags |= {"learning_rate": getattr(method.config, "learning_rate", config.learning_rate)}
     flags |= {"classes": dataset.classes, "palette": dataset.palette, "split_fingerprint": split.fingerprint}
@@ -259,6 +268,11 @@ def describe(config: RunConfig, method: Method, dataset: Dataset, split: Split) 
         "finished": False,
     }
     return json.loads(json.dumps(flags, default=str))
+
+
+def loaded_weights(method: Method) -> LoadedWeights | None:
+    """What became of the file of --weights; None where there was none, or a checkpoint took its place."""
+    return getattr(method.segmenter, "loaded_weights", None)
 
 
 def commit() -> str | None:

@@ -70,71 +70,67 @@ def augment(
     size_hw = tf.maximum(tf.round(size_HW * scale), 1.0)
     ratio_hw = size_hw / size_HW
 
-    # Scale and crop in one go: only the pixels of the crop are computed, whatever the size of the scaled
-    # picture. They equal those of tf.image.resize followed by a crop.
-    offset_y, rows, row_inside = _window(y_seed, size_hw[0], augmentation.crop[0], ratio_hw[0])
-    offset_x, columns, column_inside = _window(x_seed, size_hw[1], augmentation.crop[1], ratio_hw[1])
-    inside = row_inside[:, None] & column_inside[None, :]
+    # Scale and crop in one go: only the pixels of the crop that lie in the picture are computed, whatever the size of
+    # the scaled picture. They equal those of tf.image.resize followed by a crop. The rest is padded at the end.
+    y, above, rows = _window(y_seed, size_hw[0], augmentation.crop[0], ratio_hw[0])
+    x, left, columns = _window(x_seed, size_hw[1], augmentation.crop[1], ratio_hw[1])
+    size = tf.stack([tf.size(rows), tf.size(columns)])
+    flipped = tf.random.stateless_uniform((), flip_seed) < 0.5 if augmentation.flip else tf.constant(False)
+    left = tf.where(flipped, augmentation.crop[1] - size[1] - left, left)
+    around = [[above, augmentation.crop[0] - size[0] - above], [left, augmentation.crop[1] - size[1] - left]]
 
-    def pad(image: tf.Tensor) -> tf.Tensor:
-        return tf.where(inside[..., None], image, PAD_VALUE)
-
-    image = pad(
-        tf.raw_ops.ScaleAndTranslate(
-            images=image_HWC[None],
-            size=augmentation.crop,
-            scale=ratio_hw,
-            translation=-tf.stack([offset_y, offset_x]),
-            kernel_type="triangle",  # bilinear
-            antialias=False,
-        )[0]
-    )
+    image = tf.raw_ops.ScaleAndTranslate(
+        images=image_HWC[None],
+        size=size,
+        scale=ratio_hw,
+        translation=-tf.stack([y, x]),
+        kernel_type="triangle",  # bilinear
+        antialias=False,
+    )[0]
     if augmentation.color_jitter:
-        image = pad(jitter_color(image, color_seed, augmentation.color_jitter))
+        image = jitter_color(image, color_seed, augmentation.color_jitter)
     if augmentation.blur:
         sigma = tf.random.stateless_uniform((), blur_seed, maxval=augmentation.blur)
-        image = pad(gaussian_blur(image, sigma, augmentation.blur))
-    image = tf.ensure_shape(image, (*augmentation.crop, 3))
+        image = gaussian_blur(image, sigma, augmentation.blur)
+    if augmentation.flip:
+        image = tf.cond(flipped, lambda: tf.reverse(image, [1]), lambda: image)  # a quarter of the time of [:, ::-1]
+    image = tf.ensure_shape(tf.pad(image, [*around, [0, 0]], constant_values=PAD_VALUE), (*augmentation.crop, 3))
 
     label = None
     if label_HW is not None:
+        columns = tf.where(flipped, columns[::-1], columns)
         nearest = tf.gather(tf.gather(label_HW, rows), columns, axis=1)
-        label = tf.where(inside, tf.cast(nearest, tf.int32), IGNORE)
+        label = tf.cast(tf.pad(nearest, around, constant_values=IGNORE), tf.int32)
         label = tf.ensure_shape(label, augmentation.crop)
-
-    if augmentation.flip:
-        flipped = tf.random.stateless_uniform((), flip_seed) < 0.5
-        image = tf.cond(flipped, lambda: image[:, ::-1], lambda: image)
-        if label is not None:
-            label = tf.cond(flipped, lambda: label[:, ::-1], lambda: label)
     return image, label
 
 
 def _window(seed: tf.Tensor, scaled: tf.Tensor, crop: int, ratio: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Along one axis: where the crop begins in the scaled picture (negative: padding comes first), for each
-    of its pixels the nearest source pixel, and whether it lies inside of the picture."""
+    """Along one axis: where in the scaled picture the crop's part of it begins, how much padding comes before, and for
+    each of its pixels the nearest source pixel."""
     room = scaled - crop
-    draw = tf.floor(tf.random.stateless_uniform((), seed) * (tf.abs(room) + 1.0))
-    offset = tf.sign(room) * tf.minimum(draw, tf.abs(room))
-    position = tf.range(crop, dtype=tf.float32) + offset
-    inside = (position >= 0) & (position < scaled)
-    nearest = tf.floor((tf.clip_by_value(position, 0.0, scaled - 1.0) + 0.5) / ratio)
-    return offset, tf.cast(tf.minimum(nearest, tf.round(scaled / ratio) - 1.0), tf.int32), inside
+    draw = tf.minimum(tf.floor(tf.random.stateless_uniform((), seed) * (tf.abs(room) + 1.0)), tf.abs(room))
+    first, padding = tf.unstack(tf.where(room > 0, [draw, 0.0], [0.0, draw]))
+    position = tf.range(tf.minimum(scaled, float(crop))) + first
+    nearest = tf.floor((position + 0.5) / ratio)
+    return first, tf.cast(padding, tf.int32), tf.cast(tf.minimum(nearest, tf.round(scaled / ratio) - 1.0), tf.int32)
 
 
 def jitter_color(image_HWC: tf.Tensor, seed: tf.Tensor, strength: float) -> tf.Tensor:
     """Random brightness, contrast, saturation (each by up to `strength`) and hue (a quarter of it); float32
     0..255."""
     seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 4))
-    low, high = 1.0 - strength, 1.0 + strength
-    image = image_HWC / 255.0
-    image = image * tf.random.stateless_uniform((), seeds[0], low, high)
-    image = tf.image.stateless_random_contrast(image, low, high, seeds[1])
-    # Saturation and hue go through HSV, which needs 0..1.
-    image = tf.clip_by_value(image, 0.0, 1.0)
-    image = tf.image.stateless_random_saturation(image, low, high, seeds[2])
-    image = tf.image.stateless_random_hue(image, strength / 4, seeds[3])
-    return tf.clip_by_value(image, 0.0, 1.0) * 255.0
+    brightness, contrast, saturation = (
+        tf.random.stateless_uniform((), each, 1.0 - strength, 1.0 + strength) for each in seeds[:3]
+    )
+    hue = tf.random.stateless_uniform((), seeds[3], -strength / 4, strength / 4)
+    # Brightness, then contrast around the mean of each channel, in one: every pass over the picture counts.
+    mean_C = tf.reduce_mean(image_HWC, axis=(0, 1)) * brightness
+    image = tf.nn.bias_add(image_HWC[None] * (brightness * contrast), mean_C * (1.0 - contrast))[0]
+    image = tf.clip_by_value(image, 0.0, 255.0)
+    # Through HSV, whatever the unit of the value.
+    image = tf.image.adjust_hue(tf.image.adjust_saturation(image, saturation), hue)
+    return tf.clip_by_value(image, 0.0, 255.0)
 
 
 def gaussian_blur(image_HWC: tf.Tensor, sigma: tf.Tensor, largest_sigma: float) -> tf.Tensor:

@@ -4,6 +4,7 @@ from kerasseg.segmenters.backbones import BACKBONES, build_backbone
 from kerasseg.segmenters.deeplab_v2 import DeepLabV2
 from kerasseg.segmenters.deeplab_v3plus import DeepLabV3Plus
 from kerasseg.segmenters.segmenter import Segmenter
+from kerasseg.segmenters.weights import LoadedWeights, load_weights
 
 SEGMENTERS: dict[str, type[Segmenter]] = {"deeplab_v2": DeepLabV2, "deeplab_v3plus": DeepLabV3Plus}
 
@@ -20,7 +21,9 @@ __all__ = [
     "SEGMENTERS",
     "DeepLabV2",
     "DeepLabV3Plus",
+    "LoadedWeights",
     "Segmenter",
     "build_backbone",
     "build_segmenter",
+    "load_weights",
 ]

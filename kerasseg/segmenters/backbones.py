@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import keras
 
 from kerasseg.layers import AtrousConv2D, AtrousDepthwiseConv2D, BatchNormalization
+from kerasseg.segmenters.weights import load_weights
 
 OUTPUT_STRIDES = (8, 16, 32)
 # The networks' own 0.999 (MobileNetV2) averages over more steps than a run on few labels has: see docs/decisions.md.
@@ -83,8 +83,8 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none", ex
         name: a key of `BACKBONES`.
         output_stride: 8, 16 or 32; below the network's own, stride is traded for dilation (Chen et al. 2017,
             arXiv:1606.00915). The network's own is 32, but 16 for mobilenet_v2_c4, which has no 32.
-        weights: `"imagenet"` (from the Keras cache or the network), `"none"`, or the path of a weights file that the
-            stock network loads.
+        weights: `"imagenet"` (from the Keras cache or the network), `"none"`, or the path of a file that `load_weights`
+            reads.
         extra_channels: how many the input has after RGB. With any, the first convolution is fresh (He-initialised),
             whatever `weights` says.
 
@@ -94,11 +94,13 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none", ex
     spec = backbone_spec(name)
     if output_stride not in OUTPUT_STRIDES:
         raise ValueError(f"output_stride must be 8, 16 or 32; got {output_stride!r}")
-    network = _with_weights(spec, name, weights)
+    network = _stock(spec, name, weights if weights == "imagenet" else "none")
     taps = [network.get_layer(spec.low_level).output, network.get_layer(spec.high_level).output]
     network = keras.Model(network.input, taps, name=name)
     dense = dilate(network, output_stride, extra_channels)
     copy_weights(network, dense)
+    if weights not in ("imagenet", "none"):
+        load_weights(dense, weights, spec.build)
     return dense
 
 
@@ -111,20 +113,18 @@ def copy_weights(network: keras.Model, other: keras.Model) -> None:
                 layer.set_weights(weights)
 
 
-def _with_weights(spec: BackboneSpec, name: str, weights: str) -> keras.Model:
+def _stock(spec: BackboneSpec, name: str, weights: str) -> keras.Model:
     if weights == "none":
         return spec.build(None)
-    if weights != "imagenet" and not Path(weights).is_file():
-        raise ValueError(f"weights must be 'imagenet', 'none' or an existing file; got {weights!r}")
     try:
         return spec.build(weights)
-    except Exception as error:  # Keras raises anything from KeyError to OSError for a bad file or no network
-        if weights == "imagenet" and not isinstance(error, ValueError):
-            raise ValueError(
-                f"the ImageNet weights of {name} could not be downloaded ({error}); give the path of a weights file, "
-                "or weights='none' to train from scratch"
-            ) from error
-        raise ValueError(f"{weights} does not hold weights for {name} without its top: {error}") from error
+    except ValueError:
+        raise
+    except Exception as error:  # Keras raises anything from KeyError to OSError where there is no network
+        raise ValueError(
+            f"the ImageNet weights of {name} could not be downloaded ({error}); give the path of a weights file, "
+            "or weights='none' to train from scratch"
+        ) from error
 
 
 def dilate(network: keras.Model, output_stride: int, extra_channels: int = 0) -> keras.Model:

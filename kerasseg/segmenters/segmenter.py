@@ -7,6 +7,7 @@ import keras
 
 from kerasseg.layers import CropLike, PadToMultiple, PixelNormalization, Upsample
 from kerasseg.segmenters.backbones import backbone_spec, build_backbone
+from kerasseg.segmenters.weights import LoadedWeights, load_weights
 
 
 class Segmenter(keras.Model):
@@ -18,9 +19,9 @@ class Segmenter(keras.Model):
         backbone: a key of `BACKBONES`.
         num_classes: K, background included.
         output_stride: of the backbone, 8 or 16.
-        weights: of the backbone: `"imagenet"`, `"none"` or the path of a weights file. Not part of the configuration:
-            a saved model brings its weights with it.
-
+        weights: `"imagenet"` (of the backbone), `"none"`, or the path of a file that `load_weights` reads, of the
+            backbone alone or of the whole segmenter; what became of it is in `loaded_weights`. Not part of the
+            configuration: a saved model brings its weights with it.
         head_config: what `build_head` takes beside the three above.
 
     Raises:
@@ -49,7 +50,8 @@ class Segmenter(keras.Model):
         if output_stride not in (8, 16):
             raise ValueError(f"output_stride must be 8 or 16; got {output_stride!r}")
         # === Layers ===
-        features = build_backbone(backbone, output_stride, weights)
+        from_file = weights not in ("imagenet", "none")
+        features = build_backbone(backbone, output_stride, "none" if from_file else weights)
         head, stride = self.build_head(features.outputs, num_classes, output_stride, **head_config)
 
         # === Functional graph ===
@@ -68,6 +70,11 @@ class Segmenter(keras.Model):
         self.num_classes = num_classes
         self.output_stride = output_stride
         self.head_config = head_config
+
+        # === Weights ===
+        self.loaded_weights: LoadedWeights | None = None
+        if from_file:
+            self.loaded_weights = load_weights(self, weights, backbone_spec(backbone).build)
 
     def encode(self, images_BHW3, training: bool = False) -> list:
         """The backbone's features `[low_level, high_level]`."""

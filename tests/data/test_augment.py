@@ -142,6 +142,14 @@ def test_colour_jitter_turns_the_hue_by_a_quarter_of_its_strength():
     assert -0.1 - 1e-4 < min(turns) < -0.08 and 0.08 < max(turns) < 0.1 + 1e-4
 
 
+def test_contrast_changes_around_the_mean_of_the_picture_and_not_of_its_padding():
+    """Of a picture of one grey it changes nothing: only its brightness may be another one."""
+    picture = np.full((8, 8, 3), 40, np.uint8)
+    for image, label in views(20, picture, np.zeros((8, 8), np.uint8), crop=(16, 16), scale=(1, 1), color_jitter=0.5):
+        (value,) = {round(float(v), 3) for v in image[label == 0].ravel()}
+        assert 20 <= value <= 60 and (image[label == 255] == PAD_VALUE).all()
+
+
 def test_blur_is_gaussian():
     dot = np.zeros((15, 15, 3), np.float32)
     dot[7, 7] = 1.0

@@ -206,13 +206,6 @@ def test_mistakes(arguments, message):
         build_backbone(*arguments)
 
 
-def test_a_file_that_holds_no_weights_is_named(tmp_path):
-    path = tmp_path / "broken.weights.h5"
-    path.write_bytes(b"not an HDF5 file")
-    with pytest.raises(ValueError, match=f"{path} does not hold weights for mobilenet_v2"):
-        build_backbone("mobilenet_v2", 16, str(path))
-
-
 def test_stride_of_pooling_cannot_be_traded():
     image = keras.Input((None, None, 3))
     network = keras.Model(image, keras.layers.MaxPooling2D(2)(image))

@@ -1,12 +1,8 @@
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
 
 from kerasseg.segmenters import build_segmenter
-
-WEIGHTS = Path(__file__).parents[3] / "shared/weights/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5"
 
 
 def build(name, **arguments):
@@ -81,13 +77,3 @@ def test_mistakes():
         build("deeplab_v2", num_classes=1)
     with pytest.raises(ValueError, match="output_stride must be 8 or 16; got 32"):
         build("deeplab_v2", output_stride=32)
-
-
-@pytest.mark.skipif(not WEIGHTS.exists(), reason="ImageNet weights are not beside the project")
-def test_stock_imagenet_weights_load_into_the_dilated_backbone():
-    pretrained = build("deeplab_v2", weights=str(WEIGHTS)).backbone
-    kernel = pretrained.get_layer("Conv1").get_weights()[0]
-    fresh = build("deeplab_v2").backbone.get_layer("Conv1").get_weights()[0]
-    stock = keras.applications.MobileNetV2(weights=str(WEIGHTS), include_top=False)
-    np.testing.assert_array_equal(kernel, stock.get_layer("Conv1").get_weights()[0])
-    assert not np.allclose(kernel, fresh)

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kerasseg.methods import METHODS
+from kerasseg.segmenters import build_segmenter
 from tests.data import archives
 from tests.data.folders import CLASSES, make_folder, save
 from tests.training.commands import TINY, call, error_line, train
@@ -48,6 +50,7 @@ def test_a_run_leaves_everything_a_user_needs(dataset, tmp_path, capsys):
     stored = json.loads((out / "result.json").read_text())
     assert stored["mIoU"] == result["mIoU"] and stored["protocol"]["images"] == 3
     assert set(stored["per_class_IoU"]) == set(CLASSES) and "without_gate" in stored
+    assert stored["initial_weights"] == {"source": "none"}
     assert stored["without_gate"]["mIoU"] == lines(out)[-1]["val_mIoU_without_gate"]
     assert "<html" in (out / "report.html").read_text()
 
@@ -150,6 +153,34 @@ def test_a_classifier_for_a_finished_run(dataset, tmp_path, capsys):
     assert status == 2 and "is not finished: go on with training.run --resume" in error_line(err)
     status, _, err = train(dataset, tmp_path / "other", capsys, "--branch-run", str(fused), method="s4gan")
     assert status == 2 and "only mlmt can be added to a finished run" in error_line(err)
+
+
+def test_a_run_says_which_weights_it_started_from_also_when_resumed(dataset, tmp_path, capsys):
+    file, out = tmp_path / "model.keras", tmp_path / "run"
+    segmenter = build_segmenter("deeplab_v3plus", backbone="tiny", num_classes=3, head_channels=8)
+    METHODS["supervised"](segmenter, steps=1).save(file)
+    flags = ["--weights", str(file), "--segmenter", "deeplab_v2", "--evaluate-every", "1"]
+    after_step = callbacks.MetricsLog.after_step
+
+    def interrupt(self, logs):
+        after_step(self, logs)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(callbacks.MetricsLog, "after_step", interrupt)
+        _, result, err = train(dataset, out, capsys, *flags, method="supervised", steps=2)
+    assert result["steps"] == 1
+    assert "weights: 4 layers from model.keras, 4 reinitialised, 20 of the file skipped\n" in err
+    assert f"  all of them: {out / 'weights.txt'}\n" in err
+    assert "/decoder/logits 1x1x8x3 3\n" in (out / "weights.txt").read_text()
+
+    file.unlink()  # the checkpoint brings its own
+    status, _, err = train(dataset, out, capsys, *flags, "--resume", method="supervised", steps=2)
+    assert status == 0 and "weights:" not in err
+    started = json.loads((out / "result.json").read_text())["initial_weights"]
+    assert started["source"] == "model.keras" and len(started["sha256"]) == 64 and started["by"] == "name"
+    assert [started[name] for name in ("loaded", "reinitialised", "skipped")] == [4, 4, 20]
+    assert json.loads((out / "config.json").read_text())["initial_weights"] == started
 
 
 def test_training_stops_at_the_first_loss_that_is_not_finite(dataset, tmp_path, capsys):

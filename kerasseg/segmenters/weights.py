@@ -1,0 +1,247 @@
+"""Initial weights from a file, matched to a network by the names and shapes of its layers."""
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+
+# Where a layer stands: the names of the networks around it, from the outermost inwards, and its own.
+LayerPath = tuple[str, ...]
+Layers = dict[LayerPath, list[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """What became of a file of weights. A layer is named by where it stands, with the shapes of its arrays."""
+
+    source: str
+    """The file's name, without its folder."""
+    sha256: str
+    """Of the file."""
+    by: str
+    """name; or position, where the file names no layers and an equal network had to tell which is which."""
+    loaded: tuple[str, ...]
+    """Layers of the network that have their weights from the file."""
+    reinitialised: tuple[str, ...]
+    """Layers of the network that the file does not hold, or holds in another shape."""
+    skipped: tuple[str, ...]
+    """Layers of the file that the network has no use for."""
+
+    def counts(self) -> dict[str, Any]:
+        """For result.json: the lists by their lengths."""
+        fields = {name: getattr(self, name) for name in ("source", "sha256", "by")}
+        return fields | {name: len(getattr(self, name)) for name in ("loaded", "reinitialised", "skipped")}
+
+    def summary(self) -> str:
+        """A line; and a line each for what was not loaded and not used."""
+        lines = [f"weights: {len(self.loaded)} layers from {self.source}" + " by position" * (self.by == "position")]
+        lines[0] += f", {len(self.reinitialised)} reinitialised, {len(self.skipped)} of the file skipped"
+        for name in ("reinitialised", "skipped"):
+            if names := getattr(self, name):
+                lines.append(f"  {name}: {_some(names)}")
+        return "\n".join(lines)
+
+    def listing(self) -> str:
+        """All names, line by line."""
+        lines = [f"{self.source}, sha256 {self.sha256}, layers matched by {self.by}"]
+        for name in ("loaded", "reinitialised", "skipped"):
+            lines += [f"{name} {layer}" for layer in getattr(self, name)]
+        return "\n".join(lines) + "\n"
+
+
+def load_weights(
+    network: keras.Model, path: str | Path, stock: Callable[[str], keras.Model] | None = None
+) -> LoadedWeights:
+    """Gives a network those weights of a file that fit it.
+
+    The file is a `.keras` archive (of any functional model, or a run's model.keras, of which the segmenter is read), a
+    `.weights.h5` of Keras 3 or a `.h5` of Keras 2. Two layers fit where their own names and the shapes of all their
+    arrays are equal, wherever they stand: so a file of the backbone alone loads into the backbone of a segmenter, and a
+    segmenter of other classes into all of one but its last layer. Where the file holds several networks with such
+    layers (the teacher of a mean-teacher classifier, say), the one that fits best is taken. The code of the file's
+    model is not run.
+
+    Args:
+        network: functional, possibly of functional parts; what does not fit stays as it is.
+        path: of the file.
+        stock: makes the published form of the network, or of its backbone, with the weights of a file. It is asked
+            where a file names no layers or nothing fits by name, because Keras then goes by the layers' order.
+
+    Raises:
+        ValueError: no such file, not a file of weights, or nothing in it fits.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"weights must be 'imagenet', 'none' or an existing file; got '{path}'")
+    wanted = dict(_layers(network))
+    stored, by = read_layers(path), "name"
+    fitting = _fitting(wanted, stored)
+    if not fitting:
+        named, by = stored, "position"
+        stored = _by_position(network, path, stock)
+        fitting = _fitting(wanted, stored)
+        if not fitting:
+            expected, came = (_some(["/".join(name) for name in layers]) for layers in (wanted, named))
+            raise ValueError(
+                f"nothing in {path} fits {network.name}: expected layers such as {expected}; it holds "
+                f"{came or 'none with a name'}; give the file of such a network (see --segmenter, --backbone), or "
+                "'imagenet' or 'none'"
+            )
+    for name, origin in fitting.items():
+        wanted[name].set_weights(stored[origin])
+    arrays = {name: layer.weights for name, layer in wanted.items()}
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return LoadedWeights(
+        source=path.name,
+        sha256=sha256,
+        by=by,
+        loaded=tuple(_described(name, arrays[name]) for name in fitting),
+        reinitialised=tuple(_described(name, arrays[name]) for name in wanted if name not in fitting),
+        skipped=tuple(_described(name, stored[name]) for name in stored if name not in fitting.values()),
+    )
+
+
+def read_layers(path: Path) -> Layers:
+    """The arrays of each layer of a file of weights, as `keras.Layer.get_weights` orders them.
+
+    Empty where a file names no layers (`.weights.h5` of Keras before 3.6).
+
+    Raises:
+        ValueError: not a file of weights, or a damaged one.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            return _read_archive(path)
+        if h5py.is_hdf5(path):
+            with h5py.File(path) as file:
+                group = file.get("model_weights", file)
+                return _read_legacy(group) if "layer_names" in group.attrs else _read_h5(file)
+    except Exception as error:  # h5py, zipfile and Keras raise anything for a damaged file
+        message = str(error).partition("\n")[0]
+        raise ValueError(f"the weights in {path} cannot be read: {message}; is the file complete?") from error
+    raise ValueError(
+        f"{path} holds no weights: expected a .keras archive, a .weights.h5 or a legacy .h5 file, and it is neither a "
+        "zip archive nor an HDF5 file, whatever its name"
+    )
+
+
+def _read_archive(path: Path) -> Layers:
+    with zipfile.ZipFile(path) as archive:
+        config = json.loads(archive.read("config.json"))
+        with h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as file:
+            layers = _read_h5(file)
+    if not layers:
+        model = keras.saving.load_model(path, compile=False)
+        layers = {name: layer.get_weights() for name, layer in _layers(model)}
+    segmenter = _segmenter_name(config)
+    return {name: arrays for name, arrays in layers.items() if segmenter is None or segmenter in name[:-1]}
+
+
+def _segmenter_name(config: dict[str, Any]) -> str | None:
+    """The name of the segmenter inside one of our methods, from its config; None for any other model."""
+    inner = config.get("config")
+    if not isinstance(inner, dict) or not str(config.get("module")).startswith("kerasseg.methods"):
+        return None
+    return inner["segmenter"]["config"]["name"] if "segmenter" in inner else _segmenter_name(inner["segmentation"])
+
+
+def _read_h5(file: h5py.File) -> Layers:
+    """Keras 3: groups numbered by class, such as layers/conv2d_1/vars/0, where `vars` knows the layer's own name."""
+    groups: dict[str, h5py.Group] = {}
+
+    def visit(place: str, node: h5py.Group | h5py.Dataset) -> None:
+        *outer, last = place.split("/")
+        if last == "vars" and "name" in node.attrs and outer[:1] != ["optimizer"]:
+            groups["/".join(outer)] = node
+
+    file.visititems(visit)
+    layers = {}
+    for place, group in groups.items():
+        if len(group):
+            parts = place.split("/") if place else []
+            around = ["/".join(parts[:length]) for length in range(len(parts) + 1)]
+            name = tuple(str(groups[place].attrs["name"]) for place in around if place in groups)
+            layers[name] = [np.asarray(group[key]) for key in sorted(group, key=lambda key: (len(key), key))]
+    return layers
+
+
+def _read_legacy(group: h5py.Group) -> Layers:
+    """Keras 2: `layer_names` of the outermost network. The weights of a network in it are named after its layers."""
+    layers: Layers = {}
+    for layer in _texts(group.attrs["layer_names"]):
+        names = _texts(group[layer].attrs["weight_names"])
+        owners = [name.rpartition("/")[0] for name in names]
+        for owner, name in zip(owners, names, strict=True):
+            inner = owner.split("/") if len(set(owners)) > 1 else []
+            layers.setdefault((layer, *inner), []).append(np.asarray(group[layer][name]))
+    return layers
+
+
+def _texts(values) -> list[str]:
+    return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
+
+
+def _by_position(network: keras.Model, path: Path, stock: Callable[[str], keras.Model] | None) -> Layers:
+    """The file's arrays where Keras itself loads it into `network` or its published form; empty where it does not."""
+    before = network.get_weights()
+
+    def as_it_is(weights: str) -> keras.Model:
+        network.load_weights(weights)
+        return network
+
+    for build in (as_it_is, stock):
+        try:
+            if build is not None:
+                return {name: layer.get_weights() for name, layer in _layers(build(str(path)))}
+        except Exception:  # Keras raises anything from KeyError to OSError for a file of another network
+            network.set_weights(before)
+    return {}
+
+
+def _layers(network: keras.Model, around: LayerPath = ()) -> Iterator[tuple[LayerPath, keras.layers.Layer]]:
+    """The layers with weights, those of networks inside the network too."""
+    for layer in network.layers:
+        if isinstance(layer, keras.Model):
+            yield from _layers(layer, (*around, layer.name))
+        elif layer.weights:
+            yield (*around, layer.name), layer
+
+
+def _fitting(wanted: dict[LayerPath, keras.layers.Layer], stored: Layers) -> dict[LayerPath, LayerPath]:
+    """Which layers take their weights from which: of the file's networks the one with the most that fit."""
+    best: dict[LayerPath, LayerPath] = {}
+    for network in sorted({name[:length] for name in stored for length in range(len(name))}):
+        inside: dict[str, LayerPath | None] = {}
+        for name in stored:
+            if name[: len(network)] == network:
+                inside[name[-1]] = None if name[-1] in inside else name  # of two, nobody knows which is meant
+        fitting = {
+            name: origin
+            for name, layer in wanted.items()
+            if (origin := inside.get(name[-1])) and _shapes(stored[origin]) == _shapes(layer.weights)
+        }
+        best = max(best, fitting, key=len)
+    return best
+
+
+def _shapes(arrays) -> list[tuple[int, ...]]:
+    return [tuple(array.shape) for array in arrays]
+
+
+def _described(name: LayerPath, arrays) -> str:
+    return "/".join(name) + " " + " ".join("x".join(map(str, shape)) for shape in _shapes(arrays))
+
+
+def _some(names) -> str:
+    """The first three of them."""
+    names = list(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
