@@ -79,9 +79,11 @@ class Split:
     def load(cls, folder: str | Path) -> "Split":
         """Reads what `save` wrote. Raises OSError for a missing file, ValueError for a name with two
         roles."""
-        names = (tuple((Path(folder) / f"{role}.txt").read_text("utf-8").split("\n")[:-1]) for role in ROLES)
+        labeled, weak, unlabeled = (
+            tuple((Path(folder) / f"{role}.txt").read_text("utf-8").split("\n")[:-1]) for role in ROLES
+        )
         table = Path(folder) / "weak.csv"
-        return cls(*names, weak_classes=_read_image_labels(table, str, int) if table.exists() else {})
+        return cls(labeled, weak, unlabeled, _read_image_labels(table, str, int) if table.exists() else {})
 
 
 def make_split(
