@@ -72,7 +72,7 @@ def train(config: RunConfig) -> dict[str, Any]:
         method.compile()
     settings = open_folder(config, method, dataset, split)
     steps = method.total_steps
-    checkpoints = Checkpoints(folder / "checkpoints", method)
+    checkpoints = Checkpoints(folder / "checkpoints", method, split.fingerprint)
     start_step = checkpoints.restore() if config.resume else 0
 
     unlabeled = (config.unlabeled_batch_size or config.batch_size) * method.unlabeled_sets
@@ -139,6 +139,7 @@ def train(config: RunConfig) -> dict[str, Any]:
         scores = evaluate(method, dataset, protocol=protocol)
     result = scores | {
         "initial_weights": settings.get("initial_weights"),
+        "split_fingerprint": split.fingerprint,
         "steps": step,
         "seconds": round(log.seconds, 1),
         "images_per_second": round(step * images_per_step / log.seconds, 2),
