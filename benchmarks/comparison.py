@@ -136,13 +136,23 @@ def read_kept(config: Comparison, method: str, labeled: str) -> dict[int, dict]:
     runs = {seed: json.loads(path.read_text()) for seed, path in paths.items() if path.exists()}
     for seed, run in runs.items():
         first_seed, first = next(iter(runs.items()))
-        names = (first["settings"].keys() | run["settings"].keys()) - set(OF_A_RUN)
-        if changed := [name for name in sorted(names) if first["settings"].get(name) != run["settings"].get(name)]:
+        if changed := sorted(set(differing(first["settings"], run["settings"])) - set(OF_A_RUN)):
             raise ValueError(
                 f"the kept scores of {method} with seeds {first_seed} and {seed} differ in {', '.join(changed)}: "
                 f"delete those to be run anew in {paths[seed].parent}"
             )
     return runs
+
+
+def differing(settings: dict, others: dict) -> list[str]:
+    """Names of the settings that both record, with other values. What one of them does not record yet came later, with
+    a default that changes nothing."""
+    pairs = {name: (value, others[name]) for name, value in settings.items() if name in others}
+    return [
+        name
+        for name, (ours, theirs) in pairs.items()
+        if (differing(ours, theirs) if isinstance(ours, dict) and isinstance(theirs, dict) else ours != theirs)
+    ]
 
 
 def require_alike(kept_runs: dict[str, dict[int, dict]]) -> None:

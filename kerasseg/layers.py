@@ -129,7 +129,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """
 
     def call(self, inputs_BHWC, training=None, mask=None):
-        by_the_batch = training and self.trainable
+        by_the_batch = training and self.trainable and len(inputs_BHWC.shape) == 4 and self.axis in (-1, 3)
         if not by_the_batch or mask is not None or self.synchronized or self.renorm or not (self.scale and self.center):
             return super().call(inputs_BHWC, training=training, mask=mask)
         outputs_BHWC, mean_C, variance_C = tf.compat.v1.nn.fused_batch_norm(

@@ -19,6 +19,8 @@ OF_A_RUN = ("seed", "split_fingerprint", "commit", "machine", "versions")
 """Settings in which runs of one method may differ and be averaged all the same."""
 OF_A_MACHINE = ("command", "dataset", "weights", "branch_run", "palette", "finished")
 """Further ones that say where files are, or nothing of the result."""
+OF_THE_LOG = ("recipe", "log_every", "evaluate_every")
+"""Further ones that change nothing of the result: where its settings came from, and what was noted on the way."""
 
 BASELINE = "supervised"
 
@@ -111,7 +113,9 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
 
 def settings(run: Run) -> dict[str, Any]:
     """What runs have to share to be averaged."""
-    shared = {key: value for key, value in run.config.items() if key not in OF_A_RUN + OF_A_MACHINE}
+    shared = {key: value for key, value in run.config.items() if key not in OF_A_RUN + OF_A_MACHINE + OF_THE_LOG}
+    # How many images have labels, however that was asked for: 1/8, 50, or a list of names for each seed.
+    shared |= {"labeled": len(run.split["labeled"]), "image_labels": len(run.split["weak"])}
     return shared | {"dataset": run.dataset, "weights": Path(str(run.config.get("weights"))).name}
 
 
@@ -182,7 +186,13 @@ def main(config: CompareConfig) -> dict[str, Any]:
         run.require_finished()
     rows = rows_of(runs)
     require_comparable(runs, rows, config.mixed_splits)
-    baseline = next((row.by_split for row in rows if row.runs[0].config["method"] == BASELINE), {})
+    baselines = [row for row in rows if row.runs[0].config["method"] == BASELINE]
+    if len(baselines) > 1:
+        names = ", ".join(row.name for row in baselines)
+        raise ValueError(
+            f"gains are over supervised, of which there are {len(baselines)}: {names}; give the runs of one"
+        )
+    baseline = baselines[0].by_split if baselines else {}
     print("\n".join(table(rows, baseline)), flush=True)
     if others := other_differences(rows):
         print(f"note: these methods were also run with different {', '.join(others)}", file=sys.stderr)

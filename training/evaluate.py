@@ -31,8 +31,9 @@ class EvaluateConfig:
     """A dataset's name or folder; None for the one the run was trained on."""
     split: str = "val"
     """train, val or test."""
-    protocol: str = "native"
-    """native, multiscale_flip, sliding_window or resized: how a picture is segmented for the comparison."""
+    protocol: str | None = None
+    """native, multiscale_flip, sliding_window or resized: how a picture is segmented for the comparison; None for that
+    of the run's own result."""
     scales: tuple[float, ...] | None = None
     """Of multiscale_flip: factors of the picture's size; None for 0.5 0.75 1 1.25 1.5 1.75."""
     window: tuple[int, int] | None = None
@@ -52,7 +53,8 @@ class EvaluateConfig:
 def main(config: EvaluateConfig) -> dict[str, Any]:
     run = Run.read(config.run)
     settings = {name: getattr(config, name) for name in SETTINGS}
-    protocol = make_protocol(config.protocol, run.config["crop"], **settings)
+    measured = run.result["protocol"]["name"] if run.result else "native"
+    protocol = make_protocol(config.protocol or measured, run.config["crop"], **settings)
     dataset = open_dataset(config.dataset or run.config["dataset"])
     require_sound(dataset)
     if list(dataset.classes) != run.classes:

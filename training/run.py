@@ -353,7 +353,7 @@ def configuration(arguments: list[str]) -> RunConfig:
         fields["mlmt"] = fields["mlmt"] | {"branch": known.branch}
     needs = RECIPES[known.recipe].needs if known.recipe in RECIPES else {}
     for flag, what in needs.items():
-        if not {flag, "--help", "-h", "--resume"} & {argument.split("=")[0] for argument in arguments}:
+        if not {flag, "--help", "-h"} & {argument.split("=")[0] for argument in arguments}:
             raise ValueError(f"recipe {known.recipe} needs {flag}: {what}")
     return with_groups(dataclasses.replace(config, recipe=known.recipe), fields)
 

@@ -7,7 +7,7 @@ Legend: H, W size of a picture; K classes.
 import functools
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -26,6 +26,7 @@ from kerasseg.data.folder import (
     list_files,
     parse_classes,
 )
+from kerasseg.data.prepared import PreparedDataset
 from kerasseg.data.splits import Split
 
 # What the pipeline decodes. MPO is what some telephones write: a JPEG with further pictures behind it.
@@ -200,8 +201,9 @@ class Inspection:
     def add(self, severity: str, file: str, message: str, fix: str) -> None:
         self.problems.append(Problem(severity, file, message, fix))
 
-    def add_split(self, split: Split) -> None:
-        """Adds what is wrong with this split of the folder's training images."""
+    def add_split(self, split: Split, known: set[int] | None = None) -> None:
+        """Adds what is wrong with this split of the training images; `known` are the classes that some image shows,
+        those of the label maps that were read when None."""
         counts = self.label_pixels.get("train", {})
         if missing := [name for name in split.labeled if name not in counts]:
             self.add(
@@ -211,7 +213,8 @@ class Inspection:
                 "add the label map, or make the split anew",
             )
         labeled = _total(counts[name] for name in split.labeled if name in counts)
-        if absent := [c for i, c in enumerate(self.classes) if self.pixels[i] and not labeled[i]]:
+        known = set(np.flatnonzero(self.pixels)) if known is None else known
+        if absent := [c for i, c in enumerate(self.classes) if i in known and not labeled[i]]:
             self.add(
                 "warning",
                 f"the {len(split.labeled)} labelled images",
@@ -232,8 +235,13 @@ def check_dataset(path: str | Path, split: Split | None = None) -> list[Problem]
 def require_sound(dataset: Dataset, split: Split | None = None) -> list[Problem]:
     """Raises ValueError with the first error of a dataset folder and their number; returns the warnings.
 
-    Datasets that are no folders of the user's are taken to be sound.
+    Of a published dataset, whose files were checked when it was prepared, only what the labelled images show is looked
+    at; the built-in one is sound.
     """
+    if isinstance(dataset, PreparedDataset) and split is not None:
+        result = inspect_dataset(dataset, {"train": split.labeled})
+        result.add_split(split, set(range(dataset.num_classes)))
+        return result.problems
     if not isinstance(dataset, FolderDataset):
         return []
     problems = check_dataset(dataset.path, split)
@@ -247,16 +255,20 @@ def require_sound(dataset: Dataset, split: Split | None = None) -> list[Problem]
     return problems
 
 
-def inspect_dataset(dataset: Dataset) -> Inspection:
-    """Counts the pixels of every label map of a known dataset, whose files were checked when it was prepared."""
+def inspect_dataset(dataset: Dataset, chosen: Mapping[str, Sequence[str]] | None = None) -> Inspection:
+    """Counts the pixels of the label maps of a known dataset, whose files were checked when it was prepared.
+
+    Args:
+        chosen: names by split; all when None.
+    """
     result = Inspection(Path(dataset.name), classes=dataset.classes)
 
     def count(split: str, name: str) -> np.ndarray:
         return np.bincount(dataset.load_label(split, name).ravel(), minlength=256)
 
     with ThreadPoolExecutor() as pool:
-        for split in dataset.splits:
-            names = dataset.label_names(split)
+        for split in dataset.splits if chosen is None else chosen:
+            names = dataset.label_names(split) if chosen is None else chosen[split]
             result.images[split] = {"images": len(dataset.image_names(split)), "labeled": len(names)}
             counts = pool.map(functools.partial(count, split), names)
             result.label_pixels[split] = dict(zip(names, counts, strict=True))

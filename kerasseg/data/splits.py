@@ -208,6 +208,8 @@ def _image_labels_in_file(path: Path, dataset: Dataset) -> dict[str, tuple[int, 
         told = _read_image_labels(path, lambda line: _image_name(line, known), number_of)
     except ValueError as error:
         raise ValueError(f"--image-labels {path}: {error}") from error
+    if not told:
+        raise ValueError(f"--image-labels {path}: the file names no image")
     if missing := [name for name in told if name not in known]:
         raise ValueError(
             f"--image-labels {path}: {_few(missing)} not among the {len(known)} train images of {dataset.name!r}"
@@ -224,8 +226,8 @@ def _read_image_labels(path: Path, name_of, number_of) -> dict[str, tuple[int, .
         if [title.strip().lower() for title in next(rows, [])] != ["image", "class"]:
             raise ValueError("expected a first line `image,class`, then a line for each class of an image")
         for row in filter(None, rows):
-            if len(row) != 2:
-                raise ValueError(f"expected two columns, image and class, in line {rows.line_num}; got {len(row)}")
+            if len(row) != 2 or not row[0].strip():
+                raise ValueError(f"expected an image and a class in line {rows.line_num}; got {','.join(row)!r}")
             present = classes.setdefault(name_of(row[0].strip()), set())
             if row[1].strip():
                 present.add(number_of(row[1].strip()))

@@ -44,6 +44,8 @@ class LoadedWeights:
         """A line; and a line each for what was not loaded and not used."""
         lines = [f"weights: {len(self.loaded)} layers from {self.source}" + " by position" * (self.by == "position")]
         lines[0] += f", {len(self.reinitialised)} reinitialised, {len(self.skipped)} of the file skipped"
+        if len(self.loaded) < len(self.reinitialised):
+            lines[0] = f"warning: most layers have no weights from the file; is it of another network? {lines[0]}"
         for name in ("reinitialised", "skipped"):
             if names := getattr(self, name):
                 lines.append(f"  {name}: {_some(names)}")

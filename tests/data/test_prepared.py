@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from kerasseg.data import Augmentation, builders, default_palette, eval_dataset, make_split, open_dataset, train_dataset
+from kerasseg.data.check import require_sound
 from tests.data import archives
 
 
@@ -133,3 +134,13 @@ def test_tensorflow_datasets_is_imported_only_by_the_builders():
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
                 names += [node.module] if isinstance(node, ast.ImportFrom) else []
                 assert not [n for n in names if n.startswith(("tensorflow_datasets", "kerasseg.data.builders"))], path
+
+
+def test_classes_that_no_labelled_picture_shows_are_told(tfds_directories, monkeypatch):
+    archives.voc2012(tfds_directories[0])
+    dataset = open_dataset("voc2012")
+    split = make_split(dataset, "2")
+    assert require_sound(dataset, split) == []
+    monkeypatch.setattr(dataset, "load_label", lambda split, name: np.full(archives.SIZE, 1, np.uint8))
+    (warning,) = require_sound(dataset, split)
+    assert "the 2 labelled images" in str(warning) and "no pixel of background, bicycle, bird" in str(warning)

@@ -201,7 +201,9 @@ def test_image_level_labels_from_a_file(tmp_path):
         ("image,class\ntrain_1,cow\n", "'cow' is no class of 'data': ground, cat, dog"),
         ("image,class\ntrain_1,3\n", "'3' is no class"),
         ("image,class\nval_1,cat\n", "'val_1' is not among the 4 train images"),
-        ("image,class\ntrain_1,cat,dog\n", "expected two columns, image and class, in line 2; got 3"),
+        ("image,class\ntrain_1,cat,dog\n", "expected an image and a class in line 2; got 'train_1,cat,dog'"),
+        ("image,class\n ,cat\n", "expected an image and a class in line 2"),
+        ("image,class\n", "the file names no image"),
         ("image,class\ntrain_0,cat\n", "every image in it is a labelled one"),
     ],
 )

@@ -131,3 +131,24 @@ def test_command_line(write, tmp_path):
     wrong = command(tmp_path)
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr.startswith("error: ") and wrong.stderr.count("\n") == 1
+
+
+def test_lists_of_names_are_one_setting_by_their_length_and_the_log_is_none(write):
+    lists = {seed: {"labeled": f"lists/{seed}.txt", "log_every": seed + 1, "recipe": f"r{seed}"} for seed in (0, 1)}
+    runs = [write("s4gan", seed, 0.4 + seed / 10, **lists[seed]) for seed in (0, 1)]
+    for run in runs:
+        (run / "split").mkdir()
+        (run / "split/labeled.txt").write_text("a\nb\n")
+    (row,) = compare(*runs)["rows"]
+    assert row["seeds"] == [0, 1] and row["mean"] == pytest.approx(0.45)
+    (runs[1] / "split/labeled.txt").write_text("a\nb\nc\n")
+    assert [row["method"] for row in compare(*runs, mixed_splits=True)["rows"]] == [
+        "s4gan (labeled 2)",
+        "s4gan (labeled 3)",
+    ]
+
+
+def test_two_baselines_are_refused(write):
+    runs = [write("supervised", 0, 0.4), write("supervised", 0, 0.5, backbone="resnet50")]
+    with pytest.raises(ValueError, match="gains are over supervised, of which there are 2: supervised .backbone None"):
+        compare(*runs)

@@ -153,8 +153,8 @@ def test_the_papers_recipes_have_the_papers_settings(name):
     )
     config = with_groups(*choose(name))
     assert own.items() <= config.method_fields["s4gan" if config.method == "mlmt" else config.method].items()
-    weak = "all" if name.endswith("weak") else None
-    assert config.image_labels == weak
+    assert config.image_labels == ("all" if name.endswith("weak") else None)
+    assert choose(name, "supervised")[0].image_labels is None  # which has no use for them
 
 
 def test_every_table_of_the_papers_has_its_recipes():

@@ -258,7 +258,9 @@ def test_the_end_of_a_run_is_measured_by_the_protocol_asked_for(dataset, tmp_pat
     assert "(sliding window)" in (out / "report.html").read_text()
     assert "protocol" not in json.loads((out / "config.json").read_text())
     watched = [line["val_mIoU"] for line in lines(out) if "val_mIoU" in line]
-    status, native, _ = call(evaluate.cli_main, [out], capsys)  # the saved model, on one device
+    status, again, _ = call(evaluate.cli_main, [out], capsys)
+    assert again["protocol"] == stored["protocol"]
+    status, native, _ = call(evaluate.cli_main, [out, "--protocol", "native"], capsys)  # the saved model, on one device
     assert native["protocol"]["name"] == "native"
     # The pictures are as large as the crops, so one window covers each.
     assert len(watched) == 2 and watched[-1] == native["mIoU"] == stored["mIoU"]

@@ -27,14 +27,28 @@ def choose(name: str, method: str | None = None, dataset: str | None = None) -> 
 
 
 def table() -> str:
-    """All recipes as lines of text."""
-    rows = [("recipe", "method", "dataset", "labelled", "steps", "mIoU in the paper, %", "here", "source")]
+    """All recipes as lines of text. The command of each is `python -m training.run --recipe NAME`, with the flags that
+    stand in a cell."""
+    head = (
+        "recipe",
+        "method",
+        "dataset",
+        "labelled",
+        "steps",
+        "weights",
+        "mIoU in the paper, %",
+        "source",
+        "its hardware",
+    )
+    rows = [(*head, "mIoU, hardware and time here")]
     for name, entry in RECIPES.items():
         config, _ = entry()
         expected = ", ".join(f"{method} {value:g}" for method, value in entry.expected.items())
         dataset, labeled = (
             f"--{flag}" if f"--{flag}" in entry.needs else getattr(config, flag) for flag in ("dataset", "labeled")
         )
-        rows.append((name, entry.method, dataset, labeled, str(config.steps), expected, entry.measured, entry.source))
+        start = ("--weights: " if "--weights" in entry.needs else "") + entry.start
+        row = (name, entry.method, dataset, labeled, str(config.steps), start or config.weights, expected)
+        rows.append((*row, entry.source, entry.hardware if entry.source else "", entry.measured))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

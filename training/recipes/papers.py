@@ -9,6 +9,7 @@ reports; `--list-recipes` shows them all. What a paper does not say is its refer
 from collections.abc import Mapping
 from typing import Any
 
+from kerasseg.methods import METHODS
 from training.config import RunConfig
 from training.recipes.recipe import Fields, recipe, same_for_all
 
@@ -33,8 +34,14 @@ def trained(segmenter: Mapping[str, Any], steps: int, **of_one: Mapping[str, Any
 
 
 def hung2018(table: int, **expected: float):
-    source = f"Hung et al. 2018, table {table}; ImageNet and COCO weights; one TitanX of 12 GB"
-    return recipe(method="advsemiseg", source=source, expected=expected, needs=COCO)
+    return recipe(
+        method="advsemiseg",
+        source=f"Hung et al. 2018, table {table}",
+        start="ImageNet and COCO weights",
+        hardware="TitanX, 12 GB",
+        expected=expected,
+        needs=COCO,
+    )
 
 
 def _hung2018(method: str, steps: int, **run: Any) -> tuple[RunConfig, Fields]:
@@ -95,9 +102,14 @@ def hung2018_cityscapes_1_2(method):
 
 
 def mittal2019(table: int, method: str = "mlmt", needs: Mapping[str, str] | None = None, **expected: float):
-    weights = "ImageNet and COCO weights" if needs == COCO else "ImageNet weights"
-    source = f"Mittal et al. 2019, table {table}; {weights}; Tesla P100"
-    return recipe(method=method, source=source, expected=expected, needs=needs or {})
+    return recipe(
+        method=method,
+        source=f"Mittal et al. 2019, table {table}",
+        start="ImageNet and COCO weights" if needs == COCO else "ImageNet weights",
+        hardware="Tesla P100",
+        expected=expected,
+        needs=needs or {},
+    )
 
 
 def _mittal2019(method: str, steps: int = 35_000, s4gan: Mapping[str, Any] | None = None, **run: Any):
@@ -177,7 +189,7 @@ def mittal2019_voc_1464(method):
 
 @mittal2019(7, needs=VOC_TRAIN, mlmt=70.9)
 def mittal2019_voc_1464_weak(method):
-    return _mittal2019_voc(method, "1464", image_labels="all")
+    return _mittal2019_voc(method, "1464", image_labels="all" if METHODS[method].uses_weak else None)
 
 
 @mittal2019(3, supervised=32.1, advsemiseg=32.8, s4gan=34.4, mlmt=35.3)
@@ -203,10 +215,17 @@ def mittal2019_cityscapes_1_4(method):
 # --- Mendel et al. 2020 (ecs), ECCV 2020 ---
 
 
-def mendel2020(tables: str, needs: Mapping[str, str] | None = None, **expected: float):
-    weights = "ImageNet and COCO weights" if needs == COCO else "ImageNet weights"
-    source = f"Mendel et al. 2020, {tables}; {weights}; Titan RTX or Quadro RTX 6000 of 24 GB"
-    return recipe(method="ecs", source=source, expected=expected, needs=needs or {})
+def mendel2020(table: int, needs: Mapping[str, str] | None = None, **expected: float):
+    start = "ImageNet and COCO weights" if needs == COCO else "ImageNet weights"
+    return recipe(
+        method="ecs",
+        source=f"Mendel et al. 2020, table {table}",
+        # Keras has none for ResNet-34.
+        start=f"{start}, the corrector too (give --ecs.corrector-weights, or it starts from random ones)",
+        hardware="Titan RTX or Quadro RTX 6000, 24 GB",
+        expected=expected,
+        needs=needs or {},
+    )
 
 
 V2: dict[str, Any] = {"segmenter": "deeplab_v2", "backbone": "resnet101", "output_stride": 8}
@@ -234,52 +253,52 @@ def _mendel2020_cityscapes(method: str, labeled: str, **run: Any) -> tuple[RunCo
     return _mendel2020(method, 15_000, dataset="cityscapes", labeled=labeled, **crops, **run)
 
 
-@mendel2020("tables 1 and 3", supervised=65.2, advsemiseg=66.22, ecs=70.22)
+@mendel2020(1, supervised=65.2, ecs=70.22)
 def mendel2020_voc_1_8(method):
     return _mendel2020_voc(method, "1/8")
 
 
-@mendel2020("tables 1 and 3", supervised=69.78, advsemiseg=70.48, ecs=72.6)
+@mendel2020(1, supervised=69.78, ecs=72.6)
 def mendel2020_voc_1_4(method):
     return _mendel2020_voc(method, "1/4")
 
 
-@mendel2020("table 1", supervised=73.42, ecs=74.63)
+@mendel2020(1, supervised=73.42, ecs=74.63)
 def mendel2020_voc_1_2(method):
     return _mendel2020_voc(method, "1/2")
 
 
-@mendel2020("tables 1 and 3", supervised=63.12, advsemiseg=63.21, ecs=67.38)
+@mendel2020(1, supervised=63.12, ecs=67.38)
 def mendel2020_cityscapes_1_8(method):
     return _mendel2020_cityscapes(method, "1/8")
 
 
-@mendel2020("tables 1 and 3", supervised=67.31, advsemiseg=68.43, ecs=70.7)
+@mendel2020(1, supervised=67.31, ecs=70.7)
 def mendel2020_cityscapes_1_4(method):
     return _mendel2020_cityscapes(method, "1/4")
 
 
-@mendel2020("table 1", supervised=71.22, ecs=72.89)
+@mendel2020(1, supervised=71.22, ecs=72.89)
 def mendel2020_cityscapes_1_2(method):
     return _mendel2020_cityscapes(method, "1/2")
 
 
-@mendel2020("table 4", COCO, supervised=67.36, ecs=72.95)
+@mendel2020(4, COCO, supervised=67.36, ecs=72.95)
 def mendel2020_voc_v2_1_8(method):
     return _mendel2020_voc(method, "1/8", **V2)
 
 
-@mendel2020("table 4", COCO, supervised=71.61, ecs=74.68)
+@mendel2020(4, COCO, supervised=71.61, ecs=74.68)
 def mendel2020_voc_v2_1_4(method):
     return _mendel2020_voc(method, "1/4", **V2)
 
 
-@mendel2020("table 4", supervised=55.96, ecs=60.26)
+@mendel2020(4, supervised=55.96, ecs=60.26)
 def mendel2020_cityscapes_v2_1_8(method):
     return _mendel2020_cityscapes(method, "1/8", **V2)
 
 
-@mendel2020("table 4", supervised=60.54, ecs=63.77)
+@mendel2020(4, supervised=60.54, ecs=63.77)
 def mendel2020_cityscapes_v2_1_4(method):
     return _mendel2020_cityscapes(method, "1/4", **V2)
 
@@ -288,8 +307,8 @@ def mendel2020_cityscapes_v2_1_4(method):
 
 
 def sawatzky2020(table: int, **expected: float):
-    source = f"Sawatzky et al. 2020, table {table}; ImageNet and COCO weights"
-    return recipe(method="latent", source=source, expected=expected, needs=COCO)
+    source = f"Sawatzky et al. 2020, table {table}"
+    return recipe(method="latent", source=source, start="ImageNet and COCO weights", expected=expected, needs=COCO)
 
 
 def _sawatzky2020(method: str, steps: int, **run: Any) -> tuple[RunConfig, Fields]:
@@ -339,8 +358,8 @@ def sawatzky2020_cityscapes_1_2(method):
 
 
 def dualgan(table: int):
-    source = f"Improved GAN with two discriminators, tables {table} and 5 (numbers lost); ImageNet weights"
-    return recipe(method="dualgan", source=source)
+    source = f"Improved GAN with two discriminators, tables {table} and 5, whose numbers are lost"
+    return recipe(method="dualgan", source=source, start="ImageNet weights")
 
 
 def _dualgan(method: str, steps: int, **run: Any) -> tuple[RunConfig, Fields]:
@@ -398,8 +417,8 @@ def dualgan_cityscapes_1_2(method):
 
 
 def yang2023(needs: Mapping[str, str] | None = None, **expected: float):
-    source = "Yang et al. 2023, ResNet-101; ImageNet weights"
-    return recipe(method="unimatch", source=source, expected=expected, needs=needs or {})
+    source = "Yang et al. 2023, ResNet-101"
+    return recipe(method="unimatch", source=source, start="ImageNet weights", expected=expected, needs=needs or {})
 
 
 def _yang2023(method: str, steps: int, head_multiplier: float, **run: Any) -> tuple[RunConfig, Fields]:

@@ -22,11 +22,15 @@ class Recipe:
     expected: Mapping[str, float] = field(default_factory=dict)
     """What the paper reports by method: mIoU on val, %."""
     source: str = ""
-    """Where it does, and what it was trained on."""
+    """Where it does."""
+    start: str = ""
+    """The weights that the paper starts from."""
+    hardware: str = "not said"
+    """What the paper trained on."""
     needs: Mapping[str, str] = field(default_factory=dict)
     """Flags without which it cannot run, and what to give."""
     measured: str = "not measured yet"
-    """What was measured here."""
+    """What was measured here: mIoU, hardware, time."""
 
     def __call__(self, method: str | None = None) -> tuple[RunConfig, Fields]:
         return self.settings(method or self.method)
