@@ -47,8 +47,8 @@ def table() -> str:
         dataset, labeled = (
             f"--{flag}" if f"--{flag}" in entry.needs else getattr(config, flag) for flag in ("dataset", "labeled")
         )
-        start = ("--weights: " if "--weights" in entry.needs else "") + entry.start
-        row = (name, entry.method, dataset, labeled, str(config.steps), start or config.weights, expected)
+        start = f"{entry.start}: --weights" if "--weights" in entry.needs else entry.start or config.weights
+        row = (name, entry.method, dataset, labeled, str(config.steps), start, expected)
         rows.append((*row, entry.source, entry.hardware if entry.source else "", entry.measured))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

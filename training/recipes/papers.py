@@ -37,7 +37,7 @@ def hung2018(table: int, **expected: float):
     return recipe(
         method="advsemiseg",
         source=f"Hung et al. 2018, table {table}",
-        start="ImageNet and COCO weights",
+        start="COCO",
         hardware="TitanX, 12 GB",
         expected=expected,
         needs=COCO,
@@ -105,7 +105,7 @@ def mittal2019(table: int, method: str = "mlmt", needs: Mapping[str, str] | None
     return recipe(
         method=method,
         source=f"Mittal et al. 2019, table {table}",
-        start="ImageNet and COCO weights" if needs == COCO else "ImageNet weights",
+        start="COCO" if needs == COCO else "ImageNet",
         hardware="Tesla P100",
         expected=expected,
         needs=needs or {},
@@ -216,12 +216,11 @@ def mittal2019_cityscapes_1_4(method):
 
 
 def mendel2020(table: int, needs: Mapping[str, str] | None = None, **expected: float):
-    start = "ImageNet and COCO weights" if needs == COCO else "ImageNet weights"
     return recipe(
         method="ecs",
         source=f"Mendel et al. 2020, table {table}",
-        # Keras has none for ResNet-34.
-        start=f"{start}, the corrector too (give --ecs.corrector-weights, or it starts from random ones)",
+        # Keras has none for the corrector's ResNet-34: without a file it starts from random ones.
+        start=("COCO" if needs == COCO else "ImageNet") + ", --ecs.corrector-weights",
         hardware="Titan RTX or Quadro RTX 6000, 24 GB",
         expected=expected,
         needs=needs or {},
@@ -308,7 +307,7 @@ def mendel2020_cityscapes_v2_1_4(method):
 
 def sawatzky2020(table: int, **expected: float):
     source = f"Sawatzky et al. 2020, table {table}"
-    return recipe(method="latent", source=source, start="ImageNet and COCO weights", expected=expected, needs=COCO)
+    return recipe(method="latent", source=source, start="COCO", expected=expected, needs=COCO)
 
 
 def _sawatzky2020(method: str, steps: int, **run: Any) -> tuple[RunConfig, Fields]:
@@ -358,8 +357,8 @@ def sawatzky2020_cityscapes_1_2(method):
 
 
 def dualgan(table: int):
-    source = f"Improved GAN with two discriminators, tables {table} and 5, whose numbers are lost"
-    return recipe(method="dualgan", source=source, start="ImageNet weights")
+    source = f"Improved GAN with two discriminators, table {table} (numbers lost)"
+    return recipe(method="dualgan", source=source, start="ImageNet")
 
 
 def _dualgan(method: str, steps: int, **run: Any) -> tuple[RunConfig, Fields]:
@@ -418,7 +417,7 @@ def dualgan_cityscapes_1_2(method):
 
 def yang2023(needs: Mapping[str, str] | None = None, **expected: float):
     source = "Yang et al. 2023, ResNet-101"
-    return recipe(method="unimatch", source=source, start="ImageNet weights", expected=expected, needs=needs or {})
+    return recipe(method="unimatch", source=source, start="ImageNet", expected=expected, needs=needs or {})
 
 
 def _yang2023(method: str, steps: int, head_multiplier: float, **run: Any) -> tuple[RunConfig, Fields]:

@@ -24,7 +24,7 @@ class Recipe:
     source: str = ""
     """Where it does."""
     start: str = ""
-    """The weights that the paper starts from."""
+    """The data that the paper's initial weights were trained on."""
     hardware: str = "not said"
     """What the paper trained on."""
     needs: Mapping[str, str] = field(default_factory=dict)
