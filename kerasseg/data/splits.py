@@ -183,13 +183,16 @@ def _names_in_file(flag: str, text: str, candidates: list[str], dataset: Dataset
     lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
     known = set(candidates)
     names = list(dict.fromkeys(_image_name(line, known) for line in lines if line))
-    if not names:
-        raise ValueError(f"--{flag} {text}: the file names no image; expected one name a line")
-    if missing := [name for name in names if name not in known]:
-        raise ValueError(
-            f"--{flag} {text}: {_few(missing)} not among the {len(known)} labelled train images of {dataset.name!r}"
-        )
+    _require_known(f"--{flag} {text}", names, known, f"labelled train images of {dataset.name!r}")
     return names
+
+
+def _require_known(flag: str, names: Sequence[str], known: set[str], what: str) -> None:
+    """ValueError unless a file names an image, and none but known ones."""
+    if not names:
+        raise ValueError(f"{flag}: the file names no image; expected one a line")
+    if missing := [name for name in names if name not in known]:
+        raise ValueError(f"{flag}: {_few(missing)} not among the {len(known)} {what}")
 
 
 def _image_labels_in_file(path: Path, dataset: Dataset) -> dict[str, tuple[int, ...]]:
@@ -208,12 +211,7 @@ def _image_labels_in_file(path: Path, dataset: Dataset) -> dict[str, tuple[int, 
         told = _read_image_labels(path, lambda line: _image_name(line, known), number_of)
     except ValueError as error:
         raise ValueError(f"--image-labels {path}: {error}") from error
-    if not told:
-        raise ValueError(f"--image-labels {path}: the file names no image")
-    if missing := [name for name in told if name not in known]:
-        raise ValueError(
-            f"--image-labels {path}: {_few(missing)} not among the {len(known)} train images of {dataset.name!r}"
-        )
+    _require_known(f"--image-labels {path}", list(told), known, f"train images of {dataset.name!r}")
     return told
 
 

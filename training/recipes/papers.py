@@ -13,6 +13,14 @@ from kerasseg.methods import METHODS
 from training.config import RunConfig
 from training.recipes.recipe import Fields, recipe, same_for_all
 
+V2: dict[str, Any] = {"segmenter": "deeplab_v2", "backbone": "resnet101", "output_stride": 8}
+V3PLUS: dict[str, Any] = {
+    "segmenter": "deeplab_v3plus",
+    "backbone": "resnet101",
+    "output_stride": 16,
+    "head_dropout": 0.5,
+}
+
 COCO = {"--weights": "the file of a DeepLab-v2 trained on COCO, as in the paper; or --weights imagenet"}
 VOC_TRAIN = {
     "--labeled": "a file with the 1464 names of VOC 2012's own train set, its ImageSets/Segmentation/train.txt"
@@ -45,16 +53,7 @@ def hung2018(table: int, **expected: float):
 
 
 def _hung2018(method: str, steps: int, **run: Any) -> tuple[RunConfig, Fields]:
-    config = RunConfig(
-        method=method,
-        segmenter="deeplab_v2",
-        backbone="resnet101",
-        output_stride=8,
-        steps=steps,
-        learning_rate=2.5e-4,
-        evaluate_every=2000,
-        **run,
-    )
+    config = RunConfig(method=method, steps=steps, learning_rate=2.5e-4, evaluate_every=2000, **V2 | run)
     return config, trained({"nesterov": True, "weight_decay": 1e-4, "head_multiplier": 10.0}, steps)
 
 
@@ -113,8 +112,8 @@ def mittal2019(table: int, method: str = "mlmt", needs: Mapping[str, str] | None
 
 
 def _mittal2019(method: str, steps: int = 35_000, s4gan: Mapping[str, Any] | None = None, **run: Any):
-    defaults: dict[str, Any] = {"segmenter": "deeplab_v2", "backbone": "resnet101", "output_stride": 8, "batch_size": 8}
-    config = RunConfig(method=method, steps=steps, learning_rate=2.5e-4, evaluate_every=2000, **defaults | run)
+    run = V2 | {"batch_size": 8} | run
+    config = RunConfig(method=method, steps=steps, learning_rate=2.5e-4, evaluate_every=2000, **run)
     return config, trained({"nesterov": False, "weight_decay": 5e-4, "head_multiplier": 10.0}, steps, s4gan=s4gan or {})
 
 
@@ -123,7 +122,7 @@ def _mittal2019_voc(method: str, labeled: str, **run: Any) -> tuple[RunConfig, F
 
 
 def _mittal2019_voc_v3plus(method: str, labeled: str) -> tuple[RunConfig, Fields]:
-    return _mittal2019_voc(method, labeled, segmenter="deeplab_v3plus", output_stride=16, head_dropout=0.5)
+    return _mittal2019_voc(method, labeled, **V3PLUS)
 
 
 def _mittal2019_context(method: str, labeled: str) -> tuple[RunConfig, Fields]:
@@ -227,17 +226,9 @@ def mendel2020(table: int, needs: Mapping[str, str] | None = None, **expected: f
     )
 
 
-V2: dict[str, Any] = {"segmenter": "deeplab_v2", "backbone": "resnet101", "output_stride": 8}
-
-
 def _mendel2020(method: str, steps: int, **run: Any) -> tuple[RunConfig, Fields]:
-    v3plus: dict[str, Any] = {
-        "segmenter": "deeplab_v3plus",
-        "backbone": "resnet50",
-        "output_stride": 16,
-        "head_dropout": 0.5,
-    }
-    config = RunConfig(method=method, steps=steps, learning_rate=0.01, evaluate_every=1000, **v3plus | run)
+    run = V3PLUS | {"backbone": "resnet50"} | run
+    config = RunConfig(method=method, steps=steps, learning_rate=0.01, evaluate_every=1000, **run)
     return config, trained({"nesterov": False, "weight_decay": 1e-4, "head_multiplier": 1.0}, steps)
 
 
@@ -362,13 +353,7 @@ def dualgan(table: int):
 
 
 def _dualgan(method: str, steps: int, **run: Any) -> tuple[RunConfig, Fields]:
-    network: dict[str, Any] = {
-        "segmenter": "deeplab_v3plus",
-        "backbone": "resnet101",
-        "output_stride": 16,
-        "head_dropout": 0.5,
-    }
-    config = RunConfig(method=method, steps=steps, learning_rate=1e-3, evaluate_every=2000, **network, **run)
+    config = RunConfig(method=method, steps=steps, learning_rate=1e-3, evaluate_every=2000, **V3PLUS, **run)
     return config, trained({"nesterov": False, "weight_decay": 1e-4, "head_multiplier": 10.0}, steps)
 
 
@@ -421,15 +406,7 @@ def yang2023(needs: Mapping[str, str] | None = None, **expected: float):
 
 
 def _yang2023(method: str, steps: int, head_multiplier: float, **run: Any) -> tuple[RunConfig, Fields]:
-    network: dict[str, Any] = {
-        "segmenter": "deeplab_v3plus",
-        "backbone": "resnet101",
-        "output_stride": 16,
-        "head_dropout": 0.5,
-    }
-    config = RunConfig(
-        method=method, steps=steps, scale=(0.5, 2.0), batch_size=8, evaluate_every=2000, **network, **run
-    )
+    config = RunConfig(method=method, steps=steps, scale=(0.5, 2.0), batch_size=8, evaluate_every=2000, **V3PLUS, **run)
     # "OHEM on labelled" and a threshold of 0 are Cityscapes'.
     own = {"threshold": 0.0, "ohem_threshold": 0.7} if config.dataset == "cityscapes" else {}
     return config, trained(
