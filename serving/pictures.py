@@ -3,11 +3,13 @@
 Needs Pillow and NumPy only. Shapes: H, W height and width in pixels; K classes.
 """
 
+import contextlib
 import io
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -150,11 +152,26 @@ def jpeg(image_HWC: np.ndarray, quality: int = 90) -> bytes:
 
 def write_atomically(path: Path, contents: bytes) -> None:
     """Writes beside `path`, then renames: a reader, or a killed process, never leaves or sees half a file."""
+    with file_beside(path) as file:
+        file.write(contents)
+
+
+@contextlib.contextmanager
+def file_beside(path: Path, durable: bool = False) -> Iterator[IO[bytes]]:
+    """A file to write that takes the place of `path` once it is written in full, and is gone if that fails.
+
+    Args:
+        durable: wait until it is on the disk, so that not even a power cut leaves less than the whole.
+    """
     # Unlike tempfile's, this file gets the usual permissions. The thread is in its name because pools write
     # at once.
     beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
-        beside.write_bytes(contents)
+        with beside.open("wb") as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

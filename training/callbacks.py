@@ -13,8 +13,9 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from serving.pictures import write_atomically
 from training.checkpoints import Checkpoints
-from training.run_folder import read_history
+from training.run_folder import METRICS, SPEED, read_lines
 
 
 class StepCallback(keras.callbacks.Callback):
@@ -72,24 +73,37 @@ class Progress(StepCallback):
 
 
 class MetricsLog(StepCallback):
-    """metrics.jsonl and TensorBoard scalars: means over `every` steps.
+    """metrics.jsonl and TensorBoard scalars: means over `every` steps. speed.jsonl, beside it, has what two equal runs
+    do not share: seconds since the run began, and images/s.
 
     Lines from after the step a run is resumed at are dropped: those steps are made again.
+
+    Args:
+        pending: what `pending` held at the step the run is resumed at.
     """
 
-    def __init__(self, folder: Path, start_step: int, every: int, images_per_step: int):
+    def __init__(
+        self,
+        folder: Path,
+        start_step: int,
+        last: int,
+        every: int,
+        images_per_step: int,
+        pending: dict[str, list[float]] | None = None,
+    ):
         super().__init__(start_step)
-        self.path, self.every, self.images_per_step = folder / "metrics.jsonl", every, images_per_step
-        kept = [line for line in read_history(folder) if line["step"] <= start_step]
-        self.seconds_before = kept[-1]["seconds"] if kept else 0.0
-        part = self.path.with_suffix(".part")
-        part.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        part.replace(self.path)
+        self.last, self.every, self.images_per_step = last, every, images_per_step
+        self.metrics, self.speed = folder / METRICS, folder / SPEED
+        for path in (self.metrics, self.speed):
+            kept = [line for line in read_lines(path) if line["step"] <= start_step]
+            write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self.seconds_before = max((line["seconds"] for line in read_lines(self.speed)), default=0.0)
         self.writer = tf.summary.create_file_writer(str(folder / "tensorboard"))
-        self.values: dict[str, list[float]] = {}
-        self.count = 0
+        self.pending = dict(pending or {})
+        """Values of the steps since the last line, by name."""
         self.extra: dict[str, float] = {}
-        self.began = self.window_began = time.perf_counter()
+        self.began = self.line_began = time.perf_counter()
+        self.line_began_at = start_step
 
     def note(self, values: dict[str, float]) -> None:
         """Adds values, such as a validation score, to the line of the present step."""
@@ -102,32 +116,27 @@ class MetricsLog(StepCallback):
 
     def after_step(self, logs):
         for name, value in logs.items():
-            self.values.setdefault(name, []).append(float(value))
-        self.count += 1
-        if self.step % self.every == 0 or self.extra:  # a score belongs to the line of its own step
-            self.flush()
+            self.pending.setdefault(name, []).append(float(value))
+        # A score belongs to the line of its own step.
+        if self.step % self.every == 0 or self.step == self.last or self.extra:
+            self.write_line()
 
-    def flush(self) -> None:
-        """Writes the line of the present step."""
-        if not self.count and not self.extra:
-            return
+    def write_line(self) -> None:
         now = time.perf_counter()
-        line = {"step": self.step, "seconds": round(self.seconds, 3)}
-        if self.count:
-            line["images_per_second"] = round(self.count * self.images_per_step / (now - self.window_began), 2)
-            line["learning_rate"] = float(self.model.main_optimizer.learning_rate)
         # A term may be there in some steps only: mlmt's stages have different ones.
-        line |= {name: sum(values) / len(values) for name, values in self.values.items()} | self.extra
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        means = {name: sum(values) / len(values) for name, values in self.pending.items()}
+        line = {"learning_rate": float(self.model.main_optimizer.learning_rate)} | means | self.extra
+        rate = (self.step - self.line_began_at) * self.images_per_step / (now - self.line_began)
+        speed = {"seconds": round(self.seconds, 3), "images_per_second": round(rate, 2)}
+        for path, values in ((self.metrics, line), (self.speed, speed)):
+            with path.open("a") as file:
+                file.write(json.dumps({"step": self.step} | values) + "\n")
         with self.writer.as_default(step=self.step):
-            for name, value in line.items():
-                if name != "step":
-                    tf.summary.scalar(name, value)
-        self.values, self.count, self.extra, self.window_began = {}, 0, {}, now
+            for name, value in (speed | line).items():
+                tf.summary.scalar(name, value)
+        self.pending, self.extra, self.line_began, self.line_began_at = {}, {}, now, self.step
 
     def on_train_end(self, logs=None):
-        self.flush()
         self.writer.flush()
 
 
@@ -150,29 +159,39 @@ class Evaluation(StepCallback):
         self.every, self.last, self.log, self.evaluate = every, last, log, evaluate
         self.latest: dict | None = None
         """The result of the last evaluation."""
+        self.score: float | None = None
+        """mIoU after the present step, where it was measured."""
 
     def after_step(self, logs):
+        self.score = None
         if self.step % self.every and self.step != self.last:
             return
         self.latest, values, panels = self.evaluate()
+        self.score = self.latest["mIoU"]
         self.log.note(values)
         with self.log.writer.as_default(step=self.step):
             tf.summary.image("image, truth, prediction, critic's score", panels, max_outputs=len(panels))
 
 
 class CheckpointEvery(StepCallback):
-    """A checkpoint every so many steps and at the end, be it the last step or an interruption."""
+    """A checkpoint every so many steps and at the end, be it the last step or an interruption.
 
-    def __init__(self, start_step: int, every: int, checkpoints: Checkpoints):
+    It comes after the log and the evaluation, whose state it holds.
+    """
+
+    def __init__(self, start_step: int, every: int, checkpoints: Checkpoints, log: MetricsLog, evaluation: Evaluation):
         super().__init__(start_step)
-        self.every, self.checkpoints = every, checkpoints
+        self.every, self.checkpoints, self.log, self.evaluation = every, checkpoints, log, evaluation
 
     def after_step(self, logs):
         if self.step % self.every == 0:
-            self.checkpoints.save(self.step)
+            self.save()
 
     def on_train_end(self, logs=None):
-        self.checkpoints.save(self.step)
+        self.save()
+
+    def save(self) -> None:
+        self.checkpoints.save(self.step, self.log.pending, self.evaluation.score)
 
 
 class Interruption(StepCallback):

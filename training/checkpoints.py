@@ -1,57 +1,199 @@
-"""Checkpoints of a run: all that an unbroken continuation needs."""
+"""Checkpoints of a run: all that an unbroken continuation needs, each in one file.
 
+A file `step_NNNNNNN.npz` holds the arrays of `Method.training_variables` and, as JSON, what else there is to know.
+NumPy's archive has a checksum of every array, so that a damaged file is known before anything is built on it.
+"""
+
+import json
+import sys
+import zipfile
+import zlib
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
+import numpy as np
 import tensorflow as tf
 
 from kerasseg.methods import Method
+from serving.pictures import file_beside
 
 KEEP = 2
+"""How many of the last ones stay; the best by mIoU on val stays too."""
+
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, ValueError, OSError)
+"""What reading a file raises that was cut short, or has changed."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds."""
+
+    file: Path
+    step: int
+    split_fingerprint: str
+    scores: dict[int, float | None]
+    """mIoU on val, 0..1, by step: of this state and of those that were kept then. None where nothing was measured."""
+    log: dict[str, Any]
+    """What the log had gathered since its last line."""
+    arrays: dict[str, np.ndarray]
+    """By the names of `replica_copies`."""
+
+    @classmethod
+    def read(cls, file: Path) -> Self:
+        """All of a file; one of `DAMAGED` where it is not whole."""
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        about = json.loads(str(arrays.pop("about")))
+        about["scores"] = {int(step): score for step, score in about["scores"].items()}
+        return cls(file=file, **about, arrays=arrays)
+
+    @classmethod
+    def latest(cls, folder: Path) -> Self | None:
+        """The newest that is whole; one that is not is told on stderr. None where there is none."""
+        for file in checkpoint_files(folder):
+            try:
+                return cls.read(file)
+            except DAMAGED as error:
+                print(f"{file} is damaged ({error}): going on from the checkpoint before it", file=sys.stderr)
+        return None
+
+    @classmethod
+    def best(cls, folder: Path) -> Self:
+        """The one with the highest mIoU on val of those that are there.
+
+        Raises:
+            ValueError: none was measured, or its file is damaged.
+        """
+        latest = cls.latest(folder)
+        measured = [step for step, score in latest.scores.items() if score is not None] if latest else []
+        if latest is None or not measured:
+            raise ValueError(f"{folder} holds no checkpoint that was measured on val")
+        file = folder / file_name(max(measured, key=lambda step: (latest.scores[step], step)))
+        try:
+            return cls.read(file)
+        except DAMAGED as error:
+            raise ValueError(f"{file}, the best checkpoint, is missing or damaged ({error})") from error
+
+    def restore(self, method: Method) -> None:
+        """Brings the state back, or of a method that is not compiled the networks alone.
+
+        Raises:
+            ValueError: it belongs to other networks or optimizers.
+        """
+        copies = replica_copies(method)
+        groups = {name.split("/")[0] for name in copies}
+        arrays = {name: array for name, array in self.arrays.items() if name.split("/")[0] in groups}
+        if {name: array.shape for name, array in arrays.items()} != {
+            name: tuple(each[0].shape) for name, each in copies.items()
+        }:
+            raise ValueError(
+                f"{self.file} was written by other networks or optimizers, or on another number of devices, than these "
+                "settings give: resume with the settings of the run"
+            )
+        for name, each in copies.items():
+            for copy in each:
+                copy.assign(arrays[name])
+
+
+def replica_copies(method: Method) -> dict[str, tuple[tf.Variable, ...]]:
+    """`Method.training_variables` on each replica: those of equal value under one name. Batch-norm statistics and random
+    states, which go their own way on each replica, have the replica's number behind the name, but for the first's."""
+    copies: dict[str, tuple[tf.Variable, ...]] = {}
+    for name, variable in method.training_variables().items():
+        first, *others = method.distribute_strategy.experimental_local_results(variable)
+        if name.startswith("model/") and not variable.trainable:
+            copies |= {name: (first,)} | {f"{name}@{number}": (other,) for number, other in enumerate(others, start=1)}
+        else:
+            copies[name] = (first, *others)
+    return copies
 
 
 class Checkpoints:
-    """The last few states of a training, in `folder`, on TensorFlow's own checkpoint format.
+    """The last few states of a training, and the best one, in a folder.
+
+    A thread writes them, beside their place and then renamed, while training goes on. As a context manager it waits for
+    that on leaving.
 
     Args:
-        folder: made when missing.
+        folder: made when missing. What a killed process left of a file is removed.
         method: compiled; its weights, random states and optimizers are what is stored.
         split_fingerprint: of the images that it learns from.
+        before: the checkpoint that the training goes on from. Files of later steps are removed.
     """
 
-    def __init__(self, folder: Path, method: Method, split_fingerprint: str):
-        self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
-        self.split_fingerprint = split_fingerprint
-        self.stored_fingerprint = tf.Variable(split_fingerprint, trainable=False)
-        self.checkpoint = tf.train.Checkpoint(
-            step=self.step, split_fingerprint=self.stored_fingerprint, variables=method.training_variables()
-        )
-        self.manager = tf.train.CheckpointManager(
-            self.checkpoint, str(folder), max_to_keep=KEEP, step_counter=self.step
-        )
+    def __init__(self, folder: Path, method: Method, split_fingerprint: str, before: Checkpoint | None = None):
+        folder.mkdir(exist_ok=True)
+        self.folder, self.method, self.split_fingerprint = folder, method, split_fingerprint
+        self.step = before.step if before else 0
+        self.scores = dict(before.scores) if before else {}
+        for file in (*folder.glob(".*.tmp"), *checkpoint_files(folder)):
+            if file.suffix == ".tmp" or step_of(file) not in self.scores:
+                file.unlink()
+        self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self.writing: Future[None] | None = None
 
-    def save(self, step: int) -> None:
-        """Stores the state after `step` steps; a state already stored is not written again."""
-        if self.manager.latest_checkpoint and int(self.step) == step:
-            return
-        self.step.assign(step)
-        self.manager.save()
+    def __enter__(self) -> Self:
+        return self
 
-    def restore(self) -> int:
-        """Brings the last state back and returns its step; 0 where a run was stopped before its first checkpoint.
+    def __exit__(self, *exception) -> None:
+        try:
+            self.wait()
+        finally:
+            self.writer.shutdown()
+
+    def save(self, step: int, log: dict[str, Any], score: float | None = None) -> None:
+        """Stores the state after `step` steps; a state already stored is not written again.
+
+        Args:
+            log: JSON types only.
+            score: mIoU on val, 0..1.
 
         Raises:
-            ValueError: it belongs to other networks, or to a training on other images.
+            OSError: this file or the one before could not be written; those before it are untouched.
         """
-        latest = self.manager.latest_checkpoint
-        if not latest:
-            return 0
-        try:
-            self.checkpoint.restore(latest).assert_existing_objects_matched()
-        except (AssertionError, ValueError) as error:
-            raise ValueError(
-                f"{latest} was written by other networks or optimizers than these settings give: resume with the "
-                f"settings of the run ({type(error).__name__})"
-            ) from error
-        if self.stored_fingerprint.numpy().decode() != self.split_fingerprint:
-            raise ValueError(f"{latest} was trained on another split than the run's folder `split` has: put it back")
-        return int(self.step)
+        if self.step == step:
+            return
+        self.wait()
+        self.step, self.scores[step] = step, score
+        kept = self.kept()
+        about = {
+            "step": step,
+            "split_fingerprint": self.split_fingerprint,
+            "scores": {step: self.scores[step] for step in kept},
+            "log": log,
+        }
+        arrays = {name: copies[0].numpy() for name, copies in replica_copies(self.method).items()}
+        self.writing = self.writer.submit(self._write, step, {"about": np.array(json.dumps(about))} | arrays, kept)
+
+    def _write(self, step: int, arrays: dict[str, np.ndarray], kept: set[int]) -> None:
+        with file_beside(self.folder / file_name(step), durable=True) as file:
+            np.savez(file, **arrays)
+        for superfluous in self.scores.keys() - kept:
+            (self.folder / file_name(superfluous)).unlink(missing_ok=True)
+            del self.scores[superfluous]
+
+    def wait(self) -> None:
+        """Returns when nothing is being written any more; raises what the writing raised."""
+        writing, self.writing = self.writing, None
+        if writing is not None:
+            writing.result()
+
+    def kept(self) -> set[int]:
+        """Steps of the last `KEEP` states and of the best, the later of equals."""
+        best = max(self.scores, key=lambda step: (self.scores[step] is not None, self.scores[step] or 0.0, step))
+        return {best, *sorted(self.scores)[-KEEP:]}
+
+
+def file_name(step: int) -> str:
+    return f"step_{step:07}.npz"
+
+
+def step_of(file: Path) -> int:
+    return int(file.stem.removeprefix("step_"))
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The newest first."""
+    return sorted((file for file in folder.glob("step_*.npz") if file.stem[5:].isdigit()), key=step_of, reverse=True)

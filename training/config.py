@@ -81,6 +81,9 @@ class RunConfig:
     """Bit-equal repeats: deterministic ops, one op at a time."""
     evaluate_every: int = 500
     """Steps between evaluations on the val split, of whole pictures at their own size."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints, from which --resume goes on; there is one at the end too, and when training is
+    stopped by Ctrl-C or SIGTERM. The last two stay, and the best one that was evaluated."""
     protocol: str = "native"
     """How the trained run is measured: native, multiscale_flip, sliding_window or resized."""
     gradient_norms: bool = True
@@ -98,7 +101,7 @@ class RunConfig:
         one_of("--backbone", self.backbone, BACKBONES)
         one_of("--precision", self.precision, PRECISIONS)
         one_of("--strategy", self.strategy, STRATEGIES)
-        for name in ("batch_size", "evaluate_every", "log_every"):
+        for name in ("batch_size", "evaluate_every", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1; got {getattr(self, name)}")
         if self.unlabeled_batch_size is not None and self.unlabeled_batch_size < 1:

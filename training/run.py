@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import errno
 import functools
 import json
 import os
@@ -35,14 +36,14 @@ from training.callbacks import (
     Progress,
     StopAtNonFinite,
 )
-from training.checkpoints import Checkpoints
+from training.checkpoints import Checkpoint, Checkpoints
 from training.config import RunConfig, with_groups
 from training.diagnostics import GradientNorms, diagnose
 from training.evaluation import Examples, Measurement, evaluate
 from training.protocols import make_protocol
 from training.recipes import RECIPES, choose, table
 from training.report import write_report
-from training.run_folder import Run, write_json
+from training.run_folder import Run, locked, write_json
 
 DESCRIPTION = """Trains a segmentation model from a few labelled images and many unlabelled ones.
 
@@ -60,20 +61,32 @@ def train(config: RunConfig) -> dict[str, Any]:
         ValueError: for a mistake in the settings or the data, or a loss that is no longer finite.
     """
     prepare_backend(config)
-    protocol = make_protocol(config.protocol, config.crop)
+    with locked(config.folder):
+        check_folder(config)
+        return train_in_folder(config)
+
+
+def train_in_folder(config: RunConfig) -> dict[str, Any]:
+    """`train`, where the run folder is there and is ours alone."""
     folder = config.folder
-    check_folder(config)
+    protocol = make_protocol(config.protocol, config.crop)
     dataset = open_dataset(config.dataset)
     split = open_split(config, dataset)
     for warning in require_sound(dataset, split):
         print(warning, file=sys.stderr)
+    before = Checkpoint.latest(folder / "checkpoints") if config.resume else None
     with strategy(config).scope():
-        method = build_method(config, dataset, split)
+        # A checkpoint brings weights of its own.
+        method = build_method(config, dataset, split, weights=config.weights if before is None else "none")
         method.compile()
     settings = open_folder(config, method, dataset, split)
-    steps = method.total_steps
-    checkpoints = Checkpoints(folder / "checkpoints", method, split.fingerprint)
-    start_step = checkpoints.restore() if config.resume else 0
+    steps, start_step = method.total_steps, 0
+    if before is not None:
+        if before.split_fingerprint != split.fingerprint:
+            raise ValueError(f"{before.file} was trained on another split than {folder / 'split'} has: put it back")
+        before.restore(method)
+        start_step = before.step
+        print(f"going on from step {start_step} of {steps}", file=sys.stderr)
 
     unlabeled = (config.unlabeled_batch_size or config.batch_size) * method.unlabeled_sets
     if not method.needs_unlabeled:
@@ -88,7 +101,9 @@ def train(config: RunConfig) -> dict[str, Any]:
         seed=config.seed,
     )
     images_per_step = config.batch_size + unlabeled
-    log = MetricsLog(folder, start_step, config.log_every, images_per_step)
+    log = MetricsLog(
+        folder, start_step, steps, config.log_every, images_per_step, pending=before.log if before else None
+    )
     measure, examples = Measurement(method, dataset), Examples(method, dataset, "val", PANELS)
     gradient_norms = None
     if config.gradient_norms:
@@ -104,7 +119,10 @@ def train(config: RunConfig) -> dict[str, Any]:
     evaluation = Evaluation(start_step, config.evaluate_every, steps, log, look)
     interruption = Interruption(start_step)
     if start_step < steps:
-        with Progress(start_step, steps, images_per_step) as progress:
+        with (
+            Progress(start_step, steps, images_per_step) as progress,
+            Checkpoints(folder / "checkpoints", method, split.fingerprint, before) as checkpoints,
+        ):
             method.fit(
                 batches_from(start_step=start_step),
                 steps_per_epoch=steps - start_step,
@@ -116,11 +134,11 @@ def train(config: RunConfig) -> dict[str, Any]:
                     progress,
                     evaluation,
                     log,
-                    CheckpointEvery(start_step, config.evaluate_every, checkpoints),
+                    CheckpointEvery(start_step, config.checkpoint_every, checkpoints, log, evaluation),
                     interruption,
                 ],
             )
-    step = int(checkpoints.step)
+    step = evaluation.step
     save_model(method, folder)
     Examples(method, dataset, "val", EXAMPLES).write(folder / "examples")
     if step < steps:
@@ -161,6 +179,13 @@ def run(config: RunConfig) -> dict[str, Any]:
     except tf.errors.ResourceExhaustedError as error:
         raise ValueError(
             "out of memory: lower --batch-size, --crop or --head-channels, or use a smaller --backbone"
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ValueError(
+            f"the disk is full ({error}): make room, then --resume goes on from the last checkpoint; nothing that was "
+            "written whole is lost"
         ) from error
     except (tf.errors.NotFoundError, tf.errors.DataLossError) as error:
         raise ValueError(f"a file went missing or is damaged: {error.message.splitlines()[0]}") from error
@@ -234,7 +259,6 @@ def open_folder(config: RunConfig, method: Method, dataset: Dataset, split: Spli
                 "with another --out"
             )
         return before
-    folder.mkdir(parents=True, exist_ok=True)
     split.save(folder / "split")
     write_json(path, settings)
     if loaded := loaded_weights(method):
@@ -246,7 +270,8 @@ def open_folder(config: RunConfig, method: Method, dataset: Dataset, split: Spli
 
 def describe(config: RunConfig, method: Method, dataset: Dataset, split: Split) -> dict[str, Any]:
     """Everything that decides a run's result, resolved; JSON types only."""
-    recorded = {field.name for field in dataclasses.fields(RunConfig)} - {"out", "resume", "gradient_norms", "protocol"}
+    decide_nothing = {"out", "resume", "gradient_norms", "protocol", "checkpoint_every"}
+    recorded = {field.name for field in dataclasses.fields(RunConfig)} - decide_nothing
     flags = {name: getattr(config, name) for name in sorted(recorded)}
     loaded = loaded_weights(method)
     flags["initial_weights"] = loaded.counts() if loaded else {"source": Path(config.weights).name}
@@ -288,8 +313,8 @@ def commit() -> str | None:
         return None
 
 
-def build_method(config: RunConfig, dataset: Dataset, split: Split) -> Method:
-    """The networks and the method around them, not yet compiled."""
+def build_method(config: RunConfig, dataset: Dataset, split: Split, weights: str) -> Method:
+    """The networks and the method around them, not yet compiled; the segmenter starts from `weights`."""
     fields = config.method_class.with_split(config.method_fields, len(split.labeled))
     if config.branch_run is not None:
         return config.method_class.from_trained(open_branch(config.branch_run, dataset, split), fields)
@@ -302,14 +327,10 @@ def build_method(config: RunConfig, dataset: Dataset, split: Split) -> Method:
         backbone=config.backbone,
         num_classes=dataset.num_classes,
         output_stride=config.output_stride,
-        weights="none" if has_checkpoint(config) else config.weights,  # a checkpoint brings its own
+        weights=weights,
         **head,
     )
     return config.method_class.from_segmenter(segmenter, fields)
-
-
-def has_checkpoint(config: RunConfig) -> bool:
-    return config.resume and tf.train.latest_checkpoint(str(config.folder / "checkpoints")) is not None
 
 
 def open_branch(folder: Path, dataset: Dataset, split: Split) -> Method:
@@ -325,8 +346,11 @@ def open_branch(folder: Path, dataset: Dataset, split: Split) -> Method:
 def save_model(method: Method, folder: Path) -> None:
     """Writes model.keras: beside first, so that a failure leaves the one before."""
     part = folder / ".part.model.keras"
-    method.save(part)
-    part.replace(folder / "model.keras")
+    try:
+        method.save(part)
+        part.replace(folder / "model.keras")
+    finally:
+        part.unlink(missing_ok=True)
 
 
 class FlagParser(argparse.ArgumentParser):

@@ -3,9 +3,13 @@
 Needs no TensorFlow.
 """
 
+import contextlib
+import fcntl
 import json
 import math
-from collections.abc import Sequence
+import os
+import platform
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -15,7 +19,9 @@ from serving.pictures import write_atomically
 KEYS = ("method", "dataset", "steps", "classes", "palette", "split_fingerprint")
 """What a config.json cannot do without."""
 
-NOT_CURVES = {"step", "seconds", "images_per_second", "learning_rate"}
+METRICS, SPEED, LOCK = "metrics.jsonl", "speed.jsonl", ".lock"
+
+NOT_CURVES = {"step", "learning_rate"}
 
 
 class Curve(NamedTuple):
@@ -58,7 +64,7 @@ class Run:
         return cls(
             folder=folder,
             config=config,
-            history=read_history(folder),
+            history=read_lines(folder / METRICS),
             result=_read_json(result_file) if result_file.is_file() else None,
             split={role: _read_names(folder / "split" / f"{role}.txt") for role in roles},
             diagnostics=_read_json(diagnostics_file) if diagnostics_file.is_file() else None,
@@ -123,13 +129,12 @@ class Run:
         return [name for name in names if name not in NOT_CURVES]
 
 
-def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl by step; a last one cut short by a crash is left out.
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl or speed.jsonl by step; a last one cut short by a crash is left out.
 
     Raises:
         ValueError: another line does not hold what it should.
     """
-    file = folder / "metrics.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     rows: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(lines, start=1):
@@ -143,6 +148,43 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
             found = f"line {number} is {line[:80]!r}"
             raise ValueError(f"{file}: expected a JSON object with a step on each line, {found}") from error
     return [rows[step] for step in sorted(rows)]
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The run folder, made when missing, for this process alone; a folder still empty at the end is removed.
+
+    The lock is the system's, and goes with the process, however that ends.
+
+    Raises:
+        ValueError: another process has it, or it cannot be written to.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    path = folder / LOCK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written to ({error.strerror}): choose another --out") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(
+                f"{folder} is in use by another training ({file.read().strip()}): wait for it, or choose another --out"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            if made and list(folder.iterdir()) == [path]:
+                path.unlink()
+                with contextlib.suppress(OSError):  # something else may have come into a folder above it
+                    for each in made:
+                        each.rmdir()
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

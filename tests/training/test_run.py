@@ -1,5 +1,6 @@
 """`python -m training.run` and `training.evaluate` on a tiny folder: what they write, and what they answer."""
 
+import errno
 import json
 import re
 import signal
@@ -15,6 +16,7 @@ from tests.data import archives
 from tests.data.folders import CLASSES, make_folder, save
 from tests.training.commands import TINY, call, error_line, train
 from training import callbacks, evaluate, run
+from training.run_folder import locked
 
 pytestmark = pytest.mark.slow
 
@@ -240,6 +242,36 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(dataset, tmp_path, capsys)
     status, _, err = train(dataset, out, capsys, "--resume", method="supervised", steps=2)
     assert status == 2 and "was started with other settings (fields, steps)" in error_line(err)
     assert (out / "model.keras").read_bytes() == before
+
+
+def test_a_folder_in_use_is_left_alone(dataset, tmp_path, capsys):
+    out = tmp_path / "runs/run"
+    with locked(out):
+        status, _, err = train(dataset, out, capsys, method="supervised", steps=1)
+        assert status == 2 and re.search(r"is in use by another training \(process \d+ on .+\)", error_line(err))
+    assert not out.parent.exists()
+    (tmp_path / "file").touch()
+    status, _, err = train(dataset, tmp_path / "file/run", capsys, method="supervised", steps=1)
+    assert status == 2 and "cannot be written to (Not a directory): choose another --out" in error_line(err)
+
+
+def test_a_full_disk_costs_what_came_after_the_last_checkpoint(dataset, tmp_path, capsys, monkeypatch):
+    out, flags = tmp_path / "run", ["--checkpoint-every", "1"]
+    savez = np.savez
+
+    def full(file, **arrays):
+        if arrays["segmenter_optimizer/0"] == 2:  # its count of steps
+            raise OSError(errno.ENOSPC, "No space left on device")
+        savez(file, **arrays)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", full)
+        status, _, err = train(dataset, out, capsys, *flags, method="supervised", steps=3)
+    assert status == 2 and "the disk is full ([Errno 28] No space left on device): make room" in error_line(err)
+    assert [file.name for file in (out / "checkpoints").iterdir()] == ["step_0000001.npz"]
+    status, result, err = train(dataset, out, capsys, *flags, "--resume", method="supervised", steps=3)
+    assert status == 0 and result["steps"] == 3 and "going on from step 1 of 3" in err
+    assert [line["step"] for line in lines(out)] == [1, 2, 3]
 
 
 def test_masks_with_255_as_the_object_are_refused_before_the_first_step(dataset, tmp_path, capsys):
