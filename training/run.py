@@ -60,7 +60,7 @@ def train(config: RunConfig) -> dict[str, Any]:
         ValueError: for a mistake in the settings or the data, or a loss that is no longer finite.
     """
     prepare_backend(config)
-    protocol = make_protocol(config.protocol, config.crop)
+    protocol = make_protocol(config.protocol, config.crop, **config.protocol_settings.given)
     folder = config.folder
     check_folder(config)
     dataset = open_dataset(config.dataset)
@@ -246,7 +246,8 @@ def open_folder(config: RunConfig, method: Method, dataset: Dataset, split: Spli
 
 def describe(config: RunConfig, method: Method, dataset: Dataset, split: Split) -> dict[str, Any]:
     """Everything that decides a run's result, resolved; JSON types only."""
-    recorded = {field.name for field in dataclasses.fields(RunConfig)} - {"out", "resume", "gradient_norms", "protocol"}
+    recorded = {field.name for field in dataclasses.fields(RunConfig)}
+    recorded -= {"out", "resume", "gradient_norms", "protocol", "protocol_settings"}
     flags = {name: getattr(config, name) for name in sorted(recorded)}
     loaded = loaded_weights(method)
     flags["initial_weights"] = loaded.counts() if loaded else {"source": Path(config.weights).name}

@@ -19,7 +19,8 @@ def flags_of(name: str) -> list[str]:
     flags = ["--recipe", name, "--steps", "2", "--labeled", "2", *TINY]
     if RECIPES[name].method == "ecs":
         flags += ["--ecs.corrector-backbone", "None"]  # the segmenter's, in place of a ResNet-34
-    return flags
+    critics = [n for n, fields in run.configuration(flags).method_fields.items() if "discriminator_channels" in fields]
+    return flags + [f"--{name}.discriminator-channels=8" for name in critics]
 
 
 def different(dataset: str) -> list[str]:
