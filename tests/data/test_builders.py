@@ -153,6 +153,8 @@ def test_what_is_missing_is_named_and_nothing_stays_behind(tmp_path, tfds_direct
     whole = (manual / "gtFine_trainvaltest.zip").read_bytes()
     (manual / "gtFine_trainvaltest.zip").unlink()
     fails("cityscapes19", r"needs gtFine_trainvaltest.zip: neither it nor its folder gtFine is in .*TFDS_MANUAL_DIR")
+    extract(manual)
+    fails("cityscapes19", r"needs gtFine_trainvaltest.zip: neither it nor its folder gtFine is in .*TFDS_MANUAL_DIR")
     (manual / "gtFine_trainvaltest.zip").write_bytes(whole[:-200])
     fails("cityscapes19", r"gtFine_trainvaltest.zip is damaged or was not downloaded to its end .* download it again")
     (manual / "gtFine/train/ulm").mkdir(parents=True)
