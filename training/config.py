@@ -3,7 +3,9 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+import tyro
 
 from kerasseg.data import Augmentation
 from kerasseg.methods import METHODS, Method, MethodConfig
@@ -17,6 +19,32 @@ def one_of(name: str, value: str, choices) -> None:
     """ValueError listing the choices unless the value is one of them."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtocolSettings:
+    """Of the protocol by which a run is measured; None leaves one as it is."""
+
+    scales: tuple[float, ...] | None = None
+    """Of multiscale_flip: factors of the picture's size; None for 0.5 0.75 1 1.25 1.5 1.75."""
+    window: tuple[int, int] | None = None
+    """Of sliding_window: height and width, pixels; None for those of the run's training crops."""
+    stride: float | None = None
+    """Of sliding_window: step between windows as a share of the window; None for two thirds."""
+    window_batch_size: int | None = None
+    """Of sliding_window: windows segmented at once, which changes the speed alone; None for 4."""
+    size: tuple[int, int] | None = None
+    """Of resized: height and width, pixels; None for 512 1024."""
+    labels: str | None = None
+    """Of resized: resized compares at that size, native at the picture's own; None for resized."""
+
+    @property
+    def given(self) -> dict[str, Any]:
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+
+ProtocolFlags = Annotated[ProtocolSettings, tyro.conf.arg(name="")]
+"""The settings as flags of their own names, `--window` and not `--protocol-settings.window`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +114,7 @@ class RunConfig:
     stopped by Ctrl-C or SIGTERM. The last two stay, and the best one that was evaluated."""
     protocol: str = "native"
     """How the trained run is measured: native, multiscale_flip, sliding_window or resized."""
+    protocol_settings: ProtocolFlags = ProtocolSettings()
     gradient_norms: bool = True
     """At evaluations, measure how hard each loss pulls; off where that wants too much memory."""
     log_every: int = 20

@@ -14,11 +14,10 @@ import tyro
 from kerasseg.data import open_dataset
 from kerasseg.data.check import require_sound
 from serving import cli
+from training.config import ProtocolFlags, ProtocolSettings
 from training.evaluation import evaluate, find_min_pixels
-from training.protocols import make_protocol
+from training.protocols import make_protocol, recorded
 from training.run_folder import Run
-
-SETTINGS = ("scales", "window", "stride", "batch_size", "size", "labels")
 
 
 @dataclass(frozen=True)
@@ -33,28 +32,18 @@ class EvaluateConfig:
     """train, val or test."""
     protocol: str | None = None
     """native, multiscale_flip, sliding_window or resized: how a picture is segmented for the comparison; None for that
-    of the run's own result."""
-    scales: tuple[float, ...] | None = None
-    """Of multiscale_flip: factors of the picture's size; None for 0.5 0.75 1 1.25 1.5 1.75."""
-    window: tuple[int, int] | None = None
-    """Of sliding_window: height and width, pixels; None for those of the run's training crops."""
-    stride: float | None = None
-    """Of sliding_window: step between windows as a share of the window; None for two thirds."""
-    batch_size: int | None = None
-    """Of sliding_window: windows segmented at once, which changes the speed alone; None for 4."""
-    size: tuple[int, int] | None = None
-    """Of resized: height and width, pixels; None for 512 1024."""
-    labels: str | None = None
-    """Of resized: resized compares at that size, native at the picture's own; None for resized."""
+    of the run's own result, with its settings."""
+    protocol_settings: ProtocolFlags = ProtocolSettings()
     find_min_pixels: bool = False
     """Also find the pixel thresholds of --mlmt.gate pixel_count on this split."""
 
 
 def main(config: EvaluateConfig) -> dict[str, Any]:
     run = Run.read(config.run)
-    settings = {name: getattr(config, name) for name in SETTINGS}
-    measured = run.result["protocol"]["name"] if run.result else "native"
-    protocol = make_protocol(config.protocol or measured, run.config["crop"], **settings)
+    own, settings = recorded(run.result["protocol"]) if run.result else ("native", {})
+    if config.protocol is not None:
+        own, settings = config.protocol, {}
+    protocol = make_protocol(own, run.config["crop"], **settings | config.protocol_settings.given)
     dataset = open_dataset(config.dataset or run.config["dataset"])
     require_sound(dataset)
     if list(dataset.classes) != run.classes:

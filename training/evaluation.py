@@ -175,7 +175,7 @@ class Examples:
         reliability (H,W) or None)."""
         for name in self.names:
             image_HW3 = self.dataset.load_image(self.split, name)
-            labels, *judgements = self.predict(image_HW3[np.newaxis].astype(np.float32))
+            labels, *judgements = self.predict(tf.cast(image_HW3[np.newaxis], tf.float32))
             maps = {variant: label[0].numpy().astype(np.uint8) for variant, label in labels.items()}
             truth_HW = self.dataset.load_label(self.split, name)
             yield name, image_HW3, truth_HW, maps, *(None if each is None else each[0].numpy() for each in judgements)

@@ -5,7 +5,7 @@ Legend: H, W size of a picture; h, w of a window; N windows; K classes.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -104,7 +104,7 @@ class SlidingWindow(Protocol):
     """Height and width, pixels."""
     stride: float = 2 / 3
     """Step from one window to the next as a share of the window: PSPNet's, of which a third overlaps."""
-    batch_size: int = 4
+    window_batch_size: int = 4
     """Windows that are segmented at once; changes the speed alone."""
 
     def __post_init__(self):
@@ -112,8 +112,8 @@ class SlidingWindow(Protocol):
             raise ValueError(f"--window must be two positive numbers of pixels; got {_shown(self.window)}")
         if not 0 < self.stride <= 1:
             raise ValueError(f"--stride is a share of the window, in 0..1 (above 0); got {self.stride}")
-        if self.batch_size < 1:
-            raise ValueError(f"--batch-size must be at least 1 window; got {self.batch_size}")
+        if self.window_batch_size < 1:
+            raise ValueError(f"--window-batch-size must be at least 1 window; got {self.window_batch_size}")
 
     @property
     def step(self) -> tuple[int, int]:
@@ -134,10 +134,10 @@ class SlidingWindow(Protocol):
         offsets_hw2 = tf.stack(tf.meshgrid(tf.range(h), tf.range(w), indexing="ij"), axis=-1)
 
         def add(start, total_HWC):
-            places_Nhw2 = corners_N2[start : start + self.batch_size, tf.newaxis, tf.newaxis] + offsets_hw2
+            places_Nhw2 = corners_N2[start : start + self.window_batch_size, tf.newaxis, tf.newaxis] + offsets_hw2
             S_NhwK = method.class_probabilities(tf.ensure_shape(tf.gather_nd(image_HW3, places_Nhw2), (None, h, w, 3)))
             counted = tf.concat([S_NhwK, tf.ones_like(S_NhwK[..., :1])], axis=-1)  # the last channel counts windows
-            return start + self.batch_size, tf.tensor_scatter_nd_add(total_HWC, places_Nhw2, counted)
+            return start + self.window_batch_size, tf.tensor_scatter_nd_add(total_HWC, places_Nhw2, counted)
 
         total_HWC = tf.zeros([*tf.unstack(tf.shape(image_HW3)[:2]), method.num_classes + 1])
         _, total_HWC = tf.while_loop(
@@ -212,14 +212,13 @@ def make_protocol(name: str, crop: Sequence[int], **given: Any) -> Protocol:
 
     Args:
         crop: height and width of the run's training crops: the window, unless that is given.
-        given: settings of protocols; None for those that are not given.
+        given: settings of protocols.
 
     Raises:
         ValueError: no such protocol, a setting of another one, or an impossible value.
     """
     one_of("--protocol", name, PROTOCOLS)
     protocol = PROTOCOLS[name]
-    given = {key: value for key, value in given.items() if value is not None}
     known = {field.name for field in dataclasses.fields(protocol)}
     if foreign := sorted(given.keys() - known):
         flag = foreign[0].replace("_", "-")
@@ -228,6 +227,16 @@ def make_protocol(name: str, crop: Sequence[int], **given: Any) -> Protocol:
     if "window" in known:
         given = {"window": tuple(crop)} | given
     return protocol(**given)
+
+
+def recorded(said: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name and the settings in what `Protocol.describe` said, such that `make_protocol` makes the same again."""
+    protocol = PROTOCOLS[said["name"]]
+    known = {field.name for field in dataclasses.fields(protocol)} & said.keys()
+    settings = {name: tuple(said[name]) if isinstance(said[name], list) else said[name] for name in known}
+    if "stride" in settings:  # in pixels there; the largest share of the window that gives both of them
+        settings["stride"] = min(step / side for step, side in zip(settings["stride"], settings["window"], strict=True))
+    return protocol.name, settings
 
 
 def _shown(values: Sequence[float]) -> str:

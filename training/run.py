@@ -69,7 +69,7 @@ def train(config: RunConfig) -> dict[str, Any]:
 def train_in_folder(config: RunConfig) -> dict[str, Any]:
     """`train`, where the run folder is there and is ours alone."""
     folder = config.folder
-    protocol = make_protocol(config.protocol, config.crop)
+    protocol = make_protocol(config.protocol, config.crop, **config.protocol_settings.given)
     dataset = open_dataset(config.dataset)
     split = open_split(config, dataset)
     for warning in require_sound(dataset, split):
@@ -270,7 +270,7 @@ def open_folder(config: RunConfig, method: Method, dataset: Dataset, split: Spli
 
 def describe(config: RunConfig, method: Method, dataset: Dataset, split: Split) -> dict[str, Any]:
     """Everything that decides a run's result, resolved; JSON types only."""
-    decide_nothing = {"out", "resume", "gradient_norms", "protocol", "checkpoint_every"}
+    decide_nothing = {"out", "resume", "gradient_norms", "protocol", "protocol_settings", "checkpoint_every"}
     recorded = {field.name for field in dataclasses.fields(RunConfig)} - decide_nothing
     flags = {name: getattr(config, name) for name in sorted(recorded)}
     loaded = loaded_weights(method)

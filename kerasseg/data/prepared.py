@@ -125,6 +125,8 @@ def prepare(name: str, builder: "Callable[..., tfds.core.DatasetBuilder]") -> "t
     if Path(made.data_dir).exists():
         return made
     manual = Path(os.environ.get("TFDS_MANUAL_DIR") or root / "downloads/manual").expanduser()
+    for left in Path(made.data_dir).parent.glob("incomplete.*"):  # of no use to tensorflow-datasets, and as large
+        print(f"{left} was left by a preparation that was cut short: delete it, unless one is running", file=sys.stderr)
     print(f"preparing {name} in {made.data_dir}, once; archives are looked for in {manual}", file=sys.stderr)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # where tfds says the same, and our result belongs

@@ -192,7 +192,10 @@ def _require_known(flag: str, names: Sequence[str], known: set[str], what: str) 
     if not names:
         raise ValueError(f"{flag}: the file names no image; expected one a line")
     if missing := [name for name in names if name not in known]:
-        raise ValueError(f"{flag}: {_few(missing)} not among the {len(known)} {what}")
+        raise ValueError(
+            f"{flag}: {_few(missing)} not among the {len(known)} {what}; take them out, or give a file made for this "
+            "dataset"
+        )
 
 
 def _image_labels_in_file(path: Path, dataset: Dataset) -> dict[str, tuple[int, ...]]:

@@ -22,14 +22,14 @@ class BuilderContract:
         cls.folder = tempfile.TemporaryDirectory()
         cls.EXAMPLE_DIR = cls.folder.name
         cls.make(Path(cls.folder.name))
-        cls.counts = mock.patch.object(cls.DATASET_CLASS, "COUNTS", cls.SPLITS)
-        cls.counts.start()
+        cls.tiny = mock.patch.multiple(cls.DATASET_CLASS, COUNTS=cls.SPLITS, require_published=mock.Mock())
+        cls.tiny.start()
         super().setUpClass()
 
     @classmethod
     def tearDownClass(cls):
         super().tearDownClass()
-        cls.counts.stop()
+        cls.tiny.stop()
         cls.folder.cleanup()
 
     def test_registered(self):  # tfds' own looks into all of its modules, for seconds

@@ -1,5 +1,6 @@
 """The builders of published datasets, on archives of a few tiny pictures in their true layout."""
 
+import hashlib
 import shutil
 import tarfile
 import zipfile
@@ -152,6 +153,8 @@ def test_what_is_missing_is_named_and_nothing_stays_behind(tmp_path, tfds_direct
     whole = (manual / "gtFine_trainvaltest.zip").read_bytes()
     (manual / "gtFine_trainvaltest.zip").unlink()
     fails("cityscapes19", r"needs gtFine_trainvaltest.zip: neither it nor its folder gtFine is in .*TFDS_MANUAL_DIR")
+    extract(manual)
+    fails("cityscapes19", r"needs gtFine_trainvaltest.zip: neither it nor its folder gtFine is in .*TFDS_MANUAL_DIR")
     (manual / "gtFine_trainvaltest.zip").write_bytes(whole[:-200])
     fails("cityscapes19", r"gtFine_trainvaltest.zip is damaged or was not downloaded to its end .* download it again")
     (manual / "gtFine/train/ulm").mkdir(parents=True)
@@ -174,7 +177,51 @@ def test_a_half_downloaded_archive_is_named(tmp_path, tfds_directories, archive,
     assert not list((tmp_path / "data").rglob("1.0.0*"))
 
 
-def test_other_numbers_of_pictures_than_published_are_refused(tmp_path):
+def test_an_archive_that_is_not_the_published_one_is_refused(tmp_path, capsys, monkeypatch):
+    """By its size, then by its checksum, as far as these are known; a folder never is."""
+    manual, data = tmp_path / "manual", tmp_path / "data"
+    monkeypatch.setattr(builders.Voc2012, "COUNTS", archives.VOC2012_COUNTS)
+    archives.voc2012(manual)
+    infos = builders.Voc2012.url_infos
+    sizes, sums = {}, {}
+    for url in infos:
+        contents = (manual / url.split("/")[-1]).read_bytes()
+        sizes[url], sums[url] = len(contents), hashlib.sha256(contents).hexdigest()
+
+    def refused(message: str) -> None:
+        with pytest.raises(ValueError, match=message) as error:
+            prepare("voc2012", manual, data)
+        assert "\n" not in str(error.value) and "folder VOCdevkit/VOC2012 is read" in str(error.value)
+        assert not list(data.rglob("1.0.0*"))
+
+    tar = manual / "VOCtrainval_11-May-2012.tar"
+    refused(rf"{tar} has {tar.stat().st_size:,} bytes, the published file 1,999,639,040: download it again")
+    assert "checking" not in capsys.readouterr().err
+    tiny = {url: mock.Mock(size=sizes[url], checksum=sums[url]) for url in infos}
+    monkeypatch.setattr(builders.Voc2012, "url_infos", tiny)
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[:-1] + b"x")
+    refused(rf"{tar} has the sha256 \w+, the published file {sums[builders.voc2012.VOC.url]}: download it again")
+    assert "checking VOCtrainval_11-May-2012.tar" in capsys.readouterr().err
+    tar.write_bytes(whole)
+    assert len(prepare("voc2012", manual, data)["train"]) == 5
+
+    tar.write_bytes(whole[:-1] + b"x")
+    extract(manual)
+    assert len(prepare("voc2012", manual, tmp_path / "other")["train"]) == 5
+
+
+def test_voc_2010_is_known_by_its_checksum(tmp_path, monkeypatch):
+    monkeypatch.setattr(builders.PascalContext, "COUNTS", archives.CONTEXT_COUNTS)
+    archives.pascal_context(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"VOCtrainval_03-May-2010.tar has the sha256 \w+, the published file 1af4189cb"
+    ):
+        prepare("pascal_context", tmp_path, tmp_path / "data")
+
+
+def test_other_numbers_of_pictures_than_published_are_refused(tmp_path, tfds_directories, monkeypatch):
+    monkeypatch.setattr(builders.Voc2012, "COUNTS", {"train": 10582, "val": 1449})
     archives.voc2012(tmp_path / "manual")
     with pytest.raises(ValueError, match="voc2012 has 10582 train pictures, found 5; download or extract"):
         prepare("voc2012", tmp_path / "manual", tmp_path / "data")

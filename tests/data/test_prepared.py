@@ -1,4 +1,7 @@
 import ast
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +70,36 @@ def test_a_dataset_is_prepared_once(tfds_directories, capsys):
         open_dataset("voc2012").load_label("train", "2008_000002"), archives.sbd_label("2008_000002")
     )
     assert index.read_text().splitlines() == names
+
+
+KILLED = """
+import os, signal
+from kerasseg.data import builders, open_dataset
+from tests.data import archives
+
+generate = builders.Voc2012._generate_examples
+
+def some(self, items):
+    yield from list(generate(self, items))[:3]
+    os.kill(os.getpid(), signal.SIGKILL)
+
+builders.Voc2012.COUNTS = archives.VOC2012_COUNTS
+builders.Voc2012.require_published = lambda *_: None
+builders.Voc2012._generate_examples = some
+open_dataset("voc2012")
+"""
+
+
+@pytest.mark.slow
+def test_what_a_killed_preparation_leaves_is_not_trusted(tfds_directories, capsys):
+    manual, data = tfds_directories
+    archives.voc2012(manual)
+    killed = subprocess.run([sys.executable, "-c", KILLED], cwd=Path(__file__).parents[2], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    (left,) = (data / "array_record/voc2012").iterdir()
+    assert len(open_dataset("voc2012").image_names("train")) == 5
+    told = f"{left} was left by a preparation that was cut short: delete it, unless one is running"
+    assert capsys.readouterr().err.splitlines()[0] == told
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """Each protocol against NumPy, for a segmenter that looks at single pixels and one that looks around."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -13,13 +15,13 @@ from serving.windows import corners
 from tests.data.folders import make_folder, save, write_classes
 from tests.methods import tiny
 from training.evaluation import Measurement, evaluate, find_min_pixels
-from training.protocols import MultiscaleFlip, Native, Protocol, Resized, SlidingWindow, make_protocol
+from training.protocols import MultiscaleFlip, Native, Protocol, Resized, SlidingWindow, make_protocol, recorded
 
 SIZES = [(6, 8), (10, 7), (9, 9), (5, 12), (8, 8)]
 PROTOCOLS = [
     Native(),
     MultiscaleFlip(scales=(0.5, 1.0, 1.75)),
-    SlidingWindow(window=(6, 7), batch_size=2),
+    SlidingWindow(window=(6, 7), window_batch_size=2),
     Resized(size=(7, 9)),
     Resized(size=(7, 9), labels="native"),
 ]
@@ -107,7 +109,7 @@ def test_multiscale_flip_averages_softmax_of_all_views():
 @pytest.mark.parametrize("size", [(13, 17), (4, 17), (4, 5)])
 def test_windows_are_averaged_where_they_overlap(size, batch_size):
     made, image = method(), np.random.default_rng(0).uniform(0, 255, (*size, 3)).astype(np.float32)
-    protocol = SlidingWindow(window=(6, 7), batch_size=batch_size)
+    protocol = SlidingWindow(window=(6, 7), window_batch_size=batch_size)
     assert protocol.step == (4, 5)
     padded = np.full((max(size[0], 6), max(size[1], 7), 3), 127.5)  # mean grey below and to the right
     padded[: size[0], : size[1]] = image
@@ -207,7 +209,7 @@ def test_the_gate_judges_the_whole_picture_once_and_the_average_is_gated(dataset
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("protocol", [Native(), SlidingWindow(window=(6, 7), batch_size=2)], ids=names)
+@pytest.mark.parametrize("protocol", [Native(), SlidingWindow(window=(6, 7), window_batch_size=2)], ids=names)
 def test_two_replicas_count_the_same_integers_as_one(dataset, two_replicas, protocol):
     """Five images of five sizes on two replicas, whose batch-norm statistics have drifted apart."""
     one = make_mlmt()
@@ -240,7 +242,7 @@ def test_pixel_thresholds_are_found_under_the_protocol(dataset):
 def test_names_settings_and_defaults():
     assert make_protocol("native", (321, 321)) == Native()
     assert make_protocol("sliding_window", [321, 240]).settings() == {"window": [321, 240], "stride": [214, 160]}
-    given = make_protocol("sliding_window", (321, 321), window=(713, 713), stride=None, scales=None)
+    given = make_protocol("sliding_window", (321, 321), window=(713, 713))
     assert given.settings() == {"window": [713, 713], "stride": [476, 476]}  # PSPNet's, rounded up
     assert make_protocol("resized", (1, 1)).settings() == {"size": [512, 1024], "labels": "resized"}
     scales = make_protocol("multiscale_flip", (1, 1)).settings()["scales"]
@@ -248,11 +250,20 @@ def test_names_settings_and_defaults():
 
 
 @pytest.mark.parametrize(
+    "protocol", [*PROTOCOLS, *(SlidingWindow(window=(h, 799), stride=s) for h in (321, 713) for s in (0.5, 2 / 3, 0.9))]
+)
+def test_what_a_result_says_of_its_protocol_makes_it_again(protocol):
+    said = json.loads(json.dumps(protocol.describe()))
+    name, settings = recorded(said)
+    assert make_protocol(name, (1, 1), **settings).describe() == protocol.describe()
+
+
+@pytest.mark.parametrize(
     "name, given, message",
     [
         ("sliding", {}, "--protocol must be one of native, multiscale_flip, sliding_window, resized; got 'sliding'"),
         ("native", {"window": (3, 3)}, "--window is a setting of --protocol sliding_window, not of native"),
-        ("resized", {"batch_size": 3}, "--batch-size is a setting of --protocol sliding_window, not of resized"),
+        ("resized", {"window_batch_size": 3}, "--window-batch-size is a setting of --protocol sliding_window, not"),
         ("multiscale_flip", {"scales": (1.0, 0.0)}, "--scales must be factors above 0.*; got 1 0"),
         ("sliding_window", {"stride": 1.5}, "--stride is a share of the window.*; got 1.5"),
         ("sliding_window", {"window": (0, 3)}, "--window must be two positive numbers of pixels; got 0 3"),

@@ -60,7 +60,7 @@ def test_a_run_leaves_everything_a_user_needs(dataset, tmp_path, capsys):
     # model.keras alone gives the same scores, through the other command and by hand
     status, again, _ = call(evaluate.cli_main, [out], capsys)
     assert status == 0 and again["mIoU"] == stored["mIoU"] and again["per_class_IoU"] == stored["per_class_IoU"]
-    flags = ["--protocol", "sliding_window", "--batch-size", "3"]
+    flags = ["--protocol", "sliding_window", "--window-batch-size", "3"]
     status, windows, _ = call(evaluate.cli_main, [out, *flags], capsys)
     assert status == 0 and windows["protocol"]["window"] == [24, 32] and windows["protocol"]["stride"] == [16, 22]
     assert windows["mIoU"] == again["mIoU"]  # the pictures are as large as the crops, so one window covers each
@@ -212,6 +212,8 @@ def test_mistakes_are_answered_by_one_line(dataset, tmp_path, capsys):
         (["--resume"], "holds no run to resume"),
         (["--steps", "0"], "steps must be at least 1"),
         (["--protocol", "sliding"], "--protocol must be one of native, multiscale_flip, sliding_window, resized"),
+        (["--window", "24", "32"], "--window is a setting of --protocol sliding_window, not of native: leave it out"),
+        (["--protocol", "resized", "--size", "0", "32"], "--size must be two positive numbers of pixels; got 0 32"),
         (["--output-stride", "4"], "--output-stride must be 8 or 16; got 4"),
         (["--image-labels", "1"], "s4gan has no use for --image-labels"),
         (["--mlmt.no-train-branch"], "give --branch-run RUN"),
@@ -285,20 +287,21 @@ def test_the_end_of_a_run_is_measured_by_the_protocol_asked_for(dataset, tmp_pat
     """On two devices, whose evaluations while training stay native."""
     monkeypatch.setattr(run, "strategy", lambda config: two_replicas)
     out = tmp_path / "run"
-    flags = ["--protocol", "sliding_window", "--strategy", "mirrored", "--evaluate-every", "1"]
+    flags = ["--protocol", "sliding_window", "--window", "24", "40", "--stride", "0.5"]
+    flags += ["--strategy", "mirrored", "--evaluate-every", "1"]
     status, result, err = train(dataset, out, capsys, *flags, method="supervised", steps=2)
     assert status == 0, err
     stored = json.loads((out / "result.json").read_text())
-    assert stored["protocol"]["name"] == "sliding_window" and stored["protocol"]["window"] == [24, 32]
+    assert stored["protocol"]["name"] == "sliding_window" and stored["protocol"]["window"] == [24, 40]
+    assert stored["protocol"]["stride"] == [12, 20]
     assert "(sliding window)" in (out / "report.html").read_text()
-    assert "protocol" not in json.loads((out / "config.json").read_text())
+    assert not {"protocol", "protocol_settings"} & json.loads((out / "config.json").read_text()).keys()
     watched = [line["val_mIoU"] for line in lines(out) if "val_mIoU" in line]
     status, again, _ = call(evaluate.cli_main, [out], capsys)
     assert again["protocol"] == stored["protocol"]
     status, native, _ = call(evaluate.cli_main, [out, "--protocol", "native"], capsys)  # the saved model, on one device
     assert native["protocol"]["name"] == "native"
-    # The pictures are as large as the crops, so one window covers each.
-    assert len(watched) == 2 and watched[-1] == native["mIoU"] == stored["mIoU"]
+    assert len(watched) == 2 and watched[-1] == native["mIoU"]
 
 
 def test_evaluate_tells_what_it_cannot_do(dataset, tmp_path, capsys):

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
-from kerasseg.data.builders.files import Files, files_of
+from kerasseg.data.builders.files import Files, files_of, require_published
 from kerasseg.data.datasets import IGNORE
 from kerasseg.data.folder import read_image
 
@@ -32,7 +32,9 @@ class Source:
     home: str
     """Where people get the archive."""
     url: str | None = None
-    """Where it can be downloaded without an account."""
+    """Where it can be downloaded without an account; its size and sha256 are in checksums.tsv."""
+    sha256: str | None = None
+    """Where there is no such address and this is known."""
     suffixes: tuple[str, ...] = ("",)
     """Endings of the files that are needed."""
 
@@ -82,6 +84,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder):
             manual = Path(downloads.manual_dir)
             looked = f"neither it nor its folder {source.folder} is in {manual}"
             if (manual / source.archive).is_file():
+                self.require_published(manual / source.archive, source)
                 return files_of(manual / source.archive, source.folder, source.suffixes)
             if (manual / source.folder).is_dir():
                 return files_of(manual / source.folder, suffixes=source.suffixes)
@@ -98,6 +101,23 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder):
                 f"{self.name} needs {source.archive}: {looked}, and it could not be downloaded ({reason}); {hint}"
             ) from error
         return files_of(archive, source.folder, source.suffixes)
+
+    def require_published(self, archive: Path, source: Source) -> None:
+        """ValueError unless an archive is the published one, as far as its checksum is known.
+
+        One that was packed anew is refused too: the folder in it does in its place.
+        """
+        try:
+            if source.url is not None:
+                known = self.url_infos[source.url]
+                require_published(archive, known.checksum, known.size)
+            elif source.sha256 is not None:
+                require_published(archive, source.sha256)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}: download it again, to its end, from {source.home}; or, if it was packed anew, extract "
+                f"it and move it away, and its folder {source.folder} is read"
+            ) from error
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(

@@ -4,17 +4,42 @@ Nothing is extracted, so nothing half-extracted stays behind, and a dataset does
 """
 
 import functools
+import hashlib
+import sys
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tqdm import tqdm
+
 # Path relative to the folder -> what reads the file.
 Files = dict[str, Callable[[], bytes]]
 
 # What Python's readers raise for an archive, or one of its files, that is cut off or damaged.
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError)
+
+
+def require_published(path: Path, sha256: str, size: int | None = None) -> None:
+    """ValueError unless a file is the one with this sha256 (hexadecimal).
+
+    Its size in bytes is compared first, where it is known: reading the whole file takes a while, which a bar on stderr
+    shows.
+    """
+    found = path.stat().st_size
+    if size not in (None, found):
+        raise ValueError(f"{path} has {found:,} bytes, the published file {size:,}")
+    digest = hashlib.sha256()
+    with (
+        path.open("rb") as file,
+        tqdm(total=found, desc=f"checking {path.name}", unit="B", unit_scale=True, file=sys.stderr, leave=False) as bar,
+    ):
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+            bar.update(len(chunk))
+    if digest.hexdigest() != sha256:
+        raise ValueError(f"{path} has the sha256 {digest.hexdigest()}, the published file {sha256}")
 
 
 def files_of(path: Path, folder: str = "", suffixes: tuple[str, ...] = ("",)) -> Files:

@@ -16,6 +16,8 @@ VOC = Source(
     archive="VOCtrainval_03-May-2010.tar",
     folder="VOCdevkit/VOC2010",
     home="http://host.robots.ox.ac.uk/pascal/VOC/voc2010",
+    # As in torchvision/prototype/datasets/_builtin/voc.py.
+    sha256="1af4189cbe44323ab212bff7afbc7d0f55a267cc191eb3aac911037887e5c7d4",
 )
 CONTEXT = Source(
     archive="trainval.tar.gz",

@@ -12,7 +12,8 @@ from kerasseg.data.folder import read_label
 from kerasseg.data.prepared import PreparedDataset
 
 # M. Everingham et al.: The PASCAL Visual Object Classes Challenge; B. Hariharan et al.: Semantic Contours from Inverse
-# Detectors, 2011. The addresses are those whose sha256 is known (checksums.tsv): VOC's own server is often down.
+# Detectors, 2011. The addresses are those whose sha256 is known (checksums.tsv; as in
+# torchvision/prototype/datasets/_builtin/voc.py and sbd.py): VOC's own server is often down.
 VOC = Source(
     archive="VOCtrainval_11-May-2012.tar",
     folder="VOCdevkit/VOC2012",
