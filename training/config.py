@@ -10,7 +10,7 @@ from kerasseg.methods import METHODS, Method, MethodConfig
 from kerasseg.segmenters import BACKBONES, SEGMENTERS
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-STRATEGIES = ("auto", "single", "mirrored")
+STRATEGIES = ("auto", "single", "mirrored", "multiworker")
 
 
 def one_of(name: str, value: str, choices) -> None:
@@ -63,7 +63,7 @@ class RunConfig:
     blur: float = 0.0
     """Largest standard deviation of a random Gaussian blur, pixels."""
     batch_size: int = 8
-    """Labelled images in a step."""
+    """Labelled images in a step, on all devices together."""
     unlabeled_batch_size: int | None = None
     """Unlabelled images in a step; None for as many as labelled ones."""
     steps: int | None = None
@@ -76,7 +76,11 @@ class RunConfig:
     precision: str = "float32"
     """float32, mixed_bfloat16 or mixed_float16."""
     strategy: str = "auto"
-    """mirrored trains on all local GPUs, single on one device; auto is mirrored where there are several GPUs."""
+    """mirrored trains on all local GPUs, single on one device; auto is mirrored where there are several GPUs.
+    multiworker trains on the machines that TF_CONFIG names, each of which runs this command."""
+    sync_batch_norm: bool = False
+    """Batch norm goes by the batches of all devices together. Otherwise each device's share is normalised by itself,
+    which is faster, and the first one's moving averages are those of the trained model."""
     deterministic: bool = False
     """Bit-equal repeats: deterministic ops, one op at a time."""
     evaluate_every: int = 500

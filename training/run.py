@@ -43,6 +43,7 @@ from training.protocols import make_protocol
 from training.recipes import RECIPES, choose, table
 from training.report import write_report
 from training.run_folder import Run, write_json
+from training.workers import gather, is_chief, make_strategy, together, workplace
 
 DESCRIPTION = """Trains a segmentation model from a few labelled images and many unlabelled ones.
 
@@ -60,16 +61,32 @@ def train(config: RunConfig) -> dict[str, Any]:
         ValueError: for a mistake in the settings or the data, or a loss that is no longer finite.
     """
     prepare_backend(config)
-    protocol = make_protocol(config.protocol, config.crop)
-    folder = config.folder
-    check_folder(config)
-    dataset = open_dataset(config.dataset)
-    split = open_split(config, dataset)
-    for warning in require_sound(dataset, split):
-        print(warning, file=sys.stderr)
-    with strategy(config).scope():
+    strategy = make_strategy(config)  # of several workers before anything uses a device
+    with together(strategy):
+        check_folder(config)
+    with workplace(config, strategy) as own:
+        result = train_worker(own, strategy)
+        gather(strategy, 0)  # no worker leaves before the chief has written everything: it would count as lost
+    where = {"run": str(config.folder), "report": str(config.folder / "report.html")}
+    return result | {name: where[name] for name in where.keys() & result.keys()}
+
+
+def train_worker(config: RunConfig, strategy: tf.distribute.Strategy) -> dict[str, Any]:
+    """`train` as one of the strategy's workers, whose run folder is its own."""
+    chief, folder = is_chief(strategy), config.folder
+    with together(strategy):
+        protocol = make_protocol(config.protocol, config.crop)
+        dataset = open_dataset(config.dataset) if chief else None  # which may have to prepare it
+    with together(strategy):
+        dataset = dataset or open_dataset(config.dataset)
+        split = open_split(config, dataset)
+        for warning in require_sound(dataset, split):
+            print(warning, file=sys.stderr)
+    if len(set(gather(strategy, int(split.fingerprint[:7], 16)))) > 1:
+        raise ValueError("the workers do not see the same images: give all of them the same --dataset and flags")
+    with strategy.scope():
         method = build_method(config, dataset, split)
-        method.compile()
+        method.compile(sync_batch_norm=config.sync_batch_norm)
     settings = open_folder(config, method, dataset, split)
     steps = method.total_steps
     checkpoints = Checkpoints(folder / "checkpoints", method, split.fingerprint)
@@ -87,6 +104,13 @@ def train(config: RunConfig) -> dict[str, Any]:
         unlabeled_batch_size=unlabeled,
         seed=config.seed,
     )
+
+    def shares_from(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        shares = context.num_replicas_in_sync
+        each = shares // context.num_input_pipelines
+        own = range(context.input_pipeline_id * each, (context.input_pipeline_id + 1) * each)
+        return batches_from(start_step=start_step, shares=shares, own_shares=own)
+
     images_per_step = config.batch_size + unlabeled
     log = MetricsLog(folder, start_step, config.log_every, images_per_step)
     measure, examples = Measurement(method, dataset), Examples(method, dataset, "val", PANELS)
@@ -102,11 +126,11 @@ def train(config: RunConfig) -> dict[str, Any]:
         return result, noted, examples.panels()
 
     evaluation = Evaluation(start_step, config.evaluate_every, steps, log, look)
-    interruption = Interruption(start_step)
+    interruption = Interruption(start_step, lambda received: max(gather(strategy, received)))
     if start_step < steps:
         with Progress(start_step, steps, images_per_step) as progress:
             method.fit(
-                batches_from(start_step=start_step),
+                strategy.distribute_datasets_from_function(shares_from),
                 steps_per_epoch=steps - start_step,
                 epochs=1,
                 shuffle=False,
@@ -121,13 +145,15 @@ def train(config: RunConfig) -> dict[str, Any]:
                 ],
             )
     step = int(checkpoints.step)
-    save_model(method, folder)
-    Examples(method, dataset, "val", EXAMPLES).write(folder / "examples")
+    if chief:
+        save_model(method, folder)
+        Examples(method, dataset, "val", EXAMPLES).write(folder / "examples")
     if step < steps:
-        write_report(folder)
+        if chief:
+            write_report(folder)
         print(f"stopped at step {step} of {steps}; go on with --resume", file=sys.stderr)
         return {
-            "run": str(folder),
+            "run": "",
             "finished": False,
             "steps": step,
             "exit_status": 128 + (interruption.received or 0),
@@ -145,13 +171,13 @@ def train(config: RunConfig) -> dict[str, Any]:
         "images_per_second": round(step * images_per_step / log.seconds, 2),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
-    write_json(folder / "result.json", result)
-    write_json(folder / "diagnostics.json", diagnose(method, dataset, split))
-    write_json(folder / "config.json", settings | {"finished": True})
-    report = write_report(folder)
-    print(f"report: {report}", file=sys.stderr)
+    if chief:
+        write_json(folder / "result.json", result)
+        write_json(folder / "diagnostics.json", diagnose(method, dataset, split))
+        write_json(folder / "config.json", settings | {"finished": True})
+        print(f"report: {write_report(folder)}", file=sys.stderr)
     shown = ("mIoU", "mIoU_reference", *filter(None, method.variants), "pixel_accuracy", "seconds", "steps")
-    return {"run": str(folder), "report": str(report), "finished": True} | {name: result[name] for name in shown}
+    return {"run": "", "report": "", "finished": True} | {name: result[name] for name in shown}
 
 
 def run(config: RunConfig) -> dict[str, Any]:
@@ -164,6 +190,13 @@ def run(config: RunConfig) -> dict[str, Any]:
         ) from error
     except (tf.errors.NotFoundError, tf.errors.DataLossError) as error:
         raise ValueError(f"a file went missing or is damaged: {error.message.splitlines()[0]}") from error
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+        if config.strategy != "multiworker":
+            raise
+        raise ValueError(
+            "another worker stopped or cannot be reached; its own message says why. Start all of them again, with "
+            "--resume where there is a checkpoint"
+        ) from error
 
 
 def prepare_backend(config: RunConfig) -> None:
@@ -174,21 +207,6 @@ def prepare_backend(config: RunConfig) -> None:
         tf.config.threading.set_inter_op_parallelism_threads(1)
     keras.utils.set_random_seed(config.seed)
     keras.config.set_dtype_policy(config.precision)
-
-
-def strategy(config: RunConfig) -> tf.distribute.Strategy:
-    """The tf.distribute strategy that --strategy names."""
-    gpus = tf.config.list_logical_devices("GPU")
-    if config.strategy == "mirrored" or (config.strategy == "auto" and len(gpus) > 1):
-        devices = gpus or tf.config.list_logical_devices("CPU")
-        for name, size in (
-            ("--batch-size", config.batch_size),
-            ("--unlabeled-batch-size", config.unlabeled_batch_size),
-        ):
-            if size is not None and size % len(devices):
-                raise ValueError(f"{name} is shared by {len(devices)} devices, so it must be a multiple; got {size}")
-        return tf.distribute.MirroredStrategy([device.name for device in devices])
-    return tf.distribute.get_strategy()
 
 
 def open_split(config: RunConfig, dataset: Dataset) -> Split:

@@ -251,7 +251,7 @@ def test_masks_with_255_as_the_object_are_refused_before_the_first_step(dataset,
 
 def test_the_end_of_a_run_is_measured_by_the_protocol_asked_for(dataset, tmp_path, capsys, monkeypatch, two_replicas):
     """On two devices, whose evaluations while training stay native."""
-    monkeypatch.setattr(run, "strategy", lambda config: two_replicas)
+    monkeypatch.setattr(run, "make_strategy", lambda config: two_replicas)
     out = tmp_path / "run"
     flags = ["--protocol", "sliding_window", "--strategy", "mirrored", "--evaluate-every", "1"]
     status, result, err = train(dataset, out, capsys, *flags, method="supervised", steps=2)
