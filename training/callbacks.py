@@ -195,9 +195,17 @@ class CheckpointEvery(StepCallback):
 
 
 class Interruption(StepCallback):
-    """Ctrl-C or SIGTERM ends training after the present step, in good order; a second one ends it at once."""
+    """Ctrl-C or SIGTERM ends training after the present step, in good order; a second one ends it at once.
+
+    Args:
+        agree: from the signal that this worker has received (0 for none) to the one by which all of them stop.
+    """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self, start_step: int, agree: Callable[[int], int] = lambda received: received):
+        super().__init__(start_step)
+        self.agree = agree
 
     def on_train_begin(self, logs=None):
         self.received: int | None = None
@@ -209,7 +217,8 @@ class Interruption(StepCallback):
         print("\nstopping after this step, with a checkpoint (once more to stop at once)", file=sys.stderr)
 
     def after_step(self, logs):
-        if self.received is not None:
+        if agreed := self.agree(self.received or 0):
+            self.received = agreed
             self.model.stop_training = True
 
     def on_train_end(self, logs=None):

@@ -98,8 +98,8 @@ class Checkpoint:
 
 
 def replica_copies(method: Method) -> dict[str, tuple[tf.Variable, ...]]:
-    """`Method.training_variables` on each replica: those of equal value under one name. Batch-norm statistics and random
-    states, which go their own way on each replica, have the replica's number behind the name, but for the first's."""
+    """`Method.training_variables` on each replica: those of equal value under one name. Batch-norm statistics and
+    random states, which go their own way on each, have the replica's number behind the name, but for the first's."""
     copies: dict[str, tuple[tf.Variable, ...]] = {}
     for name, variable in method.training_variables().items():
         first, *others = method.distribute_strategy.experimental_local_results(variable)
@@ -167,7 +167,7 @@ class Checkpoints:
         arrays = {name: copies[0].numpy() for name, copies in replica_copies(self.method).items()}
         self.writing = self.writer.submit(self._write, step, {"about": np.array(json.dumps(about))} | arrays, kept)
 
-    def _write(self, step: int, arrays: dict[str, np.ndarray], kept: set[int]) -> None:
+    def _write(self, step: int, arrays: dict[str, Any], kept: set[int]) -> None:
         with file_beside(self.folder / file_name(step), durable=True) as file:
             np.savez(file, **arrays)
         for superfluous in self.scores.keys() - kept:

@@ -12,7 +12,7 @@ from kerasseg.methods import METHODS, Method, MethodConfig
 from kerasseg.segmenters import BACKBONES, SEGMENTERS
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-STRATEGIES = ("auto", "single", "mirrored")
+STRATEGIES = ("auto", "single", "mirrored", "multiworker")
 
 
 def one_of(name: str, value: str, choices) -> None:
@@ -91,7 +91,7 @@ class RunConfig:
     blur: float = 0.0
     """Largest standard deviation of a random Gaussian blur, pixels."""
     batch_size: int = 8
-    """Labelled images in a step."""
+    """Labelled images in a step, on all devices together."""
     unlabeled_batch_size: int | None = None
     """Unlabelled images in a step; None for as many as labelled ones."""
     steps: int | None = None
@@ -104,7 +104,11 @@ class RunConfig:
     precision: str = "float32"
     """float32, mixed_bfloat16 or mixed_float16."""
     strategy: str = "auto"
-    """mirrored trains on all local GPUs, single on one device; auto is mirrored where there are several GPUs."""
+    """mirrored trains on all local GPUs, single on one device; auto is mirrored where there are several GPUs.
+    multiworker trains on the machines that TF_CONFIG names, each of which runs this command."""
+    sync_batch_norm: bool = False
+    """Batch norm goes by the batches of all devices together. Otherwise each device's share is normalised by itself,
+    which is faster, and the first one's moving averages are those of the trained model."""
     deterministic: bool = False
     """Bit-equal repeats: deterministic ops, one op at a time."""
     evaluate_every: int = 500
@@ -123,6 +127,8 @@ class RunConfig:
     """The run folder; None for runs/DATASET_METHOD_LABELED_seedSEED."""
     resume: bool = False
     """Go on from the last checkpoint of the run folder."""
+    dry_run: bool = False
+    """Train for a few steps, write nothing, and tell how long the whole will take and how much memory."""
 
     def __post_init__(self):
         one_of("--method", self.method, METHODS)

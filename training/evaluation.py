@@ -40,9 +40,23 @@ class Measurement:
         self.steps = -(-self.image_count // self.strategy.num_replicas_in_sync)
         # A replica for which no image is left in the last step gets one without a pixel that counts.
         spare = self.images.take(1).map(lambda image, labels: (image, tf.fill(tf.shape(labels), IGNORE_LABEL)))
-        padded = self.images.concatenate(spare.repeat())
-        self.shares = self.strategy.distribute_datasets_from_function(lambda context: padded)
+        self.shares = self.strategy.distribute_datasets_from_function(
+            lambda context: self.images.shard(context.num_input_pipelines, context.input_pipeline_id).concatenate(
+                spare.repeat()
+            )
+        )
+        with self.strategy.scope():  # a replica counts for itself; they are added up when read
+            self.counts = {
+                variant: tf.Variable(
+                    tf.zeros((len(self.classes),) * 2, tf.int64),
+                    trainable=False,
+                    synchronization=tf.VariableSynchronization.ON_READ,
+                    aggregation=tf.VariableAggregation.SUM,
+                )
+                for variant in method.variants
+            }
         self.step = tf.function(self._step)
+        self.follow_first = tf.function(lambda: self.strategy.run(self._follow_first))
 
     def __call__(self) -> dict:
         """The scores at present.
@@ -60,45 +74,49 @@ class Measurement:
     def confusion(self) -> dict[str, np.ndarray]:
         """The confusion matrix (K,K) of all images at present, for each prediction: the same integers on one replica or
         many, and those of the method once it is saved."""
-        local = self.strategy.experimental_local_results
-        total = {variant: np.zeros((len(self.classes),) * 2, np.int64) for variant in self.method.variants}
-        with unnoticed(self.method) as copies:
-            for first, *others in copies:  # it is the first replica's that are saved
-                for other in others:
-                    other.assign(first)
+        for count in self.counts.values():
+            count.assign(tf.zeros_like(count))
+        with unnoticed(self.method):
+            self.follow_first()
             shares = iter(self.shares)
             for _ in range(self.steps):
-                for variant, counts in self.step(shares).items():
-                    total[variant] += sum(count.numpy() for count in local(counts))
-        return total
+                self.step(shares)
+        return {variant: count.numpy() for variant, count in self.counts.items()}
 
-    def _step(self, shares) -> dict[str, tf.Tensor]:
-        return self.strategy.run(self._count, args=next(shares))
+    def _follow_first(self) -> None:
+        """Replicas have batch-norm statistics of their own; it is the first one's that are saved."""
+        context = tf.distribute.get_replica_context()
+        first = context.replica_id_in_sync_group == 0
+        variables = [variable.value for variable in self.method.non_trainable_variables if variable.dtype == "float32"]
+        values = [tf.where(first, variable, tf.zeros_like(variable)) for variable in variables]
+        if not values:
+            return
+        for variable, value in zip(variables, context.all_reduce(tf.distribute.ReduceOp.SUM, values), strict=True):
+            variable.assign(value)
 
-    def _count(self, images_1HW3, labels_1HW) -> dict[str, tf.Tensor]:
-        """The confusion matrix (K,K) of one image, for each prediction."""
+    def _step(self, shares) -> None:
+        self.strategy.run(self._count, args=next(shares))
+
+    def _count(self, images_1HW3, labels_1HW) -> None:
+        """Adds one image to the confusion matrix (K,K) of each prediction."""
         images_1HW3, labels_1HW = self.protocol.prepare(images_1HW3, labels_1HW)
         S_1HWK = self.protocol.segment(self.method, images_1HW3)
-        return {
-            variant: count_pixels(labels_1HW, tf.argmax(probabilities, axis=-1), len(self.classes))
-            for variant, probabilities in self.method.variants_from(images_1HW3, S_1HWK).items()
-        }
+        for variant, probabilities in self.method.variants_from(images_1HW3, S_1HWK).items():
+            prediction_1HW = tf.argmax(probabilities, axis=-1)
+            self.counts[variant].assign_add(count_pixels(labels_1HW, prediction_1HW, len(self.classes)))
 
 
 @contextlib.contextmanager
-def unnoticed(method: Method) -> Iterator[list[tuple[tf.Variable, ...]]]:
-    """What happens inside leaves no trace in variables that are not trained: batch-norm statistics, random state.
-
-    Yields:
-        Their copies on each replica: replicas have batch-norm statistics of their own.
-    """
+def unnoticed(method: Method) -> Iterator[None]:
+    """What happens inside leaves no trace in variables that are not trained: batch-norm statistics, random state. Each
+    replica has copies of its own."""
     local = method.distribute_strategy.experimental_local_results
-    copies = [local(variable.value) for variable in method.non_trainable_variables]
-    values = [copy.numpy() for copy in chain(*copies)]
+    copies = list(chain(*(local(variable.value) for variable in method.non_trainable_variables)))
+    values = [copy.numpy() for copy in copies]
     try:
-        yield copies
+        yield
     finally:
-        for copy, value in zip(chain(*copies), values, strict=True):
+        for copy, value in zip(copies, values, strict=True):
             copy.assign(value)
 
 

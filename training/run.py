@@ -1,13 +1,12 @@
 """`python -m training.run`: trains a method, evaluates it and writes the run folder."""
 
 import argparse
+import contextlib
 import dataclasses
 import errno
-import functools
 import json
 import os
 import platform
-import resource
 import shlex
 import subprocess
 import sys
@@ -19,13 +18,10 @@ from typing import Any
 import kerasseg  # noqa: F401 (first: it starts TensorFlow)
 
 # isort: on
-import keras
 import tensorflow as tf
 
-from kerasseg.data import Dataset, Split, make_split, open_dataset, train_dataset
-from kerasseg.data.check import require_sound
 from kerasseg.methods import Method
-from kerasseg.segmenters import LoadedWeights, build_segmenter
+from kerasseg.segmenters import LoadedWeights
 from serving import cli
 from serving.pictures import write_atomically
 from training.callbacks import (
@@ -38,12 +34,14 @@ from training.callbacks import (
 )
 from training.checkpoints import Checkpoint, Checkpoints
 from training.config import RunConfig, with_groups
-from training.diagnostics import GradientNorms, diagnose
-from training.evaluation import Examples, Measurement, evaluate
-from training.protocols import make_protocol
+from training.diagnostics import diagnose
+from training.dry_run import dry_run
+from training.evaluation import Examples, evaluate
 from training.recipes import RECIPES, choose, table
 from training.report import write_report
 from training.run_folder import Run, locked, write_json
+from training.session import Look, Session, assemble, peak_memory, prepare_backend
+from training.workers import gather, is_chief, make_strategy, together, workplace
 
 DESCRIPTION = """Trains a segmentation model from a few labelled images and many unlabelled ones.
 
@@ -51,7 +49,6 @@ Defaults come from --recipe; --list-recipes shows them all. The method's own fie
 --s4gan.gamma: --method NAME --help."""
 PACKAGES = ("tensorflow", "keras", "keras-cv", "numpy")
 EXAMPLES = 8
-PANELS = 4
 
 
 def train(config: RunConfig) -> dict[str, Any]:
@@ -61,25 +58,25 @@ def train(config: RunConfig) -> dict[str, Any]:
         ValueError: for a mistake in the settings or the data, or a loss that is no longer finite.
     """
     prepare_backend(config)
-    with locked(config.folder):
-        check_folder(config)
-        return train_in_folder(config)
+    strategy = make_strategy(config)  # of several workers before anything uses a device
+    with contextlib.ExitStack() as stack:
+        with together(strategy):
+            if is_chief(strategy):
+                stack.enter_context(locked(config.folder))
+            check_folder(config)
+        result = train_worker(stack.enter_context(workplace(config, strategy)), strategy)
+        gather(strategy, 0)  # no worker leaves before the chief has written everything: it would count as lost
+    where = {"run": str(config.folder), "report": str(config.folder / "report.html")}
+    return result | {name: where[name] for name in where.keys() & result.keys()}
 
 
-def train_in_folder(config: RunConfig) -> dict[str, Any]:
-    """`train`, where the run folder is there and is ours alone."""
+def train_worker(config: RunConfig, strategy: tf.distribute.Strategy) -> dict[str, Any]:
+    """`train` as one of the strategy's workers, whose run folder is its own."""
     folder = config.folder
-    protocol = make_protocol(config.protocol, config.crop, **config.protocol_settings.given)
-    dataset = open_dataset(config.dataset)
-    split = open_split(config, dataset)
-    for warning in require_sound(dataset, split):
-        print(warning, file=sys.stderr)
     before = Checkpoint.latest(folder / "checkpoints") if config.resume else None
-    with strategy(config).scope():
-        # A checkpoint brings weights of its own.
-        method = build_method(config, dataset, split, weights=config.weights if before is None else "none")
-        method.compile()
-    settings = open_folder(config, method, dataset, split)
+    session = assemble(config, strategy, resumed=before is not None)
+    method, split = session.method, session.split
+    settings = open_folder(session)
     steps, start_step = method.total_steps, 0
     if before is not None:
         if before.split_fingerprint != split.fingerprint:
@@ -88,43 +85,18 @@ def train_in_folder(config: RunConfig) -> dict[str, Any]:
         start_step = before.step
         print(f"going on from step {start_step} of {steps}", file=sys.stderr)
 
-    unlabeled = (config.unlabeled_batch_size or config.batch_size) * method.unlabeled_sets
-    if not method.needs_unlabeled:
-        unlabeled = 0
-    batches_from = functools.partial(
-        train_dataset,
-        dataset,
-        split,
-        config.augmentation,
-        batch_size=config.batch_size,
-        unlabeled_batch_size=unlabeled,
-        seed=config.seed,
-    )
-    images_per_step = config.batch_size + unlabeled
-    log = MetricsLog(
-        folder, start_step, steps, config.log_every, images_per_step, pending=before.log if before else None
-    )
-    measure, examples = Measurement(method, dataset), Examples(method, dataset, "val", PANELS)
-    gradient_norms = None
-    if config.gradient_norms:
-        gradient_norms = GradientNorms(method, next(iter(batches_from(start_step=0))))
-
-    def look() -> tuple[dict, dict, Any]:
-        result = measure()
-        noted = {"val_mIoU": result["mIoU"]}
-        noted |= {f"val_mIoU_{name}": result[name]["mIoU"] for name in method.variants if name}
-        noted |= gradient_norms() if gradient_norms else {}
-        return result, noted, examples.panels()
-
+    look = Look(session)
+    pending = before.log if before else None
+    log = MetricsLog(folder, start_step, steps, config.log_every, session.images_per_step, pending)
     evaluation = Evaluation(start_step, config.evaluate_every, steps, log, look)
-    interruption = Interruption(start_step)
+    interruption = Interruption(start_step, lambda received: max(gather(strategy, received)))
     if start_step < steps:
         with (
-            Progress(start_step, steps, images_per_step) as progress,
+            Progress(start_step, steps, session.images_per_step) as progress,
             Checkpoints(folder / "checkpoints", method, split.fingerprint, before) as checkpoints,
         ):
             method.fit(
-                batches_from(start_step=start_step),
+                session.batches(start_step),
                 steps_per_epoch=steps - start_step,
                 epochs=1,
                 shuffle=False,
@@ -139,43 +111,39 @@ def train_in_folder(config: RunConfig) -> dict[str, Any]:
                 ],
             )
     step = evaluation.step
-    save_model(method, folder)
-    Examples(method, dataset, "val", EXAMPLES).write(folder / "examples")
     if step < steps:
-        write_report(folder)
+        if is_chief(strategy):
+            write_model(session)
+            write_report(folder)
         print(f"stopped at step {step} of {steps}; go on with --resume", file=sys.stderr)
-        return {
-            "run": str(folder),
-            "finished": False,
-            "steps": step,
-            "exit_status": 128 + (interruption.received or 0),
-        }
+        return {"run": "", "finished": False, "steps": step, "exit_status": 128 + (interruption.received or 0)}
 
-    if protocol == measure.protocol:
-        scores = evaluation.latest or measure()  # the latter where there was no step left to make
+    if session.protocol == look.measure.protocol:
+        scores = evaluation.latest or look.measure()  # the latter where there was no step left to make
     else:
-        scores = evaluate(method, dataset, protocol=protocol)
+        scores = evaluate(method, session.dataset, protocol=session.protocol)
     result = scores | {
         "initial_weights": settings.get("initial_weights"),
         "split_fingerprint": split.fingerprint,
         "steps": step,
         "seconds": round(log.seconds, 1),
-        "images_per_second": round(step * images_per_step / log.seconds, 2),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "images_per_second": round(step * session.images_per_step / log.seconds, 2),
+        "peak_memory_bytes": peak_memory(),
     }
-    write_json(folder / "result.json", result)
-    write_json(folder / "diagnostics.json", diagnose(method, dataset, split))
-    write_json(folder / "config.json", settings | {"finished": True})
-    report = write_report(folder)
-    print(f"report: {report}", file=sys.stderr)
+    if is_chief(strategy):
+        write_model(session)
+        write_json(folder / "result.json", result)
+        write_json(folder / "diagnostics.json", diagnose(method, session.dataset, split))
+        write_json(folder / "config.json", settings | {"finished": True})
+        print(f"report: {write_report(folder)}", file=sys.stderr)
     shown = ("mIoU", "mIoU_reference", *filter(None, method.variants), "pixel_accuracy", "seconds", "steps")
-    return {"run": str(folder), "report": str(report), "finished": True} | {name: result[name] for name in shown}
+    return {"run": "", "report": "", "finished": True} | {name: result[name] for name in shown}
 
 
 def run(config: RunConfig) -> dict[str, Any]:
-    """`train`, with what TensorFlow itself raises told as a mistake with its remedy."""
+    """`train` or `dry_run`, with what TensorFlow itself raises told as a mistake with its remedy."""
     try:
-        return train(config)
+        return dry_run(config) if config.dry_run else train(config)
     except tf.errors.ResourceExhaustedError as error:
         raise ValueError(
             "out of memory: lower --batch-size, --crop or --head-channels, or use a smaller --backbone"
@@ -189,46 +157,13 @@ def run(config: RunConfig) -> dict[str, Any]:
         ) from error
     except (tf.errors.NotFoundError, tf.errors.DataLossError) as error:
         raise ValueError(f"a file went missing or is damaged: {error.message.splitlines()[0]}") from error
-
-
-def prepare_backend(config: RunConfig) -> None:
-    """Seeds, precision and determinism; before anything else touches TensorFlow."""
-    if config.deterministic:
-        # Without the second, one run in three still differed: ops of one step ran in another order.
-        tf.config.experimental.enable_op_determinism()
-        tf.config.threading.set_inter_op_parallelism_threads(1)
-    keras.utils.set_random_seed(config.seed)
-    keras.config.set_dtype_policy(config.precision)
-
-
-def strategy(config: RunConfig) -> tf.distribute.Strategy:
-    """The tf.distribute strategy that --strategy names."""
-    gpus = tf.config.list_logical_devices("GPU")
-    if config.strategy == "mirrored" or (config.strategy == "auto" and len(gpus) > 1):
-        devices = gpus or tf.config.list_logical_devices("CPU")
-        for name, size in (
-            ("--batch-size", config.batch_size),
-            ("--unlabeled-batch-size", config.unlabeled_batch_size),
-        ):
-            if size is not None and size % len(devices):
-                raise ValueError(f"{name} is shared by {len(devices)} devices, so it must be a multiple; got {size}")
-        return tf.distribute.MirroredStrategy([device.name for device in devices])
-    return tf.distribute.get_strategy()
-
-
-def open_split(config: RunConfig, dataset: Dataset) -> Split:
-    """The labelled, weak and unlabelled images; those of the run itself when it is resumed."""
-    if config.resume and (config.folder / "split").is_dir():
-        return Split.load(config.folder / "split")
-    if config.image_labels is not None and not config.method_class.uses_weak:
-        raise ValueError(f"{config.method} has no use for --image-labels: leave it out, or use --method mlmt")
-    split = make_split(dataset, config.labeled, config.seed, config.image_labels)
-    if config.method_class.needs_unlabeled and not split.without_masks:
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+        if config.strategy != "multiworker":
+            raise
         raise ValueError(
-            f"{config.method} learns from unlabelled images, and --labeled {config.labeled} leaves none of "
-            f"{len(split.labeled)}: label fewer, or use --method supervised"
-        )
-    return split
+            "another worker stopped or cannot be reached; its own message says why. Start all of them again, with "
+            "--resume where there is a checkpoint"
+        ) from error
 
 
 def check_folder(config: RunConfig) -> None:
@@ -240,14 +175,14 @@ def check_folder(config: RunConfig) -> None:
         raise ValueError(f"{config.folder} holds a run already: go on with it by --resume, or choose another --out")
 
 
-def open_folder(config: RunConfig, method: Method, dataset: Dataset, split: Split) -> dict[str, Any]:
+def open_folder(session: Session) -> dict[str, Any]:
     """Makes the run folder with config.json and split/, or checks that a resumed run is the same; returns the settings.
 
     Raises:
         ValueError: when resuming, the run has other settings.
     """
-    folder = config.folder
-    settings = describe(config, method, dataset, split)
+    config, method, folder = session.config, session.method, session.config.folder
+    settings = describe(session)
     path = folder / "config.json"
     if config.resume:
         before = json.loads(path.read_text())
@@ -259,7 +194,7 @@ def open_folder(config: RunConfig, method: Method, dataset: Dataset, split: Spli
                 "with another --out"
             )
         return before
-    split.save(folder / "split")
+    session.split.save(folder / "split")
     write_json(path, settings)
     if loaded := loaded_weights(method):
         write_atomically(folder / "weights.txt", loaded.listing().encode())
@@ -268,9 +203,10 @@ def open_folder(config: RunConfig, method: Method, dataset: Dataset, split: Spli
     return settings
 
 
-def describe(config: RunConfig, method: Method, dataset: Dataset, split: Split) -> dict[str, Any]:
+def describe(session: Session) -> dict[str, Any]:
     """Everything that decides a run's result, resolved; JSON types only."""
-    decide_nothing = {"out", "resume", "gradient_norms", "protocol", "protocol_settings", "checkpoint_every"}
+    config, method, dataset = session.config, session.method, session.dataset
+    decide_nothing = {"out", "resume", "gradient_norms", "protocol", "protocol_settings", "checkpoint_every", "dry_run"}
     recorded = {field.name for field in dataclasses.fields(RunConfig)} - decide_nothing
     flags = {name: getattr(config, name) for name in sorted(recorded)}
     loaded = loaded_weights(method)
@@ -284,7 +220,7 @@ def describe(config: RunConfig, method: Method, dataset: Dataset, split: Split) 
         flags["initial_weights"] = branch.config.get("initial_weights")
     flags |= {"steps": method.total_steps, "fields": method.fields()}
     flags |= {"learning_rate": getattr(method.config, "learning_rate", config.learning_rate)}
-    flags |= {"classes": dataset.classes, "palette": dataset.palette, "split_fingerprint": split.fingerprint}
+    flags |= {"classes": dataset.classes, "palette": dataset.palette, "split_fingerprint": session.split.fingerprint}
     flags |= {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} CPU cores, "
@@ -313,44 +249,16 @@ def commit() -> str | None:
         return None
 
 
-def build_method(config: RunConfig, dataset: Dataset, split: Split, weights: str) -> Method:
-    """The networks and the method around them, not yet compiled; the segmenter starts from `weights`."""
-    fields = config.method_class.with_split(config.method_fields, len(split.labeled))
-    if config.branch_run is not None:
-        return config.method_class.from_trained(open_branch(config.branch_run, dataset, split), fields)
-    head: dict[str, Any] = {}
-    if config.segmenter == "deeplab_v3plus":
-        head = {"head_dropout": config.head_dropout}
-        head |= {} if config.head_channels is None else {"head_channels": config.head_channels}
-    segmenter = build_segmenter(
-        config.segmenter,
-        backbone=config.backbone,
-        num_classes=dataset.num_classes,
-        output_stride=config.output_stride,
-        weights=weights,
-        **head,
-    )
-    return config.method_class.from_segmenter(segmenter, fields)
-
-
-def open_branch(folder: Path, dataset: Dataset, split: Split) -> Method:
-    """The method of a finished run on the same split."""
-    run = Run.read_finished(folder)
-    if run.config["split_fingerprint"] != split.fingerprint:
-        raise ValueError(f"{folder} was trained on another split: give the same --dataset, --labeled and --seed")
-    if run.classes != list(dataset.classes):
-        raise ValueError(f"{folder} was trained on other classes: {', '.join(run.classes)}")
-    return keras.saving.load_model(run.model)
-
-
-def save_model(method: Method, folder: Path) -> None:
-    """Writes model.keras: beside first, so that a failure leaves the one before."""
+def write_model(session: Session) -> None:
+    """Writes model.keras, beside first, so that a failure leaves the one before; and the example pictures."""
+    folder = session.config.folder
     part = folder / ".part.model.keras"
     try:
-        method.save(part)
+        session.method.save(part)
         part.replace(folder / "model.keras")
     finally:
         part.unlink(missing_ok=True)
+    Examples(session.method, session.dataset, "val", EXAMPLES).write(folder / "examples")
 
 
 class FlagParser(argparse.ArgumentParser):

@@ -7,6 +7,7 @@ row of epochs, each a permutation computed from (seed, stream, epoch), seen thro
 Legend: B batch; H, W crop; K classes.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import tensorflow as tf
@@ -29,6 +30,8 @@ def train_dataset(
     unlabeled_batch_size: int | None = None,
     seed: int = 0,
     start_step: int = 0,
+    shares: int = 1,
+    own_shares: range | None = None,
 ) -> tf.data.Dataset:
     """Endless training batches.
 
@@ -36,6 +39,10 @@ def train_dataset(
         batch_size: labelled images in a batch, and image-labelled ones where the split has any.
         unlabeled_batch_size: `batch_size` when None; 0 leaves the unlabelled stream out.
         start_step: the first batch is the one an unbroken run would have got at this step.
+        shares: how many devices share each batch. What is given then is not batches but their shares, one after the
+            other: image i of `batch_size` is in share `i * shares // batch_size`.
+        own_shares: the consecutive shares to give, those of one worker's devices; all when None. No item of another
+            share is read.
 
     Returns:
         A dataset of `(x, labels)`: `labels` int32 (B, H, W), 255 = ignore, and `x` a dict of
@@ -46,10 +53,14 @@ def train_dataset(
             each class in the image; only where `split.weak` is not empty.
 
     Raises:
-        ValueError: the split has no labelled images, or no unlabelled ones where they are asked for.
+        ValueError: the split has no labelled images, or no unlabelled ones where they are asked for, or a batch does
+            not divide into its shares.
     """
     if unlabeled_batch_size is None:
         unlabeled_batch_size = batch_size
+    for size in (batch_size, unlabeled_batch_size):
+        if size % shares:
+            raise ValueError(f"a batch of {size} images does not divide into {shares} shares of equal size")
     if not split.labeled:
         raise ValueError("the split has no labelled image; label at least one")
     if unlabeled_batch_size and not split.without_masks:
@@ -73,12 +84,13 @@ def train_dataset(
         return image, classes_of(name)
 
     classes_of = _image_classes(dataset, split)
-    streams = {"labeled": _stream(split.labeled, LABELED, seed, start_step, batch_size, labeled)}
+    own = range(shares) if own_shares is None else own_shares
+    stream = functools.partial(_stream, seed=seed, start_step=start_step, shares=shares, own=own)
+    streams = {"labeled": stream(split.labeled, LABELED, batch_size, labeled)}
     if unlabeled_batch_size:
-        names = split.without_masks
-        streams["unlabeled"] = _stream(names, UNLABELED, seed, start_step, unlabeled_batch_size, unlabeled)
+        streams["unlabeled"] = stream(split.without_masks, UNLABELED, unlabeled_batch_size, unlabeled)
     if split.weak:
-        streams["weak"] = _stream(split.weak, WEAK, seed, start_step, batch_size, weak)
+        streams["weak"] = stream(split.weak, WEAK, batch_size, weak)
 
     def assemble(batch: dict) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         images, labels = batch["labeled"]
@@ -89,7 +101,7 @@ def train_dataset(
             x["weak"], x["weak_classes"] = batch["weak"]
         return x, labels
 
-    return tf.data.Dataset.zip(streams).map(assemble).prefetch(2)
+    return tf.data.Dataset.zip(streams).map(assemble).prefetch(2 * len(own))
 
 
 def eval_dataset(dataset: Dataset, split_name: str, names: Sequence[str] | None = None) -> tf.data.Dataset:
@@ -141,20 +153,31 @@ def _load(dataset: Dataset, name: tf.Tensor, split_name: str = "train") -> tuple
 
 
 def _stream(
-    names: Sequence[str], stream: int, seed: int, start_step: int, batch_size: int, load: Callable
+    names: Sequence[str],
+    stream: int,
+    batch_size: int,
+    load: Callable,
+    seed: int,
+    start_step: int,
+    shares: int,
+    own: range,
 ) -> tf.data.Dataset:
-    """Endless batches of `load(name, item_seed)` over shuffled epochs; every batch is full."""
+    """Endless batches of `load(name, item_seed)` over shuffled epochs, or their own shares; every batch is full."""
     count = len(names)
     names = tf.constant(names)
     stream_seed = tf.random.experimental.stateless_fold_in(tf.constant([seed, 0], tf.int64), stream)
     order_seed, view_seed = tf.unstack(tf.random.experimental.stateless_split(stream_seed, 2))
 
-    def item(index: tf.Tensor):
+    share_size = batch_size // shares
+    own_size = share_size * len(own)  # of a batch
+
+    def item(number: tf.Tensor):
+        index = number // own_size * batch_size + own.start * share_size + number % own_size
         epoch_seed = tf.random.experimental.stateless_fold_in(order_seed, index // count)
         position = tf.random.experimental.index_shuffle(index % count, epoch_seed, count - 1)
         item_seed = tf.random.experimental.stateless_fold_in(view_seed, index)
         return load(names[position], item_seed)
 
-    items = tf.data.Dataset.range(start_step * batch_size, tf.int64.max)
+    items = tf.data.Dataset.range(start_step * own_size, tf.int64.max)
     items = items.map(item, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return items.batch(batch_size, drop_remainder=True)
+    return items.batch(share_size, drop_remainder=True)

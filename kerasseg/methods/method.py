@@ -249,23 +249,34 @@ class Method(keras.Model):
 
     # --- training ---
 
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Nothing is left to build; Keras would take a mean of the replicas' batches, which fails on their masks."""
+
     def make_optimizers(self) -> dict[str, keras.optimizers.Optimizer]:
         """The paper's optimizer for each network that is trained, by the network's name."""
         raise NotImplementedError
 
-    def compile(self, optimizers: dict[str, keras.optimizers.Optimizer] | None = None, jit_compile=None, **kwargs):
+    def compile(
+        self,
+        optimizers: dict[str, keras.optimizers.Optimizer] | None = None,
+        jit_compile=None,
+        sync_batch_norm: bool = False,
+        **kwargs,
+    ):
         """Makes the optimizers and their state.
 
         Args:
             optimizers: by network name, in place of the paper's.
+            sync_batch_norm: whether batch norm goes by the batches of all replicas together.
             jit_compile: whether XLA compiles the step; by default not: on CPU it is the slower of the two.
             kwargs: `steps_per_execution`, `run_eagerly` and so on, as `keras.Model.compile` takes them.
         """
         if getattr(self.config, "freeze_batch_norm", False):
-            for network_name in self.segmenting:
-                for layer in getattr(self, network_name)._flatten_layers():
-                    if isinstance(layer, keras.layers.BatchNormalization):
-                        layer.trainable = False
+            for layer in self.batch_norms(self.segmenting):
+                layer.trainable = False
+        if sync_batch_norm:
+            for layer in self.batch_norms(self.network_names):
+                layer.synchronized = True
         chosen = self.make_optimizers() | (optimizers or {})
         for network_name, optimizer in chosen.items():
             require(
@@ -284,10 +295,21 @@ class Method(keras.Model):
             **kwargs,
         )
 
+    def batch_norms(self, network_names: tuple[str, ...]) -> list[keras.layers.BatchNormalization]:
+        """The batch-norm layers of these networks."""
+        layers = (layer for name in network_names for layer in getattr(self, name)._flatten_layers())
+        return [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
+
+    @property
+    def stages(self) -> dict[str, int]:
+        """The parts of the training in their order, by the name of the method that each belongs to, and how many steps
+        they have."""
+        return {self.registry_name: self.config.steps}
+
     @property
     def total_steps(self) -> int:
         """How many training steps there are in all."""
-        return self.config.steps
+        return sum(self.stages.values())
 
     @property
     def main_optimizer(self) -> keras.optimizers.Optimizer:
@@ -400,7 +422,10 @@ class Method(keras.Model):
 
     def report(self, terms: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """The terms of the global batch, for the log."""
-        return {name: sum_over_replicas(term) for name, term in terms.items()}
+        strategy = tf.distribute.get_strategy()
+        several_workers = strategy.extended._in_multi_worker_mode()
+        terms = {name: sum_over_replicas(term) for name, term in terms.items()}
+        return {name: term[tf.newaxis] if several_workers else term for name, term in terms.items()}
 
     # --- saving ---
 

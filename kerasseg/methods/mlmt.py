@@ -191,11 +191,11 @@ class MLMT(Method):
         rate = keras.optimizers.schedules.CosineDecay(config.classifier_learning_rate, config.steps, alpha=1 / 300)
         return {"student": SGD(rate, momentum=0.9, nesterov=True, l2=config.classifier_weight_decay)}
 
-    def compile(self, optimizers=None, jit_compile=None, **kwargs):
+    def compile(self, optimizers=None, jit_compile=None, sync_batch_norm=False, **kwargs):
         """As `Method.compile`; `optimizers` may name the branch's networks too."""
         optimizers = optimizers or {}
         own = {name: optimizer for name, optimizer in optimizers.items() if name in self.network_names}
-        super().compile(own, jit_compile, **kwargs)
+        super().compile(own, jit_compile, sync_batch_norm, **kwargs)
         if self.config.train_branch:
             together = kwargs.get("steps_per_execution", 1)
             require(
@@ -207,8 +207,8 @@ class MLMT(Method):
             vars(self.training_optimizers).update(vars(self.segmentation.training_optimizers))
 
     @property
-    def total_steps(self):
-        return self.config.steps + (self.segmentation.total_steps if self.config.train_branch else 0)
+    def stages(self):
+        return (self.segmentation.stages if self.config.train_branch else {}) | super().stages
 
     @property
     def main_optimizer(self):

@@ -66,6 +66,25 @@ def test_batches_cross_epochs_and_are_always_full(numbered):
     assert all((labels == 2).all() and len(labels) == 4 for _, labels in single)
 
 
+@pytest.mark.parametrize("own_shares", [range(1), range(1, 3), range(2, 4), None])
+def test_shares_are_those_of_the_batch(tmp_path, own_shares):
+    dataset = FolderDataset(make_folder(tmp_path))
+    split = make_split(dataset, "2", image_labels="1")
+    fields = {"batch_size": 4, "unlabeled_batch_size": 8, "seed": 5, "start_step": 3}
+    whole = batches(train_dataset(dataset, split, VIEW, **fields), 3)
+    own = own_shares or range(4)
+    given = batches(train_dataset(dataset, split, VIEW, **fields, shares=4, own_shares=own_shares), 3 * len(own))
+    for batch, shares in zip(whole, zip(*[iter(given)] * len(own), strict=True), strict=True):
+        for number, share in zip(own, shares, strict=True):
+            expected = tf.nest.map_structure(lambda a: np.split(a, 4)[number], batch)  # noqa: B023 (of this batch)
+            tf.nest.map_structure(np.testing.assert_array_equal, share, expected)
+
+
+def test_a_batch_has_to_divide_into_its_shares(numbered):
+    with pytest.raises(ValueError, match="a batch of 5 images does not divide into 2 shares"):
+        train_dataset(numbered, Split(("0",), (), ("6",)), WHOLE, batch_size=4, unlabeled_batch_size=5, shares=2)
+
+
 def test_starting_at_a_step_equals_skipping_to_it(tmp_path):
     dataset = FolderDataset(make_folder(tmp_path))
     split = make_split(dataset, "2", image_labels="1")

@@ -74,6 +74,28 @@ def test_the_fresh_head_learns_ten_times_faster(optimizer):
     assert {m for path, m in multipliers.items() if path not in head} == {1.0}
 
 
+@pytest.mark.slow
+def test_batch_norm_of_two_replicas_is_that_of_one_where_it_is_synchronised(two_replicas):
+    x, y = tiny.batch(np.random.default_rng(4), size=4, height=32, width=32)
+    x["labeled"][2:] *= 0.2  # the second replica's share
+    data = tf.data.Dataset.from_tensors((x, y)).repeat()
+    losses, statistics = {}, {}
+    for strategy, sync in ((tf.distribute.get_strategy(), False), (two_replicas, True), (two_replicas, False)):
+        keras.utils.set_random_seed(7)
+        with strategy.scope():
+            segmenter = build_segmenter("deeplab_v2", backbone="tiny", num_classes=tiny.K, weights="none")
+            method = Supervised(segmenter, steps=10, learning_rate=0.1)
+            method.compile(sync_batch_norm=sync)
+        history = method.fit(data, steps_per_epoch=1, epochs=10, shuffle=False, verbose=0).history
+        case = strategy is two_replicas, sync
+        losses[case] = history["L_ce"]
+        statistics[case] = np.stack(segmenter.backbone.get_layer("norm").get_weights()[2:])
+    assert losses[True, True] == pytest.approx(losses[False, False], rel=1e-4)
+    np.testing.assert_allclose(statistics[True, True], statistics[False, False], rtol=1e-4, atol=1e-5)
+    assert losses[True, False] != pytest.approx(losses[False, False], rel=1e-4)
+    assert np.abs(statistics[True, False] - statistics[False, False]).max() > 1e-3
+
+
 def test_frozen_batch_norm_keeps_its_statistics_and_affine_parameters():
     rng = np.random.default_rng(0)
     changed = {}

@@ -43,8 +43,8 @@ def test_twenty_kills_change_nothing(process, tmp_path):
     chance = random.Random(0)
     statuses = []
     for kill in range(KILLS):
-        # Half of them around files, where most can go wrong: among all that is opened, renamed and removed in two steps.
-        # The others by the clock, so as to fall into the second step on average.
+        # Half of them around files, where most can go wrong: among what is opened, renamed and removed in two steps.
+        # The others by the clock, in the first few steps.
         moment = (chance.randrange(12), None) if kill % 2 else (None, chance.uniform(0, 0.2 * seconds))
         statuses.append(process(dataset, killed, *moment))
     assert statuses.count(-signal.SIGKILL) >= KILLS // 2 and set(statuses) <= {0, -signal.SIGKILL}

@@ -285,7 +285,7 @@ def test_masks_with_255_as_the_object_are_refused_before_the_first_step(dataset,
 
 def test_the_end_of_a_run_is_measured_by_the_protocol_asked_for(dataset, tmp_path, capsys, monkeypatch, two_replicas):
     """On two devices, whose evaluations while training stay native."""
-    monkeypatch.setattr(run, "strategy", lambda config: two_replicas)
+    monkeypatch.setattr(run, "make_strategy", lambda config: two_replicas)
     out = tmp_path / "run"
     flags = ["--protocol", "sliding_window", "--window", "24", "40", "--stride", "0.5"]
     flags += ["--strategy", "mirrored", "--evaluate-every", "1"]
@@ -328,3 +328,22 @@ def test_a_published_dataset_that_is_not_there(tfds_directories, tmp_path, capsy
     status, _, err = call(run.main, ["--dataset", "cityscapes", "--out", tmp_path / "run", *TINY], capsys)
     assert status == 2 and "needs leftImg8bit_trainvaltest.zip: " in error_line(err)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_tells_what_a_training_takes_and_writes_nothing(dataset, tmp_path, capsys):
+    out = tmp_path / "run"
+    flags = ["--dry-run", "--evaluate-every", "40", "--mlmt.steps", "30", "--mlmt.branch", "supervised"]
+    arguments = ["--method", "mlmt", "--dataset", dataset, "--labeled", "2", "--out", out, *TINY, *flags]
+    status, told, err = call(run.main, [*arguments, "--supervised.steps", "90"], capsys)
+    assert status == 0, err
+    assert not out.exists()
+    assert told["parameters"].keys() == {"segmenter", "student", "teacher"} and told["evaluations"] == 3
+    assert told["parameters"]["student"] == told["parameters"]["teacher"] > 0
+    assert told["seconds_per_step"].keys() == {"supervised", "mlmt"} and told["peak_memory_bytes"] > 2**28
+    expected = 90 * told["seconds_per_step"]["supervised"] + 30 * told["seconds_per_step"]["mlmt"]
+    expected += 2 * told["seconds_per_evaluation"] + told["seconds_of_last_evaluation"]
+    assert told["seconds"] == pytest.approx(expected, abs=1)
+    assert "supervised   90 steps of " in err and "mlmt         30 steps of " in err
+
+    status, _, err = call(run.main, [*arguments, "--resume"], capsys)
+    assert status == 2 and "leave --resume out" in error_line(err)

@@ -1,0 +1,135 @@
+"""`python -m training.run --dry-run`: what a training will take of time and memory, told after a few of its steps."""
+
+import dataclasses
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from kerasseg.data import evenly_spaced
+from kerasseg.methods import Method
+from training.config import RunConfig
+from training.evaluation import Measurement
+from training.report import duration
+from training.session import Look, assemble, peak_memory, prepare_backend
+from training.workers import make_strategy
+
+STEPS = 5
+"""Of each stage of the training. The first, in which the graph is made, is not counted."""
+
+PICTURES = 4
+"""Of the val images, from which the time of an evaluation is reckoned."""
+
+
+class Stopwatch(keras.callbacks.Callback):
+    """The seconds of each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.seconds: list[float] = []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.began = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.seconds.append(time.perf_counter() - self.began)
+
+
+def dry_run(config: RunConfig) -> dict[str, Any]:
+    """Trains for `STEPS` steps of each stage on the run's own batches, and measures on `PICTURES` val images.
+
+    Returns:
+        "parameters" by network; "peak_memory_bytes", of the process, and where there are GPUs "peak_gpu_memory_bytes"
+        of the one that used most; "seconds_per_step" by stage; how many "evaluations" there are and what each takes,
+        and the last, which is by the run's protocol; "seconds", in all; "finished_at", if it started now. It is said in
+        words on stderr.
+
+    Raises:
+        ValueError: as of a training.
+    """
+    if config.resume:
+        raise ValueError("--dry-run tells of a training from its start: leave --resume out")
+    prepare_backend(config)
+    session = assemble(dataclasses.replace(config, steps=STEPS), make_strategy(config))
+    method, dataset = session.method, session.dataset
+    planned = {stage: config.method_fields[stage]["steps"] for stage in method.stages}
+    total = sum(planned.values())
+
+    print(f"trying {STEPS} steps of {' and '.join(planned)}", file=sys.stderr)
+    stopwatch = Stopwatch()
+    steps = method.total_steps
+    method.fit(session.batches(0), steps_per_epoch=steps, epochs=1, verbose=0, shuffle=False, callbacks=[stopwatch])
+    step = {
+        stage: statistics.median(stopwatch.seconds[number * STEPS + 1 : (number + 1) * STEPS])
+        for number, stage in enumerate(planned)
+    }
+
+    names = dataset.label_names("val")
+    few = evenly_spaced(names, PICTURES)
+    look = Look(session, few)
+    scale = len(names) / len(few)
+    measuring = seconds_of(look.measure)
+    evaluation = scale * measuring + max(seconds_of(look) - measuring, 0.0)
+    evaluations = len({*range(config.evaluate_every, total + 1, config.evaluate_every), total})
+    last = evaluation
+    if session.protocol != look.measure.protocol:
+        last += scale * seconds_of(Measurement(method, dataset, names=few, protocol=session.protocol))
+
+    seconds = sum(planned[stage] * step[stage] for stage in planned) + (evaluations - 1) * evaluation + last
+    result = {
+        "dry_run": True,
+        "parameters": {name: network.count_params() for name, network in networks(method)},
+        **peak(),
+        "seconds_per_step": {stage: round(each, 3) for stage, each in step.items()},
+        "evaluations": evaluations,
+        "seconds_per_evaluation": round(evaluation, 1),
+        "seconds_of_last_evaluation": round(last, 1),
+        "seconds": round(seconds),
+        "finished_at": (datetime.now() + timedelta(seconds=seconds)).isoformat(timespec="minutes"),
+    }
+    print(*told(result, planned), sep="\n", file=sys.stderr)
+    return result
+
+
+def seconds_of(call: Callable[[], Any]) -> float:
+    """Of a second call: the first makes graphs."""
+    call()
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def networks(method: Method) -> Iterator[tuple[str, keras.Model]]:
+    """By name, those of a method inside it too."""
+    for name in method.network_names:
+        network = getattr(method, name)
+        yield from networks(network) if isinstance(network, Method) else [(name, network)]
+
+
+def peak() -> dict[str, int]:
+    """The most memory held so far, of the process and of the fullest GPU."""
+    gpus = [device.name for device in tf.config.list_logical_devices("GPU")]
+    used = [tf.config.experimental.get_memory_info(name.removeprefix("/device:"))["peak"] for name in gpus]
+    return {"peak_memory_bytes": peak_memory()} | ({"peak_gpu_memory_bytes": max(used)} if used else {})
+
+
+def told(result: dict[str, Any], planned: dict[str, int]) -> Iterator[str]:
+    """The lines for stderr."""
+    parameters = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in result["parameters"].items())
+    yield f"parameters   {parameters}"
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    on_gpu = result.get("peak_gpu_memory_bytes")
+    yield f"memory       {result['peak_memory_bytes'] / 2**30:.1f} GiB at its peak, of {there / 2**30:.1f} GiB" + (
+        f"; {on_gpu / 2**30:.1f} GiB on the GPU" if on_gpu else ""
+    )
+    for stage, each in result["seconds_per_step"].items():
+        yield f"{stage:12} {planned[stage]} steps of {each:.3g} s: {duration(planned[stage] * each)}"
+    each, last = result["seconds_per_evaluation"], result["seconds_of_last_evaluation"]
+    yield f"evaluations  {result['evaluations']} of {each:.3g} s" + ("" if last == each else f", the last {last:.3g} s")
+    yield f"in all       {duration(result['seconds'])}; started now, it ends about {result['finished_at']}"

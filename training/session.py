@@ -1,0 +1,187 @@
+"""What a training is put together from: TensorFlow's settings, the images, the method, the batches."""
+
+import resource
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kerasseg.data import Dataset, Split, make_split, open_dataset, train_dataset
+from kerasseg.data.check import require_sound
+from kerasseg.methods import Method
+from kerasseg.segmenters import build_segmenter
+from training.config import RunConfig
+from training.diagnostics import GradientNorms
+from training.evaluation import Examples, Measurement
+from training.protocols import Protocol, make_protocol
+from training.run_folder import Run
+from training.workers import gather, is_chief, together
+
+PANELS = 4
+"""Pictures shown in TensorBoard."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """A method ready to be trained, with all that it needs."""
+
+    config: RunConfig
+    strategy: tf.distribute.Strategy
+    protocol: Protocol
+    """By which it is measured at the end."""
+    dataset: Dataset
+    split: Split
+    method: Method
+    """Compiled."""
+
+    @property
+    def unlabeled(self) -> int:
+        """How many unlabelled images there are in a step."""
+        config = self.config
+        wanted = (config.unlabeled_batch_size or config.batch_size) * self.method.unlabeled_sets
+        return wanted if self.method.needs_unlabeled else 0
+
+    @property
+    def images_per_step(self) -> int:
+        return self.config.batch_size + self.unlabeled
+
+    def whole_batches(self, start_step: int, **share: Any) -> tf.data.Dataset:
+        """Batches for all devices together, from that step on; `share` as `train_dataset` takes it."""
+        return train_dataset(
+            self.dataset,
+            self.split,
+            self.config.augmentation,
+            batch_size=self.config.batch_size,
+            unlabeled_batch_size=self.unlabeled,
+            seed=self.config.seed,
+            start_step=start_step,
+            **share,
+        )
+
+    def batches(self, start_step: int) -> tf.distribute.DistributedDataset:
+        """The same, shared out among the strategy's devices."""
+
+        def of_a_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
+            shares = context.num_replicas_in_sync
+            each = shares // context.num_input_pipelines
+            own = range(context.input_pipeline_id * each, (context.input_pipeline_id + 1) * each)
+            return self.whole_batches(start_step, shares=shares, own_shares=own)
+
+        return self.strategy.distribute_datasets_from_function(of_a_worker)
+
+
+def prepare_backend(config: RunConfig) -> None:
+    """Seeds, precision and determinism; before anything else touches TensorFlow."""
+    if config.deterministic:
+        # Without the second, one run in three still differed: ops of one step ran in another order.
+        tf.config.experimental.enable_op_determinism()
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    keras.utils.set_random_seed(config.seed)
+    keras.config.set_dtype_policy(config.precision)
+
+
+def assemble(config: RunConfig, strategy: tf.distribute.Strategy, resumed: bool = False) -> Session:
+    """Opens the images and builds the method; of several workers, all of them have to.
+
+    Args:
+        resumed: a checkpoint will bring the weights.
+
+    Raises:
+        ValueError: for a mistake in the settings or the data.
+    """
+    with together(strategy):
+        protocol = make_protocol(config.protocol, config.crop, **config.protocol_settings.given)
+        dataset = open_dataset(config.dataset) if is_chief(strategy) else None  # which may have to prepare it
+    with together(strategy):
+        dataset = dataset or open_dataset(config.dataset)
+        split = open_split(config, dataset)
+        for warning in require_sound(dataset, split):
+            print(warning, file=sys.stderr)
+    if len(set(gather(strategy, int(split.fingerprint[:7], 16)))) > 1:
+        raise ValueError("the workers do not see the same images: give all of them the same --dataset and flags")
+    with strategy.scope():
+        method = build_method(config, dataset, split, weights="none" if resumed else config.weights)
+        method.compile(sync_batch_norm=config.sync_batch_norm)
+    return Session(config, strategy, protocol, dataset, split, method)
+
+
+def open_split(config: RunConfig, dataset: Dataset) -> Split:
+    """The labelled, weak and unlabelled images; those of the run itself when it is resumed."""
+    if config.resume and (config.folder / "split").is_dir():
+        return Split.load(config.folder / "split")
+    if config.image_labels is not None and not config.method_class.uses_weak:
+        raise ValueError(f"{config.method} has no use for --image-labels: leave it out, or use --method mlmt")
+    split = make_split(dataset, config.labeled, config.seed, config.image_labels)
+    if config.method_class.needs_unlabeled and not split.without_masks:
+        raise ValueError(
+            f"{config.method} learns from unlabelled images, and --labeled {config.labeled} leaves none of "
+            f"{len(split.labeled)}: label fewer, or use --method supervised"
+        )
+    return split
+
+
+def build_method(config: RunConfig, dataset: Dataset, split: Split, weights: str) -> Method:
+    """The networks and the method around them, not yet compiled; the segmenter starts from `weights`."""
+    fields = config.method_class.with_split(config.method_fields, len(split.labeled))
+    if config.branch_run is not None:
+        return config.method_class.from_trained(open_branch(config.branch_run, dataset, split), fields)
+    head: dict[str, Any] = {}
+    if config.segmenter == "deeplab_v3plus":
+        head = {"head_dropout": config.head_dropout}
+        head |= {} if config.head_channels is None else {"head_channels": config.head_channels}
+    segmenter = build_segmenter(
+        config.segmenter,
+        backbone=config.backbone,
+        num_classes=dataset.num_classes,
+        output_stride=config.output_stride,
+        weights=weights,
+        **head,
+    )
+    return config.method_class.from_segmenter(segmenter, fields)
+
+
+def open_branch(folder: Path, dataset: Dataset, split: Split) -> Method:
+    """The method of a finished run on the same split."""
+    run = Run.read_finished(folder)
+    if run.config["split_fingerprint"] != split.fingerprint:
+        raise ValueError(f"{folder} was trained on another split: give the same --dataset, --labeled and --seed")
+    if run.classes != list(dataset.classes):
+        raise ValueError(f"{folder} was trained on other classes: {', '.join(run.classes)}")
+    return keras.saving.load_model(run.model)
+
+
+class Look:
+    """What is found out of a method while it trains: its scores, how hard its losses pull, what pictures come to.
+
+    Args:
+        names: of the val images that its scores are of; all when None.
+    """
+
+    def __init__(self, session: Session, names: Sequence[str] | None = None):
+        method, dataset = session.method, session.dataset
+        self.variants = [name for name in method.variants if name]
+        self.measure, self.examples = (
+            Measurement(method, dataset, names=names),
+            Examples(method, dataset, "val", PANELS),
+        )
+        self.gradient_norms = None
+        if session.config.gradient_norms:
+            self.gradient_norms = GradientNorms(method, next(iter(session.whole_batches(start_step=0))))
+
+    def __call__(self) -> tuple[dict, dict, np.ndarray]:
+        """The result, scores of it for the log, and panels, as `Evaluation` wants them."""
+        result = self.measure()
+        noted = {"val_mIoU": result["mIoU"]}
+        noted |= {f"val_mIoU_{name}": result[name]["mIoU"] for name in self.variants}
+        noted |= self.gradient_norms() if self.gradient_norms else {}
+        return result, noted, self.examples.panels()
+
+
+def peak_memory() -> int:
+    """The most memory that the process has held so far, bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
