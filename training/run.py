@@ -89,7 +89,7 @@ def train(config: RunConfig) -> dict[str, Any]:
     )
     images_per_step = config.batch_size + unlabeled
     log = MetricsLog(folder, start_step, config.log_every, images_per_step)
-    measure, examples = Measurement(method, dataset), Examples(method, dataset, "val", PANELS)
+    measure, examples = Measurement(method, dataset), Examples(method, dataset, "val")
     gradient_norms = None
     if config.gradient_norms:
         gradient_norms = GradientNorms(method, next(iter(batches_from(start_step=0))))
@@ -99,7 +99,7 @@ def train(config: RunConfig) -> dict[str, Any]:
         noted = {"val_mIoU": result["mIoU"]}
         noted |= {f"val_mIoU_{name}": result[name]["mIoU"] for name in method.variants if name}
         noted |= gradient_norms() if gradient_norms else {}
-        return result, noted, examples.panels()
+        return result, noted, examples.panels(PANELS)
 
     evaluation = Evaluation(start_step, config.evaluate_every, steps, log, look)
     interruption = Interruption(start_step)
@@ -122,7 +122,7 @@ def train(config: RunConfig) -> dict[str, Any]:
             )
     step = int(checkpoints.step)
     save_model(method, folder)
-    Examples(method, dataset, "val", EXAMPLES).write(folder / "examples")
+    examples.write(folder / "examples", EXAMPLES)
     if step < steps:
         write_report(folder)
         print(f"stopped at step {step} of {steps}; go on with --resume", file=sys.stderr)
