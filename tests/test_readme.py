@@ -1,28 +1,34 @@
 """The README: its commands run, its flags exist, and every flag is in it."""
 
+import contextlib
 import functools
+import io
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import tests.backbone  # noqa: F401 (--backbone tiny)
 from tests.data.folders import make_folder
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w.-]*\w")
 # What makes the README's commands fit a test; nothing else about them changes.
-TINY = {
-    "training.run": "--weights none --steps 2 --crop 32 32 --batch-size 2 --head-channels 8 --no-gradient-norms",
-    "export.run": "--parity-pictures 1",
-}
+SMALL = "--weights none --steps 2 --crop 32 32 --batch-size 2 --head-channels 8 --no-gradient-norms"
+TINY = {"s4gan": SMALL, "supervised": f"{SMALL} --backbone tiny", "export.run": "--parity-pictures 1"}
+# Each in a process of its own, which has nothing but the files that the others left.
+ALONE = ("training.evaluate", "training.report", "serving.batch")
 
 
 def command_sections() -> dict[str, str]:
@@ -32,6 +38,26 @@ def command_sections() -> dict[str, str]:
 
 
 def run(module: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    """`python -m module`, in this process, which has imported TensorFlow already."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    status = 0
+    with (
+        mock.patch.object(sys, "argv", [module, *arguments]),
+        contextlib.chdir(cwd),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", ".*found in sys.modules after import of package", RuntimeWarning)
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as stop:
+            status = stop.code or 0
+    told = (stream.buffer.getvalue().decode() for stream in (out, err))
+    return subprocess.CompletedProcess([module, *arguments], status, *told)
+
+
+def run_alone(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=cwd,
@@ -95,15 +121,28 @@ def test_links_lead_somewhere():
         assert (ROOT / target).exists(), target
 
 
+@pytest.fixture
+def eager():
+    """Two steps without the graphs that pay from the third on."""
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
 @pytest.mark.slow
-def test_your_own_pictures(tmp_path):
+@pytest.mark.filterwarnings("ignore:Even though the `tf.config.*does not apply to tf.data:UserWarning")
+def test_your_own_pictures(tmp_path, eager):
     """From a folder of pictures to segmented ones, with the commands as they stand in the README."""
     make_folder(tmp_path / "my_pictures", train=14, val=2)
     block = re.search(r"^<!-- tests/test_readme.py runs.*?```bash\n(.*?)```", README, re.M | re.S)[1]
     results = []
     for python, dash_m, module, *arguments in commands(block):
         assert (python, dash_m) == ("python", "-m")
-        ended = run(module, *arguments, *TINY.get(module, "").split(), cwd=tmp_path)
+        start = run_alone if module in ALONE else run
+        small = TINY.get(arguments[1] if module == "training.run" else module, "")
+        ended = start(module, *arguments, *small.split(), cwd=tmp_path)
         assert ended.returncode == 0, f"{module}: {ended.stderr[-2000:]}"
         results.append((module, json.loads(ended.stdout.splitlines()[-1])))
 

@@ -175,11 +175,10 @@ def find_min_pixels(
 
 
 class Examples:
-    """A method's view of a few held-out pictures."""
+    """A method's view of a few held-out pictures. It traces its graph once, as `Measurement` does."""
 
-    def __init__(self, method: Method, dataset: Dataset, split: str, count: int):
+    def __init__(self, method: Method, dataset: Dataset, split: str):
         self.method, self.dataset, self.split = method, dataset, split
-        self.names = evenly_spaced(dataset.label_names(split), count)
         self.predict = tf.function(self._predict, input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32)])
 
     def _predict(self, images_BHW3):
@@ -188,28 +187,28 @@ class Examples:
         judged = predictions[self.method.variants[-1]]
         return labels, self.method.scores(images_BHW3, judged), self.method.reliability(images_BHW3, judged)
 
-    def __iter__(self):
-        """Yields (name, image uint8 (H,W,3), truth (H,W), {variant: label map (H,W)}, critic's score or None,
-        reliability (H,W) or None)."""
-        for name in self.names:
+    def some(self, count: int):
+        """Yields, of up to `count` pictures, (name, image uint8 (H,W,3), truth (H,W), {variant: label map (H,W)},
+        critic's score or None, reliability (H,W) or None)."""
+        for name in evenly_spaced(self.dataset.label_names(self.split), count):
             image_HW3 = self.dataset.load_image(self.split, name)
             labels, *judgements = self.predict(tf.cast(image_HW3[np.newaxis], tf.float32))
             maps = {variant: label[0].numpy().astype(np.uint8) for variant, label in labels.items()}
             truth_HW = self.dataset.load_label(self.split, name)
             yield name, image_HW3, truth_HW, maps, *(None if each is None else each[0].numpy() for each in judgements)
 
-    def panels(self, height: int = 128) -> np.ndarray:
+    def panels(self, count: int, height: int = 128) -> np.ndarray:
         """Panels (N,height,W,3) uint8 of image, truth, prediction and the critic's score, for TensorBoard."""
         rows = []
-        for _, image, truth, maps, score, _ in self:
+        for _, image, truth, maps, score, _ in self.some(count):
             row = panel(image, truth, maps[""], self.dataset.palette, score)
             rows.append(tf.image.resize(row, (height, 4 * height), "area").numpy().astype(np.uint8))
         return np.stack(rows)
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, count: int) -> None:
         """image.png, truth.png, prediction.png and a map for each further prediction, in a folder for each picture;
         reliability.png, grey 0..255, where a critic judges pixels."""
-        for name, image, truth, maps, _, reliability in self:
+        for name, image, truth, maps, _, reliability in self.some(count):
             target = folder / name
             target.mkdir(parents=True, exist_ok=True)
             write_atomically(target / "image.png", png(image))

@@ -113,7 +113,7 @@ def train_worker(config: RunConfig, strategy: tf.distribute.Strategy) -> dict[st
     step = evaluation.step
     if step < steps:
         if is_chief(strategy):
-            write_model(session)
+            write_model(session, look.examples)
             write_report(folder)
         print(f"stopped at step {step} of {steps}; go on with --resume", file=sys.stderr)
         return {"run": "", "finished": False, "steps": step, "exit_status": 128 + (interruption.received or 0)}
@@ -131,7 +131,7 @@ def train_worker(config: RunConfig, strategy: tf.distribute.Strategy) -> dict[st
         "peak_memory_bytes": peak_memory(),
     }
     if is_chief(strategy):
-        write_model(session)
+        write_model(session, look.examples)
         write_json(folder / "result.json", result)
         write_json(folder / "diagnostics.json", diagnose(method, session.dataset, split))
         write_json(folder / "config.json", settings | {"finished": True})
@@ -249,7 +249,7 @@ def commit() -> str | None:
         return None
 
 
-def write_model(session: Session) -> None:
+def write_model(session: Session, examples: Examples) -> None:
     """Writes model.keras, beside first, so that a failure leaves the one before; and the example pictures."""
     folder = session.config.folder
     part = folder / ".part.model.keras"
@@ -258,7 +258,7 @@ def write_model(session: Session) -> None:
         part.replace(folder / "model.keras")
     finally:
         part.unlink(missing_ok=True)
-    Examples(session.method, session.dataset, "val", EXAMPLES).write(folder / "examples")
+    examples.write(folder / "examples", EXAMPLES)
 
 
 class FlagParser(argparse.ArgumentParser):

@@ -167,7 +167,7 @@ class Look:
         self.variants = [name for name in method.variants if name]
         self.measure, self.examples = (
             Measurement(method, dataset, names=names),
-            Examples(method, dataset, "val", PANELS),
+            Examples(method, dataset, "val"),
         )
         self.gradient_norms = None
         if session.config.gradient_norms:
@@ -179,7 +179,7 @@ class Look:
         noted = {"val_mIoU": result["mIoU"]}
         noted |= {f"val_mIoU_{name}": result[name]["mIoU"] for name in self.variants}
         noted |= self.gradient_norms() if self.gradient_norms else {}
-        return result, noted, self.examples.panels()
+        return result, noted, self.examples.panels(PANELS)
 
 
 def peak_memory() -> int:

@@ -35,9 +35,10 @@ def test_evaluate_is_the_confusion_matrix_of_all_pictures(dataset):
 
 def test_examples_show_how_far_a_critic_of_pixels_trusts_them(dataset, tmp_path):
     method = ECS(tiny.segmenter(), tiny.judge(tiny.K + 1, "corrector"))
-    examples = Examples(method, dataset, "val", 2)
-    examples.write(tmp_path)
-    for name in examples.names:
+    Examples(method, dataset, "val").write(tmp_path, 2)
+    names = sorted(path.name for path in tmp_path.glob("val_*"))
+    assert len(names) == 2
+    for name in names:
         image = dataset.load_image("val", name)[np.newaxis].astype(np.float32)
         S = method(image)
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / name / "prediction.png")), np.argmax(S[0], -1))
