@@ -86,7 +86,7 @@ def train_worker(config: RunConfig, strategy: tf.distribute.Strategy) -> dict[st
         raise ValueError("the workers do not see the same images: give all of them the same --dataset and flags")
     with strategy.scope():
         method = build_method(config, dataset, split)
-        method.compile(sync_batch_norm=config.sync_batch_norm)
+        method.compile(sync_batch_norm=config.sync_batch_norm, accumulate=config.accumulate)
     settings = open_folder(config, method, dataset, split)
     steps = method.total_steps
     checkpoints = Checkpoints(folder / "checkpoints", method, split.fingerprint)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
@@ -9,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasseg import accumulation
 from kerasseg.losses import sum_over_replicas
 from kerasseg.metrics import ConfusionMatrix
 from kerasseg.optimizers import SGD, AdamW, Poly
@@ -148,6 +150,7 @@ class Method(keras.Model):
             variant or "mIoU": ConfusionMatrix(self.num_classes, name=variant or "mIoU") for variant in self.variants
         }
         self.training_optimizers = SimpleNamespace()
+        self.accumulate = 1
         self.measuring = threading.local()  # each replica has a thread
         self.built = True  # every network is functional, so there is nothing left to build
 
@@ -261,6 +264,7 @@ class Method(keras.Model):
         optimizers: dict[str, keras.optimizers.Optimizer] | None = None,
         jit_compile=None,
         sync_batch_norm: bool = False,
+        accumulate: int = 1,
         **kwargs,
     ):
         """Makes the optimizers and their state.
@@ -268,6 +272,8 @@ class Method(keras.Model):
         Args:
             optimizers: by network name, in place of the paper's.
             sync_batch_norm: whether batch norm goes by the batches of all replicas together.
+            accumulate: in how many parts, one after the other, networks take a batch, for less memory; it divides the
+                batches' sizes. Only batch norm notices: it goes by each part.
             jit_compile: whether XLA compiles the step; by default not: on CPU it is the slower of the two.
             kwargs: `steps_per_execution`, `run_eagerly` and so on, as `keras.Model.compile` takes them.
         """
@@ -277,6 +283,10 @@ class Method(keras.Model):
         if sync_batch_norm:
             for layer in self.batch_norms(self.network_names):
                 layer.synchronized = True
+        if accumulate > 1 and self.accumulate == 1:
+            for network in self.networks_within():
+                accumulation.accumulate(network)
+        self.accumulate = accumulate
         chosen = self.make_optimizers() | (optimizers or {})
         for network_name, optimizer in chosen.items():
             require(
@@ -294,6 +304,16 @@ class Method(keras.Model):
             jit_compile=bool(jit_compile),
             **kwargs,
         )
+
+    def networks_within(self) -> Iterator[keras.Model]:
+        """The networks, of a `Segmenter` the backbone and the head, which may be called apart."""
+        for network in (getattr(self, name) for name in self.network_names):
+            if isinstance(network, Method):
+                yield from network.networks_within()
+            elif hasattr(network, "backbone"):
+                yield from (network.backbone, network.head)
+            else:
+                yield network
 
     def batch_norms(self, network_names: tuple[str, ...]) -> list[keras.layers.BatchNormalization]:
         """The batch-norm layers of these networks."""
@@ -373,7 +393,9 @@ class Method(keras.Model):
         raise NotImplementedError
 
     def train_step(self, data):
-        return self.report(self.update(data))
+        with accumulation.batches_in_parts(self.accumulate):
+            terms = self.update(data)
+        return self.report(terms)
 
     def minimize(self, network_name: str, loss: tf.Tensor, tape: tf.GradientTape) -> None:
         """Updates one network, and no other, by the gradient of a loss. The tape has to be persistent."""
@@ -398,7 +420,8 @@ class Method(keras.Model):
         minimized: list[tuple[str, tf.Tensor, tf.GradientTape]] = []
         self.measuring.minimized = minimized
         try:
-            terms = self.update(data)
+            with accumulation.batches_in_parts(self.accumulate):
+                terms = self.update(data)
         finally:
             del self.measuring.minimized
         squares: dict[str, tf.Tensor] = {}

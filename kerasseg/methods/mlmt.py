@@ -191,11 +191,11 @@ class MLMT(Method):
         rate = keras.optimizers.schedules.CosineDecay(config.classifier_learning_rate, config.steps, alpha=1 / 300)
         return {"student": SGD(rate, momentum=0.9, nesterov=True, l2=config.classifier_weight_decay)}
 
-    def compile(self, optimizers=None, jit_compile=None, sync_batch_norm=False, **kwargs):
+    def compile(self, optimizers=None, jit_compile=None, sync_batch_norm=False, accumulate=1, **kwargs):
         """As `Method.compile`; `optimizers` may name the branch's networks too."""
         optimizers = optimizers or {}
         own = {name: optimizer for name, optimizer in optimizers.items() if name in self.network_names}
-        super().compile(own, jit_compile, sync_batch_norm, **kwargs)
+        super().compile(own, jit_compile, sync_batch_norm, accumulate, **kwargs)
         if self.config.train_branch:
             together = kwargs.get("steps_per_execution", 1)
             require(
