@@ -30,7 +30,7 @@ def make_strategy(config: RunConfig) -> tf.distribute.Strategy:
         gpus = tf.config.list_logical_devices("GPU")
         if config.strategy == "mirrored" or (config.strategy == "auto" and len(gpus) > 1):
             devices = gpus or tf.config.list_logical_devices("CPU")
-            made = tf.distribute.MirroredStrategy([device.name for device in devices])
+            made = tf.distribute.MirroredStrategy(tuple(device.name for device in devices))
     shares = made.num_replicas_in_sync * config.accumulate
     for name, size in (("--batch-size", config.batch_size), ("--unlabeled-batch-size", config.unlabeled_batch_size)):
         if size is not None and size % shares:

@@ -13,7 +13,7 @@ import tensorflow as tf
 from kerasseg import accumulation
 from kerasseg.losses import sum_over_replicas
 from kerasseg.metrics import ConfusionMatrix
-from kerasseg.optimizers import SGD, AdamW, Poly
+from kerasseg.optimizers import SGD, AdamW, LossScale, Poly
 
 
 def require(condition: bool, message: str) -> None:
@@ -294,7 +294,7 @@ class Method(keras.Model):
                 f"{type(self).__name__} has no network {network_name!r}; its networks: {', '.join(self.network_names)}",
             )
             if keras.config.dtype_policy().name == "mixed_float16":
-                optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+                optimizer = LossScale(optimizer)
             # Before the first step, or two optimizers in one step fail under MirroredStrategy.
             optimizer.build(getattr(self, network_name).trainable_variables)
             setattr(self.training_optimizers, network_name, optimizer)
@@ -329,6 +329,11 @@ class Method(keras.Model):
     def main_optimizer(self) -> keras.optimizers.Optimizer:
         """The optimizer whose learning rate the log shows."""
         return self.training_optimizers.segmenter
+
+    @property
+    def current_optimizers(self) -> dict[str, keras.optimizers.Optimizer]:
+        """The optimizers of the networks that a step trains at present, by the network's name."""
+        return vars(self.training_optimizers)
 
     def get_compile_config(self):
         return None  # a saved model is for inference; training resumes from a checkpoint
@@ -393,9 +398,17 @@ class Method(keras.Model):
         raise NotImplementedError
 
     def train_step(self, data):
+        before = self.skipped()
         with accumulation.batches_in_parts(self.accumulate):
             terms = self.update(data)
-        return self.report(terms)
+        skipped = {name: count - before[name] for name, count in self.skipped().items()}
+        return self.report(terms | skipped)
+
+    def skipped(self) -> dict[str, tf.Tensor]:
+        """How many updates of each network an overflow has cost so far, this replica's share: with mixed_float16."""
+        scaled = {name: each for name, each in self.current_optimizers.items() if isinstance(each, LossScale)}
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        return {f"skipped_{name}": tf.cast(each.skipped.value, tf.float32) / replicas for name, each in scaled.items()}
 
     def minimize(self, network_name: str, loss: tf.Tensor, tape: tf.GradientTape) -> None:
         """Updates one network, and no other, by the gradient of a loss. The tape has to be persistent."""

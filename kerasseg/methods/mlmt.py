@@ -214,6 +214,12 @@ class MLMT(Method):
     def main_optimizer(self):
         return self.segmentation.main_optimizer if self.stage == "segmentation" else self.training_optimizers.student
 
+    @property
+    def current_optimizers(self):
+        if self.stage == "segmentation":
+            return self.segmentation.current_optimizers
+        return {"student": self.training_optimizers.student}
+
     def make_train_function(self, force=False):
         """A graph for each stage: under a strategy, updates cannot stand in a `tf.cond`."""
         if self.train_function and not force:
