@@ -91,6 +91,7 @@ def train_worker(config: RunConfig, strategy: tf.distribute.Strategy) -> dict[st
     steps = method.total_steps
     checkpoints = Checkpoints(folder / "checkpoints", method, split.fingerprint)
     start_step = checkpoints.restore() if config.resume else 0
+    method.separate_random_numbers()
 
     unlabeled = (config.unlabeled_batch_size or config.batch_size) * method.unlabeled_sets
     if not method.needs_unlabeled:

@@ -457,6 +457,21 @@ class Method(keras.Model):
         terms = {name: sum_over_replicas(term) for name, term in terms.items()}
         return {name: term[tf.newaxis] if several_workers else term for name, term in terms.items()}
 
+    def separate_random_numbers(self) -> None:
+        """Lets each replica draw random numbers of its own, where all begin in the same state: after `compile`, or after
+        a checkpoint, which holds the first replica's state. Once is enough."""
+        strategy = self.distribute_strategy
+        states = [variable for variable in self.non_trainable_variables if variable.name == "seed_generator_state"]
+
+        @tf.function
+        def separate():
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            for state in states:  # a seed, and how many draws there were
+                state.assign(state.value + tf.cast([0, 2**24], state.dtype) * tf.cast(replica, state.dtype))
+
+        if strategy.num_replicas_in_sync > 1:
+            strategy.run(separate)
+
     # --- saving ---
 
     def get_config(self):
