@@ -1,8 +1,36 @@
 """Optimizers where they have to differ from Keras' own."""
 
 import keras
+import tensorflow as tf
 
 from kerasseg.layers import register
+from kerasseg.losses import sum_over_replicas
+
+
+class LossScale(keras.optimizers.LossScaleOptimizer):
+    """Keras' loss scaling for float16, where a step that overflows counts as a step, and replicas agree on it.
+
+    Its update alone is left out. Schedules and all else that goes by `iterations` move on, as they do for the other
+    networks of the method. (So does Adam's correction of its averages' bias: after k steps left out at the very
+    beginning, the first updates are somewhat smaller than Adam's.)
+
+    Attributes:
+        skipped: how many updates have been left out so far; after `build`.
+    """
+
+    def build(self, var_list):
+        self.skipped = self.add_variable(shape=(), dtype="int", initializer="zeros", aggregation="none", name="skipped")
+        super().build(var_list)
+
+    def check_finite(self, grads):
+        """Whether the gradients are finite on all replicas: Keras asks the first one, before they are summed."""
+        overflows = sum_over_replicas(tf.cast(tf.logical_not(super().check_finite(grads)), tf.float32))
+        return overflows == 0
+
+    def _stateful_handle_non_finite_grads(self):
+        super()._stateful_handle_non_finite_grads()
+        self.skipped.assign_add(1)
+        self.iterations.assign_add(1)
 
 
 class GroupRates(keras.optimizers.Optimizer):

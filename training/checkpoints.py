@@ -98,12 +98,15 @@ class Checkpoint:
 
 
 def replica_copies(method: Method) -> dict[str, tuple[tf.Variable, ...]]:
-    """`Method.training_variables` on each replica: those of equal value under one name. Batch-norm statistics and
-    random states, which go their own way on each, have the replica's number behind the name, but for the first's."""
+    """`Method.training_variables` on each replica, those that are to have one value under one name.
+
+    Batch-norm statistics go their own way on each replica, and have its number behind the name, but for the first's.
+    Random states do so too, but follow from the first's (`Method.separate_random_numbers`).
+    """
     copies: dict[str, tuple[tf.Variable, ...]] = {}
     for name, variable in method.training_variables().items():
         first, *others = method.distribute_strategy.experimental_local_results(variable)
-        if name.startswith("model/") and not variable.trainable:
+        if name.startswith("model/") and not variable.trainable and variable.dtype.is_floating:
             copies |= {name: (first,)} | {f"{name}@{number}": (other,) for number, other in enumerate(others, start=1)}
         else:
             copies[name] = (first, *others)

@@ -70,6 +70,7 @@ GROUPS = {
     "scores": "Discriminator's scores and self-training",
     "accuracy": "How often the critic is right",
     "gradients": "How hard each loss pulls",
+    "overflows": "Updates left out",
     "other": "Other quantities",
 }
 
@@ -293,11 +294,20 @@ GRADIENTS = Term(
 )
 
 
+SKIPPED = Term(
+    "overflows",
+    "updates of a network in a step that were left out because its gradient overflowed; with mixed_float16",
+    "is above 0 in the first steps, until the loss scale fits, and then about once in 2000 steps; if it stays above 0, "
+    "use mixed_bfloat16",
+)
+
+
 def term(name: str) -> Term:
     """The words for a logged quantity; for an undescribed name, only the likeliest plot to draw it in."""
     if name in TERMS:
         return TERMS[name]
-    if name.startswith("grad_"):
-        return GRADIENTS
+    for prefix, words in (("grad_", GRADIENTS), ("skipped_", SKIPPED)):
+        if name.startswith(prefix):
+            return words
     guesses = (("val_", "validation"), ("D_", "scores"), ("L_D", "discriminator"), ("L_", "segmentation"))
     return Term(next((group for prefix, group in guesses if name.startswith(prefix)), "other"), "", "")

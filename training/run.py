@@ -84,6 +84,7 @@ def train_worker(config: RunConfig, strategy: tf.distribute.Strategy) -> dict[st
         before.restore(method)
         start_step = before.step
         print(f"going on from step {start_step} of {steps}", file=sys.stderr)
+    method.separate_random_numbers()
 
     look = Look(session)
     pending = before.log if before else None
@@ -146,7 +147,8 @@ def run(config: RunConfig) -> dict[str, Any]:
         return dry_run(config) if config.dry_run else train(config)
     except tf.errors.ResourceExhaustedError as error:
         raise ValueError(
-            "out of memory: lower --batch-size, --crop or --head-channels, or use a smaller --backbone"
+            "out of memory: --accumulate 2 (or more) takes each batch in parts; or lower --batch-size, --crop or "
+            "--head-channels, use a smaller --backbone, or leave out --gradient-norms; --dry-run tells what it comes to"
         ) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

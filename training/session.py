@@ -106,7 +106,7 @@ def assemble(config: RunConfig, strategy: tf.distribute.Strategy, resumed: bool 
         raise ValueError("the workers do not see the same images: give all of them the same --dataset and flags")
     with strategy.scope():
         method = build_method(config, dataset, split, weights="none" if resumed else config.weights)
-        method.compile(sync_batch_norm=config.sync_batch_norm)
+        method.compile(sync_batch_norm=config.sync_batch_norm, accumulate=config.accumulate)
     return Session(config, strategy, protocol, dataset, split, method)
 
 

@@ -23,18 +23,21 @@ def make_strategy(config: RunConfig) -> tf.distribute.Strategy:
     Raises:
         ValueError: TF_CONFIG does not say which workers there are, or a batch cannot be shared out evenly.
     """
+    made = tf.distribute.get_strategy()
     if config.strategy == "multiworker":
         made = join_workers()
     else:
         gpus = tf.config.list_logical_devices("GPU")
-        if config.strategy != "mirrored" and not (config.strategy == "auto" and len(gpus) > 1):
-            return tf.distribute.get_strategy()
-        devices = gpus or tf.config.list_logical_devices("CPU")
-        made = tf.distribute.MirroredStrategy([device.name for device in devices])
-    devices = made.num_replicas_in_sync
+        if config.strategy == "mirrored" or (config.strategy == "auto" and len(gpus) > 1):
+            devices = gpus or tf.config.list_logical_devices("CPU")
+            made = tf.distribute.MirroredStrategy(tuple(device.name for device in devices))
+    shares = made.num_replicas_in_sync * config.accumulate
     for name, size in (("--batch-size", config.batch_size), ("--unlabeled-batch-size", config.unlabeled_batch_size)):
-        if size is not None and size % devices:
-            raise ValueError(f"{name} is shared by {devices} devices, so it must be a multiple; got {size}")
+        if size is not None and size % shares:
+            raise ValueError(
+                f"{name} is shared by {made.num_replicas_in_sync} devices, each taking its share in --accumulate "
+                f"{config.accumulate} parts, so it must be a multiple of {shares}; got {size}"
+            )
     return made
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
@@ -9,9 +10,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasseg import accumulation
 from kerasseg.losses import sum_over_replicas
 from kerasseg.metrics import ConfusionMatrix
-from kerasseg.optimizers import SGD, AdamW, Poly
+from kerasseg.optimizers import SGD, AdamW, LossScale, Poly
 
 
 def require(condition: bool, message: str) -> None:
@@ -148,6 +150,7 @@ class Method(keras.Model):
             variant or "mIoU": ConfusionMatrix(self.num_classes, name=variant or "mIoU") for variant in self.variants
         }
         self.training_optimizers = SimpleNamespace()
+        self.accumulate = 1
         self.measuring = threading.local()  # each replica has a thread
         self.built = True  # every network is functional, so there is nothing left to build
 
@@ -261,6 +264,7 @@ class Method(keras.Model):
         optimizers: dict[str, keras.optimizers.Optimizer] | None = None,
         jit_compile=None,
         sync_batch_norm: bool = False,
+        accumulate: int = 1,
         **kwargs,
     ):
         """Makes the optimizers and their state.
@@ -268,6 +272,8 @@ class Method(keras.Model):
         Args:
             optimizers: by network name, in place of the paper's.
             sync_batch_norm: whether batch norm goes by the batches of all replicas together.
+            accumulate: in how many parts, one after the other, networks take a batch, for less memory; it divides the
+                batches' sizes. Only batch norm notices: it goes by each part.
             jit_compile: whether XLA compiles the step; by default not: on CPU it is the slower of the two.
             kwargs: `steps_per_execution`, `run_eagerly` and so on, as `keras.Model.compile` takes them.
         """
@@ -277,6 +283,10 @@ class Method(keras.Model):
         if sync_batch_norm:
             for layer in self.batch_norms(self.network_names):
                 layer.synchronized = True
+        if accumulate > 1 and self.accumulate == 1:
+            for network in self.networks_within():
+                accumulation.accumulate(network)
+        self.accumulate = accumulate
         chosen = self.make_optimizers() | (optimizers or {})
         for network_name, optimizer in chosen.items():
             require(
@@ -284,7 +294,7 @@ class Method(keras.Model):
                 f"{type(self).__name__} has no network {network_name!r}; its networks: {', '.join(self.network_names)}",
             )
             if keras.config.dtype_policy().name == "mixed_float16":
-                optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+                optimizer = LossScale(optimizer)
             # Before the first step, or two optimizers in one step fail under MirroredStrategy.
             optimizer.build(getattr(self, network_name).trainable_variables)
             setattr(self.training_optimizers, network_name, optimizer)
@@ -294,6 +304,16 @@ class Method(keras.Model):
             jit_compile=bool(jit_compile),
             **kwargs,
         )
+
+    def networks_within(self) -> Iterator[keras.Model]:
+        """The networks, of a `Segmenter` the backbone and the head, which may be called apart."""
+        for network in (getattr(self, name) for name in self.network_names):
+            if isinstance(network, Method):
+                yield from network.networks_within()
+            elif hasattr(network, "backbone"):
+                yield from (network.backbone, network.head)
+            else:
+                yield network
 
     def batch_norms(self, network_names: tuple[str, ...]) -> list[keras.layers.BatchNormalization]:
         """The batch-norm layers of these networks."""
@@ -315,6 +335,11 @@ class Method(keras.Model):
     def main_optimizer(self) -> keras.optimizers.Optimizer:
         """The optimizer whose learning rate the log shows."""
         return self.training_optimizers.segmenter
+
+    @property
+    def current_optimizers(self) -> dict[str, keras.optimizers.Optimizer]:
+        """The optimizers of the networks that a step trains at present, by the network's name."""
+        return vars(self.training_optimizers)
 
     def get_compile_config(self):
         return None  # a saved model is for inference; training resumes from a checkpoint
@@ -379,7 +404,17 @@ class Method(keras.Model):
         raise NotImplementedError
 
     def train_step(self, data):
-        return self.report(self.update(data))
+        before = self.skipped()
+        with accumulation.batches_in_parts(self.accumulate):
+            terms = self.update(data)
+        skipped = {name: count - before[name] for name, count in self.skipped().items()}
+        return self.report(terms | skipped)
+
+    def skipped(self) -> dict[str, tf.Tensor]:
+        """How many updates of each network an overflow has cost so far, this replica's share: with mixed_float16."""
+        scaled = {name: each for name, each in self.current_optimizers.items() if isinstance(each, LossScale)}
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        return {f"skipped_{name}": tf.cast(each.skipped.value, tf.float32) / replicas for name, each in scaled.items()}
 
     def minimize(self, network_name: str, loss: tf.Tensor, tape: tf.GradientTape) -> None:
         """Updates one network, and no other, by the gradient of a loss. The tape has to be persistent."""
@@ -404,7 +439,8 @@ class Method(keras.Model):
         minimized: list[tuple[str, tf.Tensor, tf.GradientTape]] = []
         self.measuring.minimized = minimized
         try:
-            terms = self.update(data)
+            with accumulation.batches_in_parts(self.accumulate):
+                terms = self.update(data)
         finally:
             del self.measuring.minimized
         squares: dict[str, tf.Tensor] = {}
@@ -426,6 +462,21 @@ class Method(keras.Model):
         several_workers = strategy.extended._in_multi_worker_mode()
         terms = {name: sum_over_replicas(term) for name, term in terms.items()}
         return {name: term[tf.newaxis] if several_workers else term for name, term in terms.items()}
+
+    def separate_random_numbers(self) -> None:
+        """Lets each replica draw random numbers of its own, where all begin in the same state: after `compile`, or after
+        a checkpoint, which holds the first replica's state. Once is enough."""
+        strategy = self.distribute_strategy
+        states = [variable for variable in self.non_trainable_variables if variable.name == "seed_generator_state"]
+
+        @tf.function
+        def separate():
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            for state in states:  # a seed, and how many draws there were
+                state.assign(state.value + tf.cast([0, 2**24], state.dtype) * tf.cast(replica, state.dtype))
+
+        if strategy.num_replicas_in_sync > 1:
+            strategy.run(separate)
 
     # --- saving ---
 

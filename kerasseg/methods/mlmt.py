@@ -191,11 +191,11 @@ class MLMT(Method):
         rate = keras.optimizers.schedules.CosineDecay(config.classifier_learning_rate, config.steps, alpha=1 / 300)
         return {"student": SGD(rate, momentum=0.9, nesterov=True, l2=config.classifier_weight_decay)}
 
-    def compile(self, optimizers=None, jit_compile=None, sync_batch_norm=False, **kwargs):
+    def compile(self, optimizers=None, jit_compile=None, sync_batch_norm=False, accumulate=1, **kwargs):
         """As `Method.compile`; `optimizers` may name the branch's networks too."""
         optimizers = optimizers or {}
         own = {name: optimizer for name, optimizer in optimizers.items() if name in self.network_names}
-        super().compile(own, jit_compile, sync_batch_norm, **kwargs)
+        super().compile(own, jit_compile, sync_batch_norm, accumulate, **kwargs)
         if self.config.train_branch:
             together = kwargs.get("steps_per_execution", 1)
             require(
@@ -213,6 +213,12 @@ class MLMT(Method):
     @property
     def main_optimizer(self):
         return self.segmentation.main_optimizer if self.stage == "segmentation" else self.training_optimizers.student
+
+    @property
+    def current_optimizers(self):
+        if self.stage == "segmentation":
+            return self.segmentation.current_optimizers
+        return {"student": self.training_optimizers.student}
 
     def make_train_function(self, force=False):
         """A graph for each stage: under a strategy, updates cannot stand in a `tf.cond`."""

@@ -187,6 +187,19 @@ class MethodContract:
         for name, values in logs[0].items():
             assert logs[1][name] == pytest.approx(values, rel=1e-4, abs=1e-6), name
 
+    @pytest.mark.slow
+    def test_a_batch_in_two_parts_gives_the_losses_of_a_whole_one(self):
+        batch = tiny.batch(np.random.default_rng(4), size=4)
+        data = tf.data.Dataset.from_tensors(batch).repeat()
+        logs = []
+        for parts in (1, 2):
+            keras.utils.set_random_seed(7)
+            method = quickened(self.make_without_chance(tiny.segmenter()))
+            method.compile(accumulate=parts, run_eagerly=parts == 1)
+            logs.append(method.fit(data, steps_per_epoch=1, epochs=4, shuffle=False, verbose=0).history)
+        for name, values in logs[0].items():
+            assert logs[1][name] == pytest.approx(values, rel=1e-4, abs=1e-6), name
+
     def make_without_chance(self, segmenter: keras.Model) -> Method:
         """The method without dropout, random views or batch norm, which differ on a replica's share of the batch."""
         return self.make(segmenter)

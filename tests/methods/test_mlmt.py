@@ -75,6 +75,23 @@ def test_fit_trains_the_segmenter_first_and_then_the_classifier(run_eagerly):
     assert float(method.main_optimizer.learning_rate) == pytest.approx(method.config.classifier_learning_rate / 300)
 
 
+def test_an_overflow_costs_one_update_of_one_network_and_the_classifier_no_step():
+    keras.config.set_dtype_policy("mixed_float16")
+    data = tf.data.Dataset.from_tensors(tiny.batch(np.random.default_rng(0))).repeat()
+    method = MLMT(S4GAN(tiny.segmenter(), tiny.discriminator(), steps=2), tiny.classifier(), steps=2)
+    method.compile(run_eagerly=True)
+    method.training_optimizers.segmenter.dynamic_scale.assign(3e38)
+    method.training_optimizers.student.dynamic_scale.assign(3e38)
+    assert changes(method, lambda: fit(method, data)) == {"discriminator"}
+    history = fit(method, data)
+    assert history["skipped_segmenter"] == [1.0] and history["skipped_discriminator"] == [0.0]
+    assert "skipped_student" not in history
+    history = fit(method, data, 2)
+    assert history["skipped_student"] == [1.0, 1.0] and "skipped_segmenter" not in history
+    assert method.training_optimizers.segmenter.skipped.numpy() == 2
+    assert float(method.training_optimizers.segmenter.learning_rate) == 0.0  # the schedule's end
+
+
 def test_the_classifier_starts_from_the_trained_segmenters_backbone_and_rules_nothing_out():
     segmenter = build_segmenter("deeplab_v3plus", backbone="tiny", num_classes=tiny.K, weights="none", head_channels=8)
     data = tf.data.Dataset.from_tensors(tiny.batch(np.random.default_rng(0), height=32, width=32)).repeat()

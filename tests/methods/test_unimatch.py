@@ -1,5 +1,6 @@
 """UniMatch's losses in NumPy, their gradients by finite differences, and its random views."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -185,3 +186,21 @@ def test_the_perturbed_features_are_those_without_some_channels():
 def test_impossible_fields(field, value):
     with pytest.raises(ValueError, match=f"{field} .*got"):
         UniMatch(tiny.BranchingSegmenter(), **{field: value})
+
+
+def test_replicas_draw_random_numbers_of_their_own(two_replicas):
+    draws = {}
+    for strategy in (tf.distribute.get_strategy(), two_replicas):
+        keras.utils.set_random_seed(4)
+        with strategy.scope():
+            method = UniMatch(tiny.BranchingSegmenter(), steps=10)
+        method.separate_random_numbers()
+
+        @tf.function
+        def draw():
+            return keras.random.uniform((4,), seed=method.random)  # noqa: B023 (of this method)
+
+        draws[strategy] = strategy.experimental_local_results(strategy.run(draw))
+    (alone,), (first, second) = draws.values()
+    np.testing.assert_array_equal(first, alone)
+    assert not np.isclose(first, second).any()

@@ -322,6 +322,12 @@ def test_describes_what_pulls_once_for_all_terms(tmp_path):
     assert "How hard each loss pulls" in page and "grad_L_ce, grad_L_fm: norm of each loss's part" in page
 
 
+def test_describes_updates_that_were_left_out(tmp_path):
+    page = Page(report.write_report(write_run(tmp_path / "run", skipped_segmenter=lambda s: 0.0))).text
+    assert "Updates left out" in page and "skipped_segmenter: updates of a network" in page
+    assert "Other quantities" not in page
+
+
 def write_diagnostics(folder):
     """As `training.run` leaves them: a critic that knows its mistakes, and three latent classes."""
     reliability = Reliability()

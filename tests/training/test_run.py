@@ -8,6 +8,7 @@ import signal
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from kerasseg.methods import METHODS
@@ -285,7 +286,7 @@ def test_masks_with_255_as_the_object_are_refused_before_the_first_step(dataset,
 
 def test_the_end_of_a_run_is_measured_by_the_protocol_asked_for(dataset, tmp_path, capsys, monkeypatch, two_replicas):
     """On two devices, whose evaluations while training stay native."""
-    monkeypatch.setattr(run, "make_strategy", lambda config: two_replicas)
+    monkeypatch.setattr(tf.distribute, "MirroredStrategy", {("/device:CPU:0", "/device:CPU:1"): two_replicas}.get)
     out = tmp_path / "run"
     flags = ["--protocol", "sliding_window", "--window", "24", "40", "--stride", "0.5"]
     flags += ["--strategy", "mirrored", "--evaluate-every", "1"]
@@ -302,6 +303,30 @@ def test_the_end_of_a_run_is_measured_by_the_protocol_asked_for(dataset, tmp_pat
     status, native, _ = call(evaluate.cli_main, [out, "--protocol", "native"], capsys)  # the saved model, on one device
     assert native["protocol"]["name"] == "native"
     assert len(watched) == 2 and watched[-1] == native["mIoU"]
+
+
+def test_two_devices_in_float16_with_accumulated_gradients(dataset, tmp_path, capsys, monkeypatch, two_replicas):
+    monkeypatch.setattr(tf.distribute, "MirroredStrategy", lambda devices: two_replicas)
+    out = tmp_path / "run"
+    flags = ["--strategy", "mirrored", "--precision", "mixed_float16", "--accumulate", "2", "--sync-batch-norm"]
+    flags += ["--segmenter", "deeplab_v2"]
+    status, _, err = train(dataset, out, capsys, *flags, "--batch-size", "6", method="supervised", steps=1)
+    assert status == 2 and "--batch-size is shared by 2 devices" in error_line(err) and "multiple of 4" in err
+    status, result, err = train(dataset, out, capsys, *flags, "--batch-size", "4", method="supervised", steps=1)
+    assert status == 0 and result["finished"], err
+    assert "skipped_segmenter" in lines(out)[0]
+    config = json.loads((out / "config.json").read_text())
+    assert (config["precision"], config["accumulate"], config["sync_batch_norm"]) == ("mixed_float16", 2, True)
+
+
+def test_what_deterministic_asks_of_tensorflow(monkeypatch):
+    asked = []
+    monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: asked.append("ops"))
+    monkeypatch.setattr(tf.config.threading, "set_inter_op_parallelism_threads", lambda n: asked.append(n))
+    run.prepare_backend(run.RunConfig())
+    assert not asked and keras.config.dtype_policy().name == "float32"
+    run.prepare_backend(run.RunConfig(deterministic=True, precision="mixed_bfloat16"))
+    assert asked == ["ops", 1] and keras.config.dtype_policy().name == "mixed_bfloat16"
 
 
 def test_evaluate_tells_what_it_cannot_do(dataset, tmp_path, capsys):
