@@ -38,6 +38,7 @@ from serving import cli
 from serving.artifact import GRAPH_FILE, INFO_FILE, Artifact, ModelInfo, sha256_of, versions
 from serving.engine import Engine
 from serving.pictures import load_labels, load_picture
+from training.checkpoints import open_method
 from training.run_folder import Run
 
 FORMATS = ("onnx", "saved_model")
@@ -53,6 +54,8 @@ class Config:
     """MODELS/name; the artifact becomes its next version, a numbered folder."""
     formats: tuple[str, ...] = FORMATS
     """What to write: onnx, saved_model. ONNX is what is served, so it is always among them."""
+    checkpoint: str = "last"
+    """last, or best: the state that scored best on val while the run was trained."""
     precision: str = "fp32"
     """Of the graph's arithmetic: fp32."""
     pictures: Annotated[int, tyro.conf.arg(name="parity-pictures")] = 20
@@ -156,13 +159,14 @@ def write_artifact(folder: Path, config: Config, run: Run, number: int, samples:
         ValueError: the method cannot be converted, or the graphs differ from it by more than the limits.
     """
     say = partial(print, file=sys.stderr)
-    method = keras.saving.load_model(run.model, compile=False)
+    method, evaluation = open_method(run, config.checkpoint)
     serve = serving_function(method)
     name = config.out.resolve().name
     provenance = {
         "run": {key: value for key, value in run.config.items() if key not in ("classes", "palette")},
         "commit": run.config.get("commit"),
         "split_fingerprint": run.config.get("split_fingerprint"),
+        "checkpoint": config.checkpoint,
         "exported": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {module.__name__: module.__version__ for module in (tf, keras, np, onnx, onnxruntime, tf2onnx)},
     }
@@ -180,7 +184,7 @@ def write_artifact(folder: Path, config: Config, run: Run, number: int, samples:
         **metadata | {"provenance": provenance | {"opset": OPSET, "nodes": nodes}},
         inputs=INPUTS,
         outputs=OUTPUTS,
-        evaluation=run.result or {},
+        evaluation=evaluation,
         sha256=sha256_of(folder / GRAPH_FILE),
         parity={},
     )

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from kerasseg.methods import Method
 from serving.pictures import file_beside
+from training.run_folder import Run
 
 KEEP = 2
 """How many of the last ones stay; the best by mIoU on val stays too."""
@@ -95,6 +97,24 @@ class Checkpoint:
         for name, each in copies.items():
             for copy in each:
                 copy.assign(arrays[name])
+
+
+def open_method(run: Run, checkpoint: str = "last") -> tuple[Method, dict[str, Any]]:
+    """The trained method of a run, not compiled, and how it was measured on val: as it was at the end ("last"), or as
+    it was when it scored best there ("best").
+
+    Raises:
+        ValueError: another word, no model.keras, or no checkpoint that was measured.
+    """
+    if checkpoint not in ("last", "best"):
+        raise ValueError(f"--checkpoint must be last or best; got {checkpoint!r}")
+    method = keras.saving.load_model(run.model, compile=False)
+    if checkpoint == "last":
+        return method, run.result or {}
+    best = Checkpoint.best(run.folder / "checkpoints")
+    best.restore(method)
+    print(f"the best checkpoint is that of step {best.step}", file=sys.stderr)
+    return method, {"mIoU": best.scores[best.step], "steps": best.step}
 
 
 def replica_copies(method: Method) -> dict[str, tuple[tf.Variable, ...]]:

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 import kerasseg  # noqa: F401 (first: it starts TensorFlow)
 
 # isort: on
-import keras
 import tyro
 
 from kerasseg.data import open_dataset
 from kerasseg.data.check import require_sound
 from serving import cli
+from training.checkpoints import open_method
 from training.config import ProtocolFlags, ProtocolSettings
 from training.evaluation import evaluate, find_min_pixels
 from training.protocols import make_protocol, recorded
@@ -34,6 +34,8 @@ class EvaluateConfig:
     """native, multiscale_flip, sliding_window or resized: how a picture is segmented for the comparison; None for that
     of the run's own result, with its settings."""
     protocol_settings: ProtocolFlags = ProtocolSettings()
+    checkpoint: str = "last"
+    """last, or best: the state that scored best on val while the run was trained."""
     find_min_pixels: bool = False
     """Also find the pixel thresholds of --mlmt.gate pixel_count on this split."""
 
@@ -51,8 +53,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
             f"{dataset.name} has the classes {', '.join(dataset.classes)}; the run was trained on "
             f"{', '.join(run.classes)}"
         )
-    method = keras.saving.load_model(run.model)
-    method.compile()
+    method, _ = open_method(run, config.checkpoint)
     result = evaluate(method, dataset, config.split, protocol=protocol)
     if config.find_min_pixels:
         result["pixel_thresholds"] = find_min_pixels(method, dataset, config.split, protocol=protocol)

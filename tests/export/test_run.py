@@ -15,6 +15,7 @@ from serving.artifact import open_artifact
 from serving.engine import Engine
 from serving.pictures import index_png, png
 from tests.export.conftest import CLASSES, PALETTE, tiny_method, write_run
+from training.checkpoints import Checkpoints
 
 
 @pytest.fixture
@@ -59,6 +60,27 @@ def test_run_to_artifact_that_serves(method, runs, export, tmp_path):
     np.testing.assert_array_equal(outputs["labels"], probabilities_NHWK.argmax(-1))
     assert len(np.unique(outputs["labels"])) > 1
     assert [child.name for child in out.iterdir()] == ["1"]
+
+
+def test_the_state_that_scored_best_can_be_exported(runs, export, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "scene"
+    shutil.copytree(runs["supervised"], run)
+    method = keras.saving.load_model(run / "model.keras")
+    method.segmenter.set_weights([weight[..., ::-1] for weight in method.segmenter.get_weights()])
+    method.compile()
+    with Checkpoints(run / "checkpoints", method, "def") as checkpoints:
+        checkpoints.save(3, {}, score=0.75)
+    arguments = (run, "--out", out, "--parity-pictures", 1, "--formats", "onnx")
+    status, _, err = export(*arguments, "--checkpoint", "best")
+    assert status == 0 and "the best checkpoint is that of step 3" in err
+    artifact = open_artifact(out)
+    assert artifact.info.evaluation == {"mIoU": 0.75, "steps": 3}
+    assert artifact.info.provenance["checkpoint"] == "best"
+    image_HWC = open_dataset("shapes").load_image("val", open_dataset("shapes").image_names("val")[0])
+    expected = np.asarray(method(image_HWC[None].astype(np.float32))).argmax(-1)
+    np.testing.assert_array_equal(Engine(artifact, "cpu").predict(image_HWC[None])["labels"], expected)
+    status, _, err = export(*arguments, "--checkpoint", "first")
+    assert status == 2 and "--checkpoint must be last or best; got 'first'" in err
 
 
 def test_versions_are_never_overwritten(runs, export, tmp_path):

@@ -33,7 +33,8 @@ def lines(run):
 
 def test_a_run_leaves_everything_a_user_needs(dataset, tmp_path, capsys):
     out = tmp_path / "run"
-    flags = ["--gradient-norms", "--evaluate-every", "2", "--s4gan.gamma", "0.3", "--head-dropout", "0.3"]
+    flags = ["--gradient-norms", "--evaluate-every", "2", "--checkpoint-every", "2", "--s4gan.gamma", "0.3"]
+    flags += ["--head-dropout", "0.3"]
     status, result, _ = train(dataset, out, capsys, *flags, steps=2)
     assert status == 0 and result["finished"] and result["steps"] == 4
 
@@ -61,6 +62,8 @@ def test_a_run_leaves_everything_a_user_needs(dataset, tmp_path, capsys):
     # model.keras alone gives the same scores, through the other command and by hand
     status, again, _ = call(evaluate.cli_main, [out], capsys)
     assert status == 0 and again["mIoU"] == stored["mIoU"] and again["per_class_IoU"] == stored["per_class_IoU"]
+    status, best, err = call(evaluate.cli_main, [out, "--checkpoint", "best"], capsys)
+    assert status == 0 and best["mIoU"] == max(line.get("val_mIoU", 0.0) for line in lines(out)), err
     flags = ["--protocol", "sliding_window", "--window-batch-size", "3"]
     status, windows, _ = call(evaluate.cli_main, [out, *flags], capsys)
     assert status == 0 and windows["protocol"]["window"] == [24, 32] and windows["protocol"]["stride"] == [16, 22]
