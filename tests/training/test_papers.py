@@ -3,7 +3,6 @@
 import dataclasses
 
 import pytest
-import tensorflow as tf
 import tyro
 
 from tests.data import archives
@@ -39,17 +38,14 @@ def different(dataset: str) -> list[str]:
 
 
 @pytest.fixture
-def only_training(monkeypatch):
-    """Two steps without the graphs that pay from the third on, and without what comes after the scores."""
+def only_training(monkeypatch, eager):
+    """Without graphs, and without what comes after the scores."""
     monkeypatch.setattr(run, "write_report", lambda folder: folder)
     monkeypatch.setattr(run, "diagnose", lambda method, dataset, split: {})
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Even though the `tf.config.*does not apply to tf.data:UserWarning")
+@pytest.mark.filterwarnings("ignore:Even though the `tf.config:UserWarning")
 @pytest.mark.parametrize("dataset", ["voc2012", "pascal_context", "cityscapes"])
 def test_the_recipes_run_from_archives(dataset, tfds_directories, only_training, tmp_path, capsys):
     manual, _ = tfds_directories
