@@ -18,8 +18,7 @@ def flags_of(name: str) -> list[str]:
     flags = ["--recipe", name, "--steps", "2", "--labeled", "2", *TINY]
     if RECIPES[name].method == "ecs":
         flags += ["--ecs.corrector-backbone", "None"]  # the segmenter's, in place of a ResNet-34
-    critics = [n for n, fields in run.configuration(flags).method_fields.items() if "discriminator_channels" in fields]
-    return flags + [f"--{name}.discriminator-channels=8" for name in critics]
+    return flags
 
 
 def different(dataset: str) -> list[str]:
@@ -28,12 +27,11 @@ def different(dataset: str) -> list[str]:
     They differ in the amount of labels, the number of steps or the initial weights.
     """
     chosen = {}
-    for name in PAPERS:
+    for name in (name for name in PAPERS if RECIPES[name]()[0].dataset == dataset):
         flags = flags_of(name)
         default = run.configuration(flags)
         config = tyro.cli(type(default), args=flags, default=default)
-        if config.dataset == dataset:
-            chosen.setdefault(repr(dataclasses.asdict(config) | {"recipe": ""}), name)
+        chosen.setdefault(repr(dataclasses.asdict(config) | config.method_fields | {"recipe": ""}), name)
     return list(chosen.values())
 
 
