@@ -56,6 +56,19 @@ def fresh_state():
         sys.modules["keras"].config.set_dtype_policy("float32")
 
 
+@pytest.fixture
+def eager():
+    """Functions run op by op, without the graphs that pay from the third step on.
+
+    A test marks `filterwarnings("ignore:Even though the `tf.config")` where it has input pipelines, which stay graphs.
+    """
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
 @pytest.fixture(scope="session")
 def two_replicas():
     """A strategy of two logical CPU devices: one for all tests, since those of one process share collective keys."""

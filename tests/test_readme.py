@@ -121,18 +121,8 @@ def test_links_lead_somewhere():
         assert (ROOT / target).exists(), target
 
 
-@pytest.fixture
-def eager():
-    """Two steps without the graphs that pay from the third on."""
-    import tensorflow as tf
-
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
-
-
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Even though the `tf.config.*does not apply to tf.data:UserWarning")
+@pytest.mark.filterwarnings("ignore:Even though the `tf.config:UserWarning")
 def test_your_own_pictures(tmp_path, eager):
     """From a folder of pictures to segmented ones, with the commands as they stand in the README."""
     make_folder(tmp_path / "my_pictures", train=14, val=2)

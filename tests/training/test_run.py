@@ -19,7 +19,7 @@ from tests.training.commands import TINY, call, error_line, train
 from training import callbacks, evaluate, run
 from training.run_folder import locked
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Even though the `tf.config:UserWarning")]
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(dataset, tmp_path
         ("unimatch", {"L_s1", "L_fp"}, ["--segmenter", "deeplab_v2"]),
     ],
 )
-def test_every_method_runs_from_the_command_line(dataset, tmp_path, capsys, method, terms, flags):
+def test_every_method_runs_from_the_command_line(eager, dataset, tmp_path, capsys, method, terms, flags):
     out = tmp_path / "run"
     status, result, err = train(dataset, out, capsys, *flags, method=method, steps=2)
     assert status == 0 and result["finished"], err
@@ -143,7 +143,7 @@ def test_a_line_of_the_log_that_holds_both_stages_means_each_term_over_its_own_s
     assert (line["step"], line["L_S"], line["L_MT"], line["learning_rate"]) == (3, 1.5, 5.0, 0.25)
 
 
-def test_a_classifier_for_a_finished_run(dataset, tmp_path, capsys):
+def test_a_classifier_for_a_finished_run(eager, dataset, tmp_path, capsys):
     branch, fused = tmp_path / "branch", tmp_path / "fused"
     assert train(dataset, branch, capsys, method="supervised")[0] == 0
     status, result, _ = train(dataset, fused, capsys, "--branch-run", str(branch))
@@ -162,7 +162,7 @@ def test_a_classifier_for_a_finished_run(dataset, tmp_path, capsys):
     assert status == 2 and "only mlmt can be added to a finished run" in error_line(err)
 
 
-def test_a_run_says_which_weights_it_started_from_also_when_resumed(dataset, tmp_path, capsys):
+def test_a_run_says_which_weights_it_started_from_also_when_resumed(eager, dataset, tmp_path, capsys):
     file, out = tmp_path / "model.keras", tmp_path / "run"
     segmenter = build_segmenter("deeplab_v3plus", backbone="tiny", num_classes=3, head_channels=8)
     METHODS["supervised"](segmenter, steps=1).save(file)
@@ -190,7 +190,7 @@ def test_a_run_says_which_weights_it_started_from_also_when_resumed(dataset, tmp
     assert json.loads((out / "config.json").read_text())["initial_weights"] == started
 
 
-def test_training_stops_at_the_first_loss_that_is_not_finite(dataset, tmp_path, capsys):
+def test_training_stops_at_the_first_loss_that_is_not_finite(eager, dataset, tmp_path, capsys):
     status, _, err = train(dataset, tmp_path / "run", capsys, "--learning-rate", "1e30", method="supervised")
     assert status == 2
     assert re.search(
@@ -229,7 +229,7 @@ def test_mistakes_are_answered_by_one_line(dataset, tmp_path, capsys):
     assert not (out / "model.keras").exists()
 
 
-def test_a_run_stopped_before_its_first_checkpoint_goes_on_from_the_start(dataset, tmp_path, capsys):
+def test_a_run_stopped_before_its_first_checkpoint_goes_on_from_the_start(eager, dataset, tmp_path, capsys):
     """Also: the segmenter without a width, and weak labels, from the command line."""
     out = tmp_path / "run"
     flags = ["--segmenter", "deeplab_v2", "--image-labels", "1", "--mlmt.branch", "supervised"]
@@ -239,7 +239,7 @@ def test_a_run_stopped_before_its_first_checkpoint_goes_on_from_the_start(datase
     assert len((out / "split/weak.txt").read_text().split()) == 1
 
 
-def test_a_folder_that_holds_a_run_is_not_overwritten(dataset, tmp_path, capsys):
+def test_a_folder_that_holds_a_run_is_not_overwritten(eager, dataset, tmp_path, capsys):
     out = tmp_path / "run"
     assert train(dataset, out, capsys, method="supervised", steps=1)[0] == 0
     before = (out / "model.keras").read_bytes()
@@ -337,7 +337,7 @@ def test_evaluate_tells_what_it_cannot_do(dataset, tmp_path, capsys):
     assert status == 2 and "is not a run folder: no config.json" in error_line(err)
 
 
-def test_a_published_dataset(tfds_directories, tmp_path, capsys):
+def test_a_published_dataset(eager, tfds_directories, tmp_path, capsys):
     archives.voc2012(tfds_directories[0])
     listed = tmp_path / "1_4.txt"
     listed.write_text("".join(f"JPEGImages/{n}.jpg SegmentationClassAug/{n}.png\n" for n in archives.VOC_TRAIN))
