@@ -187,7 +187,8 @@ def run(config: RunConfig) -> dict[str, Any]:
         return train(config)
     except tf.errors.ResourceExhaustedError as error:
         raise ValueError(
-            "out of memory: lower --batch-size, --crop or --head-channels, or use a smaller --backbone"
+            "out of memory: give --accumulate 2 or more, lower --batch-size, --crop or --head-channels, or use a "
+            "smaller --backbone"
         ) from error
     except (tf.errors.NotFoundError, tf.errors.DataLossError) as error:
         raise ValueError(f"a file went missing or is damaged: {error.message.splitlines()[0]}") from error
