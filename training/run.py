@@ -148,7 +148,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     except tf.errors.ResourceExhaustedError as error:
         raise ValueError(
             "out of memory: --accumulate 2 (or more) takes each batch in parts; or lower --batch-size, --crop or "
-            "--head-channels, use a smaller --backbone, or leave out --gradient-norms; --dry-run tells what it comes to"
+            "--head-channels, use a smaller --backbone, or give --no-gradient-norms; --dry-run tells what it comes to"
         ) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -464,8 +464,8 @@ class Method(keras.Model):
         return {name: term[tf.newaxis] if several_workers else term for name, term in terms.items()}
 
     def separate_random_numbers(self) -> None:
-        """Lets each replica draw random numbers of its own, where all begin in the same state: after `compile`, or
-        after a checkpoint, which holds the first replica's state. Once is enough."""
+        """Lets each replica draw random numbers of its own. Call it once, where all are in the same state: after
+        `compile`, or after restoring a checkpoint, which holds the first replica's."""
         strategy = self.distribute_strategy
         states = [variable for variable in self.non_trainable_variables if variable.name == "seed_generator_state"]
 
