@@ -1,0 +1,89 @@
+"""Half precision and 8-bit integers: what stays, what changes, and by how much."""
+
+import collections
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from export.graph import outputs_of, serving_function, to_onnx
+from export.precision import to_fp16, to_int8
+from tests.export.conftest import tiny_method
+
+
+def pictures(count=4, size=(40, 56)):
+    """Smooth ones, of which neighbouring pixels are alike."""
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (count, 5, 7, 3), np.uint8)
+    return small.repeat(size[0] // 5, axis=1).repeat(size[1] // 7, axis=2)
+
+
+def run(model, images_NHW3):
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [output.name for output in model.graph.output]
+    return dict(zip(names, session.run(names, {"image": images_NHW3}), strict=True))
+
+
+@pytest.fixture(scope="module", params=["supervised", "mlmt"])
+def plain(request):
+    method = tiny_method(request.param)
+    return method, to_onnx(serving_function(method, logits=True))
+
+
+def test_half_precision_keeps_inputs_outputs_and_what_follows_the_last_layer(plain):
+    method, model = plain
+    half = to_fp16(model)
+    onnx.checker.check_model(half, full_check=True)
+    for ours, theirs in zip(half.graph.input, model.graph.input, strict=True):
+        assert ours == theirs
+    types = [output.type.tensor_type.elem_type for output in half.graph.output]
+    assert types == [output.type.tensor_type.elem_type for output in model.graph.output]
+    kernels = [weight for weight in half.graph.initializer if len(weight.dims) == 4]
+    assert kernels and {weight.data_type for weight in kernels} == {onnx.TensorProto.FLOAT16}
+    inferred = onnx.shape_inference.infer_shapes(half, strict_mode=True).graph
+    type_of = {value.name: value.type.tensor_type.elem_type for value in (*inferred.value_info, *inferred.output)}
+    for node in half.graph.node:
+        if node.op_type in ("Softmax", "ReduceMax", "ArgMax"):
+            assert type_of[node.input[0]] == onnx.TensorProto.FLOAT, node.name
+
+    expected, got = (run(each, pictures()) for each in (model, half))
+    assert 0 < np.abs(got["confidence"] - expected["confidence"]).max() < 0.05
+    assert (got["labels"] == expected["labels"]).mean() > 0.99
+
+
+def test_int8_quantizes_the_segmenter_but_for_first_and_last_layer(plain):
+    method, model = plain
+    quantized = to_int8(model, pictures(), method.segmenter.name)
+    onnx.checker.check_model(quantized, full_check=True)
+    made_by = {name: node for node in quantized.graph.node for name in node.output}
+    kernels = {weight.name: onnx.numpy_helper.to_array(weight) for weight in quantized.graph.initializer}
+    kinds = collections.Counter()
+    for node in quantized.graph.node:
+        if node.op_type == "Conv":
+            source = made_by.get(node.input[1])
+            is_quantized = source is not None and source.op_type == "DequantizeLinear"
+            kinds[is_quantized] += 1
+            if is_quantized:
+                assert kernels[source.input[0]].dtype == np.int8
+                assert len(kernels[source.input[1]]) == len(kernels[source.input[0]])  # a scale for each channel
+    assert kinds == {True: 2, False: 2}  # of the tiny segmenter's four convolutions; the gate has none
+
+    expected, got = (run(each, pictures()) for each in (model, quantized))
+    assert got["labels"].dtype == np.uint8 and got["confidence"].dtype == np.float32
+    assert 0 < np.abs(got["confidence"] - expected["confidence"]).max() < 0.2
+    assert (got["labels"] == expected["labels"]).mean() > 0.95
+
+
+def test_int8_of_a_network_that_is_not_there(plain):
+    with pytest.raises(ValueError, match="no convolution of another could be found in the graph"):
+        to_int8(plain[1], pictures(), "another")
+
+
+def test_outputs_are_those_of_the_artifact_in_its_order(plain):
+    method, model = plain
+    assert [tensor.name for tensor in outputs_of(serving_function(method))] == ["labels", "confidence"]
+    tensors = outputs_of(serving_function(method, logits=True))
+    assert [tensor.name for tensor in tensors] == ["labels", "confidence", "logits"]
+    assert tensors[-1].shape == (-1, -1, -1, 3)
+    assert [output.name for output in model.graph.output] == ["labels", "confidence", "logits"]
