@@ -67,12 +67,12 @@ def train(config: RunConfig) -> dict[str, Any]:
     with workplace(config, strategy) as own:
         result = train_worker(own, strategy)
         gather(strategy, 0)  # no worker leaves before the chief has written everything: it would count as lost
-    where = {"run": str(config.folder), "report": str(config.folder / "report.html")}
-    return result | {name: where[name] for name in where.keys() & result.keys()}
+    report = {"report": str(config.folder / "report.html")} if result["finished"] else {}
+    return {"run": str(config.folder)} | report | result
 
 
 def train_worker(config: RunConfig, strategy: tf.distribute.Strategy) -> dict[str, Any]:
-    """`train` as one of the strategy's workers, whose run folder is its own."""
+    """`train` as one of the strategy's workers, whose run folder is its own; the result without the folder."""
     chief, folder = is_chief(strategy), config.folder
     with together(strategy):
         protocol = make_protocol(config.protocol, config.crop)
@@ -154,7 +154,6 @@ def train_worker(config: RunConfig, strategy: tf.distribute.Strategy) -> dict[st
             write_report(folder)
         print(f"stopped at step {step} of {steps}; go on with --resume", file=sys.stderr)
         return {
-            "run": "",
             "finished": False,
             "steps": step,
             "exit_status": 128 + (interruption.received or 0),
@@ -178,7 +177,7 @@ def train_worker(config: RunConfig, strategy: tf.distribute.Strategy) -> dict[st
         write_json(folder / "config.json", settings | {"finished": True})
         print(f"report: {write_report(folder)}", file=sys.stderr)
     shown = ("mIoU", "mIoU_reference", *filter(None, method.variants), "pixel_accuracy", "seconds", "steps")
-    return {"run": "", "report": "", "finished": True} | {name: result[name] for name in shown}
+    return {"finished": True} | {name: result[name] for name in shown}
 
 
 def run(config: RunConfig) -> dict[str, Any]:
