@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,8 +46,11 @@ def make_strategy(config: RunConfig) -> tf.distribute.Strategy:
 def join_workers() -> tf.distribute.MultiWorkerMirroredStrategy:
     """The strategy of all workers of TF_CONFIG, this one among them."""
     require_tf_config(os.environ.get("TF_CONFIG"))
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        made = tf.distribute.MultiWorkerMirroredStrategy()
+        signal.signal(signal.SIGTERM, on_sigterm)  # TensorFlow has taken it for itself, and ignores it
+        return made
     except (tf.errors.OpError, RuntimeError) as error:
         raise ValueError(f"this worker cannot join those of TF_CONFIG: {str(error).splitlines()[0]}") from error
 
