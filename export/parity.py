@@ -46,9 +46,9 @@ class Limits:
 
 LIMITS = {
     "fp32": Limits(error=1e-3, agreement=0.999, miou_loss=1e-3),
-    # What other arithmetic changes of a value is its own affair, as long as the answers are nearly as good.
-    "fp16": Limits(error=1.0, agreement=0.99, miou_loss=5e-3),
-    "int8": Limits(error=1.0, agreement=0.9, miou_loss=5e-3),
+    # Of other arithmetic the answers are to be as good, not the same; agreement only tells what is broken.
+    "fp16": Limits(error=1.0, agreement=0.9, miou_loss=5e-3),
+    "int8": Limits(error=1.0, agreement=0.5, miou_loss=5e-3),
 }
 """By precision; the keys are the precisions there are."""
 

@@ -10,11 +10,17 @@ import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 LEARNED = ("Conv", "Gemm", "MatMul")
 """Nodes that hold what was learned."""
+
+TAKE_SIZES = ("Expand", "Pad", "Reshape", "Resize", "Slice", "Split", "Tile")
+"""Nodes whose inputs after the first say how large something is, or where it is."""
+
+HALVED = {"Add", "Clip", "Concat", "Conv", "Gemm", "LeakyRelu", "MatMul", "MaxPool", "Mul", "Pad", "Relu", "Sub"}
+"""Nodes that are computed in half precision; means over whole pictures and resizing are not among them."""
 
 QUANTIZED = ("Conv", "Add", "Concat")
 """Nodes that work on 8-bit integers: between two of them nothing then has to be turned into numbers of 32 bits."""
@@ -28,8 +34,8 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     half = convert_float_to_float16(
         copy.deepcopy(model),  # which it changes
         keep_io_types=True,
-        op_block_list=[*DEFAULT_OP_BLOCK_LIST, "GlobalAveragePool", "ReduceMean"],
-        node_block_list=sorted(node.name for node in _after_last_learned(model.graph)),
+        op_block_list=sorted({node.op_type for node in model.graph.node} - HALVED),
+        node_block_list=sorted({node.name for node in (*_after_last_learned(model.graph), *_of_sizes(model.graph))}),
     )
     # Casts were appended at the end, and those of a tensor that several nodes read once for each, under one name.
     nodes = {tuple(node.output): node for node in half.graph.node}
@@ -91,22 +97,33 @@ class Reader(CalibrationDataReader):
 
 def _after_last_learned(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     """From the outputs back to the last learned nodes, these left out."""
-    return (node for node in _walk_back(graph) if node.op_type not in LEARNED)
+    return (node for node in _from_outputs(graph) if node.op_type not in LEARNED)
+
+
+def _of_sizes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """What is computed with sizes of tensors, in part in floating point: numbers beyond what 16 bits hold."""
+    wanted = [name for node in graph.node if node.op_type in TAKE_SIZES for name in node.input[1:]]
+    return _walk_back(graph, wanted, until=("Shape",))
 
 
 def _last_learned(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """The learned nodes from which an output can be reached without passing another."""
-    return [node for node in _walk_back(graph) if node.op_type in LEARNED]
+    return [node for node in _from_outputs(graph) if node.op_type in LEARNED]
 
 
-def _walk_back(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+def _from_outputs(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    return _walk_back(graph, [output.name for output in graph.output], until=LEARNED)
+
+
+def _walk_back(graph: onnx.GraphProto, tensors: Iterable[str], until: tuple[str, ...]) -> list[onnx.NodeProto]:
+    """The nodes that the tensors come from, as far back as to nodes of these types, which are included."""
     made_by = {name: node for node in graph.node for name in node.output}
-    waiting, seen = [output.name for output in graph.output], {}
+    waiting, seen = list(tensors), {}
     while waiting:
         node = made_by.get(waiting.pop())
         if node is not None and node.name not in seen:
             seen[node.name] = node
-            if node.op_type not in LEARNED:
+            if node.op_type not in until:
                 waiting += node.input
     return list(seen.values())
 

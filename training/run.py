@@ -66,12 +66,12 @@ def train(config: RunConfig) -> dict[str, Any]:
             check_folder(config)
         result = train_worker(stack.enter_context(workplace(config, strategy)), strategy)
         gather(strategy, 0)  # no worker leaves before the chief has written everything: it would count as lost
-    where = {"run": str(config.folder), "report": str(config.folder / "report.html")}
-    return result | {name: where[name] for name in where.keys() & result.keys()}
+    report = {"report": str(config.folder / "report.html")} if result["finished"] else {}
+    return {"run": str(config.folder)} | report | result
 
 
 def train_worker(config: RunConfig, strategy: tf.distribute.Strategy) -> dict[str, Any]:
-    """`train` as one of the strategy's workers, whose run folder is its own."""
+    """`train` as one of the strategy's workers, whose run folder is its own; the result without the folder."""
     folder = config.folder
     before = Checkpoint.latest(folder / "checkpoints") if config.resume else None
     session = assemble(config, strategy, resumed=before is not None)
@@ -117,7 +117,7 @@ def train_worker(config: RunConfig, strategy: tf.distribute.Strategy) -> dict[st
             write_model(session, look.examples)
             write_report(folder)
         print(f"stopped at step {step} of {steps}; go on with --resume", file=sys.stderr)
-        return {"run": "", "finished": False, "steps": step, "exit_status": 128 + (interruption.received or 0)}
+        return {"finished": False, "steps": step, "exit_status": 128 + (interruption.received or 0)}
 
     if session.protocol == look.measure.protocol:
         scores = evaluation.latest or look.measure()  # the latter where there was no step left to make
@@ -138,7 +138,7 @@ def train_worker(config: RunConfig, strategy: tf.distribute.Strategy) -> dict[st
         write_json(folder / "config.json", settings | {"finished": True})
         print(f"report: {write_report(folder)}", file=sys.stderr)
     shown = ("mIoU", "mIoU_reference", *filter(None, method.variants), "pixel_accuracy", "seconds", "steps")
-    return {"run": "", "report": "", "finished": True} | {name: result[name] for name in shown}
+    return {"finished": True} | {name: result[name] for name in shown}
 
 
 def run(config: RunConfig) -> dict[str, Any]:
