@@ -1,17 +1,14 @@
 """The graph in other arithmetic: half precision, or 8-bit integers calibrated on pictures."""
 
-import copy
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from onnxruntime.transformers.float16 import convert_float_to_float16
-from onnxruntime.transformers.onnx_model import OnnxModel
 
 LEARNED = ("Conv", "Gemm", "MatMul")
 """Nodes that hold what was learned."""
@@ -26,23 +23,63 @@ QUANTIZED = ("Conv", "Add", "Concat")
 """Nodes that work on 8-bit integers: between two of them nothing then has to be turned into numbers of 32 bits."""
 
 
-def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Weights and arithmetic in half precision, inputs and outputs as they were.
+def to_fp16(model: onnx.ModelProto, kept: Iterable[str] = ()) -> onnx.ModelProto:
+    """Weights and most arithmetic in half precision, inputs and outputs as they were.
 
-    What comes after the last learned layers stays in float32: upsampling, softmax, argmax, gate.
+    What comes before the first and after the last learned layers stays in float32: normalisation, upsampling, softmax.
+    (onnxruntime's own converter hands all values on in half precision, also between nodes that it leaves alone: what a
+    softmax or a gate says is rounded then, and sizes overflow.)
+
+    Args:
+        kept: names of networks that stay in float32, such as a gate, where a small change may switch a class off.
     """
-    half = convert_float_to_float16(
-        copy.deepcopy(model),  # which it changes
-        keep_io_types=True,
-        op_block_list=sorted({node.op_type for node in model.graph.node} - HALVED),
-        node_block_list=sorted({node.name for node in (*_after_last_learned(model.graph), *_of_sizes(model.graph))}),
-    )
-    # Casts were appended at the end, and those of a tensor that several nodes read once for each, under one name.
-    nodes = {tuple(node.output): node for node in half.graph.node}
-    del half.graph.node[:]
-    half.graph.node.extend(nodes.values())
-    OnnxModel(half).topological_sort()
-    return half
+    model = onnx.shape_inference.infer_shapes(model)  # a copy, which knows the type of every tensor
+    graph = model.graph
+    halves = {node.name for node in graph.node if node.op_type in HALVED}
+    halves -= {node.name for node in (*_from_input(graph), *_from_outputs(graph)) if node.op_type not in LEARNED}
+    halves -= {node.name for node in _of_sizes(graph)}
+    halves -= {node.name for network in kept for node in graph.node if _is_of(network, node)}
+
+    typed = (*graph.value_info, *graph.input, *graph.output)
+    floats = {value.name for value in typed if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+    weights = {weight.name: weight for weight in graph.initializer if weight.data_type == onnx.TensorProto.FLOAT}
+    made_in_half = {name for node in graph.node if node.name in halves for name in node.output if name in floats}
+    read_in_full = {name for node in graph.node if node.name not in halves for name in node.input}
+    read_in_full |= {output.name for output in graph.output}
+    nodes: list[onnx.NodeProto] = []
+    converted: set[str] = set()
+    for node in graph.node:
+        if node.name in halves:
+            for index, name in enumerate(node.input):
+                if name not in floats | weights.keys():
+                    continue
+                node.input[index] = f"{name}/half"
+                if name in made_in_half | converted:
+                    continue
+                converted.add(name)
+                if name in weights:
+                    half = onnx.numpy_helper.to_array(weights[name]).astype(np.float16)
+                    graph.initializer.append(onnx.numpy_helper.from_array(half, f"{name}/half"))
+                else:
+                    nodes.append(_cast(name, f"{name}/half", onnx.TensorProto.FLOAT16))
+        nodes.append(node)
+        if node.name in halves:
+            for index, name in enumerate(node.output):
+                if name in made_in_half:
+                    node.output[index] = f"{name}/half"
+                    if name in read_in_full:
+                        nodes.append(_cast(f"{name}/half", name, onnx.TensorProto.FLOAT))
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    read = {name for node in graph.node for name in node.input}
+    unread = [weight for weight in graph.initializer if weight.name not in read]
+    for weight in unread:
+        graph.initializer.remove(weight)
+    return model
+
+
+def _cast(source: str, target: str, to: int) -> onnx.NodeProto:
+    return onnx.helper.make_node("Cast", [source], [target], name=f"{target}/cast", to=to)
 
 
 def to_int8(model: onnx.ModelProto, images: Iterable[np.ndarray], network: str) -> onnx.ModelProto:
@@ -62,12 +99,11 @@ def to_int8(model: onnx.ModelProto, images: Iterable[np.ndarray], network: str) 
         # Folds batch norm into the convolutions. (Symbolic shapes would need another library, and gain nothing here.)
         quant_pre_process(plain, prepared, skip_symbolic_shape=True)
         graph = onnx.load(prepared).graph
-        kept = {node.name for node in (*_first_learned(graph), *_last_learned(graph))}
-        inside = re.compile(rf"(^|/){re.escape(network)}(_\d+)?/")
+        kept = {node.name for node in (*_from_input(graph), *_from_outputs(graph))}
         chosen = [
             node.name
             for node in graph.node
-            if node.op_type in QUANTIZED and inside.search(node.name) and node.name not in kept
+            if node.op_type in QUANTIZED and _is_of(network, node) and node.name not in kept
         ]
         if not chosen:
             raise ValueError(f"no convolution of {network} could be found in the graph: export it as fp32")
@@ -95,9 +131,9 @@ class Reader(CalibrationDataReader):
         return None if image_HW3 is None else {"image": image_HW3[np.newaxis]}
 
 
-def _after_last_learned(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """From the outputs back to the last learned nodes, these left out."""
-    return (node for node in _from_outputs(graph) if node.op_type not in LEARNED)
+def _is_of(network: str, node: onnx.NodeProto) -> bool:
+    """Whether the node comes from that network: Keras numbers a network's calls, and TensorFlow names ops by them."""
+    return re.search(rf"(^|/){re.escape(network)}(_\d+)?/", node.name) is not None
 
 
 def _of_sizes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
@@ -106,12 +142,8 @@ def _of_sizes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     return _walk_back(graph, wanted, until=("Shape",))
 
 
-def _last_learned(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """The learned nodes from which an output can be reached without passing another."""
-    return [node for node in _from_outputs(graph) if node.op_type in LEARNED]
-
-
 def _from_outputs(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """From the outputs back to the last learned nodes, which are included."""
     return _walk_back(graph, [output.name for output in graph.output], until=LEARNED)
 
 
@@ -128,13 +160,12 @@ def _walk_back(graph: onnx.GraphProto, tensors: Iterable[str], until: tuple[str,
     return list(seen.values())
 
 
-def _first_learned(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """The learned nodes that can be reached from the input without passing another."""
+def _from_input(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """From the input on to the first learned nodes, which are included."""
     reached, found = {tensor.name for tensor in graph.input}, []
     for node in graph.node:  # which are in the order in which they are computed
         if reached & set(node.input):
-            if node.op_type in LEARNED:
-                found.append(node)
-            else:
+            found.append(node)
+            if node.op_type not in LEARNED:
                 reached |= set(node.output)
     return found

@@ -241,7 +241,7 @@ def write_artifact(folder: Path, config: Config, run: Run, number: int, samples:
     say(f"writing {name}/{number}: {', '.join(config.wanted_formats)}")
     graph = to_onnx(serve)
     if config.precision == "fp16":
-        graph = to_fp16(graph)
+        graph = to_fp16(graph, kept=[getattr(method, network).name for network in method.gating])
     elif config.precision == "int8":
         graph = to_int8(graph, calibration_images(run, config.calibration_pictures), method.segmenter.name)
     nodes = write_onnx(graph, folder / GRAPH_FILE, metadata)

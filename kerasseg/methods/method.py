@@ -134,6 +134,8 @@ class Method(keras.Model):
     """Whether a batch without unlabelled images is a mistake."""
     segmenting: tuple[str, ...] = ("segmenter",)
     """The networks that segment, by name: what `SegmenterConfig` says holds for them."""
+    gating: tuple[str, ...] = ()
+    """The networks by which classes are switched off, by name: a small change there may change a whole picture."""
     unlabeled_sets = 1
     """How many times `--unlabeled-batch-size` images a step takes from the unlabelled ones."""
     uses_weak = False

@@ -94,6 +94,7 @@ class MLMT(Method):
     """
 
     registry_name = "mlmt"
+    gating = ("student", "teacher")
     uses_weak = True
     Config = MLMTConfig
     config: MLMTConfig

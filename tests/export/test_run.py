@@ -219,7 +219,7 @@ def test_other_precisions_are_proven_or_refused(precision, runs, export, tmp_pat
 
 
 def test_a_precision_that_loses_too_much_leaves_nothing_behind(runs, export, tmp_path, monkeypatch):
-    monkeypatch.setattr(export_run, "to_fp16", lambda model: broken(model))
+    monkeypatch.setattr(export_run, "to_fp16", lambda model, kept: broken(model))
 
     def broken(model):
         for weight in model.graph.initializer:
