@@ -83,8 +83,9 @@ def _cast(source: str, target: str, to: int) -> onnx.NodeProto:
 
 
 def to_int8(model: onnx.ModelProto, images: Iterable[np.ndarray], network: str) -> onnx.ModelProto:
-    """One network's inner convolutions in 8-bit integers (QDQ form, weights per channel); the graph's first and last
-    learned layers keep float32.
+    """One network's inner convolutions in 8-bit integers (QDQ form, weights per channel).
+
+    The graph's first and last learned layers keep float32, and depthwise convolutions, which lose by it.
 
     Args:
         images: uint8 (H,W,3) of the kind that the graph is for, from which the range of every activation is taken.
@@ -103,7 +104,7 @@ def to_int8(model: onnx.ModelProto, images: Iterable[np.ndarray], network: str) 
         chosen = [
             node.name
             for node in graph.node
-            if node.op_type in QUANTIZED and _is_of(network, node) and node.name not in kept
+            if node.op_type in QUANTIZED and _is_of(network, node) and node.name not in kept and not _is_depthwise(node)
         ]
         if not chosen:
             raise ValueError(f"no convolution of {network} could be found in the graph: export it as fp32")
@@ -136,6 +137,10 @@ def _is_of(network: str, node: onnx.NodeProto) -> bool:
     return re.search(rf"(^|/){re.escape(network)}(_\d+)?/", node.name) is not None
 
 
+def _is_depthwise(node: onnx.NodeProto) -> bool:
+    return any(attribute.name == "group" and attribute.i > 1 for attribute in node.attribute)
+
+
 def _of_sizes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """What is computed with sizes of tensors, in part in floating point: numbers beyond what 16 bits hold."""
     wanted = [name for node in graph.node if node.op_type in TAKE_SIZES for name in node.input[1:]]
@@ -144,7 +149,7 @@ def _of_sizes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 
 def _from_outputs(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """From the outputs back to the last learned nodes, which are included."""
-    return _walk_back(graph, [output.name for output in graph.output], until=LEARNED)
+    return _walk_back(graph, [output.name for output in graph.output], until=(*LEARNED, "Shape"))
 
 
 def _walk_back(graph: onnx.GraphProto, tensors: Iterable[str], until: tuple[str, ...]) -> list[onnx.NodeProto]:
@@ -166,6 +171,6 @@ def _from_input(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     for node in graph.node:  # which are in the order in which they are computed
         if reached & set(node.input):
             found.append(node)
-            if node.op_type not in LEARNED:
+            if node.op_type not in (*LEARNED, "Shape"):
                 reached |= set(node.output)
     return found

@@ -7,8 +7,11 @@ import onnx
 import onnxruntime
 import pytest
 
+import tests.backbone  # noqa: F401 (the backbone tiny)
 from export.graph import outputs_of, serving_function, to_onnx
 from export.precision import to_fp16, to_int8
+from kerasseg.methods import Supervised
+from kerasseg.segmenters import build_segmenter
 from tests.export.conftest import tiny_method
 
 
@@ -67,12 +70,30 @@ def test_int8_quantizes_the_segmenter_but_for_first_and_last_layer(plain):
             if is_quantized:
                 assert kernels[source.input[0]].dtype == np.int8
                 assert len(kernels[source.input[1]]) == len(kernels[source.input[0]])  # a scale for each channel
-    assert kinds == {True: 2, False: 2}  # of the tiny segmenter's four convolutions; the gate has none
+    # Of the tiny segmenter's four convolutions one is depthwise; the gate has none.
+    assert kinds == {True: 1, False: 3}
 
     expected, got = (run(each, pictures()) for each in (model, quantized))
     assert got["labels"].dtype == np.uint8 and got["confidence"].dtype == np.float32
     assert 0 < np.abs(got["confidence"] - expected["confidence"]).max() < 0.2
     assert (got["labels"] == expected["labels"]).mean() > 0.95
+
+
+def test_of_a_whole_segmenter_all_convolutions_but_three_kinds_become_int8():
+    """Sizes are taken of tensors all over the graph: what is near an end is not to be found through those."""
+    segmenter = build_segmenter("deeplab_v3plus", backbone="tiny", num_classes=3, head_channels=8)
+    model = to_onnx(serving_function(Supervised(segmenter)))
+    quantized = to_int8(model, pictures(), segmenter.name)
+    made_by = {name: node for node in quantized.graph.node for name in node.output}
+    full = [
+        node
+        for node in quantized.graph.node
+        if node.op_type == "Conv" and made_by.get(node.input[1], node).op_type != "DequantizeLinear"
+    ]
+    depthwise = [node for node in full if any(entry.name == "group" and entry.i > 1 for entry in node.attribute)]
+    ends = [node.name for node in full if node not in depthwise]
+    assert len(ends) == 2 and sum("logits" in name for name in ends) == 1, ends
+    assert len(to_fp16(model).SerializeToString()) < 0.8 * len(model.SerializeToString())
 
 
 def test_int8_of_a_network_that_is_not_there(plain):

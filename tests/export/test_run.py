@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import onnx
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from export import run as export_run
@@ -19,6 +20,7 @@ from serving.engine import Engine
 from serving.pictures import index_png, png
 from tests.export.conftest import CLASSES, PALETTE, tiny_method, tiny_segmenter, write_run
 from training.checkpoints import Checkpoints
+from training.protocols import SlidingWindow
 
 
 @pytest.fixture
@@ -253,3 +255,21 @@ def test_flags_that_cannot_be_met_are_told_first(runs, export, tmp_path):
     ):
         status, _, err = export(runs["supervised"], "--out", tmp_path / "scene", *flags)
         assert status == 2 and message in err
+
+
+@pytest.mark.parametrize("name", ["supervised", "mlmt"])
+def test_large_pictures_come_out_as_the_protocol_of_windows_has_them(name, runs, export, tmp_path):
+    out = tmp_path / "scene"
+    assert export(runs[name], "--out", out, "--parity-pictures", 1, "--formats", "onnx", "--logits")[0] == 0
+    image_HW3 = np.random.default_rng(0).integers(0, 256, (70, 101, 3), np.uint8)
+    engine = Engine(open_artifact(out), "cpu")
+    outputs = engine.predict_large(image_HW3, window=(32, 40), stride=0.5, batch_size=3)
+    method = keras.saving.load_model(runs[name] / "model.keras")
+    protocol = SlidingWindow(window=(32, 40), stride=0.5)
+    S_HWK = protocol.segment(method, tf.constant(image_HW3[None], tf.float32))[0].numpy()
+    np.testing.assert_array_equal(outputs["labels"], S_HWK.argmax(-1))
+    np.testing.assert_allclose(outputs["confidence"], S_HWK.max(-1), atol=1e-5)
+
+    export(runs[name], "--out", out, "--parity-pictures", 1, "--formats", "onnx")
+    with pytest.raises(ValueError, match="gives no logits.*export it with python -m export.run --logits"):
+        Engine(open_artifact(out), "cpu").predict_large(image_HW3, window=(32, 40))
