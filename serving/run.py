@@ -114,6 +114,8 @@ def check(config: Config) -> None:
         if value is not None and not smallest <= value < math.inf:
             flag = "max-delay-ms" if name == "max_delay" else name.replace("_", "-")
             raise ValueError(f"--{flag} must be at least {smallest}, got {value}")
+    if not 0 <= config.port < 2**16:
+        raise ValueError(f"--port must be 0 to {2**16 - 1}, got {config.port}")
     if not config.timeout > 0:
         raise ValueError(f"--timeout must be above 0, got {config.timeout}")
     if any(length < 1 for size in (*config.warm_up, *config.buckets) for length in size):
@@ -171,7 +173,7 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
         )
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise ValueError(f"cannot listen at {host}, port {port}: {error}; --host and --port choose another") from error
 
 

@@ -50,10 +50,13 @@ def connect(server):
 
 
 def answer_to(server, contents):
-    """All that the server says to these bytes until it closes the connection."""
-    with connect(server) as raw:
+    """All that the server says to these bytes until it closes the connection, politely or not."""
+    said = []
+    with connect(server) as raw, contextlib.suppress(ConnectionError):
         raw.sendall(contents)
-        return b"".join(iter(lambda: raw.recv(65536), b""))
+        while piece := raw.recv(65536):
+            said.append(piece)
+    return b"".join(said)
 
 
 def until(condition):
