@@ -118,6 +118,8 @@ class Engine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
+        # Threads that spin while they wait for work take the CPU from those that decode and encode pictures.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # One plan per size seen is kept for ever otherwise: memory would grow with every new picture size.
         options.enable_mem_pattern = False
         # The artifact's checksum is of model.onnx alone. Weights that it names in other files would not be those
