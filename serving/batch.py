@@ -28,13 +28,10 @@ from tqdm import tqdm
 
 from serving import cli
 from serving.artifact import Artifact, open_artifact
-from serving.engine import Engine, Provider, usable_cpus
+from serving.engine import Engine, Provider, batch_limit, usable_cpus
 from serving.pictures import PICTURE_SUFFIXES, index_png, jpeg, load_picture, overlay, write_atomically
 
 MANIFEST = "manifest.jsonl"
-
-MAX_BATCH_PIXELS = 2**22
-"""A batch of several pictures holds no more pixels than this: beyond it memory grows and speed does not."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -239,8 +236,7 @@ def group_by_size(
         size = picture.image_HWC.shape[:2]
         groups.setdefault(size, []).append(picture)
         waiting += 1
-        limit = max(1, min(batch_size, MAX_BATCH_PIXELS // (size[0] * size[1])))
-        if len(groups[size]) < limit:
+        if len(groups[size]) < batch_limit(size, batch_size):
             if waiting < 2 * batch_size:
                 continue
             size = max(groups, key=lambda size: len(groups[size]))  # of equals, the one that has waited longest

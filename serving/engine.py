@@ -4,7 +4,10 @@ Shapes: N pictures of one size, H and W their height and width in pixels.
 """
 
 import contextlib
+import math
 import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -14,6 +17,9 @@ from serving.artifact import Artifact
 from serving.windows import segment_by_windows
 
 Provider = Literal["auto", "cpu", "cuda"]
+
+MAX_BATCH_PIXELS = 2**22
+"""A batch of several pictures holds no more pixels than this: beyond it memory grows and speed does not."""
 
 CUDA_OPTIONS = {
     # Pictures come in many sizes. The exhaustive search would stall at the first picture of every size, and
@@ -36,7 +42,8 @@ class Engine:
         threads: see above.
 
     Raises:
-        ValueError: CUDA was asked for and cannot be used. It never falls back in silence.
+        ValueError: CUDA was asked for and cannot be used: it never falls back in silence. Or the graph cannot be
+            opened, or does not take pictures.
     """
 
     def __init__(self, artifact: Artifact, provider: Provider = "auto", threads: int | None = None):
@@ -45,6 +52,11 @@ class Engine:
         self.artifact = artifact
         self.threads = threads or usable_cpus()
         self.outputs = tuple(tensor.name for tensor in artifact.info.outputs)
+        inputs = artifact.info.inputs
+        if [(tensor.datatype, tensor.shape) for tensor in inputs] != [("UINT8", (-1, -1, -1, 3))]:
+            found = ", ".join(f"{tensor.name}: {tensor.datatype} {list(tensor.shape)}" for tensor in inputs)
+            raise ValueError(f"{artifact.folder} takes {found}; a model must have one input, UINT8 (N,H,W,3)")
+        self.input = inputs[0].name
         session = self._cuda_session(quiet=provider == "auto") if provider in ("auto", "cuda") else None
         if session is None and provider == "cuda":
             raise ValueError(
@@ -52,13 +64,14 @@ class Engine:
                 "install the CUDA and cuDNN it names, or choose --provider cpu"
             )
         self.provider: Literal["cpu", "cuda"] = "cuda" if session else "cpu"
-        self._session = session or self._new_session(["CPUExecutionProvider"])
+        self._session = session or self._cpu_session()
 
-    def predict(self, images_NHWC: np.ndarray) -> dict[str, np.ndarray]:
-        """Segments pictures of one size.
+    def predict(self, images_NHWC: np.ndarray, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """Segments pictures of one size; may be called from several threads at once.
 
         Args:
             images_NHWC: uint8 (N,H,W,3), RGB, 0..255, any N, H, W of at least 1.
+            outputs: which are wanted, all when None: what nobody wants need not leave the GPU.
 
         Returns:
             By output name: `"labels"` uint8 (N,H,W), the class of each pixel; `"confidence"` float32 (N,H,W),
@@ -70,8 +83,14 @@ class Engine:
         shape = images_NHWC.shape
         if images_NHWC.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
             raise ValueError(f"expected uint8 pictures of shape (N,H,W,3), got {images_NHWC.dtype} {shape}")
-        results = self._session.run(self.outputs, {"image": images_NHWC})
-        return dict(zip(self.outputs, results, strict=True))
+        wanted = self.outputs if outputs is None else outputs
+        return dict(zip(wanted, self._session.run(wanted, {self.input: images_NHWC}), strict=True))
+
+    def _cpu_session(self) -> onnxruntime.InferenceSession:
+        try:
+            return self._new_session(["CPUExecutionProvider"])
+        except Exception as error:  # as below
+            raise ValueError(f"{self.artifact.graph} cannot be opened: {error}") from error
 
     def predict_large(
         self, image_HW3: np.ndarray, window: tuple[int, int], stride: float = 2 / 3, batch_size: int = 4
@@ -134,13 +153,61 @@ class Engine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
+        # Threads that spin while they wait for work take the CPU from those that decode and encode pictures.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # One plan per size seen is kept for ever otherwise: memory would grow with every new picture size.
         options.enable_mem_pattern = False
+        # The artifact's checksum is of model.onnx alone. Weights that it names in other files would not be those
+        # that were proven right, or no weights at all but any file of this machine: none is found here.
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
         return onnxruntime.InferenceSession(self.artifact.graph, sess_options=options, providers=providers)
 
 
+def batch_limit(size: Sequence[int], batch_size: int) -> int:
+    """How many pictures of `size` (H,W) to predict together: `batch_size`, fewer of large ones, at least 1."""
+    return max(1, min(batch_size, MAX_BATCH_PIXELS // math.prod(size)))
+
+
+def has_gpu() -> bool:
+    """Whether this machine, or container, has an NVIDIA GPU, be it usable or not."""
+    return Path("/dev/nvidiactl").exists()
+
+
 def usable_cpus() -> int:
-    """CPUs this process may run on, fewer than the machine has inside a container or under `taskset`."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """CPUs this process may keep busy, fewer than the machine has under `taskset` or in a container."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return int(max(1, min(cpus, cgroup_cpus())))
+
+
+def cgroup_cpus(cgroup: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> float:
+    """The CPU time that the control groups of this process allow, in CPUs; infinite where they set no limit.
+
+    A container is given its share as a quota of time, which no count of CPUs shows; threads beyond it are stopped
+    until the next period.
+
+    Args:
+        cgroup: which groups this process is in.
+        root: where they are mounted. Version 2, and the `cpu` controller of version 1.
+    """
+    limits = [float("inf")]
+    with contextlib.suppress(OSError):
+        for line in cgroup.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            top = root / "cpu" if controllers else root
+            # Inside a container the path may be that of the host, and the limit at the top.
+            own = top / path.lstrip("/")
+            limits += [_quota(group) for group in (own, *own.parents) if group.is_relative_to(top)]
+    return min(limits)
+
+
+def _quota(group: Path) -> float:
+    for files in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        # No such file, "max" for no limit, or -1 for the same.
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = map(int, " ".join((group / file).read_text() for file in files).split())
+            if quota > 0:
+                return quota / period
+    return float("inf")

@@ -19,6 +19,9 @@ Palette = Sequence[Sequence[int]]
 PICTURE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """File name endings (lower case) that a folder is searched for."""
 
+WEB_FORMATS = ("JPEG", "PNG", "WEBP")
+"""Pillow's names of what cameras and browsers make; each further decoder is one more that strangers' bytes reach."""
+
 MAX_PIXELS = 178_956_970
 """Largest picture decoded unless told otherwise; beyond it Pillow itself suspects a decompression bomb."""
 
@@ -26,7 +29,23 @@ IGNORE_COLOR = (224, 224, 192)
 """How label 255 ("ignore") is shown: the off-white of the Pascal VOC colour map."""
 
 
-def load_picture(source: str | Path | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def warm_up() -> None:
+    """Has Pillow load what reads and writes `WEB_FORMATS`, which the first picture would have to wait for."""
+    for format in WEB_FORMATS:
+        load_picture(_encode(Image.new("RGB", (8, 8)), format), formats=WEB_FORMATS)
+
+
+class TooManyPixels(ValueError):
+    """A picture larger than accepted."""
+
+
+def load_picture(
+    source: str | Path | bytes,
+    *,
+    name: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+    formats: tuple[str, ...] | None = None,
+) -> np.ndarray:
     """Decodes one picture to RGB, upright as a viewer shows it.
 
     EXIF orientation is applied. Grey, palette, CMYK, 1-bit and 16-bit pictures become 8-bit RGB (16-bit keeps
@@ -37,29 +56,33 @@ def load_picture(source: str | Path | bytes, *, name: str | None = None, max_pix
         source: a file, or the bytes of one.
         name: what error messages call the picture; the path, or "picture", when None.
         max_pixels: refuse more pixels than this before decoding them.
+        formats: Pillow's names of the formats that are accepted; all that it knows when None.
 
     Returns:
         uint8 (H,W,3), 0..255.
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: the contents are not a whole picture, or exceed `max_pixels`.
+        TooManyPixels: it exceeds `max_pixels`; a ValueError.
+        ValueError: the contents are not a whole picture in one of the formats.
     """
     if not isinstance(source, bytes):
         name = name or str(source)
         source = Path(source).read_bytes()
     name = name or "picture"
     try:
-        with Image.open(io.BytesIO(source)) as picture:
+        with Image.open(io.BytesIO(source), formats=formats) as picture:
             width, height = picture.size
             if width * height > max_pixels:
-                raise ValueError(f"{width}x{height} pixels, at most {max_pixels} are accepted: make it smaller")
+                raise TooManyPixels(f"{width}x{height} pixels, at most {max_pixels} are accepted: make it smaller")
             return _to_rgb(ImageOps.exif_transpose(picture))
     # Decoders raise whatever they trip over (SyntaxError, struct.error, EOFError, ...): to a caller it is one
     # thing.
     except Exception as error:
-        reason = "not a picture in a known format" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise ValueError(f"{name} cannot be read: {reason}") from error
+        known = f"not a picture in {'one of the formats ' + ', '.join(formats) if formats else 'a known format'}"
+        reason = known if isinstance(error, Image.UnidentifiedImageError) else error
+        too_large = isinstance(error, (TooManyPixels, Image.DecompressionBombError))
+        raise (TooManyPixels if too_large else ValueError)(f"{name} cannot be read: {reason}") from error
 
 
 def _to_rgb(picture: Image.Image) -> np.ndarray:
@@ -148,6 +171,30 @@ def png(image_HWC: np.ndarray) -> bytes:
 def jpeg(image_HWC: np.ndarray, quality: int = 90) -> bytes:
     """uint8 (H,W,3) as JPEG."""
     return _encode(Image.fromarray(image_HWC), "JPEG", quality=quality)
+
+
+def coco_rle(labels_HW: np.ndarray) -> dict[int, dict[str, list[int]]]:
+    """Run lengths as COCO has them uncompressed, by label that occurs.
+
+    Args:
+        labels_HW: integers (H,W).
+
+    Returns:
+        `{label: {"size": [H, W], "counts": [...]}}`: lengths of runs of other pixels and of the label's in turn, down
+        the columns one after the other, others first (0 of them where the first pixel is the label's).
+    """
+    column_by_column = labels_HW.ravel(order="F")
+    starts = np.flatnonzero(np.concatenate([[True], column_by_column[1:] != column_by_column[:-1]]))
+    ends = np.append(starts[1:], column_by_column.size)
+    runs = column_by_column[starts]
+    size = [int(length) for length in labels_HW.shape]
+    found = {}
+    for label in np.unique(runs):
+        # Neighbouring runs of other labels are one run of "others", so only this label's borders count.
+        borders = np.stack([starts[runs == label], ends[runs == label]], axis=1).ravel()
+        counts = np.diff(np.concatenate([[0], borders, [column_by_column.size]]))
+        found[int(label)] = {"size": size, "counts": (counts if counts[-1] else counts[:-1]).tolist()}
+    return found
 
 
 def write_atomically(path: Path, contents: bytes) -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import warnings
@@ -20,6 +21,8 @@ from PIL import Image
 
 import tests.backbone  # noqa: F401 (--backbone tiny)
 from tests.data.folders import make_folder
+from tests.serving.conftest import write_toy_model
+from tests.serving.servers import picture, running
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -94,7 +97,8 @@ def test_the_readme_has_a_section_for_every_command():
 @pytest.mark.parametrize("module", command_sections())
 def test_the_flags_of_a_command(module):
     """Both ways: none that does not exist, none that is not explained (fields of methods are too many)."""
-    documented = set(FLAG.findall(command_sections()[module])) - {"--help"}
+    section = re.sub("^curl .*", "", command_sections()[module], flags=re.M)  # has flags of its own
+    documented = set(FLAG.findall(section)) - {"--help"}
     offered = {flag for flag in flags_of(module) if "." not in flag}
     assert documented <= offered
     explained = {re.sub("^--no-", "--", flag) for flag in documented}
@@ -119,6 +123,19 @@ def test_make_targets_exist():
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+def test_the_server_answers_what_is_sent(tmp_path):
+    block = re.search(r"```bash\n(.*?)```", command_sections()["serving.run"], re.S)[1]
+    write_toy_model(tmp_path / "models" / "pictures", 1)
+    (tmp_path / "photo.jpg").write_bytes(picture(format="JPEG"))
+    with running(tmp_path / "models") as server:
+        for command in commands(block.replace("localhost:8000", server.url)):
+            subprocess.run([*command, "--fail", "--silent"], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    for name, mode in (("mask.png", "P"), ("overlay.jpg", "RGB"), ("confidence.png", "L")):
+        with Image.open(tmp_path / name) as answer:
+            assert (answer.size, answer.mode) == ((8, 6), mode)
 
 
 @pytest.mark.slow

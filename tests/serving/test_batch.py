@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving import batch, cli
+from serving import batch, cli, engine
 from serving.artifact import open_artifact
 from serving.batch import Config, Decoded, bounded_map, find_jobs, group_by_size
 from serving.pictures import load_picture
@@ -286,7 +286,7 @@ def test_pictures_of_many_sizes_do_not_pile_up():
 
 
 def test_large_pictures_go_alone(monkeypatch):
-    monkeypatch.setattr(batch, "MAX_BATCH_PIXELS", 20)
+    monkeypatch.setattr(engine, "MAX_BATCH_PIXELS", 20)
     batches = group_by_size([sized(f"{index}", 4, 5) for index in range(3)], 4)
     assert [len(group) for group in batches] == [1, 1, 1]
 

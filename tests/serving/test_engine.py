@@ -1,12 +1,16 @@
+import json
 import os
+from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
 from serving import engine as engine_module
-from serving.artifact import open_artifact
-from serving.engine import Engine, usable_cpus
+from serving.artifact import GRAPH_FILE, INFO_FILE, Tensor, open_artifact, sha256_of
+from serving.engine import Engine, cgroup_cpus, usable_cpus
+from tests.serving.conftest import write_toy_model
 
 
 def cuda_works():
@@ -82,3 +86,70 @@ class FakeSession:
 
     def disable_fallback(self):
         self.fallback = False
+
+
+def test_only_the_outputs_that_are_wanted(toy_model):
+    images_NHWC = np.full((1, 2, 2, 3), 200, np.uint8)
+    outputs = Engine(open_artifact(toy_model), "cpu").predict(images_NHWC, ["labels"])
+    assert list(outputs) == ["labels"]
+    np.testing.assert_array_equal(outputs["labels"], np.full((1, 2, 2), 3))
+
+
+def test_the_input_is_called_as_the_artifact_says(tmp_path):
+    other = Tensor(name="pixels", datatype="UINT8", shape=(-1, -1, -1, 3), description="")
+    folder = write_toy_model(tmp_path / "toy", 1, inputs=(other,))
+    assert Engine(open_artifact(folder), "cpu").input == "pixels"
+    two = write_toy_model(tmp_path / "two", 1, inputs=(other, other))
+    with pytest.raises(ValueError, match="a model must have one input"):
+        Engine(open_artifact(two), "cpu")
+
+
+@pytest.mark.parametrize("location", ["weights.bin", "../weights.bin", "ABSOLUTE"])
+def test_weights_in_other_files_are_refused(tmp_path, location):
+    """Beside the graph they are not covered by its checksum, and elsewhere they may be any file of the machine."""
+    folder = tmp_path / "toy" / "1"
+    write_toy_model(tmp_path / "toy", 1)
+    for place in (folder, folder.parent):
+        np.full(256, 64, np.float32).tofile(place / "weights.bin")
+    model = onnx.load(folder / GRAPH_FILE)
+    [step] = [constant for constant in model.graph.initializer if constant.name == "step"]
+    step.ClearField("float_data")
+    step.dims.append(256)
+    step.data_location = onnx.TensorProto.EXTERNAL
+    named = location if location != "ABSOLUTE" else str(folder / "weights.bin")
+    step.external_data.add(key="location", value=named)
+    (folder / GRAPH_FILE).write_bytes(model.SerializeToString())
+    fields = json.loads((folder / INFO_FILE).read_text()) | {"sha256": sha256_of(folder / GRAPH_FILE)}
+    (folder / INFO_FILE).write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=r"model.onnx cannot be opened: .*External data path"):
+        Engine(open_artifact(tmp_path / "toy"), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("line", "files", "cpus"),
+    [
+        ("0::/", {"cpu.max": "max 100000"}, np.inf),
+        ("0::/", {"cpu.max": "250000 100000"}, 2.5),
+        ("0::/pod/box", {"pod/cpu.max": "300000 100000", "pod/box/cpu.max": "max 100000"}, 3),
+        ("0::/pod/box", {"pod/cpu.max": "300000 100000", "pod/box/cpu.max": "50000 100000"}, 0.5),
+        ("0::/host/path", {"cpu.max": "400000 100000"}, 4),
+        ("4:cpu,cpuacct:/box", {"cpu/box/cpu.cfs_quota_us": "150000", "cpu/box/cpu.cfs_period_us": "100000"}, 1.5),
+        ("4:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, np.inf),
+        ("5:memory:/box", {"cpu/box/cpu.cfs_quota_us": "1", "cpu/box/cpu.cfs_period_us": "1"}, np.inf),
+        ("0::/", {"cpu.max": "nonsense"}, np.inf),
+    ],
+)
+def test_cpu_time_of_a_container(tmp_path, line, files, cpus):
+    (tmp_path / "cgroup").write_text(f"{line}\n")
+    for name, text in files.items():
+        (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "root" / name).write_text(f"{text}\n")
+    assert cgroup_cpus(tmp_path / "cgroup", tmp_path / "root") == cpus
+
+
+def test_threads_follow_the_container(monkeypatch):
+    assert cgroup_cpus(Path("nowhere")) == np.inf
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    for limit, cpus in ((2.5, 2), (0.5, 1), (16, 8), (np.inf, 8)):
+        monkeypatch.setattr(engine_module, "cgroup_cpus", lambda limit=limit: limit)
+        assert usable_cpus() == cpus

@@ -11,6 +11,9 @@ from PIL import Image
 
 from serving.pictures import (
     IGNORE_COLOR,
+    WEB_FORMATS,
+    TooManyPixels,
+    coco_rle,
     colorize,
     index_png,
     load_labels,
@@ -165,6 +168,42 @@ def test_decompression_bomb_is_refused_unread():
         load_picture(bomb, name="x.png")
     with pytest.raises(ValueError, match="7x5 pixels, at most 34"):
         load_picture(png(random_picture()), max_pixels=34)
+
+
+def test_a_picture_beyond_the_limit_is_told_apart():
+    with pytest.raises(TooManyPixels, match="picture cannot be read: 7x5 pixels, at most 34 are accepted"):
+        load_picture(png(random_picture()), max_pixels=34)
+    assert load_picture(png(random_picture()), max_pixels=35).shape == (5, 7, 3)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM"])
+def test_only_the_formats_that_are_asked_for(format):
+    contents = encoded(Image.new("RGB", (3, 2), (255, 0, 0)), format)
+    if format in WEB_FORMATS:
+        assert load_picture(contents, formats=WEB_FORMATS).shape == (2, 3, 3)
+    else:
+        with pytest.raises(ValueError, match="not a picture in one of the formats JPEG, PNG, WEBP"):
+            load_picture(contents, formats=WEB_FORMATS)
+
+
+@settings(deadline=None)
+@given(arrays.arrays(np.uint8, arrays.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(0, 3)))
+def test_coco_rle_says_where_each_label_is(labels_HW):
+    runs = coco_rle(labels_HW)
+    assert list(runs) == np.unique(labels_HW).tolist()
+    for label, run in runs.items():
+        assert run["size"] == list(labels_HW.shape)
+        counts = run["counts"]
+        assert all(count > 0 for count in counts[1:])
+        values = np.repeat(np.arange(len(counts)) % 2, counts)  # others and the label in turn, others first
+        np.testing.assert_array_equal(values.reshape(labels_HW.shape, order="F"), labels_HW == label)
+
+
+def test_coco_rle_by_hand():
+    assert coco_rle(np.array([[1, 1, 0], [1, 0, 0]])) == {
+        0: {"size": [2, 3], "counts": [3, 3]},
+        1: {"size": [2, 3], "counts": [0, 3, 3]},
+    }
 
 
 def test_missing_file_is_an_os_error(tmp_path):

@@ -1,0 +1,282 @@
+"""Serves exported models over HTTP: `python -m serving.run MODELS`."""
+
+import asyncio
+import contextlib
+import functools
+import logging
+import math
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import tyro
+import uvicorn
+
+from serving import cli
+from serving.app import Limits, Service, make_app
+from serving.connections import Connection
+from serving.engine import Provider, has_gpu, usable_cpus
+from serving.logs import json_lines
+from serving.pictures import PICTURE_SUFFIXES, load_picture, warm_up
+from serving.repository import Repository, Settings
+
+log = logging.getLogger("serving")
+
+MAX_BUCKET_PICTURES = 50
+"""How many of the folder's pictures buckets are tried on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Flags of `python -m serving.run`."""
+
+    models: tyro.conf.Positional[Path]
+    """The folder of models, MODELS/name/VERSION; all of them are served."""
+    host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0 for all of this machine."""
+    port: int = 8000
+    """0 takes a free one, which the log tells."""
+    provider: Provider = "auto"
+    """Where to run; auto takes the GPU where the machine has one, and fails if it cannot be used."""
+    threads: int | None = None
+    """CPU threads of a model; all that this process may use when left out."""
+    workers: int = 1
+    """On a CPU: batches of a model that run side by side, sharing its threads."""
+    batch_size: int = 8
+    """Pictures predicted together, at most."""
+    max_delay: Annotated[float, tyro.conf.arg(name="max-delay-ms")] = 1.0
+    """How long the first picture of a batch waits for others, milliseconds."""
+    max_queue: int = 64
+    """Requests of a model that may wait; beyond it they are refused at once, with 503."""
+    timeout: float = 30.0
+    """Seconds that a request may wait for its turn."""
+    warm_up: tuple[tuple[int, int], ...] = ((256, 256),)
+    """H W H W ...: sizes of pictures that run once before the server is ready."""
+    buckets: tuple[tuple[int, int], ...] = ()
+    """H W H W ...: smaller pictures are padded to these sizes, so that mixed sizes share batches."""
+    bucket_pictures: Path | None = None
+    """A folder of your pictures, on which padding must not change labels for --buckets to be used."""
+    versions: int = 1
+    """How many of a model's newest versions are served."""
+    poll: float = 2.0
+    """Seconds between looks for new versions; 0 never looks."""
+    allow_load: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Let clients load and unload models."""
+    token_file: Path | None = None
+    """A file with the token that requests must bear; health needs none."""
+    max_body_mb: int = 64
+    """Largest body of a request, MiB."""
+    max_pixels: int = 2**24
+    """Largest picture, or pictures of a tensor together."""
+    max_connections: int = 1000
+    """Beyond it requests are refused, with 503."""
+    drain_delay: float = 0.0
+    """After SIGTERM: seconds in which new requests are still taken, while ready says no."""
+    drain_timeout: int = 30
+    """Then: seconds in which requests that run are finished."""
+    access_log: bool = True
+    """Log each request."""
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Serves until SIGTERM or Ctrl-C; returns the figures printed at the end."""
+    check(config)
+    start = time.monotonic()
+    with json_lines(requests=config.access_log):
+        server = Server(config)
+        server.serve_requests()
+    return {"requests": server.server_state.total_requests, "seconds": round(time.monotonic() - start, 3)}
+
+
+def check(config: Config) -> None:
+    """Raises ValueError for a flag out of range, before anything else happens."""
+    least = {
+        "threads": 1,
+        "workers": 1,
+        "batch_size": 1,
+        "max_queue": 1,
+        "versions": 1,
+        "max_body_mb": 1,
+        "max_pixels": 1,
+        "max_connections": 1,
+        "max_delay": 0,
+        "poll": 0,
+        "drain_delay": 0,
+        "drain_timeout": 0,
+    }
+    for name, smallest in least.items():
+        value = getattr(config, name)
+        if value is not None and not smallest <= value < math.inf:
+            flag = "max-delay-ms" if name == "max_delay" else name.replace("_", "-")
+            raise ValueError(f"--{flag} must be at least {smallest}, got {value}")
+    if not 0 <= config.port < 2**16:
+        raise ValueError(f"--port must be 0 to {2**16 - 1}, got {config.port}")
+    if not config.timeout > 0:
+        raise ValueError(f"--timeout must be above 0, got {config.timeout}")
+    if any(length < 1 for size in (*config.warm_up, *config.buckets) for length in size):
+        raise ValueError("--warm-up and --buckets are heights and widths of at least 1 pixel")
+    if config.buckets and not config.bucket_pictures:
+        raise ValueError(
+            "--buckets needs --bucket-pictures: padding changes what some models see, and only pictures of yours tell"
+        )
+    threads = config.threads or usable_cpus()
+    if config.workers > max(threads, 1):
+        raise ValueError(f"--workers {config.workers} share {threads} threads: take no more workers than that")
+
+
+def settings_of(config: Config) -> Settings:
+    """How models are run.
+
+    Raises:
+        ValueError: several workers on a GPU, or no pictures to try buckets on.
+    """
+    # A server that quietly runs on the CPU of a machine with a GPU answers a hundred times slower than was paid for.
+    provider = config.provider if config.provider != "auto" else "cuda" if has_gpu() else "cpu"
+    if provider == "cuda" and config.workers > 1:
+        raise ValueError(f"--workers {config.workers} are for CPUs: a GPU runs one batch at a time")
+    samples = []
+    if config.buckets and config.bucket_pictures:
+        files = sorted(file for file in config.bucket_pictures.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES)
+        samples = [load_picture(file) for file in files[:: -(-len(files) // MAX_BUCKET_PICTURES) or 1]]
+        if not samples:
+            raise ValueError(f"no pictures in {config.bucket_pictures}: --buckets are tried on them")
+    return Settings(
+        provider=provider,
+        threads=config.threads,
+        workers=config.workers,
+        batch_size=config.batch_size,
+        max_delay=config.max_delay / 1000,
+        max_queue=config.max_queue,
+        warm_up=config.warm_up,
+        buckets=config.buckets,
+        samples=samples,
+        versions=config.versions,
+    )
+
+
+def read_token(file: Path) -> str:
+    """The token in a file; a file, so that no list of processes shows it."""
+    token = file.read_text(encoding="utf-8").strip()
+    if not token or not token.isascii() or any(character.isspace() for character in token):
+        raise ValueError(f"{file} must hold one word of ASCII letters, the token")
+    return token
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Raises ValueError where the address cannot be had."""
+    try:
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
+        )
+    except OSError as error:
+        raise ValueError(f"cannot listen at {host}, port {port}: {error}; --host and --port choose another") from error
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which loads the models after it listens, so that it is alive before it is ready, and drains.
+
+    Args:
+        config: checked.
+
+    Raises:
+        ValueError, OSError: the address cannot be had, or a file that a flag names is not right.
+
+    Attributes:
+        url: where it listens.
+    """
+
+    def __init__(self, config: Config):
+        token = read_token(config.token_file) if config.token_file else None
+        self.repository = Repository(config.models, settings_of(config))
+        limits = Limits(max_body=config.max_body_mb * 2**20, max_pixels=config.max_pixels, timeout=config.timeout)
+        self.service = Service(self.repository, limits, allow_load=config.allow_load)
+        self._failure: ValueError | OSError | None = None
+        self._poll = config.poll
+        self._drain_delay = config.drain_delay
+        self._exit_at: float | None = None
+        self._stopped = threading.Event()
+        self._listener = listen(config.host, config.port)
+        host, port = self._listener.getsockname()[:2]
+        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        super().__init__(
+            uvicorn.Config(
+                make_app(self.service, token, self._lifespan),
+                loop="uvloop",
+                http=functools.partial(Connection, max_connections=config.max_connections),  # type: ignore[arg-type]
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                lifespan="on",
+                timeout_graceful_shutdown=config.drain_timeout,
+            )
+        )
+        if token is None and host not in ("127.0.0.1", "::1"):
+            log.warning("anybody who reaches this address is served: --token-file asks for a token")
+
+    def serve_requests(self) -> None:
+        """Until a signal ends it.
+
+        Raises:
+            ValueError, OSError: the models cannot be loaded.
+        """
+        with self._listener:
+            self.run(sockets=[self._listener])
+        if self._failure:
+            raise self._failure
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # uvicorn's own raises the signal again when all is done, and so the process would end without its result.
+        if self._exit_at is not None:
+            self.should_exit = self.force_exit = True
+            return
+        self.service.state = "draining"
+        self._exit_at = time.monotonic() + self._drain_delay
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._exit_at is not None and time.monotonic() >= self._exit_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: Any) -> AsyncIterator[None]:
+        loading = threading.Thread(target=self._load_and_follow, name="repository", daemon=True)
+        loading.start()
+        try:
+            yield
+        finally:
+            self._stopped.set()
+            await asyncio.to_thread(self._close, loading)
+
+    def _load_and_follow(self) -> None:
+        start = time.monotonic()
+        try:
+            warm_up()
+            self.repository.load()
+        except (ValueError, OSError) as error:
+            self._failure = error
+            self.should_exit = True
+            return
+        if self.service.state == "loading":
+            self.service.state = "ready"
+            log.info("ready", extra={"url": self.url, "seconds": round(time.monotonic() - start, 3)})
+        while self._poll and not self._stopped.wait(self._poll):
+            try:
+                self.repository.scan()
+            except Exception:
+                log.exception("looking for new versions failed")
+
+    def _close(self, loading: threading.Thread) -> None:
+        loading.join()
+        self.repository.close()
+        self.service.close()
+
+
+if __name__ == "__main__":
+    cli.run(main, Config, "Serves exported models over HTTP, without TensorFlow.")

@@ -1,0 +1,120 @@
+"""A server as `python -m serving.run` starts it, in a thread of this process, on a free port of 127.0.0.1."""
+
+import contextlib
+import io
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving import run
+from serving.engine import Engine
+
+
+@contextlib.contextmanager
+def running(models, **flags):
+    """Yields a `run.Server` that is ready; at the end it drains."""
+    flags = {"provider": "cpu", "port": 0, "poll": 0, "warm_up": ((4, 4),), "max_delay": 0.0} | flags
+    config = run.Config(models=models, **flags)
+    run.check(config)
+    server = run.Server(config)
+    failures = []
+
+    def serve():
+        try:
+            server.serve_requests()
+        except (ValueError, OSError) as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        until(lambda: failures or server.started and server.service.state == "ready")
+        if failures:
+            raise failures[0]
+        yield server
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def connect(server):
+    """A socket, for what a client library would not do."""
+    host, port = server.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=600)
+
+
+def answer_to(server, contents):
+    """All that the server says to these bytes until it closes the connection, politely or not."""
+    said = []
+    with connect(server) as raw, contextlib.suppress(ConnectionError):
+        raw.sendall(contents)
+        while piece := raw.recv(65536):
+            said.append(piece)
+    return b"".join(said)
+
+
+def until(condition):
+    """Waits as long as it takes, so that no slow machine fails a test; ten minutes say that it never will."""
+    for _ in range(120_000):
+        if condition():
+            return
+        time.sleep(0.005)
+    raise AssertionError("it does not happen")
+
+
+def picture(height=6, width=8, seed=0, format="PNG", **options):
+    """Random pixels as a file's bytes, 2 x 2 pixels alike so that lossy formats keep them nearly."""
+    small = np.random.default_rng(seed).integers(0, 256, (height // 2, width // 2, 3), np.uint8)
+    return encoded(Image.fromarray(small.repeat(2, axis=0).repeat(2, axis=1)), format, **options)
+
+
+def encoded(image, format="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+class Gate:
+    """Stands before the models' sessions: batches wait until they are let through.
+
+    Attributes:
+        batches: shapes of those that came.
+    """
+
+    def __init__(self):
+        self.batches = []
+        self._open = threading.Event()
+
+    def open(self):
+        self._open.set()
+
+    def wait(self, images_NHWC):
+        self.batches.append(images_NHWC.shape[:3])
+        assert self._open.wait(600)
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """Closed from now on; use it after a server is ready."""
+    gate, predict = Gate(), Engine.predict
+
+    def gated(self, images_NHWC, outputs=None):
+        gate.wait(images_NHWC)
+        return predict(self, images_NHWC, outputs)
+
+    monkeypatch.setattr(Engine, "predict", gated)
+    yield gate
+    gate.open()
+
+
+@contextlib.contextmanager
+def clients(server, count=16):
+    """Yields `post(path, content, ...)`, which sends at once and returns a future of the response."""
+    with httpx.Client(base_url=server.url, timeout=600) as client, ThreadPoolExecutor(count) as pool:
+        yield lambda path, content, **options: pool.submit(client.post, path, content=content, **options)
