@@ -86,12 +86,6 @@ class Engine:
         wanted = self.outputs if outputs is None else outputs
         return dict(zip(wanted, self._session.run(wanted, {self.input: images_NHWC}), strict=True))
 
-    def _cpu_session(self) -> onnxruntime.InferenceSession:
-        try:
-            return self._new_session(["CPUExecutionProvider"])
-        except Exception as error:  # as below
-            raise ValueError(f"{self.artifact.graph} cannot be opened: {error}") from error
-
     def predict_large(
         self, image_HW3: np.ndarray, window: tuple[int, int], stride: float = 2 / 3, batch_size: int = 4
     ) -> dict[str, np.ndarray]:
@@ -117,7 +111,7 @@ class Engine:
                 "python -m export.run --logits"
             )
         labels_HW, confidence_HW = segment_by_windows(
-            lambda windows_NhwC: self.predict(windows_NhwC)["logits"],
+            lambda windows_NhwC: self.predict(windows_NhwC, ("logits",))["logits"],
             image_HW3,
             len(self.artifact.info.classes),
             window,
@@ -125,6 +119,12 @@ class Engine:
             batch_size,
         )
         return {"labels": labels_HW, "confidence": confidence_HW}
+
+    def _cpu_session(self) -> onnxruntime.InferenceSession:
+        try:
+            return self._new_session(["CPUExecutionProvider"])
+        except Exception as error:  # as below
+            raise ValueError(f"{self.artifact.graph} cannot be opened: {error}") from error
 
     def _cuda_session(self, quiet: bool) -> onnxruntime.InferenceSession | None:
         # get_available_providers() only tells what was compiled in; whether CUDA works shows in the session
