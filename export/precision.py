@@ -19,9 +19,6 @@ TAKE_SIZES = ("Expand", "Pad", "Reshape", "Resize", "Slice", "Split", "Tile")
 HALVED = {"Add", "Clip", "Concat", "Conv", "Gemm", "LeakyRelu", "MatMul", "MaxPool", "Mul", "Pad", "Relu", "Sub"}
 """Nodes that are computed in half precision; means over whole pictures and resizing are not among them."""
 
-QUANTIZED = ("Conv", "Add", "Concat")
-"""Nodes that work on 8-bit integers: between two of them nothing then has to be turned into numbers of 32 bits."""
-
 
 def to_fp16(model: onnx.ModelProto, kept: Iterable[str] = ()) -> onnx.ModelProto:
     """Weights and most arithmetic in half precision, inputs and outputs as they were.
@@ -104,7 +101,7 @@ def to_int8(model: onnx.ModelProto, images: Iterable[np.ndarray], network: str) 
         chosen = [
             node.name
             for node in graph.node
-            if node.op_type in QUANTIZED and _is_of(network, node) and node.name not in kept and not _is_depthwise(node)
+            if node.op_type == "Conv" and _is_of(network, node) and node.name not in kept and not _is_depthwise(node)
         ]
         if not chosen:
             raise ValueError(f"no convolution of {network} could be found in the graph: export it as fp32")
