@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from kerasseg.metrics import ConfusionMatrix, scores
+from serving.windows import softmax
 
 Predictor = Callable[[np.ndarray], dict[str, np.ndarray]]
 """uint8 (N,H,W,3) to {"labels": uint8 (N,H,W), "confidence": float32 (N,H,W)}, and further outputs."""
@@ -142,18 +143,13 @@ def _compare(expected: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) ->
     if "reliability" in outputs:
         errors["reliability"] = outputs["reliability"] - expected["reliability"]
     if "logits" in outputs:
-        errors["logits"] = _softmax(outputs["logits"]) - _softmax(expected["logits"])
+        errors["logits"] = softmax(outputs["logits"]) - softmax(expected["logits"])
     return {
         "batch": batch,
         "size": [height, width],
         "agreement": float(same_NHW.mean()),
         "agreement_where_clear": float(same_NHW[clear_NHW].mean()) if clear_NHW.any() else 1.0,
     } | {f"largest_{name}_error": float(np.abs(error).max()) for name, error in errors.items()}
-
-
-def _softmax(logits_NHWK: np.ndarray) -> np.ndarray:
-    powers_NHWK = np.exp(logits_NHWK - logits_NHWK.max(axis=-1, keepdims=True))
-    return powers_NHWK / powers_NHWK.sum(axis=-1, keepdims=True)
 
 
 def _miou(predict: Predictor, samples: Sequence[Sample], num_classes: int) -> float:

@@ -35,7 +35,7 @@ def to_fp16(model: onnx.ModelProto, kept: Iterable[str] = ()) -> onnx.ModelProto
     halves = {node.name for node in graph.node if node.op_type in HALVED}
     halves -= {node.name for node in (*_from_input(graph), *_from_outputs(graph)) if node.op_type not in LEARNED}
     halves -= {node.name for node in _of_sizes(graph)}
-    halves -= {node.name for network in kept for node in graph.node if _is_of(network, node)}
+    halves -= {name for network in kept for name in _of_network(network, graph)}
 
     typed = (*graph.value_info, *graph.input, *graph.output)
     floats = {value.name for value in typed if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
@@ -98,10 +98,11 @@ def to_int8(model: onnx.ModelProto, images: Iterable[np.ndarray], network: str) 
         quant_pre_process(plain, prepared, skip_symbolic_shape=True)
         graph = onnx.load(prepared).graph
         kept = {node.name for node in (*_from_input(graph), *_from_outputs(graph))}
+        inside = _of_network(network, graph)
         chosen = [
             node.name
             for node in graph.node
-            if node.op_type == "Conv" and _is_of(network, node) and node.name not in kept and not _is_depthwise(node)
+            if node.op_type == "Conv" and node.name in inside - kept and not _is_depthwise(node)
         ]
         if not chosen:
             raise ValueError(f"no convolution of {network} could be found in the graph: export it as fp32")
@@ -129,9 +130,19 @@ class Reader(CalibrationDataReader):
         return None if image_HW3 is None else {"image": image_HW3[np.newaxis]}
 
 
-def _is_of(network: str, node: onnx.NodeProto) -> bool:
-    """Whether the node comes from that network: Keras numbers a network's calls, and TensorFlow names ops by them."""
-    return re.search(rf"(^|/){re.escape(network)}(_\d+)?/", node.name) is not None
+def _of_network(network: str, graph: onnx.GraphProto) -> set[str]:
+    """Names of the nodes that come from that network.
+
+    Keras numbers a network's calls, and TensorFlow names ops and weights by them. The converter names a convolution
+    anew that it joined with batch norm, but not what it reads.
+    """
+    inside = re.compile(rf"(^|/){re.escape(network)}(_\d+)?/")
+    weights = {weight.name for weight in graph.initializer}
+    return {
+        node.name
+        for node in graph.node
+        if any(inside.search(name) for name in (node.name, *node.output, *(weights & set(node.input))))
+    }
 
 
 def _is_depthwise(node: onnx.NodeProto) -> bool:

@@ -90,6 +90,7 @@ def main(config: Config) -> dict[str, Any]:
     check(config)
     run = read_run(config.run)
     samples = parity_samples(run, config.pictures or (20 if config.precision == "fp32" else 100))
+    calibration = calibration_images(run, config.calibration_pictures) if config.precision == "int8" else None
     number = max(versions(config.out), default=0) + 1
     folder = config.out / str(number)
 
@@ -97,7 +98,7 @@ def main(config: Config) -> dict[str, Any]:
     beside = config.out / f".{number}-{os.getpid()}.tmp"
     beside.mkdir(parents=True)
     try:
-        info = write_artifact(beside, config, run, number, samples)
+        info = write_artifact(beside, config, run, number, samples, calibration)
         beside.rename(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -212,8 +213,15 @@ def reference(method: Method, logits: bool) -> Predictor:
     return predict
 
 
-def write_artifact(folder: Path, config: Config, run: Run, number: int, samples: list[Sample]) -> ModelInfo:
-    """Writes graph, report and `model.json` into `folder`.
+def write_artifact(
+    folder: Path,
+    config: Config,
+    run: Run,
+    number: int,
+    samples: list[Sample],
+    calibration: Iterator[np.ndarray] | None = None,
+) -> ModelInfo:
+    """Writes graph, report and `model.json` into `folder`; int8 where there are pictures to calibrate it on.
 
     Raises:
         ValueError: the method cannot be converted, or the graphs differ from it by more than the limits.
@@ -242,8 +250,8 @@ def write_artifact(folder: Path, config: Config, run: Run, number: int, samples:
     graph = to_onnx(serve)
     if config.precision == "fp16":
         graph = to_fp16(graph, kept=[getattr(method, network).name for network in method.gating])
-    elif config.precision == "int8":
-        graph = to_int8(graph, calibration_images(run, config.calibration_pictures), method.segmenter.name)
+    elif calibration is not None:
+        graph = to_int8(graph, calibration, method.segmenter.name)
     nodes = write_onnx(graph, folder / GRAPH_FILE, metadata)
     info = ModelInfo(
         **metadata | {"provenance": provenance | {"opset": OPSET, "nodes": nodes}},

@@ -84,10 +84,12 @@ def segment_by_windows(
         Labels uint8 (H,W), and their probability float32 (H,W), 0..1.
 
     Raises:
-        ValueError: an impossible window or stride.
+        ValueError: an impossible window, stride or batch size.
     """
     height, width = image_HW3.shape[:2]
     h, w = window
+    if min(h, w, batch_size) < 1:
+        raise ValueError(f"window and batch size must be at least 1; got a window of {h} {w}, batches of {batch_size}")
     missing = [(0, max(h - height, 0)), (0, max(w - width, 0)), (0, 0)]
     image_HW3 = np.pad(image_HW3, missing, constant_values=GREY) if np.any(missing) else image_HW3
     labels_HW = np.empty(image_HW3.shape[:2], np.uint8)
@@ -113,8 +115,7 @@ def segment_by_windows(
             top = y
         for part in _batched([x for _, x in row], batch_size):
             logits_NhwK = logits_of(np.stack([image_HW3[y : y + h, x : x + w] for x in part]))
-            powers_NhwK = np.exp(logits_NhwK - logits_NhwK.max(axis=-1, keepdims=True))
-            S_NhwK = powers_NhwK / powers_NhwK.sum(axis=-1, keepdims=True)
+            S_NhwK = softmax(logits_NhwK)
             for x, S_hwK in zip(part, S_NhwK, strict=True):
                 total_hWK[:, x : x + w] += S_hwK
                 count_hW1[:, x : x + w] += 1.0
@@ -124,3 +125,9 @@ def segment_by_windows(
 
 def _batched(items: list[int], size: int) -> list[list[int]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
