@@ -364,7 +364,7 @@ def choose_output(query: Mapping[str, str], accept: str, info: ModelInfo) -> str
         ValueError: no such output.
         HTTPException: 406, where nothing that is accepted can be had.
     """
-    maps = [tensor.name for tensor in info.outputs if tensor.name != "labels" and tensor.datatype.startswith("FP")]
+    maps = [tensor.name for tensor in info.outputs if tensor.datatype.startswith("FP") and len(tensor.shape) == 3]
     output = query.get("output")
     if output is not None:
         if output not in (*MEDIA_TYPES, *maps):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from serving.app import choose_output
-from serving.artifact import open_artifact
+from serving.artifact import Tensor, open_artifact
 from serving.engine import Engine
 from serving.logs import JsonFormatter
 from serving.pictures import coco_rle, load_picture, overlay
@@ -157,6 +157,18 @@ def test_a_map_of_the_model(client):
 )
 def test_accept_decides(toy_model, accept, output):
     assert choose_output({}, accept, open_artifact(toy_model).info) == output
+
+
+def test_maps_are_what_has_a_value_in_each_pixel(tmp_path):
+    tensors = {"labels": ("UINT8", 3), "reliability": ("FP32", 3), "logits": ("FP32", 4)}
+    outputs = tuple(
+        Tensor(name=name, datatype=datatype, shape=(-1,) * rank, description="")
+        for name, (datatype, rank) in tensors.items()
+    )
+    info = open_artifact(write_toy_model(tmp_path / "toy", 1, outputs=outputs)).info
+    assert choose_output({"output": "reliability"}, "*/*", info) == "reliability"
+    with pytest.raises(ValueError, match="expected labels, overlay, areas, rle, reliability$"):
+        choose_output({"output": "logits"}, "*/*", info)
 
 
 def test_errors_of_pictures(client):
