@@ -9,11 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
-import pytest
 from PIL import Image
 
 from serving import run
-from serving.engine import Engine
 
 
 @contextlib.contextmanager
@@ -103,20 +101,6 @@ class Gate:
     def wait(self, images_NHWC):
         self.batches.append(images_NHWC.shape[:3])
         assert self._open.wait(60)
-
-
-@pytest.fixture
-def gate(monkeypatch):
-    """Closed from now on; use it after a server is ready."""
-    gate, predict = Gate(), Engine.predict
-
-    def gated(self, images_NHWC, outputs=None):
-        gate.wait(images_NHWC)
-        return predict(self, images_NHWC, outputs)
-
-    monkeypatch.setattr(Engine, "predict", gated)
-    yield gate
-    gate.open()
 
 
 @contextlib.contextmanager
