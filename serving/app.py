@@ -49,6 +49,9 @@ MEDIA_TYPES = {
 }
 """What a picture can be answered with, in the order in which `Accept: */*` chooses."""
 
+MAX_INDEX_BODY = 2**16
+"""Bytes of a request for the repository's index: it is read on the event loop, and says yes or no."""
+
 OPEN_PATHS = ("/v2/health/",)
 """Answered without a token: what asks for them, such as Kubernetes, has none."""
 
@@ -187,7 +190,7 @@ class Service:
         return Response(prometheus_text(self.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def index(self, request: Request) -> Response:
-        async with self._body(request) as body:
+        async with self._body(request, MAX_INDEX_BODY) as body:
             try:
                 asked = json.loads(body) if body else {}
                 only_ready = asked.get("ready", False)
@@ -316,20 +319,21 @@ class Service:
             answered.cancel()
 
     @contextlib.asynccontextmanager
-    async def _body(self, request: Request) -> AsyncIterator[bytes]:
-        """The body, within the limits; its bytes count as held until the block ends."""
+    async def _body(self, request: Request, most: int | None = None) -> AsyncIterator[bytes]:
+        """The body, within the limits (`most` bytes of it); its bytes count as held until the block ends."""
         limits, chunks, length = self._limits, [], 0
+        most = most or limits.max_body
         announced = request.headers.get("content-length", "")
-        if announced.isdecimal() and int(announced) > limits.max_body:
-            raise HTTPException(413, f"the body has {announced} bytes, at most {limits.max_body} are taken")
+        if announced.isdecimal() and int(announced) > most:
+            raise HTTPException(413, f"the body has {announced} bytes, at most {most} are taken")
         try:
             try:
                 async with asyncio.timeout(limits.body_timeout):
                     async for chunk in request.stream():
                         length += len(chunk)
                         self._held_bytes += len(chunk)
-                        if length > limits.max_body:
-                            raise HTTPException(413, f"the body has more than {limits.max_body} bytes")
+                        if length > most:
+                            raise HTTPException(413, f"the body has more than {most} bytes")
                         if self._held_bytes > limits.max_bodies:
                             raise QueueFull("too many large bodies are arriving at once")
                         chunks.append(chunk)
@@ -364,7 +368,7 @@ def choose_output(query: Mapping[str, str], accept: str, info: ModelInfo) -> str
         ValueError: no such output.
         HTTPException: 406, where nothing that is accepted can be had.
     """
-    maps = [tensor.name for tensor in info.outputs if tensor.name != "labels" and tensor.datatype.startswith("FP")]
+    maps = [tensor.name for tensor in info.outputs if tensor.datatype.startswith("FP") and len(tensor.shape) == 3]
     output = query.get("output")
     if output is not None:
         if output not in (*MEDIA_TYPES, *maps):

@@ -354,7 +354,7 @@ class Repository:
         started = time.perf_counter()
         try:
             model = Model(folder, self.settings)
-        except (ValueError, OSError) as error:
+        except Exception as error:  # what onnxruntime raises, out of memory for one, has no public base class
             reason = " ".join(str(error).split())
             self._refused[name, version] = state, reason
             log.warning("model refused", extra={"model": name, "version": version, "reason": reason})

@@ -195,7 +195,7 @@ class Server(uvicorn.Server):
         self.repository = Repository(config.models, settings_of(config))
         limits = Limits(max_body=config.max_body_mb * 2**20, max_pixels=config.max_pixels, timeout=config.timeout)
         self.service = Service(self.repository, limits, allow_load=config.allow_load)
-        self._failure: ValueError | OSError | None = None
+        self._failure: Exception | None = None
         self._poll = config.poll
         self._drain_delay = config.drain_delay
         self._exit_at: float | None = None
@@ -259,7 +259,7 @@ class Server(uvicorn.Server):
         try:
             warm_up()
             self.repository.load()
-        except (ValueError, OSError) as error:
+        except Exception as error:  # whatever it is, a server that never gets ready helps nobody
             self._failure = error
             self.should_exit = True
             return

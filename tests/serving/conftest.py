@@ -5,9 +5,25 @@ import pytest
 from onnx import TensorProto, helper
 
 from serving.artifact import GRAPH_FILE, INFO_FILE, ModelInfo, Tensor, sha256_of
+from serving.engine import Engine
+from tests.serving.servers import Gate
 
 CLASSES = ("dark", "dim", "light", "bright")
 PALETTE = ((0, 0, 0), (128, 0, 0), (0, 128, 0), (0, 0, 128))
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """Closed from now on; use it after a server is ready."""
+    gate, predict = Gate(), Engine.predict
+
+    def gated(self, images_NHWC, outputs=None):
+        gate.wait(images_NHWC)
+        return predict(self, images_NHWC, outputs)
+
+    monkeypatch.setattr(Engine, "predict", gated)
+    yield gate
+    gate.open()
 
 
 @pytest.fixture

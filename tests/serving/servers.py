@@ -9,11 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
-import pytest
 from PIL import Image
 
 from serving import run
-from serving.engine import Engine
 
 
 @contextlib.contextmanager
@@ -46,22 +44,28 @@ def running(models, **flags):
 def connect(server):
     """A socket, for what a client library would not do."""
     host, port = server.url.removeprefix("http://").split(":")
-    return socket.create_connection((host, int(port)), timeout=600)
+    return socket.create_connection((host, int(port)), timeout=60)
 
 
-def answer_to(server, contents):
-    """All that the server says to these bytes until it closes the connection, politely or not."""
+def answer_to(server, contents, and_then=b""):
+    """All that the server says to these bytes until it closes the connection, politely or not.
+
+    `and_then` is sent once it has begun to answer.
+    """
     said = []
     with connect(server) as raw, contextlib.suppress(ConnectionError):
         raw.sendall(contents)
+        if and_then:
+            said.append(raw.recv(65536))
+            raw.sendall(and_then)
         while piece := raw.recv(65536):
             said.append(piece)
     return b"".join(said)
 
 
 def until(condition):
-    """Waits as long as it takes, so that no slow machine fails a test; ten minutes say that it never will."""
-    for _ in range(120_000):
+    """Waits as long as it takes, so that no slow machine fails a test; a minute says that it never will."""
+    for _ in range(12_000):
         if condition():
             return
         time.sleep(0.005)
@@ -96,21 +100,7 @@ class Gate:
 
     def wait(self, images_NHWC):
         self.batches.append(images_NHWC.shape[:3])
-        assert self._open.wait(600)
-
-
-@pytest.fixture
-def gate(monkeypatch):
-    """Closed from now on; use it after a server is ready."""
-    gate, predict = Gate(), Engine.predict
-
-    def gated(self, images_NHWC, outputs=None):
-        gate.wait(images_NHWC)
-        return predict(self, images_NHWC, outputs)
-
-    monkeypatch.setattr(Engine, "predict", gated)
-    yield gate
-    gate.open()
+        assert self._open.wait(60)
 
 
 @contextlib.contextmanager

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from serving.app import choose_output
-from serving.artifact import open_artifact
+from serving.artifact import Tensor, open_artifact
 from serving.engine import Engine
 from serving.logs import JsonFormatter
 from serving.pictures import coco_rle, load_picture, overlay
 from tests.serving.conftest import CLASSES, PALETTE, write_toy_model
-from tests.serving.servers import answer_to, clients, connect, encoded, gate, picture, running, until  # noqa: F401
+from tests.serving.servers import answer_to, clients, connect, encoded, picture, running, until
 
 SEGMENT = "/v1/segment/toy"
 
@@ -159,6 +159,18 @@ def test_accept_decides(toy_model, accept, output):
     assert choose_output({}, accept, open_artifact(toy_model).info) == output
 
 
+def test_maps_are_what_has_a_value_in_each_pixel(tmp_path):
+    tensors = {"labels": ("UINT8", 3), "reliability": ("FP32", 3), "logits": ("FP32", 4)}
+    outputs = tuple(
+        Tensor(name=name, datatype=datatype, shape=(-1,) * rank, description="")
+        for name, (datatype, rank) in tensors.items()
+    )
+    info = open_artifact(write_toy_model(tmp_path / "toy", 1, outputs=outputs)).info
+    assert choose_output({"output": "reliability"}, "*/*", info) == "reliability"
+    with pytest.raises(ValueError, match="expected labels, overlay, areas, rle, reliability$"):
+        choose_output({"output": "logits"}, "*/*", info)
+
+
 def test_errors_of_pictures(client):
     def error(status, content=None, **options):
         content = picture() if content is None else content
@@ -245,7 +257,7 @@ def test_token(toy_model, tmp_path):
 # Batches
 
 
-def batches_while_held(server, gate, model, contents, **options):  # noqa: F811
+def batches_while_held(server, gate, model, contents, **options):
     """Sends a picture that keeps the session busy, and then others; returns their responses."""
     with clients(server) as post:
         first = post(SEGMENT, picture(2, 2))
@@ -258,7 +270,7 @@ def batches_while_held(server, gate, model, contents, **options):  # noqa: F811
         return [other.result() for other in others]
 
 
-def test_pictures_of_a_size_share_a_batch_and_answers_are_as_alone(server, client, model, gate):  # noqa: F811
+def test_pictures_of_a_size_share_a_batch_and_answers_are_as_alone(server, client, model, gate):
     contents = [picture(seed=n) for n in range(3)] + [picture(10, 4, seed=n) for n in range(2)] + [b"broken"]
     *responses, broken = batches_while_held(server, gate, model, contents)
     assert "cannot be read" in error_of(broken, 400)
@@ -269,7 +281,7 @@ def test_pictures_of_a_size_share_a_batch_and_answers_are_as_alone(server, clien
         assert client.post(SEGMENT, content=body).content == response.content
 
 
-def test_one_picture_that_fails_in_the_model_fails_alone(server, model, gate, monkeypatch):  # noqa: F811
+def test_one_picture_that_fails_in_the_model_fails_alone(server, model, gate, monkeypatch):
     predict = Engine.predict
 
     def out_of_memory(self, images_NHWC, outputs=None):
@@ -286,7 +298,7 @@ def test_one_picture_that_fails_in_the_model_fails_alone(server, model, gate, mo
         np.testing.assert_array_equal(index_of(response), labels_of(body))
 
 
-def test_a_full_queue_refuses_at_once(toy_model, gate):  # noqa: F811
+def test_a_full_queue_refuses_at_once(toy_model, gate):
     gate.open()
     with running(toy_model.parent, max_queue=2) as server, clients(server) as post:
         gate._open.clear()
@@ -309,7 +321,7 @@ def test_a_full_queue_refuses_at_once(toy_model, gate):  # noqa: F811
         assert gate.batches == [(1, 6, 8), (2, 6, 8)]
 
 
-def test_a_deadline_takes_a_request_out_of_the_queue(server, model, gate):  # noqa: F811
+def test_a_deadline_takes_a_request_out_of_the_queue(server, model, gate):
     with clients(server) as post:
         first = post(SEGMENT, picture())
         until(lambda: gate.batches)
@@ -324,7 +336,7 @@ def test_a_deadline_takes_a_request_out_of_the_queue(server, model, gate):  # no
     assert gate.batches == [(1, 6, 8)]
 
 
-def test_a_client_that_goes_leaves_the_batch(server, model, gate):  # noqa: F811
+def test_a_client_that_goes_leaves_the_batch(server, model, gate):
     body = picture(10, 4)
     before = model.statistics.to_json("toy", 1)["inference_stats"]["fail"]["count"]
     with clients(server) as post:
@@ -409,6 +421,12 @@ def test_each_request_is_a_line_of_json(client, caplog):
     )
     assert line["ms"] > 0
     assert line["time"].endswith("+00:00")
+
+
+def test_the_index_reads_no_large_body(client):
+    assert client.post("/v2/repository/index", json={"ready": True}).json()[0]["state"] == "READY"
+    assert error_of(client.post("/v2/repository/index", content=b"[1"), 400).startswith("expected")
+    assert "at most 65536" in error_of(client.post("/v2/repository/index", content=bytes(65537)), 413)
 
 
 def test_what_nobody_foresaw_is_json_too(client, server, monkeypatch, caplog):

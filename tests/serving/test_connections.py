@@ -39,10 +39,11 @@ def test_headers_that_do_not_come(server, monkeypatch, said):
 
 def test_headers_of_a_second_request_that_do_not_come(server, monkeypatch):
     monkeypatch.setattr(connections, "HEADER_SECONDS", 0.05)
-    assert answer_to(server, GET + GET[:-2]).count(b"HTTP/1.1 200 OK") == 1
+    assert answer_to(server, GET, and_then=GET[:-2]).count(b"HTTP/1.1 200 OK") == 1
 
 
-def test_endless_headers(server):
+def test_endless_headers(server, monkeypatch):
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 600)
     lines = b"".join(b"X-%d: %s\r\n" % (n, b"x" * 1000) for n in range(70))
     assert answer_to(server, GET[:-2] + lines) == b""
     lines = lines[:60_000].rsplit(b"\r\n", 1)[0]
@@ -57,7 +58,8 @@ def test_a_body_may_come_in_one_piece_with_its_header(server):
 
 def test_the_rest_of_a_body_that_was_answered_before_its_end(server, monkeypatch):
     monkeypatch.setattr(connections, "LINGER_SECONDS", 0.02)
-    answer = answer_to(server, b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf")
+    head = b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+    answer = answer_to(server, head + b"half", and_then=b"a bit more")
     assert answer.startswith(b"HTTP/1.1 404 ")
 
 

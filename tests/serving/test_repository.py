@@ -91,6 +91,23 @@ def test_an_older_version_stands_in_for_a_broken_one(toy_model, opened, caplog):
     assert (record.model, record.version, record.levelno) == ("toy", 2, logging.WARNING)
 
 
+def test_a_model_that_fails_when_it_is_tried_is_refused(toy_model, opened, monkeypatch):
+    repository, predict = opened(toy_model.parent, warm_up=((4, 4),)), Engine.predict
+
+    def out_of_memory(self, images_NHWC, outputs=None):
+        if self.artifact.info.version == 2:
+            raise RuntimeError("Failed to allocate memory")
+        return predict(self, images_NHWC, outputs)
+
+    monkeypatch.setattr(Engine, "predict", out_of_memory)
+    write_toy_model(toy_model, 2)
+    repository.scan()
+    assert served(repository) == [("toy", 1)]
+    assert repository.index()[1]["reason"] == "Failed to allocate memory"
+    shutil.rmtree(toy_model / "1")
+    assert refusal(toy_model.parent, warm_up=((4, 4),)) == "Failed to allocate memory"
+
+
 def test_a_version_is_served_once_it_is_whole(toy_model, opened, monkeypatch):
     repository = opened(toy_model.parent)
     elsewhere = write_toy_model(toy_model.parent.parent / "elsewhere" / "toy", 2) / "2"

@@ -15,7 +15,7 @@ from serving import cli, run
 from serving.pictures import png
 from serving.repository import Repository
 from tests.serving.conftest import write_toy_model
-from tests.serving.servers import clients, gate, picture, running, until  # noqa: F401
+from tests.serving.servers import clients, picture, running, until
 from tests.serving.test_repository import SAMPLES
 
 SEGMENT = "/v1/segment/toy"
@@ -125,7 +125,7 @@ def test_flags_reach_the_models(toy_model, tmp_path):
     assert config["parameters"]["buckets"] == {"string_value": "8x8 16x16"}
 
 
-def test_a_signal_drains(toy_model, gate):  # noqa: F811
+def test_a_signal_drains(toy_model, gate):
     """With a delay new requests are taken, while ready says no; then those that run are finished."""
     gate.open()
     with running(toy_model.parent, drain_delay=3600) as server, clients(server) as post:
