@@ -6,24 +6,28 @@ clock. Needs `pip install -e ".[train,bench]"`.
 """
 
 import json
-import multiprocessing
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageEnhance
 
 from benchmarks.results_file import write_between_markers
+from benchmarks.turns import (
+    Record,
+    circumstances,
+    hold_to_cores,
+    measure,
+    processor_seconds,
+    require_cores,
+    spread,
+    take_turns,
+)
 from serving import cli
 
 CROP, SCALE, JITTER = 321, (0.5, 1.5), 0.5
@@ -89,9 +93,13 @@ def kerasseg_batches(folder: Path, batch_size: int, start_step: int) -> Iterator
 
 
 class TorchPictures:
-    """The same files as a map-style dataset, as training scripts in PyTorch have it: Pillow and NumPy."""
+    """The same files as a map-style dataset, as training scripts in PyTorch have it: Pillow and NumPy.
 
-    def __init__(self, folder: Path):
+    With a `seed` a picture's view is always the same.
+    """
+
+    def __init__(self, folder: Path, seed: int | None = None):
+        self.seed = seed
         self.images = sorted((folder / "images/train").iterdir())
         self.labels = folder / "labels/train"
 
@@ -99,7 +107,7 @@ class TorchPictures:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        rng = np.random.default_rng()
+        rng = np.random.default_rng(None if self.seed is None else [self.seed, index])
         path = self.images[index]
         image, label = Image.open(path).convert("RGB"), Image.open(self.labels / f"{path.stem}.png")
         scale = rng.uniform(*SCALE)
@@ -138,33 +146,24 @@ def pytorch_batches(folder: Path, batch_size: int, workers: int) -> Iterator[tup
         yield from loader
 
 
-def processor_seconds() -> float:
-    """Of this process and its workers, so far."""
-    ticks = 0
-    for process in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
 def measured_process(config: InputPipeline) -> None:
-    """Checks a batch, then answers each line of stdin with a line of JSON: one repeat."""
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-config.cores[0] :])
-    answer: dict[str, float] = {}
+    """Checks a batch, then takes turns: a repeat each."""
+    hold_to_cores(config.cores[0])
+    ready: dict[str, float] = {}
     if config.side == "pytorch":
         batches = pytorch_batches(config.folder, config.batch_size, config.cores[0])
     else:
         for step in (LATE_STEP, 0, LATE_STEP, 0):  # the first two warm up
             began = time.perf_counter()
             next(kerasseg_batches(config.folder, config.batch_size, step))
-            answer[f"first batch at step {step}, s"] = time.perf_counter() - began
+            ready[f"first batch at step {step}, s"] = time.perf_counter() - began
         batches = kerasseg_batches(config.folder, config.batch_size, 0)
     images, labels = (np.asarray(part) for part in next(batches))
     if config.side == "pytorch":
         images = images.transpose(0, 2, 3, 1)
     check(images, labels, config.batch_size)
-    print(json.dumps(answer), flush=True)
-    for _ in sys.stdin:
+
+    def turn() -> Record:
         for _ in range(4):  # what was prepared while the other side had its turn
             next(batches)
         began, processor_began = time.perf_counter(), processor_seconds()
@@ -172,7 +171,9 @@ def measured_process(config: InputPipeline) -> None:
             next(batches)
         seconds, processor = time.perf_counter() - began, processor_seconds() - processor_began
         count = config.batches * config.batch_size
-        print(json.dumps({"images/s": count / seconds, "processor ms": 1000 * processor / count}), flush=True)
+        return {"images/s": count / seconds, "processor ms": 1000 * processor / count}
+
+    take_turns(ready, turn)
 
 
 def check(images: np.ndarray, labels: np.ndarray, batch_size: int) -> None:
@@ -188,60 +189,29 @@ def check(images: np.ndarray, labels: np.ndarray, batch_size: int) -> None:
         raise ValueError(f"the sides do not do the same: {', '.join(wrong)}")
 
 
-def measure(config: InputPipeline, folder: Path, cores: int) -> tuple[dict[str, list[dict]], dict[str, float]]:
-    """Repeats of both sides on that many cores, in turns; and what kerasseg's first batches took."""
-    flags = ["--folder", str(folder), "--cores", str(cores), "--batch-size", str(config.batch_size)]
-    flags += ["--batches", str(config.batches)]
-    processes = {}
-    repeats: dict[str, list[dict]] = {side: [] for side in SIDES}
-    first: dict[str, float] = {}
-    try:
-        for side in SIDES:
-            command = [sys.executable, "-m", "benchmarks.input_pipeline", "--side", side, *flags]
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            processes[side] = process
-            first |= answer(process, side)
-        for _ in range(config.repeats):
-            for side, process in processes.items():
-                print(file=process.stdin, flush=True)
-                repeats[side].append(answer(process, side))
-    finally:
-        for process in processes.values():
-            process.stdin.close()
-            process.wait()
-    return repeats, first
-
-
-def answer(process: subprocess.Popen, side: str) -> dict:
-    line = process.stdout.readline()
-    if not line:
-        raise ValueError(f"the process of {side} failed; what it says is above")
-    return json.loads(line)
-
-
 def main(config: InputPipeline) -> dict:
     if config.side is not None:
         measured_process(config)
         return {}
-    if max(config.cores) > len(os.sched_getaffinity(0)):
-        raise ValueError(f"--cores wants {max(config.cores)}; this process may use {len(os.sched_getaffinity(0))}")
+    require_cores(max(config.cores))
     ratios = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "pictures"
         kilobytes = make_pictures(folder, config.pictures)
-        versions = ", ".join(f"{name} {version(name)}" for name in ("tensorflow", "torch", "pillow"))
-        load = os.getloadavg()[0]
         lines = [
-            f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores with a load of {load:.1f} before "
-            f"the start; {versions}; JPEGs of {kilobytes:.0f} kB; {config.repeats} repeats of {config.batches} batches "
-            f"of {config.batch_size}: median (smallest to largest).",
+            f"{circumstances('tensorflow', 'torch', 'pillow')}; JPEGs of {kilobytes:.0f} kB; {config.repeats} repeats "
+            f"of {config.batches} batches of {config.batch_size}: median (smallest to largest).",
             "",
             "| cores | side | images/s | to pytorch | processor ms an image | to pytorch | first batch at step 0, s "
             f"| at step {LATE_STEP}, s |",
             "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         ]
         for cores in config.cores:
-            repeats, first = measure(config, folder, cores)
+            flags = ["--folder", str(folder), "--cores", str(cores), "--batch-size", str(config.batch_size)]
+            flags += ["--batches", str(config.batches)]
+            command = [sys.executable, "-m", "benchmarks.input_pipeline", *flags]
+            ready, repeats = measure({side: [*command, "--side", side] for side in SIDES}, config.repeats)
+            first = ready["kerasseg"]
             speeds = {side: [repeat["images/s"] for repeat in repeats[side]] for side in SIDES}
             costs = {side: [repeat["processor ms"] for repeat in repeats[side]] for side in SIDES}
             # Each repeat against the one beside it: what else the machine does slows both.
@@ -258,11 +228,6 @@ def main(config: InputPipeline) -> dict:
     write_between_markers(config.results, text)
     print(text, file=sys.stderr)
     return ratios
-
-
-def spread(values: list[float]) -> str:
-    digits = 2 if max(values) < 10 else 0 if min(values) >= 100 else 1
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 if __name__ == "__main__":

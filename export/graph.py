@@ -1,29 +1,47 @@
-"""A trained method as one serving graph: uint8 pictures of any number and size in, labels and confidence out.
+"""A trained method as one serving graph: uint8 pictures of any number and size in, labels and confidence out, and where
+the method has a critic that judges pixels, how far it trusts them.
 
 Shapes: N pictures of one size, H and W their height and width; K classes.
 """
 
 import collections
+import dataclasses
 import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
 
-import keras
 import numpy as np
 import onnx
 import tensorflow as tf
 import tf2onnx
 
+from kerasseg.methods import Method
 from serving.artifact import Tensor
 
 OPSET = 17
 
 INPUTS = (Tensor(name="image", datatype="UINT8", shape=(-1, -1, -1, 3), description="RGB pictures (N,H,W,3), 0..255"),)
-OUTPUTS = (
-    Tensor(name="labels", datatype="UINT8", shape=(-1, -1, -1), description="class of each pixel (N,H,W)"),
-    Tensor(name="confidence", datatype="FP32", shape=(-1, -1, -1), description="its probability (N,H,W), 0..1"),
-)
+OUTPUTS = {
+    tensor.name: tensor
+    for tensor in (
+        Tensor(name="labels", datatype="UINT8", shape=(-1, -1, -1), description="class of each pixel (N,H,W)"),
+        Tensor(name="confidence", datatype="FP32", shape=(-1, -1, -1), description="its probability (N,H,W), 0..1"),
+        Tensor(
+            name="reliability",
+            datatype="FP32",
+            shape=(-1, -1, -1),
+            description="how far the run's critic trusts that it is right (N,H,W), 0..1",
+        ),
+        Tensor(
+            name="logits",
+            datatype="FP32",
+            shape=(-1, -1, -1, -1),
+            description="the segmenter's own logit of each class (N,H,W,K), before any gate",
+        ),
+    )
+}
+"""What a graph may give, in the order of the artifact; it has the first two always."""
 
 SIGNATURE = [tf.TensorSpec((None, None, None, 3), tf.uint8, name="image")]
 
@@ -47,15 +65,15 @@ UNWANTED_NODES = {
 """Nodes that an ONNX graph must not have: they keep it from being optimised, and from running on a GPU in one piece."""
 
 
-def serving_function(method: keras.Model) -> tf.types.experimental.PolymorphicFunction:
+def serving_function(method: Method, logits: bool = False) -> tf.types.experimental.PolymorphicFunction:
     """The graph that leaves the building.
 
     Args:
-        method: images float32 (N,H,W,3), 0..255, to probabilities float32 (N,H,W,K).
+        method: trained.
+        logits: whether they are among the outputs.
 
     Returns:
-        a `tf.function` from `image` uint8 (N,H,W,3) to `{"labels": uint8 (N,H,W), "confidence": float32
-        (N,H,W)}`.
+        a `tf.function` from `image` uint8 (N,H,W,3) to those of `OUTPUTS` that the method has.
 
     Raises:
         ValueError: the method's graph has an op of `UNWANTED_OPS`.
@@ -63,17 +81,34 @@ def serving_function(method: keras.Model) -> tf.types.experimental.PolymorphicFu
 
     @tf.function(input_signature=SIGNATURE)
     def serve(image):
-        probabilities_NHWK = method(tf.cast(image, tf.float32), training=False)
-        return {
-            "labels": tf.cast(tf.argmax(probabilities_NHWK, axis=-1), tf.uint8),
-            "confidence": tf.cast(tf.reduce_max(probabilities_NHWK, axis=-1), tf.float32),
+        images_NHW3 = tf.cast(image, tf.float32)
+        logits_NHWK = method.segmenter(images_NHW3, training=False)
+        predictions = method.variants_from(images_NHW3, tf.nn.softmax(logits_NHWK))
+        outputs = {
+            "labels": tf.cast(tf.argmax(predictions[""], axis=-1), tf.uint8),
+            "confidence": tf.cast(tf.reduce_max(predictions[""], axis=-1), tf.float32),
         }
+        reliability_NHW = method.reliability(images_NHW3, predictions[method.variants[-1]])
+        if reliability_NHW is not None:
+            outputs["reliability"] = reliability_NHW
+        return outputs | ({"logits": logits_NHWK} if logits else {})
 
     graph = serve.get_concrete_function().graph.as_graph_def()
     for node in [*graph.node, *(node for function in graph.library.function for node in function.node_def)]:
         if node.op in UNWANTED_OPS:
             raise ValueError(f"{node.name} cannot be exported: op {node.op}, {UNWANTED_OPS[node.op]}")
     return serve
+
+
+def outputs_of(serve: tf.types.experimental.PolymorphicFunction) -> tuple[Tensor, ...]:
+    """What `serve` gives, in the order of the artifact."""
+    given = serve.get_concrete_function().structured_outputs
+    classes = {"logits": given["logits"].shape[-1]} if "logits" in given else {}
+    return tuple(
+        dataclasses.replace(tensor, shape=(*tensor.shape[:-1], classes.get(name, -1)))
+        for name, tensor in OUTPUTS.items()
+        if name in given
+    )
 
 
 def write_saved_model(serve: tf.types.experimental.PolymorphicFunction, folder: Path) -> None:
@@ -98,27 +133,28 @@ def load_saved_model(folder: Path) -> Callable[[np.ndarray], dict[str, np.ndarra
     return predict
 
 
-def write_onnx(
-    serve: tf.types.experimental.PolymorphicFunction, file: Path, metadata: dict[str, object]
-) -> dict[str, int]:
-    """Converts `serve` and writes it with `metadata` (values as JSON) in the file itself.
+def to_onnx(serve: tf.types.experimental.PolymorphicFunction) -> onnx.ModelProto:
+    """`serve` as an ONNX graph of the same outputs, in the artifact's order."""
+    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
+    handlers: dict[str, tuple] = {"FloorMod": (_floor_mod, []), "SpaceToBatchND": (_leave, [])}
+    model, _ = tf2onnx.convert.from_function(serve, input_signature=SIGNATURE, opset=OPSET, custom_op_handlers=handlers)
+    _write_out_pads(model.graph)
+    outputs = {output.name: output for output in model.graph.output}  # the converter's order is alphabetical
+    del model.graph.output[:]
+    model.graph.output.extend(outputs[tensor.name] for tensor in outputs_of(serve))
+    return model
+
+
+def write_onnx(model: onnx.ModelProto, file: Path, metadata: dict[str, object]) -> dict[str, int]:
+    """Writes a graph with `metadata` (values as JSON) in the file itself.
 
     Returns:
         how many nodes of each type the graph has.
 
     Raises:
-        ValueError: the result is not valid ONNX, or has a node of `UNWANTED_NODES`.
+        ValueError: it is not valid ONNX, or has a node of `UNWANTED_NODES`.
     """
-    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
-    handlers: dict[str, tuple] = {"FloorMod": (_floor_mod, []), "SpaceToBatchND": (_leave, [])}
-    model, _ = tf2onnx.convert.from_function(serve, input_signature=SIGNATURE, opset=OPSET, custom_op_handlers=handlers)
-    _write_out_pads(model.graph)
-    # The order of the artifact; the converter's is alphabetical.
-    outputs = {output.name: output for output in model.graph.output}
-    del model.graph.output[:]
-    model.graph.output.extend(outputs[tensor.name] for tensor in OUTPUTS)
     onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in metadata.items()})
-
     census = collections.Counter(node.op_type for node in model.graph.node)
     if found := sorted(UNWANTED_NODES.keys() & census.keys()):
         raise ValueError(f"the ONNX graph has {found[0]} nodes: {UNWANTED_NODES[found[0]]}")

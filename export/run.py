@@ -5,6 +5,7 @@ import dataclasses
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -26,14 +27,17 @@ import tyro
 from export.graph import (
     INPUTS,
     OPSET,
-    OUTPUTS,
     load_saved_model,
+    outputs_of,
     serving_function,
+    to_onnx,
     write_onnx,
     write_saved_model,
 )
-from export.parity import LIMITS, Predictor, Sample, parity_report
+from export.parity import LIMITS, Limits, Predictor, Sample, parity_report
+from export.precision import to_fp16, to_int8
 from kerasseg.data import evenly_spaced, open_dataset
+from kerasseg.methods import Method
 from serving import cli
 from serving.artifact import GRAPH_FILE, INFO_FILE, Artifact, ModelInfo, sha256_of, versions
 from serving.engine import Engine
@@ -52,21 +56,41 @@ class Config:
     """The folder of a finished run."""
     out: Path
     """MODELS/name; the artifact becomes its next version, a numbered folder."""
-    formats: tuple[str, ...] = FORMATS
-    """What to write: onnx, saved_model. ONNX is what is served, so it is always among them."""
+    formats: tuple[str, ...] | None = None
+    """What to write: onnx, saved_model. ONNX is what is served, so it is always among them; None is both, and with
+    another precision than fp32 onnx alone."""
     checkpoint: str = "last"
     """last, or best: the state that scored best on val while the run was trained."""
     precision: str = "fp32"
-    """Of the graph's arithmetic: fp32."""
-    pictures: Annotated[int, tyro.conf.arg(name="parity-pictures")] = 20
-    """How many validation pictures the exported graphs are compared on."""
+    """Of the graph's arithmetic: fp32; fp16, for GPUs; int8, for CPUs: the segmenter in 8-bit integers, calibrated on
+    the run's training pictures."""
+    max_miou_loss: float | None = None
+    """A graph that loses more points of mIoU than this is refused; None for 0.1 with fp32 and 0.5 otherwise."""
+    logits: bool = False
+    """The graph also gives the logits of each class: what pictures too large for one piece are put together from."""
+    pictures: Annotated[int | None, tyro.conf.arg(name="parity-pictures")] = None
+    """How many validation pictures the exported graphs are compared on; None for 20 with fp32 and 100 otherwise."""
+    calibration_pictures: int = 64
+    """How many training pictures int8 is calibrated on."""
+
+    @property
+    def wanted_formats(self) -> tuple[str, ...]:
+        return self.formats or (FORMATS if self.precision == "fp32" else FORMATS[:1])
+
+    @property
+    def limits(self) -> Limits:
+        limits = LIMITS[self.precision]
+        if self.max_miou_loss is None:
+            return limits
+        return dataclasses.replace(limits, miou_loss=self.max_miou_loss / 100)
 
 
 def main(config: Config) -> dict[str, Any]:
     """Exports the run; returns the figures printed at the end."""
     check(config)
     run = read_run(config.run)
-    samples = parity_samples(run, config.pictures)
+    samples = parity_samples(run, config.pictures or (20 if config.precision == "fp32" else 100))
+    calibration = calibration_images(run, config.calibration_pictures) if config.precision == "int8" else None
     number = max(versions(config.out), default=0) + 1
     folder = config.out / str(number)
 
@@ -74,7 +98,7 @@ def main(config: Config) -> dict[str, Any]:
     beside = config.out / f".{number}-{os.getpid()}.tmp"
     beside.mkdir(parents=True)
     try:
-        info = write_artifact(beside, config, run, number, samples)
+        info = write_artifact(beside, config, run, number, samples, calibration)
         beside.rename(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -94,14 +118,20 @@ def main(config: Config) -> dict[str, Any]:
 
 def check(config: Config) -> None:
     """Raises ValueError for flags that cannot be met, before anything slow begins."""
-    if unknown := set(config.formats) - set(FORMATS):
-        raise ValueError(f"--formats takes {', '.join(FORMATS)}; got {', '.join(sorted(unknown))}")
-    if "onnx" not in config.formats:
-        raise ValueError("--formats must name onnx: it is the graph that an artifact is served by")
     if config.precision not in LIMITS:
         raise ValueError(f"--precision takes {', '.join(LIMITS)}; got {config.precision}")
-    if config.pictures < 1:
+    if unknown := set(config.wanted_formats) - set(FORMATS):
+        raise ValueError(f"--formats takes {', '.join(FORMATS)}; got {', '.join(sorted(unknown))}")
+    if "onnx" not in config.wanted_formats:
+        raise ValueError("--formats must name onnx: it is the graph that an artifact is served by")
+    if "saved_model" in config.wanted_formats and config.precision != "fp32":
+        raise ValueError(f"a SavedModel computes in fp32: give --formats onnx with --precision {config.precision}")
+    if config.pictures is not None and config.pictures < 1:
         raise ValueError(f"--parity-pictures must be at least 1, got {config.pictures}")
+    if config.calibration_pictures < 1:
+        raise ValueError(f"--calibration-pictures must be at least 1, got {config.calibration_pictures}")
+    if config.max_miou_loss is not None and not 0 <= config.max_miou_loss <= 100:
+        raise ValueError(f"--max-miou-loss is in points of mIoU, 0 to 100; got {config.max_miou_loss}")
     out = config.out.resolve()
     if out.name.isdecimal():
         raise ValueError(f"--out {config.out} names a version: give MODELS/name, the next version is taken by itself")
@@ -152,15 +182,53 @@ def parity_samples(run: Run, count: int) -> list[Sample]:
         ]
 
 
-def write_artifact(folder: Path, config: Config, run: Run, number: int, samples: list[Sample]) -> ModelInfo:
-    """Writes graph, report and `model.json` into `folder`.
+def calibration_images(run: Run, count: int) -> Iterator[np.ndarray]:
+    """Training pictures of the run, uint8 (H,W,3).
+
+    Raises:
+        ValueError: they are not there any more.
+    """
+    names = sorted(name for role in run.split.values() for name in role)
+    try:
+        dataset = open_dataset(run.config["dataset"])
+        names = names or list(dataset.image_names("train"))
+        if missing := set(names) - set(dataset.image_names("train")):
+            raise ValueError(f"{min(missing)} is not there")
+    except ValueError as error:
+        raise ValueError(f"int8 is calibrated on the run's training pictures, which cannot be had: {error}") from error
+    return (dataset.load_image("train", name) for name in evenly_spaced(names, count))
+
+
+def reference(method: Method, logits: bool) -> Predictor:
+    """What the trained model says, as `parity_report` wants it."""
+
+    def predict(images_NHWC: np.ndarray) -> dict[str, np.ndarray]:
+        images_NHW3 = images_NHWC.astype(np.float32)
+        predictions = method.predictions(images_NHW3)
+        reliability_NHW = method.reliability(images_NHW3, predictions[method.variants[-1]])
+        said = {"probabilities": predictions[""], "reliability": reliability_NHW}
+        said |= {"logits": method.segmenter(images_NHW3, training=False)} if logits else {}
+        return {name: np.asarray(value) for name, value in said.items() if value is not None}
+
+    return predict
+
+
+def write_artifact(
+    folder: Path,
+    config: Config,
+    run: Run,
+    number: int,
+    samples: list[Sample],
+    calibration: Iterator[np.ndarray] | None = None,
+) -> ModelInfo:
+    """Writes graph, report and `model.json` into `folder`; int8 where there are pictures to calibrate it on.
 
     Raises:
         ValueError: the method cannot be converted, or the graphs differ from it by more than the limits.
     """
     say = partial(print, file=sys.stderr)
     method, evaluation = open_method(run, config.checkpoint)
-    serve = serving_function(method)
+    serve = serving_function(method, config.logits)
     name = config.out.resolve().name
     provenance = {
         "run": {key: value for key, value in run.config.items() if key not in ("classes", "palette")},
@@ -178,38 +246,39 @@ def write_artifact(folder: Path, config: Config, run: Run, number: int, samples:
         "precision": config.precision,
         "provenance": provenance,
     }
-    say(f"writing {name}/{number}: {', '.join(config.formats)}")
-    nodes = write_onnx(serve, folder / GRAPH_FILE, metadata)
+    say(f"writing {name}/{number}: {', '.join(config.wanted_formats)}")
+    graph = to_onnx(serve)
+    if config.precision == "fp16":
+        graph = to_fp16(graph, kept=[getattr(method, network).name for network in method.gating])
+    elif calibration is not None:
+        graph = to_int8(graph, calibration, method.segmenter.name)
+    nodes = write_onnx(graph, folder / GRAPH_FILE, metadata)
     info = ModelInfo(
         **metadata | {"provenance": provenance | {"opset": OPSET, "nodes": nodes}},
         inputs=INPUTS,
-        outputs=OUTPUTS,
+        outputs=outputs_of(serve),
         evaluation=evaluation,
         sha256=sha256_of(folder / GRAPH_FILE),
         parity={},
     )
     formats: dict[str, Predictor] = {"onnx": Engine(Artifact(folder, info), "cpu").predict}
-    if "saved_model" in config.formats:
+    if "saved_model" in config.wanted_formats:
         write_saved_model(serve, folder / "saved_model")
         formats["saved_model"] = load_saved_model(folder / "saved_model")
 
     say(f"comparing with the trained model on {len(samples)} pictures")
     report = parity_report(
-        lambda images_NHWC: np.asarray(method(images_NHWC.astype(np.float32), training=False)),
-        formats,
-        samples,
-        num_classes=len(run.classes),
-        limits=LIMITS[config.precision],
+        reference(method, config.logits), formats, samples, num_classes=len(run.classes), limits=config.limits
     )
     if not report["passed"]:
         failed = {name: result for name, result in report["formats"].items() if not result["passed"]}
         figures = "; ".join(
-            f"{name}: labels agree on {result['agreement_where_clear']:.4%} of clear pixels, "
-            f"confidence is off by {result['largest_confidence_error']:.2g}, "
-            f"mIoU by {result['mIoU_change']:+.4f}"
+            f"{name}: labels agree on {result['agreement_where_clear']:.4%} of clear pixels, confidence is off by "
+            f"{result['largest_confidence_error']:.2g}, mIoU by {100 * (result['mIoU_change'] or 0.0):+.2f} points"
             for name, result in failed.items()
         )
-        raise ValueError(f"the exported graph differs from the trained model, nothing is written ({figures})")
+        more = "" if config.precision == "fp32" else "; --max-miou-loss allows more, fp32 loses nothing"
+        raise ValueError(f"the exported graph differs from the trained model, nothing is written ({figures}){more}")
     info = dataclasses.replace(info, parity=report)
     (folder / INFO_FILE).write_text(info.to_json(), encoding="utf-8")
     return info

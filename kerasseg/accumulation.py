@@ -30,12 +30,15 @@ def batches_in_parts(parts: int) -> Iterator[None]:
 def accumulate(network: keras.Model) -> None:
     """Prepares a network for `batches_in_parts`; elsewhere it is what it was. Part i of n has every n-th item from the
     i-th, so that batches that were joined to go through batch norm together still do."""
+    if getattr(network, "takes_parts", False):
+        return
+    network.takes_parts = True
     plain = network.call
 
-    def call(inputs, training=None, mask=None):
+    def call(inputs, training=None, **others):
         parts = getattr(state, "parts", 1)
         if parts == 1:
-            return plain(inputs, training=training, mask=mask)
+            return plain(inputs, training=training, **others)
         return _in_parts(network, parts, inputs, training)
 
     network.call = call

@@ -194,7 +194,9 @@ class CropLike(keras.layers.Layer):
     def call(self, inputs):
         inputs_BHWC, like_BHWC = inputs
         height, width = tf.unstack(tf.shape(like_BHWC)[1:3])
-        return inputs_BHWC[:, :height, :width]
+        # Not [:, :height, :width], which becomes arithmetic on sizes in floating point in an ONNX graph.
+        size = [tf.shape(inputs_BHWC)[0], height, width, inputs_BHWC.shape[-1]]
+        return tf.slice(inputs_BHWC, [0, 0, 0, 0], size)
 
     def compute_output_shape(self, input_shape):
         (batch, _, _, channels), (_, height, width, _) = input_shape

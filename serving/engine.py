@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime
 
 from serving.artifact import Artifact
+from serving.windows import segment_by_windows
 
 Provider = Literal["auto", "cpu", "cuda"]
 
@@ -84,6 +85,40 @@ class Engine:
             raise ValueError(f"expected uint8 pictures of shape (N,H,W,3), got {images_NHWC.dtype} {shape}")
         wanted = self.outputs if outputs is None else outputs
         return dict(zip(wanted, self._session.run(wanted, {self.input: images_NHWC}), strict=True))
+
+    def predict_large(
+        self, image_HW3: np.ndarray, window: tuple[int, int], stride: float = 2 / 3, batch_size: int = 4
+    ) -> dict[str, np.ndarray]:
+        """Segments a picture of any size, window by window (`serving.windows.segment_by_windows`).
+
+        A gate, which judges whole pictures, has no part in it.
+
+        Args:
+            image_HW3: uint8 (H,W,3), RGB, 0..255.
+            window: height and width, pixels: about those of the training crops, or larger.
+            stride: step from one window to the next, as a share of the window.
+            batch_size: windows segmented at once.
+
+        Returns:
+            `"labels"` uint8 (H,W) and `"confidence"` float32 (H,W), 0..1.
+
+        Raises:
+            ValueError: the graph gives no logits, or an impossible window or stride.
+        """
+        if "logits" not in self.outputs:
+            raise ValueError(
+                f"{self.artifact.folder} gives no logits, from which large pictures are put together: export it with "
+                "python -m export.run --logits"
+            )
+        labels_HW, confidence_HW = segment_by_windows(
+            lambda windows_NhwC: self.predict(windows_NhwC, ("logits",))["logits"],
+            image_HW3,
+            len(self.artifact.info.classes),
+            window,
+            stride,
+            batch_size,
+        )
+        return {"labels": labels_HW, "confidence": confidence_HW}
 
     def _cpu_session(self) -> onnxruntime.InferenceSession:
         try:

@@ -1,4 +1,4 @@
-"""The comparisons without their trainings: what is trained when, and what the tables say."""
+"""The comparisons without their trainings: what is trained when, and what the tables say; and what is timed."""
 
 import dataclasses
 import json
@@ -7,7 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from benchmarks import comparison, input_pipeline
+from benchmarks import comparison, input_pipeline, train_step
 from benchmarks.camvid import CAMVID
 from benchmarks.comparison import Training
 from benchmarks.shapes import SHAPES
@@ -175,9 +175,85 @@ def test_both_input_pipelines_give_the_same_kind_of_batch(tmp_path):
     assert 70 < kilobytes < 120
     images, labels = next(input_pipeline.kerasseg_batches(tmp_path / "pictures", 3, 0))
     input_pipeline.check(np.asarray(images), np.asarray(labels), 3)
-    theirs = input_pipeline.TorchPictures(tmp_path / "pictures")
+    theirs = input_pipeline.TorchPictures(tmp_path / "pictures", seed=0)
     images_BCHW, labels = (np.stack(parts) for parts in zip(*(theirs[i] for i in range(len(theirs))), strict=True))
     images = images_BCHW.transpose(0, 2, 3, 1)
     input_pipeline.check(images, labels, 3)
     with pytest.raises(ValueError, match="do not do the same: range of images"):
         input_pipeline.check(images / 255, labels, 3)
+
+
+@pytest.mark.parametrize("name", train_step.PASSES)
+def test_the_floor_has_the_passes_of_the_step(name, eager):
+    import tensorflow as tf
+
+    from kerasseg.methods import METHODS
+    from tests.methods import tiny
+
+    critics = {
+        "advsemiseg": lambda: tiny.pixel_discriminator(),
+        "s4gan": lambda: tiny.discriminator(),
+        "ecs": lambda: tiny.judge(tiny.K + 1, "corrector"),
+    }
+    method = METHODS[name](tiny.segmenter(), *(critic() for key, critic in critics.items() if key == name))
+    method.compile()
+    config = train_step.TrainStep(methods=(name,), crop=(8, 9), labeled=2, unlabeled=3, classes=tiny.K)
+    x, y = train_step.make_batch(config)
+    sizes: dict[str, list[int]] = {network: [] for network in method.network_names}
+    for network in method.network_names:
+        call = getattr(method, network).call
+
+        def counted(inputs, *args, call=call, counts=sizes[network], **kwargs):
+            counts.append(len(tf.nest.flatten(inputs)[0]))
+            return call(inputs, *args, **kwargs)
+
+        getattr(method, network).call = counted
+    method.update(tiny.tensors(x, y))
+
+    count = {"labeled": 2, "unlabeled": 3}
+    passes = train_step.PASSES[name]
+    assert sizes == {network: [sum(map(count.get, each.batches)) for each in passes[network]] for network in passes}
+
+
+def test_the_floor_runs_forward_and_both_ways_back():
+    from tests.methods import tiny
+
+    network = tiny.judge(tiny.K + 1, "corrector")
+    config = train_step.TrainStep(crop=(4, 5), classes=tiny.K)
+    x, _ = train_step.make_batch(config)
+    both = train_step.Pass(("labeled", "unlabeled"), weights=True, segmentation=True)
+    forward, by_weights, by_segmentation, forward_alone = train_step.network_passes(
+        network, x, [both, train_step.Pass(("labeled",))]
+    )()
+    assert forward[0].shape == (4, 4, 5, tiny.K + 1) and forward_alone[0].shape == (2, 4, 5, tiny.K + 1)
+    assert [gradient.shape for gradient in by_weights] == [weight.shape for weight in network.trainable_variables]
+    assert by_segmentation.shape == (4, 4, 5, tiny.K) and np.abs(by_segmentation).min() > 0
+
+
+def test_sides_that_do_not_do_the_same_are_refused():
+    side = {"parameters": {"segmenter": 7}, "shape": [1, 2], "losses": {"L_ce": 3.0, "L_ecs": 0.1}}
+    train_step.check(side, side | {"losses": {"L_ce": 4.0, "L_ecs": 2.0}})
+    for change, message in (
+        ({"parameters": {"segmenter": 8}}, "do the same: parameters"),
+        ({"shape": [1, 3]}, "do the same: shape"),
+        ({"losses": {"L_ce": 3.0}}, "not have the same losses"),
+        ({"losses": {"L_ce": 9.0, "L_ecs": 0.1}}, "begin alike: L_ce is 3 and 9"),
+        ({"losses": {"L_ce": 3.0, "L_ecs": float("nan")}}, "begin alike: L_ecs"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train_step.check(side, side | change)
+    with pytest.raises(ValueError, match="--methods must be of supervised, .*; got mlmt"):
+        train_step.TrainStep(methods=("mlmt",))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", train_step.SEGMENTERS)
+def test_both_sides_of_a_training_step_do_the_same(network, eager):
+    pytest.importorskip("torch", reason="PyTorch, of the extra `bench`, is not installed")
+    for method in ("advsemiseg", "s4gan", "ecs"):
+        config = train_step.TrainStep(networks=(network,), methods=(method,), crop=(33, 49), cores=1)
+        sides = []
+        for make in (train_step.kerasseg_run, train_step.pytorch_run):
+            facts, run = make(config)
+            sides.append(facts | {"losses": run(1)})
+        train_step.check(*sides)

@@ -2,18 +2,20 @@
 
 import json
 import math
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from serving.pictures import write_atomically
+from serving.pictures import file_beside
 from training.checkpoints import Checkpoints
 from training.run_folder import METRICS, SPEED, read_lines
 
@@ -40,8 +42,8 @@ class StopAtNonFinite(StepCallback):
         for name, value in logs.items():
             if not math.isfinite(value):
                 raise ValueError(
-                    f"{name} became {float(value)} at step {self.step}: lower --learning-rate (with mixed_float16 try "
-                    "mixed_bfloat16); --resume goes on from the last checkpoint"
+                    f"{name} became {float(value)} at step {self.step}: start anew, with another --out and a lower "
+                    "--learning-rate (instead of mixed_float16 try mixed_bfloat16)"
                 )
 
 
@@ -96,7 +98,8 @@ class MetricsLog(StepCallback):
         self.metrics, self.speed = folder / METRICS, folder / SPEED
         for path in (self.metrics, self.speed):
             kept = [line for line in read_lines(path) if line["step"] <= start_step]
-            write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+            with file_beside(path, durable=True) as file:
+                file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
         self.seconds_before = max((line["seconds"] for line in read_lines(self.speed)), default=0.0)
         self.writer = tf.summary.create_file_writer(str(folder / "tensorboard"))
         self.pending = dict(pending or {})
@@ -136,6 +139,12 @@ class MetricsLog(StepCallback):
                 tf.summary.scalar(name, value)
         self.pending, self.extra, self.line_began, self.line_began_at = {}, {}, now, self.step
 
+    def sync(self) -> None:
+        """Returns when the lines so far are on the disk: a checkpoint builds on them."""
+        for path in (self.metrics, self.speed):
+            with path.open("a") as file:
+                os.fsync(file.fileno())
+
     def on_train_end(self, logs=None):
         self.writer.flush()
 
@@ -174,7 +183,8 @@ class Evaluation(StepCallback):
 
 
 class CheckpointEvery(StepCallback):
-    """A checkpoint every so many steps and at the end, be it the last step or an interruption.
+    """A checkpoint every so many steps, where an evaluation was the best so far, and at the end, be it the last step or
+    an interruption.
 
     It comes after the log and the evaluation, whose state it holds.
     """
@@ -184,18 +194,21 @@ class CheckpointEvery(StepCallback):
         self.every, self.checkpoints, self.log, self.evaluation = every, checkpoints, log, evaluation
 
     def after_step(self, logs):
-        if self.step % self.every == 0:
+        score = self.evaluation.score
+        if self.step % self.every == 0 or (score is not None and self.checkpoints.would_be_best(score)):
             self.save()
 
     def on_train_end(self, logs=None):
         self.save()
 
     def save(self) -> None:
+        self.log.sync()
         self.checkpoints.save(self.step, self.log.pending, self.evaluation.score)
 
 
 class Interruption(StepCallback):
-    """Ctrl-C or SIGTERM ends training after the present step, in good order; a second one ends it at once.
+    """Ctrl-C or SIGTERM ends training after the present step, in good order; a second one ends it at once. A context
+    manager: signals mean what they meant before on leaving.
 
     Args:
         agree: from the signal that this worker has received (0 for none) to the one by which all of them stop.
@@ -206,9 +219,16 @@ class Interruption(StepCallback):
     def __init__(self, start_step: int, agree: Callable[[int], int] = lambda received: received):
         super().__init__(start_step)
         self.agree = agree
+        self.received: int | None = None
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._restore()
 
     def on_train_begin(self, logs=None):
-        self.received: int | None = None
         self.previous = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
 
     def _receive(self, number, frame):
@@ -220,9 +240,6 @@ class Interruption(StepCallback):
         if agreed := self.agree(self.received or 0):
             self.received = agreed
             self.model.stop_training = True
-
-    def on_train_end(self, logs=None):
-        self._restore()
 
     def _restore(self):
         for number, handler in self.previous.items():

@@ -24,7 +24,7 @@ from training.run_folder import Run
 KEEP = 2
 """How many of the last ones stay; the best by mIoU on val stays too."""
 
-DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, ValueError, OSError)
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, ValueError)
 """What reading a file raises that was cut short, or has changed."""
 
 
@@ -53,12 +53,20 @@ class Checkpoint:
 
     @classmethod
     def latest(cls, folder: Path) -> Self | None:
-        """The newest that is whole; one that is not is told on stderr. None where there is none."""
-        for file in checkpoint_files(folder):
+        """The newest that is whole; one that is not is told on stderr. None where there is no file.
+
+        Raises:
+            ValueError: there are files, and none is whole.
+            OSError: one cannot be read at present, which says nothing of what is in it.
+        """
+        files = checkpoint_files(folder)
+        for file in files:
             try:
                 return cls.read(file)
             except DAMAGED as error:
                 print(f"{file} is damaged ({error}): going on from the checkpoint before it", file=sys.stderr)
+        if files:
+            raise ValueError(f"no checkpoint in {folder} is whole: move that folder away to train from the start again")
         return None
 
     @classmethod
@@ -85,8 +93,12 @@ class Checkpoint:
             ValueError: it belongs to other networks or optimizers.
         """
         copies = replica_copies(method)
-        groups = {name.split("/")[0] for name in copies}
-        arrays = {name: array for name, array in self.arrays.items() if name.split("/")[0] in groups}
+        if vars(method.training_optimizers):
+            arrays = self.arrays
+        else:  # one on a single device, which is not going to be trained
+            arrays = {
+                name: array for name, array in self.arrays.items() if name.startswith("model/") and "@" not in name
+            }
         if {name: array.shape for name, array in arrays.items()} != {
             name: tuple(each[0].shape) for name, each in copies.items()
         }:
@@ -143,7 +155,7 @@ class Checkpoints:
         folder: made when missing. What a killed process left of a file is removed.
         method: compiled; its weights, random states and optimizers are what is stored.
         split_fingerprint: of the images that it learns from.
-        before: the checkpoint that the training goes on from. Files of later steps are removed.
+        before: the checkpoint that the training goes on from. Later ones, which are damaged, are put aside.
     """
 
     def __init__(self, folder: Path, method: Method, split_fingerprint: str, before: Checkpoint | None = None):
@@ -151,8 +163,12 @@ class Checkpoints:
         self.folder, self.method, self.split_fingerprint = folder, method, split_fingerprint
         self.step = before.step if before else 0
         self.scores = dict(before.scores) if before else {}
-        for file in (*folder.glob(".*.tmp"), *checkpoint_files(folder)):
-            if file.suffix == ".tmp" or step_of(file) not in self.scores:
+        for leftover in folder.glob(".*.tmp"):
+            leftover.unlink()
+        for file in checkpoint_files(folder):
+            if step_of(file) > self.step:
+                file.rename(file.with_suffix(".damaged"))
+            elif step_of(file) not in self.scores:
                 file.unlink()
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.writing: Future[None] | None = None
@@ -181,27 +197,28 @@ class Checkpoints:
         self.wait()
         self.step, self.scores[step] = step, score
         kept = self.kept()
-        about = {
-            "step": step,
-            "split_fingerprint": self.split_fingerprint,
-            "scores": {step: self.scores[step] for step in kept},
-            "log": log,
-        }
+        superfluous = self.scores.keys() - kept
+        self.scores = {step: self.scores[step] for step in kept}
+        about = {"step": step, "split_fingerprint": self.split_fingerprint, "scores": self.scores, "log": log}
         arrays = {name: copies[0].numpy() for name, copies in replica_copies(self.method).items()}
-        self.writing = self.writer.submit(self._write, step, {"about": np.array(json.dumps(about))} | arrays, kept)
+        arrays["about"] = np.array(json.dumps(about))
+        self.writing = self.writer.submit(self._write, step, arrays, superfluous)
 
-    def _write(self, step: int, arrays: dict[str, Any], kept: set[int]) -> None:
+    def _write(self, step: int, arrays: dict[str, Any], superfluous: set[int]) -> None:
         with file_beside(self.folder / file_name(step), durable=True) as file:
             np.savez(file, **arrays)
-        for superfluous in self.scores.keys() - kept:
-            (self.folder / file_name(superfluous)).unlink(missing_ok=True)
-            del self.scores[superfluous]
+        for other in superfluous:
+            (self.folder / file_name(other)).unlink(missing_ok=True)
 
     def wait(self) -> None:
         """Returns when nothing is being written any more; raises what the writing raised."""
         writing, self.writing = self.writing, None
         if writing is not None:
             writing.result()
+
+    def would_be_best(self, score: float) -> bool:
+        """Whether no state that is stored scored more."""
+        return all(score >= other for other in self.scores.values() if other is not None)
 
     def kept(self) -> set[int]:
         """Steps of the last `KEEP` states and of the best, the later of equals."""

@@ -107,8 +107,8 @@ class RunConfig:
     """mirrored trains on all local GPUs, single on one device; auto is mirrored where there are several GPUs.
     multiworker trains on the machines that TF_CONFIG names, each of which runs this command."""
     accumulate: int = 1
-    """Networks take a batch in so many parts, one after the other: less memory, about a third more time, the same
-    gradients. Only batch norm goes by the parts."""
+    """Networks take a batch in so many parts, one after the other: less memory, more time (a second forward pass), the
+    same gradients. Only batch norm goes by the parts."""
     sync_batch_norm: bool = False
     """Batch norm goes by the batches of all devices together. Otherwise each device's share is normalised by itself,
     which is faster, and the first one's moving averages are those of the trained model."""

@@ -24,7 +24,7 @@ STEPS = 5
 """Of each stage of the training. The first, in which the graph is made, is not counted."""
 
 PICTURES = 4
-"""Of the val images, from which the time of an evaluation is reckoned."""
+"""Of the val images for each device, from which the time of an evaluation is reckoned."""
 
 
 class Stopwatch(keras.callbacks.Callback):
@@ -71,7 +71,7 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
     }
 
     names = dataset.label_names("val")
-    few = evenly_spaced(names, PICTURES)
+    few = evenly_spaced(names, PICTURES * session.strategy.num_replicas_in_sync)
     look = Look(session, few)
     scale = len(names) / len(few)
     measuring = seconds_of(look.measure)
@@ -82,6 +82,7 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
         last += scale * seconds_of(Measurement(method, dataset, names=few, protocol=session.protocol))
 
     seconds = sum(planned[stage] * step[stage] for stage in planned) + (evaluations - 1) * evaluation + last
+    seconds += evaluation  # the diagnostics at the end look at all pictures once more
     result = {
         "dry_run": True,
         "parameters": {name: network.count_params() for name, network in networks(method)},

@@ -4,7 +4,6 @@ Legend: H, W size of a picture; h, w of a window; N windows; K classes.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,7 +12,7 @@ import tensorflow as tf
 
 from kerasseg.data.augment import PAD_VALUE
 from kerasseg.methods import Method
-from serving.windows import corners
+from serving.windows import corners, steps
 from training.config import one_of
 
 COUNTED = "ignored pixels left out; mean over all classes that occur in truth or prediction"
@@ -110,16 +109,14 @@ class SlidingWindow(Protocol):
     def __post_init__(self):
         if min(self.window) < 1:
             raise ValueError(f"--window must be two positive numbers of pixels; got {_shown(self.window)}")
-        if not 0 < self.stride <= 1:
-            raise ValueError(f"--stride is a share of the window, in 0..1 (above 0); got {self.stride}")
+        _ = self.step  # checks the stride
         if self.window_batch_size < 1:
             raise ValueError(f"--window-batch-size must be at least 1 window; got {self.window_batch_size}")
 
     @property
     def step(self) -> tuple[int, int]:
         """The stride in pixels, rounded up."""
-        down, right = (math.ceil(round(side * self.stride, 6)) for side in self.window)
-        return down, right
+        return steps(self.window, self.stride)
 
     def segment(self, method, images_1HW3):
         height, width = tf.unstack(tf.shape(images_1HW3)[1:3])

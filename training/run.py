@@ -66,12 +66,12 @@ def train(config: RunConfig) -> dict[str, Any]:
             check_folder(config)
         result = train_worker(stack.enter_context(workplace(config, strategy)), strategy)
         gather(strategy, 0)  # no worker leaves before the chief has written everything: it would count as lost
-    where = {"run": str(config.folder), "report": str(config.folder / "report.html")}
-    return result | {name: where[name] for name in where.keys() & result.keys()}
+    report = {"report": str(config.folder / "report.html")} if result["finished"] else {}
+    return {"run": str(config.folder)} | report | result
 
 
 def train_worker(config: RunConfig, strategy: tf.distribute.Strategy) -> dict[str, Any]:
-    """`train` as one of the strategy's workers, whose run folder is its own."""
+    """`train` as one of the strategy's workers, whose run folder is its own; the result without the folder."""
     folder = config.folder
     before = Checkpoint.latest(folder / "checkpoints") if config.resume else None
     session = assemble(config, strategy, resumed=before is not None)
@@ -82,8 +82,11 @@ def train_worker(config: RunConfig, strategy: tf.distribute.Strategy) -> dict[st
         if before.split_fingerprint != split.fingerprint:
             raise ValueError(f"{before.file} was trained on another split than {folder / 'split'} has: put it back")
         before.restore(method)
+        before = dataclasses.replace(before, arrays={})  # of the size of all networks and optimizers
         start_step = before.step
         print(f"going on from step {start_step} of {steps}", file=sys.stderr)
+    if len(set(gather(strategy, start_step))) > 1:
+        raise ValueError(f"the workers do not read the same checkpoints: {folder} must lie on a file system they share")
     method.separate_random_numbers()
 
     look = Look(session)
@@ -93,6 +96,7 @@ def train_worker(config: RunConfig, strategy: tf.distribute.Strategy) -> dict[st
     interruption = Interruption(start_step, lambda received: max(gather(strategy, received)))
     if start_step < steps:
         with (
+            interruption,
             Progress(start_step, steps, session.images_per_step) as progress,
             Checkpoints(folder / "checkpoints", method, split.fingerprint, before) as checkpoints,
         ):
@@ -117,7 +121,7 @@ def train_worker(config: RunConfig, strategy: tf.distribute.Strategy) -> dict[st
             write_model(session, look.examples)
             write_report(folder)
         print(f"stopped at step {step} of {steps}; go on with --resume", file=sys.stderr)
-        return {"run": "", "finished": False, "steps": step, "exit_status": 128 + (interruption.received or 0)}
+        return {"finished": False, "steps": step, "exit_status": 128 + (interruption.received or 0)}
 
     if session.protocol == look.measure.protocol:
         scores = evaluation.latest or look.measure()  # the latter where there was no step left to make
@@ -138,7 +142,7 @@ def train_worker(config: RunConfig, strategy: tf.distribute.Strategy) -> dict[st
         write_json(folder / "config.json", settings | {"finished": True})
         print(f"report: {write_report(folder)}", file=sys.stderr)
     shown = ("mIoU", "mIoU_reference", *filter(None, method.variants), "pixel_accuracy", "seconds", "steps")
-    return {"run": "", "report": "", "finished": True} | {name: result[name] for name in shown}
+    return {"finished": True} | {name: result[name] for name in shown}
 
 
 def run(config: RunConfig) -> dict[str, Any]:
@@ -146,26 +150,33 @@ def run(config: RunConfig) -> dict[str, Any]:
     try:
         return dry_run(config) if config.dry_run else train(config)
     except tf.errors.ResourceExhaustedError as error:
+        if "space left" in error.message or "quota" in error.message:  # TensorFlow's word for a full disk, too
+            raise disk_full(error) from error
         raise ValueError(
-            "out of memory: --accumulate 2 (or more) takes each batch in parts; or lower --batch-size, --crop or "
-            "--head-channels, use a smaller --backbone, or give --no-gradient-norms; --dry-run tells what it comes to"
+            "out of memory: start anew, with another --out and --accumulate 2 (or more), which takes each batch in "
+            "parts; or with a lower --batch-size, --crop or --head-channels, a smaller --backbone, or "
+            "--no-gradient-norms; --dry-run tells what it comes to"
         ) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise ValueError(
-            f"the disk is full ({error}): make room, then --resume goes on from the last checkpoint; nothing that was "
-            "written whole is lost"
-        ) from error
+        raise disk_full(error) from error
     except (tf.errors.NotFoundError, tf.errors.DataLossError) as error:
         raise ValueError(f"a file went missing or is damaged: {error.message.splitlines()[0]}") from error
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
         if config.strategy != "multiworker":
             raise
         raise ValueError(
-            "another worker stopped or cannot be reached; its own message says why. Start all of them again, with "
-            "--resume where there is a checkpoint"
+            "another worker stopped or cannot be reached; its own message says why. Start all of them again with "
+            "--resume"
         ) from error
+
+
+def disk_full(error: Exception) -> ValueError:
+    return ValueError(
+        f"the disk is full ({error}): make room, then --resume goes on from the last checkpoint; nothing that was "
+        "written whole is lost"
+    )
 
 
 def check_folder(config: RunConfig) -> None:

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,6 +175,8 @@ def locked(folder: Path) -> Iterator[None]:
             raise ValueError(
                 f"{folder} is in use by another training ({file.read().strip()}): wait for it, or choose another --out"
             ) from None
+        except OSError as error:  # some shared file systems have no locks
+            print(f"{folder} cannot be locked ({error.strerror}): see that no other training uses it", file=sys.stderr)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n")
         file.flush()

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,12 +32,13 @@ def make_strategy(config: RunConfig) -> tf.distribute.Strategy:
         if config.strategy == "mirrored" or (config.strategy == "auto" and len(gpus) > 1):
             devices = gpus or tf.config.list_logical_devices("CPU")
             made = tf.distribute.MirroredStrategy(tuple(device.name for device in devices))
-    shares = made.num_replicas_in_sync * config.accumulate
+    devices = made.num_replicas_in_sync
     for name, size in (("--batch-size", config.batch_size), ("--unlabeled-batch-size", config.unlabeled_batch_size)):
-        if size is not None and size % shares:
+        if size is not None and size % (devices * config.accumulate):
+            in_parts = f" in {config.accumulate} parts each (--accumulate)" if config.accumulate > 1 else ""
             raise ValueError(
-                f"{name} is shared by {made.num_replicas_in_sync} devices, each taking its share in --accumulate "
-                f"{config.accumulate} parts, so it must be a multiple of {shares}; got {size}"
+                f"{name} is shared by {devices} devices{in_parts}, so it must be a multiple of "
+                f"{devices * config.accumulate}; got {size}"
             )
     return made
 
@@ -44,8 +46,11 @@ def make_strategy(config: RunConfig) -> tf.distribute.Strategy:
 def join_workers() -> tf.distribute.MultiWorkerMirroredStrategy:
     """The strategy of all workers of TF_CONFIG, this one among them."""
     require_tf_config(os.environ.get("TF_CONFIG"))
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        made = tf.distribute.MultiWorkerMirroredStrategy()
+        signal.signal(signal.SIGTERM, on_sigterm)  # TensorFlow has taken it for itself, and ignores it
+        return made
     except (tf.errors.OpError, RuntimeError) as error:
         raise ValueError(f"this worker cannot join those of TF_CONFIG: {str(error).splitlines()[0]}") from error
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import threading
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
@@ -135,6 +134,8 @@ class Method(keras.Model):
     """Whether a batch without unlabelled images is a mistake."""
     segmenting: tuple[str, ...] = ("segmenter",)
     """The networks that segment, by name: what `SegmenterConfig` says holds for them."""
+    gating: tuple[str, ...] = ()
+    """The networks by which classes are switched off, by name: a small change there may change a whole picture."""
     unlabeled_sets = 1
     """How many times `--unlabeled-batch-size` images a step takes from the unlabelled ones."""
     uses_weak = False
@@ -283,10 +284,14 @@ class Method(keras.Model):
         if sync_batch_norm:
             for layer in self.batch_norms(self.network_names):
                 layer.synchronized = True
-        if accumulate > 1 and self.accumulate == 1:
-            for network in self.networks_within():
-                accumulation.accumulate(network)
         self.accumulate = accumulate
+        if accumulate > 1:
+            for network in (getattr(self, name) for name in self.network_names):
+                if hasattr(network, "backbone"):  # of a `Segmenter`, backbone and head may be called apart
+                    accumulation.accumulate(network.backbone)
+                    accumulation.accumulate(network.head)
+                elif not isinstance(network, Method):
+                    accumulation.accumulate(network)
         chosen = self.make_optimizers() | (optimizers or {})
         for network_name, optimizer in chosen.items():
             require(
@@ -304,16 +309,6 @@ class Method(keras.Model):
             jit_compile=bool(jit_compile),
             **kwargs,
         )
-
-    def networks_within(self) -> Iterator[keras.Model]:
-        """The networks, of a `Segmenter` the backbone and the head, which may be called apart."""
-        for network in (getattr(self, name) for name in self.network_names):
-            if isinstance(network, Method):
-                yield from network.networks_within()
-            elif hasattr(network, "backbone"):
-                yield from (network.backbone, network.head)
-            else:
-                yield network
 
     def batch_norms(self, network_names: tuple[str, ...]) -> list[keras.layers.BatchNormalization]:
         """The batch-norm layers of these networks."""

@@ -94,6 +94,7 @@ class MLMT(Method):
     """
 
     registry_name = "mlmt"
+    gating = ("student", "teacher")
     uses_weak = True
     Config = MLMTConfig
     config: MLMTConfig
@@ -203,7 +204,8 @@ class MLMT(Method):
                 f"steps_per_execution must divide the segmenter's {self.segmentation.total_steps} steps, after which "
                 f"those of the classifier begin; got {together}",
             )
-            self.segmentation.compile({name: optimizers[name] for name in optimizers.keys() - own.keys()}, **kwargs)
+            branch_optimizers = {name: optimizers[name] for name in optimizers.keys() - own.keys()}
+            self.segmentation.compile(branch_optimizers, jit_compile, sync_batch_norm, accumulate, **kwargs)
             vars(self.training_optimizers).update(vars(self.segmentation.training_optimizers))
 
     @property

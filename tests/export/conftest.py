@@ -49,10 +49,10 @@ def tiny_method(name):
     return MLMT(tiny_segmenter(), student=tiny_classifier(), tau=0.5)
 
 
-def write_run(folder, method, **changes):
+def write_run(folder, trained, **changes):
     """Writes what the export reads of a finished run; returns `folder`."""
     folder.mkdir(parents=True)
-    method.save(folder / "model.keras")
+    trained.save(folder / "model.keras")
     config = {
         "method": "supervised",
         "dataset": "shapes",

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -26,8 +28,12 @@ def samples():
     return [Sample(image, image[..., 0] // 64) for image in images]
 
 
+def reference(images_NHWC):
+    return {"probabilities": probabilities(images_NHWC)}
+
+
 def report_of(predict, samples):
-    return parity_report(probabilities, {"other": exact, "onnx": predict}, samples, K, LIMITS["fp32"])
+    return parity_report(reference, {"other": exact, "onnx": predict}, samples, K, LIMITS["fp32"])
 
 
 def test_equal_graphs_pass(samples):
@@ -88,7 +94,7 @@ def test_ties_may_go_either_way(samples):
         return even
 
     report = parity_report(
-        undecided,
+        lambda images: {"probabilities": undecided(images)},
         {
             "onnx": lambda images: {
                 "labels": np.full(images.shape[:3], 2, np.uint8),
@@ -117,3 +123,46 @@ def test_large_pictures_are_compared_one_at_a_time():
     shapes = [images.shape for images in _batches([Sample(np.zeros((side, side, 3), np.uint8))])]
     assert {shape[0] for shape in shapes if shape[1] * shape[2] > LARGE} == {1}
     assert {shape[0] for shape in shapes} == set(BATCHES)
+
+
+@pytest.mark.parametrize("name", ["reliability", "logits"])
+def test_further_outputs_are_compared_too(samples, name):
+    """A reliability that is off by 0.25 in one pixel; logits that only differ by what softmax does not see, or do."""
+
+    def further(images_NHWC, off=0.0):
+        logits_NHWK = np.log(probabilities(images_NHWC))
+        value = logits_NHWK + 3.0 if name == "logits" else exact(images_NHWC)["confidence"] ** 2
+        value[0, 0, 0] += off * np.eye(K)[0] if name == "logits" else off
+        return {name: value.astype(np.float32)}
+
+    def report(off):
+        return parity_report(
+            lambda images: reference(images) | further(images),
+            {"onnx": lambda images: exact(images) | further(images, off)},
+            samples,
+            K,
+            LIMITS["fp32"],
+        )
+
+    assert report(0.0)["passed"] and report(0.0)["formats"]["onnx"][f"largest_{name}_error"] < 1e-6
+    wrong = report(0.25)
+    assert wrong["passed"] is False
+    assert 0.01 < wrong["formats"]["onnx"][f"largest_{name}_error"] <= 0.25 + 1e-6
+
+
+def test_another_precision_may_lose_as_much_as_is_said_and_gain_what_it_likes(samples):
+    def worse(images_NHWC):
+        outputs = exact(images_NHWC)
+        outputs["labels"][:, :2] = 0
+        return outputs
+
+    limits = dataclasses.replace(LIMITS["int8"], agreement=0.5)
+    truth = [Sample(sample.image_HWC, exact(sample.image_HWC[None])["labels"][0]) for sample in samples]
+    loss = -parity_report(reference, {"onnx": worse}, truth, K, limits)["formats"]["onnx"]["mIoU_change"]
+    assert 0.02 < loss < 0.2
+    for allowed, passed in ((loss * 1.01, True), (loss * 0.99, False)):
+        limits = dataclasses.replace(limits, miou_loss=allowed)
+        assert parity_report(reference, {"onnx": worse}, truth, K, limits)["passed"] is passed
+    wrong_truth = [Sample(sample.image_HWC, np.zeros_like(sample.labels_HW)) for sample in samples]
+    limits = dataclasses.replace(limits, miou_loss=0.0)
+    assert parity_report(reference, {"onnx": worse}, wrong_truth, K, limits)["passed"] is True

@@ -5,17 +5,22 @@ import shutil
 
 import keras
 import numpy as np
+import onnx
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from export import run as export_run
+from kerasseg.critics import build_pixel_discriminator
 from kerasseg.data import open_dataset
+from kerasseg.methods import AdvSemiSeg
 from serving import cli
 from serving.artifact import open_artifact
 from serving.engine import Engine
 from serving.pictures import index_png, png
-from tests.export.conftest import CLASSES, PALETTE, tiny_method, write_run
+from tests.export.conftest import CLASSES, PALETTE, tiny_method, tiny_segmenter, write_run
 from training.checkpoints import Checkpoints
+from training.protocols import SlidingWindow
 
 
 @pytest.fixture
@@ -135,7 +140,7 @@ CONFIG = {"method": "mlmt", "dataset": "shapes", "steps": 1, "classes": [], "pal
         (["nothing", "--out", "m"], "nothing is not a run folder"),
         (["unfinished", "--out", "m"], "not finished: go on with training.run --resume"),
         (["stopped", "--out", "m"], "stopped has no model.keras yet: go on with training.run --resume"),
-        (["stopped", "--out", "m", "--precision", "fp8"], "--precision takes fp32; got fp8"),
+        (["stopped", "--out", "m", "--precision", "fp8"], "--precision takes fp32, fp16, int8; got fp8"),
         (["stopped", "--out", "m", "--formats", "tflite"], "--formats takes onnx, saved_model; got tflite"),
         (["stopped", "--out", "m", "--formats", "saved_model"], "--formats must name onnx"),
         (["stopped", "--out", "m/3"], "names a version"),
@@ -177,3 +182,94 @@ def test_exported_model_segments_a_folder(runs, export, tmp_path):
         np.testing.assert_array_equal(
             np.asarray(written), np.asarray(loaded(image_HWC[None].astype(np.float32)))[0].argmax(-1)
         )
+
+
+def test_a_critic_of_pixels_and_logits_come_along(export, tmp_path):
+    keras.utils.set_random_seed(3)
+    method = AdvSemiSeg(tiny_segmenter(), build_pixel_discriminator(3, channels=4))
+    run = write_run(tmp_path / "run", method, method="advsemiseg")
+    out = tmp_path / "scene"
+    status, _, err = export(run, "--out", out, "--parity-pictures", 2, "--logits")
+    assert status == 0, err
+    artifact = open_artifact(out)
+    assert [tensor.name for tensor in artifact.info.outputs] == ["labels", "confidence", "reliability", "logits"]
+    images_NHW3 = np.random.default_rng(0).integers(0, 256, (2, 33, 47, 3), np.uint8)
+    outputs = Engine(artifact, "cpu").predict(images_NHW3)
+    probabilities = method(images_NHW3.astype(np.float32))
+    np.testing.assert_allclose(outputs["reliability"], method.reliability(images_NHW3, probabilities), atol=1e-5)
+    assert np.ptp(outputs["reliability"]) > 1e-4
+    np.testing.assert_allclose(outputs["logits"], method.segmenter(images_NHW3.astype(np.float32)), atol=1e-3)
+    for result in artifact.info.parity["formats"].values():
+        assert result["largest_reliability_error"] < 1e-4 and result["largest_logits_error"] < 1e-4
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_other_precisions_are_proven_or_refused(precision, runs, export, tmp_path):
+    out = tmp_path / "scene"
+    flags = ["--precision", precision, "--parity-pictures", 2, "--calibration-pictures", 3]
+    status, result, err = export(runs["supervised"], "--out", out, *flags, "--max-miou-loss", 100)
+    assert status == 0, err
+    artifact = open_artifact(out)
+    assert artifact.info.precision == precision and artifact.info.parity["formats"].keys() == {"onnx"}
+    report = artifact.info.parity["formats"]["onnx"]
+    assert report["largest_confidence_error"] > 1e-6  # else nothing was converted
+    assert artifact.info.parity["limits"]["miou_loss"] == 1.0
+    assert result["bytes"] == artifact.graph.stat().st_size
+
+    status, _, err = export(runs["supervised"], "--out", out, *flags, "--formats", "onnx", "saved_model")
+    assert status == 2 and f"give --formats onnx with --precision {precision}" in err
+
+
+def test_a_precision_that_loses_too_much_leaves_nothing_behind(runs, export, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_run, "to_fp16", lambda model, kept: broken(model))
+
+    def broken(model):
+        for weight in model.graph.initializer:
+            if len(weight.dims) == 4:
+                weight.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(weight), weight.name))
+        return model
+
+    out = tmp_path / "scene"
+    status, _, err = export(runs["supervised"], "--out", out, "--precision", "fp16", "--parity-pictures", 2)
+    assert status == 2 and "nothing is written" in err and "--max-miou-loss allows more, fp32 loses nothing" in err
+    assert not out.exists()
+
+
+def test_int8_needs_the_training_pictures(runs, export, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(runs["supervised"], run)
+    config = json.loads((run / "config.json").read_text()) | {"dataset": str(tmp_path / "gone")}
+    (run / "config.json").write_text(json.dumps(config))
+    example = run / "examples/a"
+    example.mkdir(parents=True)
+    (example / "image.png").write_bytes(png(np.zeros((20, 30, 3), np.uint8)))
+    (example / "truth.png").write_bytes(index_png(np.zeros((20, 30), np.uint8), PALETTE))
+    status, _, err = export(run, "--out", tmp_path / "scene", "--precision", "int8")
+    assert status == 2 and "int8 is calibrated on the run's training pictures, which cannot be had" in err
+
+
+def test_flags_that_cannot_be_met_are_told_first(runs, export, tmp_path):
+    for flags, message in (
+        (["--max-miou-loss", "-1"], "--max-miou-loss is in points of mIoU, 0 to 100; got -1"),
+        (["--calibration-pictures", "0"], "--calibration-pictures must be at least 1, got 0"),
+    ):
+        status, _, err = export(runs["supervised"], "--out", tmp_path / "scene", *flags)
+        assert status == 2 and message in err
+
+
+@pytest.mark.parametrize("name", ["supervised", "mlmt"])
+def test_large_pictures_come_out_as_the_protocol_of_windows_has_them(name, runs, export, tmp_path):
+    out = tmp_path / "scene"
+    assert export(runs[name], "--out", out, "--parity-pictures", 1, "--formats", "onnx", "--logits")[0] == 0
+    image_HW3 = np.random.default_rng(0).integers(0, 256, (70, 101, 3), np.uint8)
+    engine = Engine(open_artifact(out), "cpu")
+    outputs = engine.predict_large(image_HW3, window=(32, 40), stride=0.5, batch_size=3)
+    method = keras.saving.load_model(runs[name] / "model.keras")
+    protocol = SlidingWindow(window=(32, 40), stride=0.5)
+    S_HWK = protocol.segment(method, tf.constant(image_HW3[None], tf.float32))[0].numpy()
+    np.testing.assert_array_equal(outputs["labels"], S_HWK.argmax(-1))
+    np.testing.assert_allclose(outputs["confidence"], S_HWK.max(-1), atol=1e-5)
+
+    export(runs[name], "--out", out, "--parity-pictures", 1, "--formats", "onnx")
+    with pytest.raises(ValueError, match="gives no logits.*export it with python -m export.run --logits"):
+        Engine(open_artifact(out), "cpu").predict_large(image_HW3, window=(32, 40))

@@ -9,6 +9,7 @@ import pytest
 from kerasseg.methods import MLMT, Supervised
 from tests.methods import tiny
 from training import checkpoints
+from training.callbacks import CheckpointEvery
 from training.checkpoints import Checkpoint, Checkpoints
 
 
@@ -69,6 +70,23 @@ def test_the_best_state_of_the_networks_can_be_had_without_their_optimizers(tmp_
         np.testing.assert_array_equal(weight, expected)
 
 
+def test_an_evaluation_that_was_the_best_so_far_is_worth_a_checkpoint(tmp_path):
+    class Log:
+        pending: dict = {}
+        sync = staticmethod(lambda: None)
+
+    class Evaluation:
+        score = None
+
+    with Checkpoints(tmp_path, compiled(), "a split") as kept:
+        every = CheckpointEvery(0, 10, kept, Log(), Evaluation())
+        for step, score in enumerate([None, 0.3, 0.2, 0.4, None], start=1):
+            Evaluation.score = score
+            every.on_train_batch_end(step)
+    assert stored(tmp_path) == ["step_0000002.npz", "step_0000004.npz"]
+    assert Checkpoint.best(tmp_path).step == 4
+
+
 def test_without_an_evaluation_none_is_the_best(tmp_path):
     with pytest.raises(ValueError, match="holds no checkpoint that was measured on val"):
         Checkpoint.best(tmp_path)
@@ -98,7 +116,28 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used_and_that_is_said(tmp_pat
     (line,) = capsys.readouterr().err.splitlines()
     assert "step_0000002.npz is damaged (" in line and "going on from the checkpoint before it" in line
     save(tmp_path, method, {3: None}, before=before)
-    assert stored(tmp_path) == ["step_0000001.npz", "step_0000003.npz"]
+    assert stored(tmp_path) == ["step_0000001.npz", "step_0000002.damaged", "step_0000003.npz"]
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_thrown_away(tmp_path):
+    assert Checkpoint.latest(tmp_path) is None
+    save(tmp_path, compiled(), {1: None, 2: None})
+    for file in tmp_path.iterdir():
+        file.write_bytes(cut(file.read_bytes()))
+    with pytest.raises(ValueError, match="is whole: move that folder away to train from the start again"):
+        Checkpoint.latest(tmp_path)
+    assert stored(tmp_path) == ["step_0000001.npz", "step_0000002.npz"]
+
+
+def test_a_file_that_cannot_be_read_now_is_no_damaged_one(tmp_path, monkeypatch):
+    save(tmp_path, compiled(), {1: None, 2: None})
+
+    def stale(file, **options):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(checkpoints.np, "load", stale)
+    with pytest.raises(OSError, match="Stale file handle"):
+        Checkpoint.latest(tmp_path)
 
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
@@ -164,6 +203,10 @@ def test_replicas_keep_what_is_their_own(two_replicas, tmp_path):
     other = build()
     Checkpoint.latest(tmp_path).restore(other)
     assert [values.tolist() for values in statistics(other)] == [[1.0] * 4, [2.0] * 4]
+    # To look at it, one device is enough: the first one's are those of the trained model.
+    alone = MLMT(tiny.segmenter(), tiny.classifier(), tiny.classifier(name="teacher"), steps=4)
+    Checkpoint.latest(tmp_path).restore(alone)
+    assert alone.student.get_layer("bn").moving_mean.numpy().tolist() == [1.0] * 4
 
 
 def test_a_checkpoint_of_other_networks_is_refused(tmp_path):

@@ -1,0 +1,94 @@
+"""Processes that are measured in turns, so that what else the machine does slows all of them.
+
+The measured process prints a line of JSON when it is ready, then one for each line it reads (`take_turns`).
+"""
+
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+Record = dict[str, float]
+
+
+def hold_to_cores(count: int) -> None:
+    """This process and its threads to come run on so many cores, the last ones. Before TensorFlow or PyTorch starts."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-count:])
+
+
+def require_cores(count: int) -> None:
+    """ValueError unless this process may use so many."""
+    if count > len(os.sched_getaffinity(0)):
+        raise ValueError(f"--cores wants {count}; this process may use {len(os.sched_getaffinity(0))}")
+
+
+def take_turns(ready: dict, turn: Callable[[], Record]) -> None:
+    """Says that this process is ready, then measures a turn whenever it is asked."""
+    print(json.dumps(ready), flush=True)
+    for _ in sys.stdin:
+        print(json.dumps(turn()), flush=True)
+
+
+def measure(commands: dict[str, list[str]], repeats: int) -> tuple[dict[str, dict], dict[str, list[Record]]]:
+    """Runs the commands, one process each: what each said when it was ready, and its turns.
+
+    Raises:
+        ValueError: where a process ends before it has answered.
+    """
+    processes: dict[str, subprocess.Popen] = {}
+    ready: dict[str, dict] = {}
+    turns: dict[str, list[Record]] = {side: [] for side in commands}
+    try:
+        for side, command in commands.items():
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            processes[side] = process
+            ready[side] = _answer(process, side)
+        for _ in range(repeats):
+            for side, process in processes.items():
+                print(file=process.stdin, flush=True)
+                turns[side].append(_answer(process, side))
+    finally:
+        for process in processes.values():
+            process.stdin.close()
+            process.wait()
+    return ready, turns
+
+
+def _answer(process: subprocess.Popen, side: str) -> dict:
+    line = process.stdout.readline()
+    if not line:
+        raise ValueError(f"the process of {side} failed; what it says is above")
+    return json.loads(line)
+
+
+def processor_seconds() -> float:
+    """User and system time of this process and its children, so far."""
+    ticks = 0
+    for process in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def circumstances(*packages: str) -> str:
+    """Date, machine, its load at the moment, and versions."""
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    load = os.getloadavg()[0]
+    return (
+        f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores with a load of {load:.1f} before the start; "
+        f"{versions}"
+    )
+
+
+def spread(values: list[float], middle: float | None = None) -> str:
+    """The median (or another middle) with the smallest and the largest."""
+    digits = 2 if max(values) < 10 else 0 if min(values) >= 100 else 1
+    middle = statistics.median(values) if middle is None else middle
+    return f"{middle:.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"

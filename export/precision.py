@@ -1,0 +1,184 @@
+"""The graph in other arithmetic: half precision, or 8-bit integers calibrated on pictures."""
+
+import re
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+LEARNED = ("Conv", "Gemm", "MatMul")
+"""Nodes that hold what was learned."""
+
+TAKE_SIZES = ("Expand", "Pad", "Reshape", "Resize", "Slice", "Split", "Tile")
+"""Nodes whose inputs after the first say how large something is, or where it is."""
+
+HALVED = {"Add", "Clip", "Concat", "Conv", "Gemm", "LeakyRelu", "MatMul", "MaxPool", "Mul", "Pad", "Relu", "Sub"}
+"""Nodes that are computed in half precision; means over whole pictures and resizing are not among them."""
+
+
+def to_fp16(model: onnx.ModelProto, kept: Iterable[str] = ()) -> onnx.ModelProto:
+    """Weights and most arithmetic in half precision, inputs and outputs as they were.
+
+    What comes before the first and after the last learned layers stays in float32: normalisation, upsampling, softmax.
+    (onnxruntime's own converter hands all values on in half precision, also between nodes that it leaves alone: what a
+    softmax or a gate says is rounded then, and sizes overflow.)
+
+    Args:
+        kept: names of networks that stay in float32, such as a gate, where a small change may switch a class off.
+    """
+    model = onnx.shape_inference.infer_shapes(model)  # a copy, which knows the type of every tensor
+    graph = model.graph
+    halves = {node.name for node in graph.node if node.op_type in HALVED}
+    halves -= {node.name for node in (*_from_input(graph), *_from_outputs(graph)) if node.op_type not in LEARNED}
+    halves -= {node.name for node in _of_sizes(graph)}
+    halves -= {name for network in kept for name in _of_network(network, graph)}
+
+    typed = (*graph.value_info, *graph.input, *graph.output)
+    floats = {value.name for value in typed if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+    weights = {weight.name: weight for weight in graph.initializer if weight.data_type == onnx.TensorProto.FLOAT}
+    made_in_half = {name for node in graph.node if node.name in halves for name in node.output if name in floats}
+    read_in_full = {name for node in graph.node if node.name not in halves for name in node.input}
+    read_in_full |= {output.name for output in graph.output}
+    nodes: list[onnx.NodeProto] = []
+    converted: set[str] = set()
+    for node in graph.node:
+        if node.name in halves:
+            for index, name in enumerate(node.input):
+                if name not in floats | weights.keys():
+                    continue
+                node.input[index] = f"{name}/half"
+                if name in made_in_half | converted:
+                    continue
+                converted.add(name)
+                if name in weights:
+                    half = onnx.numpy_helper.to_array(weights[name]).astype(np.float16)
+                    graph.initializer.append(onnx.numpy_helper.from_array(half, f"{name}/half"))
+                else:
+                    nodes.append(_cast(name, f"{name}/half", onnx.TensorProto.FLOAT16))
+        nodes.append(node)
+        if node.name in halves:
+            for index, name in enumerate(node.output):
+                if name in made_in_half:
+                    node.output[index] = f"{name}/half"
+                    if name in read_in_full:
+                        nodes.append(_cast(f"{name}/half", name, onnx.TensorProto.FLOAT))
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    read = {name for node in graph.node for name in node.input}
+    unread = [weight for weight in graph.initializer if weight.name not in read]
+    for weight in unread:
+        graph.initializer.remove(weight)
+    return model
+
+
+def _cast(source: str, target: str, to: int) -> onnx.NodeProto:
+    return onnx.helper.make_node("Cast", [source], [target], name=f"{target}/cast", to=to)
+
+
+def to_int8(model: onnx.ModelProto, images: Iterable[np.ndarray], network: str) -> onnx.ModelProto:
+    """One network's inner convolutions in 8-bit integers (QDQ form, weights per channel).
+
+    The graph's first and last learned layers keep float32, and depthwise convolutions, which lose by it.
+
+    Args:
+        images: uint8 (H,W,3) of the kind that the graph is for, from which the range of every activation is taken.
+        network: name of the segmenter; critics and gate stay in float32.
+
+    Raises:
+        ValueError: no convolution that can be quantized.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        plain, prepared, quantized = (Path(folder, f"{name}.onnx") for name in ("plain", "prepared", "quantized"))
+        onnx.save(model, plain)
+        # Folds batch norm into the convolutions. (Symbolic shapes would need another library, and gain nothing here.)
+        quant_pre_process(plain, prepared, skip_symbolic_shape=True)
+        graph = onnx.load(prepared).graph
+        kept = {node.name for node in (*_from_input(graph), *_from_outputs(graph))}
+        inside = _of_network(network, graph)
+        chosen = [
+            node.name
+            for node in graph.node
+            if node.op_type == "Conv" and node.name in inside - kept and not _is_depthwise(node)
+        ]
+        if not chosen:
+            raise ValueError(f"no convolution of {network} could be found in the graph: export it as fp32")
+        quantize_static(
+            prepared,
+            quantized,
+            Reader(images),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            activation_type=QuantType.QUInt8,
+            nodes_to_quantize=chosen,
+        )
+        return onnx.load(quantized)
+
+
+class Reader(CalibrationDataReader):
+    """Feeds images to the calibration, one at a time, each at its own size."""
+
+    def __init__(self, images: Iterable[np.ndarray]):
+        self.images = iter(images)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        image_HW3 = next(self.images, None)
+        return None if image_HW3 is None else {"image": image_HW3[np.newaxis]}
+
+
+def _of_network(network: str, graph: onnx.GraphProto) -> set[str]:
+    """Names of the nodes that come from that network.
+
+    Keras numbers a network's calls, and TensorFlow names ops and weights by them. The converter names a convolution
+    anew that it joined with batch norm, but not what it reads.
+    """
+    inside = re.compile(rf"(^|/){re.escape(network)}(_\d+)?/")
+    weights = {weight.name for weight in graph.initializer}
+    return {
+        node.name
+        for node in graph.node
+        if any(inside.search(name) for name in (node.name, *node.output, *(weights & set(node.input))))
+    }
+
+
+def _is_depthwise(node: onnx.NodeProto) -> bool:
+    return any(attribute.name == "group" and attribute.i > 1 for attribute in node.attribute)
+
+
+def _of_sizes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """What is computed with sizes of tensors, in part in floating point: numbers beyond what 16 bits hold."""
+    wanted = [name for node in graph.node if node.op_type in TAKE_SIZES for name in node.input[1:]]
+    return _walk_back(graph, wanted, until=("Shape",))
+
+
+def _from_outputs(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """From the outputs back to the last learned nodes, which are included."""
+    return _walk_back(graph, [output.name for output in graph.output], until=(*LEARNED, "Shape"))
+
+
+def _walk_back(graph: onnx.GraphProto, tensors: Iterable[str], until: tuple[str, ...]) -> list[onnx.NodeProto]:
+    """The nodes that the tensors come from, as far back as to nodes of these types, which are included."""
+    made_by = {name: node for node in graph.node for name in node.output}
+    waiting, seen = list(tensors), {}
+    while waiting:
+        node = made_by.get(waiting.pop())
+        if node is not None and node.name not in seen:
+            seen[node.name] = node
+            if node.op_type not in until:
+                waiting += node.input
+    return list(seen.values())
+
+
+def _from_input(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """From the input on to the first learned nodes, which are included."""
+    reached, found = {tensor.name for tensor in graph.input}, []
+    for node in graph.node:  # which are in the order in which they are computed
+        if reached & set(node.input):
+            found.append(node)
+            if node.op_type not in (*LEARNED, "Shape"):
+                reached |= set(node.output)
+    return found
