@@ -35,7 +35,8 @@ class _Waiting(logging.handlers.QueueHandler):
         return self.format(record)
 
     def enqueue(self, record: str) -> None:  # type: ignore[override]
-        with contextlib.suppress(queue.Full):
+        # The queue itself has no bound, or the listener could not be stopped while it is full.
+        if self.queue.qsize() < MAX_WAITING:  # type: ignore[attr-defined]
             self.queue.put_nowait(record)
 
 
@@ -53,7 +54,7 @@ def json_lines(requests: bool = True) -> Iterator[None]:
     Args:
         requests: whether each request is a line.
     """
-    lines: queue.Queue[str] = queue.Queue(MAX_WAITING)
+    lines: queue.Queue[str] = queue.Queue()
     handler = _Waiting(lines)
     handler.setFormatter(JsonFormatter())
     listener = logging.handlers.QueueListener(lines, _Stderr())
