@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kerasseg.layers import BatchNormalization
+from kerasseg.layers import BatchNormalization, CropLike
 
 
 def trained(layer, inputs_BHWC, weights_BHWC):
@@ -52,3 +52,26 @@ def test_a_training_step_holds_the_fused_op_and_inference_does_not():
     assert "FusedBatchNormV3" not in ops(False)
     layer.trainable = False  # frozen: it goes by its averages in training too
     assert "FusedBatchNormV3" not in ops(True)
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_cropping_and_its_gradient_are_those_of_indexing(static):
+    rng = np.random.default_rng(0)
+    inputs_BHWC = tf.constant(rng.normal(size=(2, 6, 7, 3)), tf.float32)
+    like_BHWC = tf.zeros((2, 5, 4, 1))
+    weights_BHWC = tf.constant(rng.normal(size=(2, 5, 4, 3)), tf.float32)
+    specs = [tf.TensorSpec(x.shape if static else (None, None, None, x.shape[-1])) for x in (inputs_BHWC, like_BHWC)]
+
+    @tf.function(input_signature=specs)
+    def cropped(inputs_BHWC, like_BHWC):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs_BHWC)
+            outputs_BHWC = CropLike()([inputs_BHWC, like_BHWC])
+        assert outputs_BHWC.shape[-1] == 3
+        return outputs_BHWC, tape.gradient(outputs_BHWC, inputs_BHWC, output_gradients=weights_BHWC)
+
+    outputs_BHWC, gradient_BHWC = cropped(inputs_BHWC, like_BHWC)
+    np.testing.assert_array_equal(outputs_BHWC, inputs_BHWC[:, :5, :4])
+    np.testing.assert_array_equal(gradient_BHWC, np.pad(weights_BHWC, [(0, 0), (0, 1), (0, 3), (0, 0)]))
+    ops = {op.type for op in cropped.get_concrete_function().graph.get_operations()}
+    assert "StridedSliceGrad" not in ops  # slow on a CPU
