@@ -194,8 +194,8 @@ class CropLike(keras.layers.Layer):
     def call(self, inputs):
         inputs_BHWC, like_BHWC = inputs
         height, width = tf.unstack(tf.shape(like_BHWC)[1:3])
-        # Not `[:, :height, :width]`: on a CPU its gradient takes twenty times as long as that of a slice, which pads; and
-        # an ONNX graph would do arithmetic on sizes in floating point.
+        # Not `[:, :height, :width]`: on a CPU its gradient takes twenty times as long as that of a slice, which pads;
+        # and an ONNX graph does arithmetic on sizes in floating point for it.
         return tf.slice(inputs_BHWC, (0, 0, 0, 0), (-1, height, width, inputs_BHWC.shape[-1]))
 
     def compute_output_shape(self, input_shape):
