@@ -93,6 +93,69 @@ class AtrousConv2D(keras.layers.Conv2D):
 
 
 @register
+class Conv2D(keras.layers.Conv2D):
+    """`Conv2D` of padding "same" for large maps of many channels: on a CPU its training takes half the time.
+
+    What takes long there is oneDNN's gradient of the kernel, which on a processor without AVX-512 runs at a quarter of
+    the speed of a matrix product. Here it is such products, one for each position in the kernel. (Small maps and the
+    three channels of a picture gain nothing: `keras.layers.Conv2D`, `AtrousConv2D`.)
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.padding != "same" or self.dilation_rate != (1, 1) or len({*self.kernel_size}) > 1:
+            raise ValueError("Conv2D is square, of padding 'same' and without dilation: see keras.layers.Conv2D")
+
+    def call(self, inputs_BHWC, training=None):
+        kernel = tf.convert_to_tensor(self.kernel)  # in the compute type
+        on_cpu = not tf.config.list_logical_devices("GPU") and not tf.config.list_logical_devices("TPU")
+        by_products = training and on_cpu and kernel.dtype == tf.float32
+        # Elsewhere the plain op, which exporters know.
+        outputs_BHWC = (self._convolve_for_training if by_products else self._convolve)(inputs_BHWC, kernel)
+        if self.use_bias:
+            outputs_BHWC = tf.nn.bias_add(outputs_BHWC, tf.convert_to_tensor(self.bias))
+        return self.activation(outputs_BHWC)
+
+    def _convolve(self, inputs_BHWC, kernel):
+        return tf.nn.conv2d(inputs_BHWC, kernel, self.strides, "SAME")
+
+    @property
+    def _convolve_for_training(self):
+        @tf.custom_gradient
+        def convolve(inputs_BHWC, kernel):
+            def gradient(d_BHWC):
+                d_inputs = tf.nn.conv2d_transpose(d_BHWC, kernel, tf.shape(inputs_BHWC), self.strides, "SAME")
+                return d_inputs, self._kernel_gradient(inputs_BHWC, d_BHWC)
+
+            return self._convolve(inputs_BHWC, kernel), gradient
+
+        return convolve
+
+    def _kernel_gradient(self, inputs_BHWC, d_BHWC):
+        size, stride = self.kernel_size[0], self.strides[0]
+        channels, filters = inputs_BHWC.shape[-1], d_BHWC.shape[-1]
+        # A kernel of stride s is one of stride 1 on squares of s x s pixels, of `squares` squares.
+        squares = -(-size // stride)
+        output_hw = tf.shape(d_BHWC)[1:3]
+        pad_hw = tf.maximum((output_hw - 1) * stride + size - tf.shape(inputs_BHWC)[1:3], 0)
+        before_hw = pad_hw // 2
+        after_hw = (output_hw + squares - 1) * stride - tf.shape(inputs_BHWC)[1:3] - before_hw
+        x = tf.pad(inputs_BHWC, [(0, 0), *tf.unstack(tf.stack([before_hw, after_hw], axis=1)), (0, 0)])
+        if stride > 1:
+            x = tf.nn.space_to_depth(x, stride)
+        d = tf.pad(d_BHWC, [(0, 0), (0, squares - 1), (0, squares - 1), (0, 0)])
+        # In one row, another position in the kernel is another start. What of d is left out at the end is padding.
+        width = tf.shape(x)[2]
+        x, d = tf.reshape(x, (-1, x.shape[-1])), tf.reshape(d, (-1, filters))
+        count = tf.shape(d)[0] - (squares - 1) * (width + 1)
+        starts = [row * width + column for row in range(squares) for column in range(squares)]
+        products = [tf.matmul(x[start : start + count], d[:count], transpose_a=True) for start in starts]
+        kernel = tf.reshape(tf.stack(products), (squares, squares, stride, stride, channels, filters))
+        side = squares * stride
+        return tf.reshape(tf.transpose(kernel, (0, 2, 1, 3, 4, 5)), (side, side, channels, filters))[:size, :size]
+
+
+@register
 class AtrousDepthwiseConv2D(keras.layers.DepthwiseConv2D):
     """Dilated `DepthwiseConv2D` of stride 1 and multiplier 1 that becomes a Pad and a single Conv of an ONNX graph.
 

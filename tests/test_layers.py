@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kerasseg.layers import BatchNormalization, CropLike
+from kerasseg.layers import BatchNormalization, Conv2D, CropLike
 
 
 def trained(layer, inputs_BHWC, weights_BHWC):
@@ -75,3 +75,39 @@ def test_cropping_and_its_gradient_are_those_of_indexing(static):
     np.testing.assert_array_equal(gradient_BHWC, np.pad(weights_BHWC, [(0, 0), (0, 1), (0, 3), (0, 0)]))
     ops = {op.type for op in cropped.get_concrete_function().graph.get_operations()}
     assert "StridedSliceGrad" not in ops  # slow on a CPU
+
+
+@pytest.mark.parametrize("height, width", [(8, 12), (7, 9), (5, 4)])
+@pytest.mark.parametrize("size, stride", [(3, 1), (4, 2), (5, 2), (2, 2), (4, 1)])
+def test_the_gradients_of_a_convolution_are_keras_own(size, stride, height, width):
+    rng = np.random.default_rng(0)
+    inputs_BHWC = tf.constant(rng.normal(size=(2, height, width, 3)), tf.float32)
+    layers = [Layer(5, size, strides=stride, padding="same") for Layer in (Conv2D, keras.layers.Conv2D)]
+    weights = [rng.normal(size=(size, size, 3, 5)), np.arange(5.0)]
+    for layer in layers:
+        layer.build(inputs_BHWC.shape)
+        layer.set_weights(weights)
+    weights_BHWC = tf.constant(rng.normal(size=layers[1](inputs_BHWC).shape), tf.float32)
+
+    def results(layer, **training):
+        @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3))])
+        def run(inputs_BHWC):
+            with tf.GradientTape() as tape:
+                tape.watch(inputs_BHWC)
+                outputs_BHWC = layer(inputs_BHWC, **training)
+            sources = [inputs_BHWC, *(variable.value for variable in layer.trainable_variables)]
+            return outputs_BHWC, *tape.gradient(outputs_BHWC, sources, output_gradients=weights_BHWC)
+
+        ops = {op.type for op in run.get_concrete_function().graph.get_operations()}
+        return run(inputs_BHWC), ops
+
+    (expected, _), (values, ops) = results(layers[1]), results(layers[0], training=True)
+    for value, reference in zip(values, expected, strict=True):
+        np.testing.assert_allclose(value, reference, rtol=1e-4, atol=1e-4)
+    assert "Conv2DBackpropFilter" not in ops  # slow on a CPU
+    np.testing.assert_allclose(layers[0](inputs_BHWC), expected[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_convolution_of_another_kind_is_refused():
+    with pytest.raises(ValueError, match="see keras.layers.Conv2D"):
+        Conv2D(4, 3, padding="valid")

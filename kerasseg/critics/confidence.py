@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import keras
 
 from kerasseg.critics.trunk import CHANNELS, convolution, leaky_relu, trunk, widths
-from kerasseg.layers import CropLike, PadToMultiple, Upsample
+from kerasseg.layers import Conv2D, CropLike, PadToMultiple, Upsample
 
 Shown = Literal["maps", "maps_rgb", "labels_rgb", "maps_times_rgb"]
 Structure = Literal["stride16_up16", "stride4_up4", "stride16_up2", "stride16_up4"]
@@ -93,4 +93,4 @@ def _shown(segmentation, image, num_classes: int, shown: Shown):
 
 def _same(x, channels: int, name: str):
     """3x3, stride 1."""
-    return keras.layers.Conv2D(channels, 3, padding="same", name=name)(x)
+    return Conv2D(channels, 3, padding="same", name=name)(x)

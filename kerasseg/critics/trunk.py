@@ -2,6 +2,8 @@
 
 import keras
 
+from kerasseg.layers import Conv2D
+
 CHANNELS = 64
 DEPTH = 4
 
@@ -13,7 +15,7 @@ def widths(channels: int = CHANNELS) -> list[int]:
 
 def convolution(x, channels: int, name: str):
     """4x4, stride 2: half the size, rounded up."""
-    return keras.layers.Conv2D(channels, 4, strides=2, padding="same", name=name)(x)
+    return Conv2D(channels, 4, strides=2, padding="same", name=name)(x)
 
 
 def leaky_relu(x):

@@ -85,10 +85,10 @@ class AdvSemiSeg(Method):
 
         with tf.GradientTape(persistent=True) as tape:
             logits_l, logits_u = self.segment(x_l, x_u)  # train mode
-            # The discriminator has one mode. Each of its passes serves both networks' losses.
-            D_Y = self.discriminator(one_hot(y_l, self.num_classes))[..., 0]
-            D_l = self.discriminator(tf.nn.softmax(logits_l))[..., 0]
-            D_u = self.discriminator(zero_unless(valid_u, tf.nn.softmax(logits_u)))[..., 0]
+            # Train mode, in which the discriminator gives the same. Each of its passes serves both networks' losses.
+            D_Y = self.discriminator(one_hot(y_l, self.num_classes), training=True)[..., 0]
+            D_l = self.discriminator(tf.nn.softmax(logits_l), training=True)[..., 0]
+            D_u = self.discriminator(zero_unless(valid_u, tf.nn.softmax(logits_u)), training=True)[..., 0]
 
             L_ce = cross_entropy(y_l, logits_l)
             L_adv = binary_cross_entropy(D_l, 1.0, valid_l)

@@ -114,17 +114,19 @@ class DualGAN(Method):
             L_G = terms["L_ce"] = cross_entropy(y_l, logits_l)
             L_ad = 0.0
 
-            # The discriminators have one mode. Each of their passes serves both networks' losses.
+            # Train mode, in which the discriminators give the same. Each of their passes serves both networks' losses.
             if config.use_d1:
-                D1_Y = self.d1(one_hot(y_l, self.num_classes))
+                D1_Y = self.d1(one_hot(y_l, self.num_classes), training=True)
                 # A mask is all zero where it is ignored; predictions are shown the same way, or that would tell them.
-                D1_l, D1_u = self.d1(zero_unless(valid_l, G_l)), self.d1(zero_unless(valid_u, G_u))
+                D1_l = self.d1(zero_unless(valid_l, G_l), training=True)
+                D1_u = self.d1(zero_unless(valid_u, G_u), training=True)
                 L_ad += binary_cross_entropy(D1_l, 1.0) + late * binary_cross_entropy(D1_u, 1.0)
                 terms["L_D1"] = binary_cross_entropy(D1_Y, 1.0) + binary_cross_entropy(D1_l, 0.0)
                 terms |= {"D1_real": mean(tf.nn.sigmoid(D1_Y)), "D1_fake": mean(tf.nn.sigmoid(D1_l))}
                 terms |= {"acc_real": accuracy(D1_Y, 1.0), "acc_fake": accuracy(D1_l, 0.0)}
             if config.use_d2:
-                D2_l, D2_u = self.d2([G_l, x_l])[..., 0], self.d2([zero_unless(valid_u, G_u), x_u])[..., 0]
+                D2_l = self.d2([G_l, x_l], training=True)[..., 0]
+                D2_u = self.d2([zero_unless(valid_u, G_u), x_u], training=True)[..., 0]
                 L_ad += binary_cross_entropy(D2_l, 1.0, valid_l) + late * binary_cross_entropy(D2_u, 1.0, valid_u)
                 right_l = tf.cast(tf.argmax(logits_l, axis=-1, output_type=tf.int32) == y_l, tf.float32)
                 terms["L_D2"] = binary_cross_entropy(D2_l, right_l, valid_l)

@@ -2,7 +2,7 @@
 
 import keras
 
-from kerasseg.layers import AtrousConv2D, BatchNormalization, Upsample, register
+from kerasseg.layers import AtrousConv2D, BatchNormalization, Conv2D, Upsample, register
 from kerasseg.segmenters.backbones import BATCH_NORM_MOMENTUM
 from kerasseg.segmenters.segmenter import Segmenter
 
@@ -45,8 +45,16 @@ class DeepLabV3Plus(Segmenter):
         x = Upsample(output_stride // 4, name="upsample")(x)
         low = _conv_bn_relu(low_level, LOW_LEVEL_CHANNELS, 1, name="low_level")
         x = keras.layers.Concatenate()([x, low])
-        x = _conv_bn_relu(x, head_channels, 3, name="decoder_1")
-        x = _conv_bn_relu(x, head_channels, 3, name="decoder_2")
+        for name in ("decoder_1", "decoder_2"):
+            x = Conv2D(
+                head_channels,
+                3,
+                padding="same",
+                use_bias=False,
+                kernel_initializer="he_normal",
+                name=f"{name}_conv",
+            )(x)
+            x = _bn_relu(x, name=name)
         logits = keras.layers.Conv2D(num_classes, 1, name="logits")(x)
         return keras.Model([low_level, high_level], logits, name="decoder"), 4
 
