@@ -4,6 +4,8 @@ Shapes: B batch, H W height and width, C channels, K classes.
 """
 
 import functools
+import platform
+from pathlib import Path
 
 import keras
 import tensorflow as tf
@@ -92,13 +94,23 @@ class AtrousConv2D(keras.layers.Conv2D):
         return convolve(inputs_BHWC, kernel, 1, padding, dilations=self.dilation_rate)
 
 
+@functools.cache
+def slow_kernel_gradients() -> bool:
+    """Whether training runs on a CPU without AVX-512, as far as the system tells."""
+    if tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("TPU"):
+        return False
+    description = Path("/proc/cpuinfo")
+    return platform.machine() == "x86_64" and description.exists() and "avx512f" not in description.read_text()
+
+
 @register
 class Conv2D(keras.layers.Conv2D):
-    """`Conv2D` of padding "same" for large maps of many channels: on a CPU its training takes half the time.
+    """`Conv2D` of padding "same" for large maps of many channels: on CPUs without AVX-512 its training takes half the
+    time.
 
-    What takes long there is oneDNN's gradient of the kernel, which on a processor without AVX-512 runs at a quarter of
-    the speed of a matrix product. Here it is such products, one for each position in the kernel. (Small maps and the
-    three channels of a picture gain nothing: `keras.layers.Conv2D`, `AtrousConv2D`.)
+    What takes long there is oneDNN's gradient of the kernel, which runs at a quarter of the speed of a matrix product.
+    Here it is such products, one for each position in the kernel. (Small maps and the three channels of a picture gain
+    nothing: `keras.layers.Conv2D`, `AtrousConv2D`.)
     """
 
     def __init__(self, *args, **kwargs):
@@ -108,8 +120,7 @@ class Conv2D(keras.layers.Conv2D):
 
     def call(self, inputs_BHWC, training=None):
         kernel = tf.convert_to_tensor(self.kernel)  # in the compute type
-        on_cpu = not tf.config.list_logical_devices("GPU") and not tf.config.list_logical_devices("TPU")
-        by_products = training and on_cpu and kernel.dtype == tf.float32
+        by_products = training and kernel.dtype == tf.float32 and slow_kernel_gradients()
         # Elsewhere the plain op, which exporters know.
         outputs_BHWC = (self._convolve_for_training if by_products else self._convolve)(inputs_BHWC, kernel)
         if self.use_bias:
