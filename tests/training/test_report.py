@@ -50,7 +50,7 @@ def write_run(folder, *, method="s4gan", steps=200, finished=True, result=None, 
         (folder / "split" / f"{role}.txt").write_text("".join(f"{name}\n" for name in of_role))
 
     curves = {"L_ce": lambda step: 2 - step / 200, "L_new": lambda step: 1.0} | logged
-    rows = [{"step": s, "seconds": s / 10, "learning_rate": 0.01} for s in range(10, steps + 1, 10)]
+    rows = [{"step": s, "learning_rate": 0.01} for s in range(10, steps + 1, 10)]
     for row in rows:
         values = {name: curve(row["step"]) for name, curve in curves.items()}
         row |= {name: value for name, value in values.items() if value is not None}
