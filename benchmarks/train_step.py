@@ -172,7 +172,10 @@ def kerasseg_run(config: TrainStep) -> tuple[dict, Run]:
     import tensorflow as tf
 
     method = make_method(config)
-    data = tf.data.Dataset.from_tensors(make_batch(config)).repeat()
+    # What tunes an input pipeline sleeps, and the end of `fit` waits until it wakes: as long as a step.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    data = tf.data.Dataset.from_tensors(make_batch(config)).repeat().with_options(options)
 
     def run(steps: int) -> Record:
         history = method.fit(data, steps_per_epoch=steps, epochs=1, shuffle=False, verbose=0).history
