@@ -82,8 +82,8 @@ class Checkpoint:
             raise ValueError(f"{folder} holds no checkpoint that was measured on val")
         file = folder / file_name(max(measured, key=lambda step: (latest.scores[step], step)))
         try:
-            return cls.read(file)
-        except DAMAGED as error:
+            return latest if file == latest.file else cls.read(file)
+        except (*DAMAGED, FileNotFoundError) as error:
             raise ValueError(f"{file}, the best checkpoint, is missing or damaged ({error})") from error
 
     def restore(self, method: Method) -> None:

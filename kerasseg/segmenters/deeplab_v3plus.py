@@ -45,22 +45,14 @@ class DeepLabV3Plus(Segmenter):
         x = Upsample(output_stride // 4, name="upsample")(x)
         low = _conv_bn_relu(low_level, LOW_LEVEL_CHANNELS, 1, name="low_level")
         x = keras.layers.Concatenate()([x, low])
-        for name in ("decoder_1", "decoder_2"):
-            x = Conv2D(
-                head_channels,
-                3,
-                padding="same",
-                use_bias=False,
-                kernel_initializer="he_normal",
-                name=f"{name}_conv",
-            )(x)
-            x = _bn_relu(x, name=name)
+        x = _conv_bn_relu(x, head_channels, 3, layer=Conv2D, name="decoder_1")
+        x = _conv_bn_relu(x, head_channels, 3, layer=Conv2D, name="decoder_2")
         logits = keras.layers.Conv2D(num_classes, 1, name="logits")(x)
         return keras.Model([low_level, high_level], logits, name="decoder"), 4
 
 
-def _conv_bn_relu(x, filters: int, kernel_size: int, dilation_rate: int = 1, *, name: str):
-    x = AtrousConv2D(
+def _conv_bn_relu(x, filters: int, kernel_size: int, dilation_rate: int = 1, *, name: str, layer=AtrousConv2D):
+    x = layer(
         filters,
         kernel_size,
         padding="same",

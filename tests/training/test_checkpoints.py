@@ -70,6 +70,13 @@ def test_the_best_state_of_the_networks_can_be_had_without_their_optimizers(tmp_
         np.testing.assert_array_equal(weight, expected)
 
 
+def test_where_the_best_is_gone_that_is_said(tmp_path):
+    save(tmp_path, compiled(), {1: 0.9, 2: 0.1, 3: 0.2})
+    (tmp_path / "step_0000001.npz").unlink()
+    with pytest.raises(ValueError, match="step_0000001.npz, the best checkpoint, is missing or damaged"):
+        Checkpoint.best(tmp_path)
+
+
 def test_an_evaluation_that_was_the_best_so_far_is_worth_a_checkpoint(tmp_path):
     class Log:
         pending: dict = {}
