@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,11 +28,13 @@ import tyro
 from export.graph import (
     INPUTS,
     OPSET,
+    load_openvino,
     load_saved_model,
     outputs_of,
     serving_function,
     to_onnx,
     write_onnx,
+    write_openvino,
     write_saved_model,
 )
 from export.parity import LIMITS, Limits, Predictor, Sample, parity_report
@@ -45,7 +48,13 @@ from serving.pictures import load_labels, load_picture
 from training.checkpoints import open_method
 from training.run_folder import Run
 
-FORMATS = ("onnx", "saved_model")
+FORMATS = ("onnx", "saved_model", "openvino")
+DEFAULT_FORMATS = FORMATS[:2]
+REFUSED_FORMATS = {
+    "litert": "its converter, as of TensorFlow 2.21, takes no strided convolution of a picture that was padded to a "
+    "size known only at run time; with that worked round its graph answered NaN"
+}
+"""Formats that Keras writes too, and why they are not written here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +66,8 @@ class Config:
     out: Path
     """MODELS/name; the artifact becomes its next version, a numbered folder."""
     formats: tuple[str, ...] | None = None
-    """What to write: onnx, saved_model. ONNX is what is served, so it is always among them; None is both, and with
-    another precision than fp32 onnx alone."""
+    """What to write: onnx, saved_model, openvino. ONNX is what is served, so it is always among them; None is the first
+    two, and with another precision than fp32 onnx alone."""
     checkpoint: str = "last"
     """last, or best: the state that scored best on val while the run was trained."""
     precision: str = "fp32"
@@ -75,7 +84,7 @@ class Config:
 
     @property
     def wanted_formats(self) -> tuple[str, ...]:
-        return self.formats or (FORMATS if self.precision == "fp32" else FORMATS[:1])
+        return self.formats or (DEFAULT_FORMATS if self.precision == "fp32" else FORMATS[:1])
 
     @property
     def limits(self) -> Limits:
@@ -120,12 +129,16 @@ def check(config: Config) -> None:
     """Raises ValueError for flags that cannot be met, before anything slow begins."""
     if config.precision not in LIMITS:
         raise ValueError(f"--precision takes {', '.join(LIMITS)}; got {config.precision}")
+    for name in REFUSED_FORMATS.keys() & set(config.wanted_formats):
+        raise ValueError(f"{name} is not written: {REFUSED_FORMATS[name]}")
     if unknown := set(config.wanted_formats) - set(FORMATS):
         raise ValueError(f"--formats takes {', '.join(FORMATS)}; got {', '.join(sorted(unknown))}")
     if "onnx" not in config.wanted_formats:
         raise ValueError("--formats must name onnx: it is the graph that an artifact is served by")
-    if "saved_model" in config.wanted_formats and config.precision != "fp32":
-        raise ValueError(f"a SavedModel computes in fp32: give --formats onnx with --precision {config.precision}")
+    if set(config.wanted_formats) - {"onnx"} and config.precision != "fp32":
+        raise ValueError(f"other formats compute in fp32: give --formats onnx with --precision {config.precision}")
+    if "openvino" in config.wanted_formats and find_spec("openvino") is None:
+        raise ValueError('--formats openvino needs OpenVINO: pip install "kerasseg[openvino]"')
     if config.pictures is not None and config.pictures < 1:
         raise ValueError(f"--parity-pictures must be at least 1, got {config.pictures}")
     if config.calibration_pictures < 1:
@@ -265,6 +278,9 @@ def write_artifact(
     if "saved_model" in config.wanted_formats:
         write_saved_model(serve, folder / "saved_model")
         formats["saved_model"] = load_saved_model(folder / "saved_model")
+    if "openvino" in config.wanted_formats:
+        write_openvino(folder / GRAPH_FILE, folder / "openvino")
+        formats["openvino"] = load_openvino(folder / "openvino")
 
     say(f"comparing with the trained model on {len(samples)} pictures")
     report = parity_report(

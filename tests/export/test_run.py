@@ -67,6 +67,20 @@ def test_run_to_artifact_that_serves(method, runs, export, tmp_path):
     assert [child.name for child in out.iterdir()] == ["1"]
 
 
+def test_openvino_is_proven_as_the_others_are(runs, export, tmp_path, monkeypatch):
+    out = tmp_path / "scene"
+    arguments = (runs["mlmt"], "--out", out, "--parity-pictures", 2, "--formats", "onnx", "openvino")
+    status, result, stderr = export(*arguments)
+    assert status == 0, stderr
+    assert result["formats"] == ["onnx", "openvino"]
+    report = open_artifact(out).info.parity["formats"]["openvino"]
+    assert report["passed"] and report["largest_confidence_error"] < 1e-4
+    assert sorted(child.name for child in (out / "1/openvino").iterdir()) == ["model.bin", "model.xml"]
+    monkeypatch.setattr(export_run, "find_spec", lambda name: None)
+    status, _, stderr = export(*arguments)
+    assert status == 2 and 'pip install "kerasseg[openvino]"' in stderr
+
+
 def test_the_state_that_scored_best_can_be_exported(runs, export, tmp_path):
     run, out = tmp_path / "run", tmp_path / "scene"
     shutil.copytree(runs["supervised"], run)
@@ -141,7 +155,8 @@ CONFIG = {"method": "mlmt", "dataset": "shapes", "steps": 1, "classes": [], "pal
         (["unfinished", "--out", "m"], "not finished: go on with training.run --resume"),
         (["stopped", "--out", "m"], "stopped has no model.keras yet: go on with training.run --resume"),
         (["stopped", "--out", "m", "--precision", "fp8"], "--precision takes fp32, fp16, int8; got fp8"),
-        (["stopped", "--out", "m", "--formats", "tflite"], "--formats takes onnx, saved_model; got tflite"),
+        (["stopped", "--out", "m", "--formats", "tflite"], "--formats takes onnx, saved_model, openvino; got tflite"),
+        (["stopped", "--out", "m", "--formats", "onnx", "litert"], "litert is not written: its converter"),
         (["stopped", "--out", "m", "--formats", "saved_model"], "--formats must name onnx"),
         (["stopped", "--out", "m/3"], "names a version"),
         (["stopped", "--out", "file"], "is a file"),

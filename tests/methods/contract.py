@@ -6,10 +6,12 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import onnxruntime
 import pytest
 import tensorflow as tf
 
 import tests.backbone  # noqa: F401
+from export.graph import serving_function, to_onnx
 from kerasseg.methods import METHODS, Method
 from kerasseg.segmenters import build_segmenter
 from tests.methods import tiny
@@ -72,7 +74,8 @@ class MethodContract:
         assert method(np.zeros((1, 16, 16, 3), np.float32)).dtype == tf.float32
 
     @pytest.mark.slow
-    def test_a_saved_model_gives_the_same_probabilities_without_custom_objects(self, deeplab, data, tmp_path):
+    def test_what_is_saved_and_what_is_exported_give_the_same_probabilities(self, deeplab, data, tmp_path):
+        """Without custom objects, and without Keras."""
         method = self.make(deeplab)
         method.compile(run_eagerly=True)
         method.fit(data, steps_per_epoch=1, epochs=1, shuffle=False, verbose=0)
@@ -81,8 +84,22 @@ class MethodContract:
 
         assert type(loaded) is type(method)
         assert loaded.config == method.config
-        image = np.random.default_rng(0).uniform(0, 255, (2, 33, 47, 3)).astype(np.float32)
-        np.testing.assert_array_equal(loaded(image), method(image))
+        images_NHW3 = np.random.default_rng(0).integers(0, 256, (2, 33, 47, 3), np.uint8)
+        probabilities = method(images_NHW3.astype(np.float32))
+        np.testing.assert_array_equal(loaded(images_NHW3.astype(np.float32)), probabilities)
+
+        graph = to_onnx(serving_function(loaded))
+        session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        outputs = dict(zip(names, session.run(names, {"image": images_NHW3}), strict=True))
+        np.testing.assert_allclose(outputs["confidence"], np.max(probabilities, axis=-1), atol=1e-5)
+        ours_NHW1 = np.take_along_axis(np.asarray(probabilities), outputs["labels"][..., None], axis=-1)
+        np.testing.assert_allclose(ours_NHW1[..., 0], outputs["confidence"], atol=1e-5)
+        ungated = method.predictions(images_NHW3.astype(np.float32))[method.variants[-1]]
+        reliability = method.reliability(images_NHW3.astype(np.float32), ungated)
+        assert ("reliability" in outputs) == (reliability is not None)
+        if reliability is not None:
+            np.testing.assert_allclose(outputs["reliability"], reliability, atol=1e-5)
 
     def test_probabilities_are_those_of_a_distribution_or_gated_ones(self, data):
         method = self.make(tiny.segmenter())
