@@ -18,12 +18,13 @@ import tyro
 import uvicorn
 
 from serving import cli
-from serving.app import Limits, Service, make_app
+from serving.app import make_app
 from serving.connections import Connection
 from serving.engine import Provider, has_gpu, usable_cpus
 from serving.logs import json_lines
 from serving.pictures import PICTURE_SUFFIXES, load_picture, warm_up
 from serving.repository import Repository, Settings
+from serving.service import Limits, Service
 
 log = logging.getLogger("serving")
 

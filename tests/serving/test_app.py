@@ -356,14 +356,14 @@ def test_a_client_that_goes_leaves_the_batch(server, model, gate):
 
 
 def test_only_so_many_bytes_of_bodies_are_held(server, client, monkeypatch):
-    monkeypatch.setattr(server.service, "_limits", type(server.service._limits)(max_bodies=10))
+    monkeypatch.setattr(server.service, "limits", type(server.service.limits)(max_bodies=10))
     response = client.post(SEGMENT, content=picture())
     assert error_of(response, 503) == "too many large bodies are arriving at once"
     assert server.service._held_bytes == 0
 
 
 def test_a_body_that_does_not_arrive(server, monkeypatch):
-    monkeypatch.setattr(server.service, "_limits", type(server.service._limits)(body_timeout=0.01))
+    monkeypatch.setattr(server.service, "limits", type(server.service.limits)(body_timeout=0.01))
     answer = answer_to(server, post_head(SEGMENT, 100, "Connection: close") + b"half")
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b"the body did not arrive within 0.01 seconds" in answer
