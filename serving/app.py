@@ -25,7 +25,7 @@ from serving.artifact import ModelInfo
 from serving.metrics import prometheus_text
 from serving.pictures import WEB_FORMATS, coco_rle, index_png, jpeg, load_picture, overlay, png
 from serving.repository import Answer, Model
-from serving.service import FAILURES, Asked, Call, ClientGone, Decode, Service, bears, message_of
+from serving.service import FAILURES, Asked, Call, ClientGone, Decode, Service, bears, message_of, tensor_asked
 
 log = logging.getLogger("serving")
 
@@ -128,9 +128,6 @@ class Endpoints:
         def decode(model: Model, body: bytes) -> Asked:
             body = protocol.decompress(body, encoding, self._service.limits.max_body)
             asked = protocol.parse_request(body, header_length, model.info, 3 * self._service.limits.max_pixels)
-            [images_NHWC] = asked.inputs.values()
-            if len(images_NHWC) > model.max_batch_size:
-                raise ValueError(f"{len(images_NHWC)} pictures in a tensor, at most {model.max_batch_size} are taken")
 
             def encode(model: Model, answer: Answer) -> Response:
                 content, length = protocol.write_response(model.info, asked, answer.outputs)
@@ -139,7 +136,7 @@ class Endpoints:
                 headers = {protocol.HEADER_LENGTH: str(length)}
                 return Response(content, media_type="application/octet-stream", headers=headers)
 
-            return Asked(images_NHWC, tuple(asked.outputs), asked.timeout, encode, asked.id)
+            return tensor_asked(model, asked, asked.timeout, encode)
 
         return await self._answer(request, decode)
 
@@ -354,8 +351,7 @@ async def _error_response(request: Request, error: Exception) -> Response:
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:
-    said = f"internal error; the server's log tells more of request {request.state.call.id}"
-    return JSONResponse({"error": said}, 500)
+    return JSONResponse({"error": request.state.call.unforeseen()}, 500)
 
 
 _unauthorized = JSONResponse(

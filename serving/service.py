@@ -41,6 +41,10 @@ class RequestTooLarge(BadRequest):
     """The client sent more than the limits allow."""
 
 
+class Unauthorized(Exception):
+    """The client does not bear the server's token."""
+
+
 class Forbidden(Exception):
     """The server was started without what is asked for."""
 
@@ -75,6 +79,7 @@ class Failure(NamedTuple):
 FAILURES: dict[type[BaseException], Failure] = {
     BadRequest: Failure(400, "INVALID_ARGUMENT", "OTHER"),
     RequestTooLarge: Failure(413, "INVALID_ARGUMENT", "OTHER"),
+    Unauthorized: Failure(401, "UNAUTHENTICATED", "OTHER"),
     Forbidden: Failure(403, "PERMISSION_DENIED", "OTHER"),
     UnknownModel: Failure(404, "NOT_FOUND", "OTHER"),
     Loading: Failure(503, "UNAVAILABLE", "REJECTED"),
@@ -145,6 +150,10 @@ class Call:
     def has_body_id(self, id: str) -> None:
         """The body names the request too, which counts where no header does."""
         self.id = self._given or _safe_id(id) or self.id
+
+    def unforeseen(self) -> str:
+        """What the client is told where nothing better can be said."""
+        return f"internal error; the server's log tells more of request {self.id}"
 
     def ended(self, status: int | str, sent: int) -> None:
         """Writes the line, with the protocol's status and the bytes of the answer."""
@@ -339,6 +348,20 @@ class Service:
         finally:
             for end in ends:
                 end.cancel()
+
+
+def tensor_asked(
+    model: Model, request: protocol.InferRequest, timeout: float | None, encode: Callable[[Model, Answer], Any]
+) -> Asked:
+    """A request of the V2 protocol, decoded.
+
+    Raises:
+        ValueError: more pictures than the model takes at a time.
+    """
+    [images_NHWC] = request.inputs.values()
+    if len(images_NHWC) > model.max_batch_size:
+        raise ValueError(f"{len(images_NHWC)} pictures in a tensor, at most {model.max_batch_size} are taken")
+    return Asked(images_NHWC, tuple(request.outputs), timeout, encode, request.id)
 
 
 def bears(token: str | None, authorization: str) -> bool:
