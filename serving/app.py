@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from serving import protocol
+from serving import openapi, protocol
 from serving.artifact import ModelInfo
 from serving.metrics import prometheus_text
 from serving.pictures import WEB_FORMATS, coco_rle, index_png, jpeg, load_picture, overlay, png
@@ -45,10 +45,15 @@ OPEN_PATHS = ("/v2/health/",)
 
 
 class Endpoints:
-    """What is answered at which path."""
+    """What is answered at which path; `serving.openapi` describes it.
 
-    def __init__(self, service: Service):
+    Args:
+        document: that description.
+    """
+
+    def __init__(self, service: Service, document: dict[str, Any]):
         self._service = service
+        self._document = document
 
     def routes(self) -> list[BaseRoute]:
         def of_model(path: str, endpoint: Any, method: str) -> list[BaseRoute]:
@@ -72,6 +77,7 @@ class Endpoints:
             Route("/v2/repository/models/{model}/unload", self.unload, methods=["POST"]),
             *of_model("/v1/segment/{model}", self.segment, "POST"),
             Route("/metrics", self.metrics),
+            Route("/openapi.json", self.openapi),
         ]
 
     # Health and what there is
@@ -101,13 +107,17 @@ class Endpoints:
     async def metrics(self, request: Request) -> Response:
         return Response(prometheus_text(self._service.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    async def openapi(self, request: Request) -> Response:
+        return JSONResponse(self._document)
+
     async def index(self, request: Request) -> Response:
         async with self._body(request, MAX_INDEX_BODY) as body:
             try:
-                asked = json.loads(body) if body else {}
-                only_ready = asked.get("ready", False)
-            except (ValueError, AttributeError, RecursionError) as error:
-                raise HTTPException(400, f'expected {{"ready": true}}, false, or nothing: {error}') from error
+                only_ready = json.loads(body).get("ready", False) if body else False
+            except (ValueError, AttributeError, RecursionError):
+                only_ready = None
+        if not isinstance(only_ready, bool):
+            raise HTTPException(400, 'expected {"ready": true}, false, or nothing')
         return JSONResponse(self._service.index(only_ready))
 
     async def load(self, request: Request) -> Response:
@@ -339,7 +349,7 @@ def make_app(service: Service, token: str | None = None, lifespan: Any = None) -
     failures = [kind for kind in FAILURES if issubclass(kind, Exception)]
     handlers: dict[Any, Any] = dict.fromkeys((HTTPException, *failures), _error_response)
     handlers[Exception] = _internal_error
-    routes = Endpoints(service).routes()
+    routes = Endpoints(service, openapi.document(token=token is not None)).routes()
     return Frame(Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan), service, token)
 
 

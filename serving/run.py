@@ -215,6 +215,9 @@ class Server(uvicorn.Server):
         self.repository = Repository(config.models, settings_of(config))
         limits = Limits(max_body=config.max_body_mb * 2**20, max_pixels=config.max_pixels, timeout=config.timeout)
         self.service = Service(self.repository, limits, allow_load=config.allow_load)
+        self._grpc = None
+        if config.grpc_port is not None:
+            self._grpc = grpc_server_class()(self.service, token, config.max_connections)
         self._failure: Exception | None = None
         self._poll = config.poll
         self._drain_delay = config.drain_delay
@@ -226,9 +229,6 @@ class Server(uvicorn.Server):
         self.grpc_address: str | None = None
         self._grpc_at = config.host, config.grpc_port
         self._grpc_stopped: asyncio.Future[None] | None = None
-        self._grpc = None
-        if config.grpc_port is not None:
-            self._grpc = grpc_server_class()(self.service, token, config.max_connections)
         super().__init__(
             uvicorn.Config(
                 make_app(self.service, token, self._lifespan),
