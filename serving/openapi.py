@@ -15,7 +15,7 @@ FAILURES = {
     406: "None of the media types of Accept can be had",
     408: "The body did not arrive in time",
     413: "The body, the picture or the tensor is too large",
-    500: "The model failed",
+    500: "The model failed, or what nobody foresaw",
     503: "The models are being loaded, the queue is full, the time is over, or there are too many connections",
 }
 """What each status means, with the body {"error": "..."}."""
@@ -30,7 +30,7 @@ def document(*, token: bool) -> dict[str, Any]:
     Args:
         token: whether requests have to bear one.
     """
-    failures = (401, 503) if token else (503,)  # of every endpoint
+    failures = (401, 500, 503) if token else (500, 503)  # of every endpoint
 
     def answers(content: Any, *statuses: int, headers: dict[str, Any] | None = None) -> dict[str, Any]:
         """Of an operation: 200 with this content by media type, and failures."""
@@ -100,7 +100,6 @@ def document(*, token: bool) -> dict[str, Any]:
                     {JSON: {"schema": _ref("schemas", "InferResponse")}, "application/octet-stream": {}},
                     *OF_BODIES,
                     *OF_MODELS,
-                    500,
                     headers=binary | timing,
                 ),
                 parameters=[_ref("parameters", HEADER_LENGTH), _ref("parameters", "Content-Encoding")],
@@ -139,7 +138,6 @@ def document(*, token: bool) -> dict[str, Any]:
                     *OF_BODIES,
                     *OF_MODELS,
                     406,
-                    500,
                     headers=timing,
                 ),
                 parameters=[_ref("parameters", name) for name in ("output", "opacity", "timeout")],

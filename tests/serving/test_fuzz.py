@@ -44,8 +44,10 @@ def server(tmp_path_factory):
         assert server.service._held_bytes == 0
 
 
-@pytest.mark.parametrize(("name", "requests"), fuzz.operations(document(token=False)))
-def test_what_is_documented_is_so(server, name, requests):
+@pytest.mark.parametrize(
+    "requests", [pytest.param(requests, id=name) for name, requests in fuzz.operations(document(token=False))]
+)
+def test_what_is_documented_is_so(server, requests):
     """Statuses, media types, headers and bodies of answers to requests made from the document."""
 
     @few(10)
