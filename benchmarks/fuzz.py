@@ -82,9 +82,9 @@ SEGMENTS |= st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_c
 
 
 def mostly(usual: Any, strategy: st.SearchStrategy) -> st.SearchStrategy:
-    """Three times of four what is usual, or the right thing would hardly ever come together."""
+    """Seven times of eight what is usual, or the right thing would hardly ever come together."""
     usual = usual if isinstance(usual, st.SearchStrategy) else st.just(usual)
-    return st.integers(0, 3).flatmap(lambda n: usual if n else strategy)
+    return st.integers(0, 7).flatmap(lambda n: usual if n else strategy)
 
 
 @st.composite

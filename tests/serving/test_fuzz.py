@@ -1,6 +1,5 @@
 """A few of the requests of `python -m benchmarks.fuzz`: whatever is sent, the answer is one that the server means."""
 
-import grpc
 import httpx
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -9,9 +8,9 @@ from schemathesis.specs.openapi import checks
 
 from benchmarks import fuzz
 from serving.openapi import document
+from tests.serving.calls import calling, infer_request
 from tests.serving.conftest import write_toy_model
 from tests.serving.servers import running
-from tests.serving.test_grpc_server import infer_request
 
 load_all_checks()
 CHECKS = [
@@ -78,13 +77,12 @@ def test_bytes(server):
 @pytest.mark.parametrize("raw", [True, False])
 def test_grpc_messages(server, raw):
     codes = set()
-    with grpc.insecure_channel(server.grpc_address) as channel:
-        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+    with calling(server) as call:
 
         @few(100)
         @given(fuzz.damaged(infer_request(raw=raw).SerializeToString()))
         def send(message):
-            code = infer.future(message).code().name
+            code = call("ModelInfer", message).code().name
             assert code in ("OK", "INVALID_ARGUMENT", "NOT_FOUND")
             codes.add(code)
 

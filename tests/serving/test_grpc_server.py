@@ -4,7 +4,6 @@ import json
 import logging
 import signal
 import sys
-from contextlib import contextmanager
 
 import grpc
 import httpx
@@ -15,11 +14,9 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 from serving import run
 from serving.grpc_messages import DEFINITIONS, MESSAGES
 from serving.logs import JsonFormatter
+from tests.serving.calls import IMAGES, SERVICE, calling, infer_request
 from tests.serving.conftest import write_toy_model
 from tests.serving.servers import running, until
-
-IMAGES = np.random.default_rng(0).integers(0, 256, (2, 6, 8, 3), np.uint8)
-SERVICE = "inference.GRPCInferenceService"
 
 
 @pytest.fixture(scope="module")
@@ -35,34 +32,10 @@ def model(server):
     return server.repository.get("toy")
 
 
-@contextmanager
-def calling(server, service=SERVICE):
-    """Yields `call(method, message, ...)`, which returns the call under way: a future of the answer."""
-    with grpc.insecure_channel(server.grpc_address) as channel:
-
-        def call(method, message=b"", **options):
-            stub = channel.unary_unary(f"/{service}/{method}")
-            serialized = message if isinstance(message, bytes) else message.SerializeToString()
-            return stub.future(serialized, **{"timeout": 600} | options)
-
-        yield call
-
-
 @pytest.fixture
 def call(server):
     with calling(server) as call:
         yield call
-
-
-def infer_request(images_NHWC=IMAGES, raw=True, model_name="toy", **changes):
-    """A request in Triton's own messages."""
-    tensor = {"name": "image", "datatype": "UINT8", "shape": images_NHWC.shape}
-    request = service_pb2.ModelInferRequest(model_name=model_name, inputs=[tensor | changes])
-    if raw:
-        request.raw_input_contents.append(images_NHWC.tobytes())
-    else:
-        request.inputs[0].contents.uint_contents.extend(images_NHWC.ravel().tolist())
-    return request
 
 
 def labels_of(answer):
