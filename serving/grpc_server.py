@@ -196,16 +196,13 @@ class GrpcServer:
     # Inference
 
     async def _infer(self, call: Call, messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
-        remaining = context.time_remaining()
-
         def decode(model: Model, request: tuple[dict[str, Any], memoryview]) -> Asked:
             asked = protocol.read_request(*request, model.info, 3 * self._service.limits.max_pixels)
-            times = [seconds for seconds in (asked.timeout, remaining) if seconds is not None]
 
             def encode(model: Model, answer: Answer) -> bytes:
                 return write_response(model.info, asked, answer.outputs)
 
-            return tensor_asked(model, asked, min(times, default=None), encode)
+            return tensor_asked(model, asked, asked.timeout, encode)
 
         async with contextlib.AsyncExitStack() as received:
             name, version, *request = await received.enter_async_context(self._received(messages, read_infer))
