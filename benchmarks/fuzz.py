@@ -144,7 +144,8 @@ def pictures(draw: st.DrawFn) -> bytes:
         options["exif"] = b"Exif\0\0" + draw(mostly(b"", st.binary(max_size=30)))
     if format == "JPEG" and mode == "P":
         image = image.convert("L")
-    return draw(damaged(encoded(image, format, **options)))
+    contents = encoded(image, format, **options)
+    return draw(mostly(contents, damaged(contents)))
 
 
 @st.composite

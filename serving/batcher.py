@@ -97,8 +97,8 @@ class RequestQueue:
 class Ticket:
     """A place in the queue, held while the item is being prepared; leaving the `with` block gives it back.
 
-    Leaving it by an exception also takes back the item that another thread may have submitted by then, since nobody will
-    have its future.
+    Leaving it by an exception also takes back the item that another thread may have submitted by then, since nobody
+    will have its future.
     """
 
     def __init__(self, batcher: "Batcher"):
