@@ -1,24 +1,14 @@
-"""The server's HTTP side: pictures in and masks out, the V2 protocol, health and metrics.
-
-    bytes --> thread pool: decode --> batcher --> thread pool: encode --> bytes
-
-The event loop only moves bytes; whatever computes runs in a pool or in the batcher's thread.
-"""
+"""The server's HTTP side: pictures in and masks out, the V2 protocol, health and metrics."""
 
 import asyncio
 import contextlib
-import hmac
+import functools
 import json
 import logging
 import math
-import time
-import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping
 from fnmatch import fnmatch
-from importlib.metadata import version as installed_version
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import numpy as np
 import python_multipart
@@ -30,16 +20,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from serving import protocol
+from serving import openapi, protocol
 from serving.artifact import ModelInfo
-from serving.batcher import Closed, QueueFull, Ticket
-from serving.engine import usable_cpus
-from serving.metrics import new_registry, prometheus_text
-from serving.pictures import WEB_FORMATS, TooManyPixels, coco_rle, index_png, jpeg, load_picture, overlay, png
-from serving.repository import Answer, Model, Repository, UnknownModel
+from serving.metrics import prometheus_text
+from serving.pictures import WEB_FORMATS, coco_rle, index_png, jpeg, load_picture, overlay, png
+from serving.repository import Answer, Model
+from serving.service import FAILURES, Asked, Call, ClientGone, Decode, Service, bears, message_of, tensor_asked
 
 log = logging.getLogger("serving")
-request_log = logging.getLogger("serving.requests")
 
 MEDIA_TYPES = {
     "labels": "image/png",
@@ -55,74 +43,17 @@ MAX_INDEX_BODY = 2**16
 OPEN_PATHS = ("/v2/health/",)
 """Answered without a token: what asks for them, such as Kubernetes, has none."""
 
-R = TypeVar("R")
 
+class Endpoints:
+    """What is answered at which path; `serving.openapi` describes it.
 
-class DeadlineExceeded(Exception):
-    """The request's time was over before its batch ran."""
-
-
-class BackendError(Exception):
-    """The model failed on a request that was right."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What a client may ask for."""
-
-    max_body: int = 2**26
-    """Bytes of a body, compressed and not."""
-    max_bodies: int = 2**28
-    """Bytes of all bodies that are being read or decoded."""
-    max_pixels: int = 2**24
-    """Of a picture, or of a tensor's pictures together."""
-    timeout: float = 30.0
-    """Seconds that a request may wait for its batch."""
-    body_timeout: float = 30.0
-    """Seconds that its body may take to arrive."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A decoded request: pictures of one size, and how to tell the answer."""
-
-    images_NHWC: np.ndarray
-    outputs: tuple[str, ...]
-    timeout: float | None
-    encode: Callable[[Model, Answer], Response]
-    id: str | None = None
-
-
-Decode = Callable[[Model, bytes], Asked]
-
-# Status, and Triton's reason in the metrics, of what is not answered; what a client sent wrongly is an HTTPException.
-FAILURES: dict[type[BaseException], tuple[int, str]] = {
-    UnknownModel: (404, "OTHER"),
-    QueueFull: (503, "REJECTED"),
-    Closed: (503, "REJECTED"),
-    DeadlineExceeded: (503, "REJECTED"),
-    ClientDisconnect: (499, "CANCELED"),  # nobody reads it; nginx' number, for the log
-    asyncio.CancelledError: (499, "CANCELED"),
-    BackendError: (500, "BACKEND"),
-}
-
-
-class Service:
-    """The endpoints.
-
-    Attributes:
-        state: "loading" at first, when inference is refused, then "ready", which `/v2/health/ready` tells. While it is
-            "draining", that says no again, and requests are answered all the same.
+    Args:
+        document: that description.
     """
 
-    def __init__(self, repository: Repository, limits: Limits, *, allow_load: bool = False):
-        self.state: Literal["loading", "ready", "draining"] = "loading"
-        self.repository = repository
-        self._limits = limits
-        self._allow_load = allow_load
-        self._pool = ThreadPoolExecutor(usable_cpus(), "pictures")
-        self._held_bytes = 0
-        self.registry = new_registry(repository.models)
+    def __init__(self, service: Service, document: dict[str, Any]):
+        self._service = service
+        self._document = document
 
     def routes(self) -> list[BaseRoute]:
         def of_model(path: str, endpoint: Any, method: str) -> list[BaseRoute]:
@@ -146,10 +77,8 @@ class Service:
             Route("/v2/repository/models/{model}/unload", self.unload, methods=["POST"]),
             *of_model("/v1/segment/{model}", self.segment, "POST"),
             Route("/metrics", self.metrics),
+            Route("/openapi.json", self.openapi),
         ]
-
-    def close(self) -> None:
-        self._pool.shutdown()
 
     # Health and what there is
 
@@ -157,61 +86,46 @@ class Service:
         return Response()
 
     async def server_ready(self, request: Request) -> Response:
-        return Response(status_code=200 if self.state == "ready" else 503)
+        return Response(status_code=200 if self._service.ready else 503)
 
     async def model_ready(self, request: Request) -> Response:
-        model = self._model(request)
-        ready = self.state == "ready"
+        model, ready = self._service.model(*_wanted_model(request)), self._service.ready
         return JSONResponse({"name": model.info.name, "ready": ready}, 200 if ready else 503)
 
     async def server_metadata(self, request: Request) -> Response:
-        return JSONResponse(
-            {"name": "kerasseg", "version": installed_version("kerasseg"), "extensions": protocol.EXTENSIONS}
-        )
+        return JSONResponse(self._service.server_metadata())
 
     async def metadata(self, request: Request) -> Response:
-        model = self._model(request)
-        versions = self.repository.versions(model.info.name)
-        return JSONResponse(protocol.model_metadata(model.info, versions, model.provider))
+        return JSONResponse(self._service.model_metadata(*_wanted_model(request)))
 
     async def config(self, request: Request) -> Response:
-        model = self._model(request)
-        return JSONResponse(
-            protocol.model_config(model.info, model.provider, model.max_batch_size, model.max_delay, model.buckets)
-        )
+        return JSONResponse(self._service.model_config(*_wanted_model(request)))
 
     async def statistics(self, request: Request) -> Response:
-        models = [self._model(request)] if "model" in request.path_params else self.repository.models()
-        return JSONResponse(
-            {"model_stats": [model.statistics.to_json(model.info.name, model.info.version) for model in models]}
-        )
+        return JSONResponse(self._service.statistics(*_wanted_model(request)))
 
     async def metrics(self, request: Request) -> Response:
-        return Response(prometheus_text(self.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(prometheus_text(self._service.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def openapi(self, request: Request) -> Response:
+        return JSONResponse(self._document)
 
     async def index(self, request: Request) -> Response:
         async with self._body(request, MAX_INDEX_BODY) as body:
             try:
-                asked = json.loads(body) if body else {}
-                only_ready = asked.get("ready", False)
-            except (ValueError, AttributeError, RecursionError) as error:
-                raise HTTPException(400, f'expected {{"ready": true}}, false, or nothing: {error}') from error
-        entries = self.repository.index()
-        return JSONResponse([entry for entry in entries if not only_ready or entry["state"] == "READY"])
+                only_ready = json.loads(body).get("ready", False) if body else False
+            except (ValueError, AttributeError, RecursionError):
+                only_ready = None
+        if not isinstance(only_ready, bool):
+            raise HTTPException(400, 'expected {"ready": true}, false, or nothing')
+        return JSONResponse(self._service.index(only_ready))
 
     async def load(self, request: Request) -> Response:
-        return await self._change(self.repository.load_one, request)
+        await self._service.load(request.path_params["model"])
+        return Response()
 
     async def unload(self, request: Request) -> Response:
-        return await self._change(self.repository.unload, request)
-
-    async def _change(self, change: Callable[[str], None], request: Request) -> Response:
-        if not self._allow_load:
-            raise HTTPException(403, "clients may not load or unload models here: start the server with --allow-load")
-        try:
-            await asyncio.to_thread(change, request.path_params["model"])
-        except ValueError as error:
-            raise HTTPException(400, str(error)) from error
+        await self._service.unload(request.path_params["model"])
         return Response()
 
     # Inference
@@ -222,11 +136,8 @@ class Service:
         header_length = request.headers.get(protocol.HEADER_LENGTH)
 
         def decode(model: Model, body: bytes) -> Asked:
-            body = protocol.decompress(body, encoding, self._limits.max_body)
-            asked = protocol.parse_request(body, header_length, model.info, 3 * self._limits.max_pixels)
-            [images_NHWC] = asked.inputs.values()
-            if len(images_NHWC) > model.max_batch_size:
-                raise ValueError(f"{len(images_NHWC)} pictures in a tensor, at most {model.max_batch_size} are taken")
+            body = protocol.decompress(body, encoding, self._service.limits.max_body)
+            asked = protocol.parse_request(body, header_length, model.info, 3 * self._service.limits.max_pixels)
 
             def encode(model: Model, answer: Answer) -> Response:
                 content, length = protocol.write_response(model.info, asked, answer.outputs)
@@ -235,7 +146,7 @@ class Service:
                 headers = {protocol.HEADER_LENGTH: str(length)}
                 return Response(content, media_type="application/octet-stream", headers=headers)
 
-            return Asked(images_NHWC, tuple(asked.outputs), asked.timeout, encode, asked.id)
+            return tensor_asked(model, asked, asked.timeout, encode)
 
         return await self._answer(request, decode)
 
@@ -248,11 +159,11 @@ class Service:
             output = choose_output(query, accept, model.info)
             opacity, timeout = _number(query, "opacity", 0.5, 1.0), _number(query, "timeout", math.inf, math.inf)
             contents = file_of_form(kind, body) if kind.lower().startswith("multipart/form-data") else body
-            image_HWC = load_picture(contents, max_pixels=self._limits.max_pixels, formats=WEB_FORMATS)
+            image_HWC = load_picture(contents, max_pixels=self._service.limits.max_pixels, formats=WEB_FORMATS)
 
             def encode(model: Model, answer: Answer) -> Response:
                 outputs = {name: array[0] for name, array in answer.outputs.items()}
-                return picture_response(model.info, output, image_HWC, outputs, opacity, request.state.id)
+                return picture_response(model.info, output, image_HWC, outputs, opacity, request.state.call.id)
 
             wanted = {"areas": ("labels", "confidence"), "overlay": ("labels",), "rle": ("labels",)}
             return Asked(image_HWC[None], wanted.get(output, (output,)), timeout, encode)
@@ -260,101 +171,38 @@ class Service:
         return await self._answer(request, decode)
 
     async def _answer(self, request: Request, decode: Decode) -> Response:
-        """The way of every inference request, counted whatever becomes of it."""
-        arrived = time.perf_counter_ns()
-        model = self._model(request)
-        request.state.model = f"{model.info.name}/{model.info.version}"
-        try:
-            if model.full:  # before its body is read: refusing has to be cheap
-                raise QueueFull("the queue is full")
-            async with self._body(request) as body:
-                model, ticket = self.repository.admit(*_wanted_model(request))
-                with ticket:
-                    asked, future = await self._in_pool(self._prepare, model, ticket, decode, body)
-            if asked.id is not None and "x-request-id" not in request.headers:
-                request.state.id = _safe_id(asked.id)
-            passed = (time.perf_counter_ns() - arrived) / 1e9
-            seconds = self._limits.timeout if asked.timeout is None else min(self._limits.timeout, asked.timeout)
-            answer = await self._wait(request, future, seconds - passed)
-            answered = time.perf_counter_ns()
-            response = await self._in_pool(asked.encode, model, answer)
-        except BaseException as error:
-            _, reason = FAILURES.get(type(error), (None, "OTHER"))
-            model.statistics.failed(reason, time.perf_counter_ns() - arrived)
-            raise
-        ended = time.perf_counter_ns()
-        durations = dict(answer.durations)
-        durations["compute_input"] += answer.submitted - arrived
-        durations["compute_output"] += ended - answered
-        model.statistics.succeeded(len(asked.images_NHWC), durations | {"success": ended - arrived})
+        response, durations = await self._service.infer(
+            request.state.call,
+            *_wanted_model(request),
+            self._body(request),
+            decode,
+            functools.partial(_disconnected, request),
+        )
         response.headers["Server-Timing"] = ", ".join(f"{name};dur={ns / 1e6:.2f}" for name, ns in durations.items())
         return response
-
-    @staticmethod
-    def _prepare(model: Model, ticket: Ticket, decode: Decode, body: bytes) -> tuple[Asked, "Future[Answer]"]:
-        asked = decode(model, body)
-        return asked, model.submit(ticket, asked.images_NHWC, asked.outputs)
-
-    async def _wait(self, request: Request, future: "Future[Answer]", seconds: float) -> Answer:
-        """The answer, unless the client goes or the time is over first: then the request leaves its queue.
-
-        A request whose batch runs already is answered, late as it may be.
-        """
-        answered: asyncio.Future[Any] = asyncio.wrap_future(future)
-        gone: asyncio.Future[Any] = asyncio.ensure_future(_disconnected(request))
-        try:
-            await asyncio.wait({answered, gone}, timeout=max(seconds, 0), return_when=asyncio.FIRST_COMPLETED)
-            if not answered.done() and not gone.done():
-                if future.cancel():
-                    raise DeadlineExceeded("the request's time was over before its turn came")
-                await asyncio.wait({answered, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not answered.done():
-                raise ClientDisconnect
-            try:
-                return answered.result()
-            except Exception as error:
-                raise BackendError(f"the model failed: {error}") from error
-        finally:
-            gone.cancel()
-            answered.cancel()
 
     @contextlib.asynccontextmanager
     async def _body(self, request: Request, most: int | None = None) -> AsyncIterator[bytes]:
         """The body, within the limits (`most` bytes of it); its bytes count as held until the block ends."""
-        limits, chunks, length = self._limits, [], 0
+        limits, chunks, length = self._service.limits, [], 0
         most = most or limits.max_body
         announced = request.headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > most:
             raise HTTPException(413, f"the body has {announced} bytes, at most {most} are taken")
-        try:
+        with self._service.holding() as hold:
             try:
                 async with asyncio.timeout(limits.body_timeout):
                     async for chunk in request.stream():
                         length += len(chunk)
-                        self._held_bytes += len(chunk)
                         if length > most:
                             raise HTTPException(413, f"the body has more than {most} bytes")
-                        if self._held_bytes > limits.max_bodies:
-                            raise QueueFull("too many large bodies are arriving at once")
+                        hold(len(chunk))
                         chunks.append(chunk)
             except TimeoutError:
                 raise HTTPException(408, f"the body did not arrive within {limits.body_timeout:g} seconds") from None
+            except ClientDisconnect:
+                raise ClientGone from None
             yield b"".join(chunks)
-        finally:
-            self._held_bytes -= length
-
-    async def _in_pool(self, function: Callable[..., R], *args: Any) -> R:
-        """Runs what reads a request or writes an answer; its ValueErrors tell the client what is wrong."""
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
-        except ValueError as error:
-            too_large = isinstance(error, (protocol.TooLarge, TooManyPixels))
-            raise HTTPException(413 if too_large else 400, str(error)) from error
-
-    def _model(self, request: Request) -> Model:
-        if self.state == "loading":
-            raise HTTPException(503, "the models are being loaded", {"Retry-After": "1"})
-        return self.repository.get(*_wanted_model(request))
 
 
 def choose_output(query: Mapping[str, str], accept: str, info: ModelInfo) -> str:
@@ -457,7 +305,7 @@ class Frame:
 
     def __init__(self, app: Any, service: Service, token: str | None):
         self._app = app
-        self._expected = f"Bearer {token}".encode() if token else None
+        self._token = token
         self._counter = Counter(
             "kerasseg_http_requests", "Requests answered, by status", ["method", "status"], registry=service.registry
         )
@@ -466,45 +314,29 @@ class Frame:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, state, headers = time.perf_counter(), scope.setdefault("state", {}), Headers(scope=scope)
-        state["id"] = _safe_id(headers.get("x-request-id", "")) or uuid.uuid4().hex
+        headers, client = Headers(scope=scope), (scope.get("client") or ("",))[0]
+        call = Call(scope["method"], scope["path"], client, headers.get("x-request-id", ""))
+        scope.setdefault("state", {})["call"] = call
         status, sent = None, 0
 
         async def send_with_id(message: Any) -> None:
             nonlocal status, sent
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = state["id"]
+                MutableHeaders(scope=message)["X-Request-Id"] = call.id
             sent += len(message.get("body", b""))
             await send(message)
 
         try:
-            app = self._app if self._allowed(scope, headers) else _unauthorized
-            await app(scope, receive, send_with_id)
+            allowed = scope["path"].startswith(OPEN_PATHS) or bears(self._token, headers.get("authorization", ""))
+            await (self._app if allowed else _unauthorized)(scope, receive, send_with_id)
         except Exception:
             # Starlette has answered with 500 by now, and leaves the rest to whoever runs it.
-            log.exception("request failed", extra={"id": state["id"], "path": scope["path"]})
+            log.exception("request failed", extra={"id": call.id, "path": scope["path"]})
         finally:
             code = status or 499  # the client was gone
             self._counter.labels(scope["method"], str(code)).inc()
-            request_log.info(
-                "request",
-                extra={
-                    "id": state["id"],
-                    "client": (scope.get("client") or ("",))[0],
-                    "method": scope["method"],
-                    "path": scope["path"],
-                    "status": code,
-                    "ms": round((time.perf_counter() - started) * 1000, 2),
-                    "bytes": sent,
-                    **({"model": state["model"]} if "model" in state else {}),
-                },
-            )
-
-    def _allowed(self, scope: Any, headers: Headers) -> bool:
-        if self._expected is None or scope["path"].startswith(OPEN_PATHS):
-            return True
-        return hmac.compare_digest(headers.get("authorization", "").encode(), self._expected)
+            call.ended(code, sent)
 
 
 def make_app(service: Service, token: str | None = None, lifespan: Any = None) -> Frame:
@@ -517,19 +349,19 @@ def make_app(service: Service, token: str | None = None, lifespan: Any = None) -
     failures = [kind for kind in FAILURES if issubclass(kind, Exception)]
     handlers: dict[Any, Any] = dict.fromkeys((HTTPException, *failures), _error_response)
     handlers[Exception] = _internal_error
-    return Frame(Starlette(routes=service.routes(), exception_handlers=handlers, lifespan=lifespan), service, token)
+    routes = Endpoints(service, openapi.document(token=token is not None)).routes()
+    return Frame(Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan), service, token)
 
 
 async def _error_response(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)
-    status, _ = FAILURES[type(error)]
-    message = str(error) or "the server is stopping"
-    return JSONResponse({"error": message}, status, {"Retry-After": "1"} if status == 503 else None)
+    status = FAILURES[type(error)].status
+    return JSONResponse({"error": message_of(error)}, status, {"Retry-After": "1"} if status == 503 else None)
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": f"internal error; the server's log tells more of request {request.state.id}"}, 500)
+    return JSONResponse({"error": request.state.call.unforeseen()}, 500)
 
 
 _unauthorized = JSONResponse(
@@ -542,8 +374,8 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _wanted_model(request: Request) -> tuple[str, str | None]:
-    return request.path_params["model"], request.path_params.get("version")
+def _wanted_model(request: Request) -> tuple[Any, str | None]:
+    return request.path_params.get("model"), request.path_params.get("version")
 
 
 def _number(query: Mapping[str, str], name: str, default: float, most: float) -> float:
@@ -554,8 +386,3 @@ def _number(query: Mapping[str, str], name: str, default: float, most: float) ->
     if not 0 <= value <= most:
         raise ValueError(f"{name} is {query[name]}: expected a number from 0 to {most:g}")
     return value
-
-
-def _safe_id(text: str) -> str:
-    """What may stand in a header and in a line of a log."""
-    return "".join(character for character in text if "!" <= character <= "~")[:128]

@@ -95,11 +95,16 @@ class RequestQueue:
 
 
 class Ticket:
-    """A place in the queue, held while the item is being prepared; leaving the `with` block gives it back."""
+    """A place in the queue, held while the item is being prepared; leaving the `with` block gives it back.
+
+    Leaving it by an exception also takes back the item that another thread may have submitted by then, since nobody
+    will have its future.
+    """
 
     def __init__(self, batcher: "Batcher"):
         self._batcher = batcher
         self.held = True
+        self.future: Future[Any] | None = None
 
     def submit(self, key: Hashable, item: Any, count: int = 1) -> Future[Any]:
         """Queues the item; the future brings what `run` returns for it, or raises what it raised.
@@ -111,8 +116,10 @@ class Ticket:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self._batcher._give_back(self)
+        if kind and self.future:
+            self.future.cancel()
 
 
 class Batcher:
@@ -189,7 +196,7 @@ class Batcher:
         with self._condition:
             if not ticket.held:
                 raise RuntimeError("a ticket is for one item, while its block lasts")
-            ticket.held = False
+            ticket.held, ticket.future = False, request.future
             self._prepared -= 1
             self._queue.put(request)
             self._condition.notify()

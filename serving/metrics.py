@@ -11,6 +11,8 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from serving.gpu_metrics import GpuCollector
+
 PHASES = ("queue", "compute_input", "compute_infer", "compute_output")
 """Waiting; decoding and stacking; the session; splitting and encoding."""
 
@@ -142,9 +144,10 @@ class ModelCollector(Collector):
 
 
 def new_registry(models: Callable[[], Iterable[Any]]) -> CollectorRegistry:
-    """Metrics of the models and of this process (memory, CPU time, open files)."""
+    """Metrics of the models, of this process (memory, CPU time, open files), and of the GPUs where models use them."""
     registry = CollectorRegistry()
     registry.register(ModelCollector(models))
+    registry.register(GpuCollector(models))
     ProcessCollector(registry=registry)
     return registry
 

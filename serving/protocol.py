@@ -1,7 +1,8 @@
-"""The V2 inference protocol ("Open Inference Protocol") over HTTP: bytes to arrays and back. Pure functions.
+"""The V2 inference protocol ("Open Inference Protocol"): bytes to arrays and back. Pure functions.
 
-With its extension for binary tensors, and the forms of model configuration and statistics that Triton's clients and
-perf_analyzer read. What is refused is a ValueError that says why.
+As JSON over HTTP, with its extension for binary tensors, and the forms of model configuration and statistics that
+Triton's clients and perf_analyzer read. gRPC says the same in other bytes (`serving.grpc_server`), so requests are
+checked and answers put together here for both. What is refused is a ValueError that says why.
 """
 
 import json
@@ -41,7 +42,7 @@ class TooLarge(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class InferRequest:
-    """What a body of an inference request says."""
+    """What an inference request says."""
 
     id: str | None
     inputs: dict[str, np.ndarray]
@@ -102,7 +103,11 @@ def parse_request(body: bytes, header_length: str | None, info: ModelInfo, max_e
         request = json.loads(body[:json_length])
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the request is not JSON: {error}") from error
-    request = _typed(request, dict, "the request")
+    return read_request(_typed(request, dict, "the request"), memoryview(body)[json_length:], info, max_elements)
+
+
+def read_request(request: dict[str, Any], blob: memoryview, info: ModelInfo, max_elements: int) -> InferRequest:
+    """Checks a request, given as its JSON and the binary tensors that follow; the rest is as in `parse_request`."""
     parameters = _parameters(request, "the request")
     timeout = parameters.get("timeout")
     if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int) or timeout < 0):
@@ -110,7 +115,7 @@ def parse_request(body: bytes, header_length: str | None, info: ModelInfo, max_e
     identifier = request.get("id")
     return InferRequest(
         id=None if identifier is None else _typed(identifier, str, "id"),
-        inputs=_read_inputs(request, memoryview(body)[json_length:], info, max_elements),
+        inputs=_read_inputs(request, blob, info, max_elements),
         outputs=_read_outputs(request, parameters, info),
         timeout=timeout / 1e6 if timeout else None,  # 0 is the protocol's "none"
     )
@@ -130,7 +135,7 @@ def write_response(
         array, datatype = outputs[name], datatypes[name]
         tensor: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(array.shape)}
         if binary:
-            blobs.append(np.ascontiguousarray(array, DATATYPES[datatype]).tobytes())
+            blobs.append(to_bytes(array, datatype))
             tensor["parameters"] = {"binary_data_size": len(blobs[-1])}
         elif datatype == "FP16":
             raise ValueError(f'{name} is FP16, which JSON cannot carry: ask for it with "binary_data": true')
@@ -147,6 +152,11 @@ def write_response(
         answer["id"] = request.id
     header = json.dumps(answer).encode()
     return b"".join([header, *blobs]), len(header) if blobs else None
+
+
+def to_bytes(array: np.ndarray, datatype: str) -> bytes:
+    """A tensor as it travels in binary."""
+    return np.ascontiguousarray(array, DATATYPES[datatype]).tobytes()
 
 
 def model_metadata(info: ModelInfo, versions: Sequence[int], provider: str) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""Serves exported models over HTTP: `python -m serving.run MODELS`."""
+"""Serves exported models over HTTP and gRPC: `python -m serving.run MODELS`."""
 
 import asyncio
 import contextlib
 import functools
 import logging
 import math
+import os
 import socket
 import threading
 import time
@@ -18,12 +19,13 @@ import tyro
 import uvicorn
 
 from serving import cli
-from serving.app import Limits, Service, make_app
+from serving.app import make_app
 from serving.connections import Connection
 from serving.engine import Provider, has_gpu, usable_cpus
 from serving.logs import json_lines
 from serving.pictures import PICTURE_SUFFIXES, load_picture, warm_up
 from serving.repository import Repository, Settings
+from serving.service import Limits, Service
 
 log = logging.getLogger("serving")
 
@@ -41,6 +43,8 @@ class Config:
     """Address to listen at; 0.0.0.0 for all of this machine."""
     port: int = 8000
     """0 takes a free one, which the log tells."""
+    grpc_port: int | None = None
+    """Serve the V2 protocol over gRPC too, at this port of the same address; needs the extra grpc."""
     provider: Provider = "auto"
     """Where to run; auto takes the GPU where the machine has one, and fails if it cannot be used."""
     threads: int | None = None
@@ -114,8 +118,9 @@ def check(config: Config) -> None:
         if value is not None and not smallest <= value < math.inf:
             flag = "max-delay-ms" if name == "max_delay" else name.replace("_", "-")
             raise ValueError(f"--{flag} must be at least {smallest}, got {value}")
-    if not 0 <= config.port < 2**16:
-        raise ValueError(f"--port must be 0 to {2**16 - 1}, got {config.port}")
+    for flag, port in {"port": config.port, "grpc-port": config.grpc_port}.items():
+        if port is not None and not 0 <= port < 2**16:
+            raise ValueError(f"--{flag} must be 0 to {2**16 - 1}, got {port}")
     if not config.timeout > 0:
         raise ValueError(f"--timeout must be above 0, got {config.timeout}")
     if any(length < 1 for size in (*config.warm_up, *config.buckets) for length in size):
@@ -177,6 +182,20 @@ def listen(host: str, port: int) -> socket.socket:
         raise ValueError(f"cannot listen at {host}, port {port}: {error}; --host and --port choose another") from error
 
 
+def grpc_server_class() -> type:
+    """`serving.grpc_server.GrpcServer`, imported when it is asked for: most servers do without gRPC, and its packages.
+
+    Raises:
+        ValueError: they are not installed.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what its core says on stderr is no JSON, and told otherwise
+    try:
+        from serving.grpc_server import GrpcServer
+    except ImportError as error:
+        raise ValueError(f'--grpc-port needs the extra grpc: pip install "kerasseg[grpc]" ({error})') from error
+    return GrpcServer
+
+
 class Server(uvicorn.Server):
     """uvicorn, which loads the models after it listens, so that it is alive before it is ready, and drains.
 
@@ -188,6 +207,7 @@ class Server(uvicorn.Server):
 
     Attributes:
         url: where it listens.
+        grpc_address: where it listens for gRPC, host:port, once it has started; None where it does not.
     """
 
     def __init__(self, config: Config):
@@ -195,6 +215,9 @@ class Server(uvicorn.Server):
         self.repository = Repository(config.models, settings_of(config))
         limits = Limits(max_body=config.max_body_mb * 2**20, max_pixels=config.max_pixels, timeout=config.timeout)
         self.service = Service(self.repository, limits, allow_load=config.allow_load)
+        self._grpc = None
+        if config.grpc_port is not None:
+            self._grpc = grpc_server_class()(self.service, token, config.max_connections)
         self._failure: Exception | None = None
         self._poll = config.poll
         self._drain_delay = config.drain_delay
@@ -203,6 +226,9 @@ class Server(uvicorn.Server):
         self._listener = listen(config.host, config.port)
         host, port = self._listener.getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        self.grpc_address: str | None = None
+        self._grpc_at = config.host, config.grpc_port
+        self._grpc_stopped: asyncio.Future[None] | None = None
         super().__init__(
             uvicorn.Config(
                 make_app(self.service, token, self._lifespan),
@@ -244,14 +270,28 @@ class Server(uvicorn.Server):
             self.should_exit = True
         return await super().on_tick(counter)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._grpc:  # with HTTP; the end of the lifespan, which is that of the models too, waits for both
+            self._grpc_stopped = asyncio.ensure_future(self._grpc.stop(self.config.timeout_graceful_shutdown))
+        await super().shutdown(sockets)
+
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Any) -> AsyncIterator[None]:
+        if self._grpc:
+            try:
+                self.grpc_address = await self._grpc.start(*self._grpc_at)
+            except ValueError as error:
+                self._failure, self.should_exit = error, True
+                yield
+                return
         loading = threading.Thread(target=self._load_and_follow, name="repository", daemon=True)
         loading.start()
         try:
             yield
         finally:
             self._stopped.set()
+            if self._grpc_stopped:
+                await self._grpc_stopped
             await asyncio.to_thread(self._close, loading)
 
     def _load_and_follow(self) -> None:
@@ -265,7 +305,8 @@ class Server(uvicorn.Server):
             return
         if self.service.state == "loading":
             self.service.state = "ready"
-            log.info("ready", extra={"url": self.url, "seconds": round(time.monotonic() - start, 3)})
+            where = {"url": self.url} | ({"grpc": self.grpc_address} if self.grpc_address else {})
+            log.info("ready", extra={**where, "seconds": round(time.monotonic() - start, 3)})
         while self._poll and not self._stopped.wait(self._poll):
             try:
                 self.repository.scan()

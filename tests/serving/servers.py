@@ -2,16 +2,19 @@
 
 import contextlib
 import io
+import re
 import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import jsonschema_rs
 import numpy as np
 from PIL import Image
 
 from serving import run
+from serving.openapi import document
 
 
 @contextlib.contextmanager
@@ -108,3 +111,29 @@ def clients(server, count=16):
     """Yields `post(path, content, ...)`, which sends at once and returns a future of the response."""
     with httpx.Client(base_url=server.url, timeout=600) as client, ThreadPoolExecutor(count) as pool:
         yield lambda path, content, **options: pool.submit(client.post, path, content=content, **options)
+
+
+def as_documented(response):
+    """For the `event_hooks` of an httpx.Client: whatever it is answered is as the OpenAPI document says."""
+    whole = document(token=True)
+    path, method, status = response.request.url.path, response.request.method.lower(), str(response.status_code)
+    items = [
+        item for template, item in whole["paths"].items() if re.fullmatch(re.sub("{.*?}", "[^/]+", template), path)
+    ]
+    operation = next((item[method] for item in items if method in item), None)
+    if operation is None:
+        assert status in ("401", "404", "405")
+        return
+    assert status in operation["responses"], f"{method} {path} answers {status}, which is not documented"
+    told = operation["responses"][status]
+    if "$ref" in told:
+        told = whole["components"]["responses"][status]
+    if response.read():
+        media_type = response.headers["content-type"].split(";")[0]
+        assert media_type in told["content"], f"{method} {path} answers with {media_type}, which is not documented"
+        if schema := told["content"][media_type].get("schema"):
+            is_json = media_type.endswith("json")
+            with_definitions = schema | {"components": whole["components"]}
+            jsonschema_rs.validate(with_definitions, response.json() if is_json else response.text)
+    for name in told.get("headers", {}).keys() & {"X-Request-Id", "Server-Timing", "Retry-After", "WWW-Authenticate"}:
+        assert name in response.headers, f"{method} {path} answers {status} without {name}"

@@ -16,7 +16,7 @@ from serving.engine import Engine
 from serving.logs import JsonFormatter
 from serving.pictures import coco_rle, load_picture, overlay
 from tests.serving.conftest import CLASSES, PALETTE, write_toy_model
-from tests.serving.servers import answer_to, clients, connect, encoded, picture, running, until
+from tests.serving.servers import answer_to, as_documented, clients, connect, encoded, picture, running, until
 
 SEGMENT = "/v1/segment/toy"
 
@@ -35,8 +35,12 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(server):
-    with httpx.Client(base_url=server.url, timeout=600) as client:
+    with client_of(server) as client:
         yield client
+
+
+def client_of(server):
+    return httpx.Client(base_url=server.url, timeout=600, event_hooks={"response": [as_documented]})
 
 
 @pytest.fixture
@@ -218,7 +222,7 @@ def test_names_lead_to_models_and_nowhere_else(server, path):
 def test_limits(toy_model):
     with (
         running(toy_model.parent, max_body_mb=1, max_pixels=200, batch_size=2) as server,
-        httpx.Client(base_url=server.url, timeout=600) as client,
+        client_of(server) as client,
     ):
         assert index_of(client.post(SEGMENT, content=picture(10, 20))).shape == (10, 20)
         assert "22x10 pixels, at most 200 are accepted" in error_of(client.post(SEGMENT, content=picture(10, 22)), 413)
@@ -240,7 +244,7 @@ def test_token(toy_model, tmp_path):
     (tmp_path / "token").write_text("open-sesame\n")
     with (
         running(toy_model.parent, token_file=tmp_path / "token") as server,
-        httpx.Client(base_url=server.url, timeout=600) as client,
+        client_of(server) as client,
     ):
         for header in (None, "open-sesame", "Bearer open-sesam", "Bearer open-sesame2", "Bearer ä"):
             headers = {} if header is None else {"Authorization": header.encode()}
@@ -356,14 +360,14 @@ def test_a_client_that_goes_leaves_the_batch(server, model, gate):
 
 
 def test_only_so_many_bytes_of_bodies_are_held(server, client, monkeypatch):
-    monkeypatch.setattr(server.service, "_limits", type(server.service._limits)(max_bodies=10))
+    monkeypatch.setattr(server.service, "limits", type(server.service.limits)(max_bodies=10))
     response = client.post(SEGMENT, content=picture())
     assert error_of(response, 503) == "too many large bodies are arriving at once"
     assert server.service._held_bytes == 0
 
 
 def test_a_body_that_does_not_arrive(server, monkeypatch):
-    monkeypatch.setattr(server.service, "_limits", type(server.service._limits)(body_timeout=0.01))
+    monkeypatch.setattr(server.service, "limits", type(server.service.limits)(body_timeout=0.01))
     answer = answer_to(server, post_head(SEGMENT, 100, "Connection: close") + b"half")
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b"the body did not arrive within 0.01 seconds" in answer
@@ -425,7 +429,8 @@ def test_each_request_is_a_line_of_json(client, caplog):
 
 def test_the_index_reads_no_large_body(client):
     assert client.post("/v2/repository/index", json={"ready": True}).json()[0]["state"] == "READY"
-    assert error_of(client.post("/v2/repository/index", content=b"[1"), 400).startswith("expected")
+    for body in (b"[1", b"[]", b'{"ready": "false"}', b'{"ready": 0}'):
+        assert error_of(client.post("/v2/repository/index", content=body), 400).startswith("expected")
     assert "at most 65536" in error_of(client.post("/v2/repository/index", content=bytes(65537)), 413)
 
 
@@ -439,7 +444,7 @@ def test_what_nobody_foresaw_is_json_too(client, server, monkeypatch, caplog):
 
 
 def test_metrics(toy_model):
-    with running(toy_model.parent) as server, httpx.Client(base_url=server.url, timeout=600) as client:
+    with running(toy_model.parent) as server, client_of(server) as client:
         for content in (picture(), picture(), b"broken"):
             client.post(SEGMENT, content=content)
         response = client.get("/metrics")

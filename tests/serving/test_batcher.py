@@ -156,6 +156,21 @@ def test_queue_is_bounded_at_once_and_counts_what_is_being_prepared(batcher):
     assert gate.batches == [["a"], ["b"]]
 
 
+def test_who_is_interrupted_leaves_nothing_behind(batcher):
+    """Neither a place nor an item that another thread has submitted meanwhile, or would."""
+    batches = batcher(lambda items: items, max_delay=3600)
+    submitted = []
+    with pytest.raises(KeyboardInterrupt), batches.admit() as ticket:
+        submitted.append(ticket.submit("size", "b"))
+        raise KeyboardInterrupt
+    assert submitted[0].cancelled()
+    with pytest.raises(KeyboardInterrupt), batches.admit() as late:
+        raise KeyboardInterrupt
+    with pytest.raises(RuntimeError, match="while its block lasts"):
+        late.submit("size", "c")
+    assert batches.pending == 0
+
+
 def test_a_request_that_runs_cannot_be_taken_back(batcher):
     gate = Gate()
     batches = batcher(gate)

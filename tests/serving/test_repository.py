@@ -14,6 +14,7 @@ from serving.artifact import INFO_FILE
 from serving.batcher import Closed
 from serving.engine import Engine
 from serving.repository import Repository, Settings, UnknownModel, pad
+from tests.serving.calls import calling, infer_request
 from tests.serving.conftest import write_toy_model
 from tests.serving.servers import picture, running, until
 
@@ -166,16 +167,21 @@ def test_requests_of_a_replaced_version_are_answered_by_it(toy_model, opened):
 
 
 def test_reload_under_load_fails_no_request(toy_model):
-    """Clients post without a pause while versions come and go."""
-    with running(toy_model.parent) as server:
+    """Clients of both protocols ask without a pause while versions come and go."""
+    with running(toy_model.parent, grpc_port=0) as server:
         stop, statuses = threading.Event(), []
 
-        def client(seed):
+        def http_client():
             with httpx.Client(base_url=server.url, timeout=600) as http:
                 while not stop.is_set():
-                    statuses.append(http.post("/v1/segment/toy", content=picture(seed=seed)).status_code)
+                    statuses.append(http.post("/v1/segment/toy", content=picture()).status_code)
 
-        threads = [threading.Thread(target=client, args=(seed,)) for seed in range(4)]
+        def grpc_client():
+            with calling(server) as call:
+                while not stop.is_set():
+                    statuses.append(call("ModelInfer", infer_request()).code().name)
+
+        threads = [threading.Thread(target=client) for client in 2 * (http_client, grpc_client)]
         for thread in threads:
             thread.start()
         try:
@@ -189,7 +195,7 @@ def test_reload_under_load_fails_no_request(toy_model):
             stop.set()
             for thread in threads:
                 thread.join()
-    assert set(statuses) == {200}
+    assert set(statuses) == {200, "OK"}
 
 
 def test_an_admission_that_meets_a_replacement_gets_the_successor(toy_model, opened, monkeypatch):

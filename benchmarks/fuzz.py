@@ -1,0 +1,323 @@
+"""`python -m benchmarks.fuzz`: sends a server what no client should, and tells whether it minds.
+
+Some requests are made by schemathesis from the server's own OpenAPI document, most are bytes: binary tensors, pictures
+and forms that are nearly right, paths, queries and headers that are not. No answer may be a 5xx but 503, every whole
+request has one, and the server's memory stays where it was. `tests/serving/test_fuzz.py` sends a few of the same.
+"""
+
+import contextlib
+import gzip
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import httpx
+import numpy as np
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+from PIL import Image, features
+
+from benchmarks.results_file import write_between_markers
+from benchmarks.turns import circumstances
+from serving import cli
+from tests.serving.conftest import write_toy_model
+from tests.serving.servers import answer_to, connect, encoded
+
+MODEL = "toy"
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+PATHS = (
+    f"/v1/segment/{MODEL}",
+    f"/v2/models/{MODEL}/infer",
+    f"/v2/models/{MODEL}",
+    f"/v2/models/{MODEL}/versions/1/stats",
+    f"/v2/repository/models/{MODEL}/unload",
+    "/v2/repository/index",
+    "/metrics",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fuzz:
+    """How much to send, and where the result goes."""
+
+    requests: int = 10_000
+    """In all."""
+    seed: int = 0
+    """Of every random choice."""
+    results: Path = Path("benchmarks/results/fuzz.md")
+    """The result is written between the markers of this file."""
+
+
+class Sent(NamedTuple):
+    """A request as bytes, and whether it is all there; if not, the client hangs up in its midst."""
+
+    contents: bytes
+    whole: bool
+
+
+# Requests as bytes
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=8,
+)
+# What a header may hold without ending.
+WORDS = st.text(st.characters(max_codepoint=255, exclude_characters="\r\n\0"), max_size=20)
+SEGMENTS = st.sampled_from(
+    ["v1", "v2", "models", "segment", MODEL, "versions", "1", "infer", "..", "%2e%2e", "%00", ""]
+)
+SEGMENTS |= st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="?#"), max_size=8)
+
+
+def mostly(usual: Any, strategy: st.SearchStrategy) -> st.SearchStrategy:
+    """Seven times of eight what is usual, or the right thing would hardly ever come together."""
+    usual = usual if isinstance(usual, st.SearchStrategy) else st.just(usual)
+    return st.integers(0, 7).flatmap(lambda n: usual if n else strategy)
+
+
+@st.composite
+def damaged(draw: st.DrawFn, contents: bytes) -> bytes:
+    """With a few bytes changed, and perhaps cut off."""
+    changed = bytearray(contents)
+    for _ in range(draw(st.integers(0, 4)) if contents else 0):
+        changed[draw(st.integers(0, len(changed) - 1))] = draw(st.integers(0, 255))
+    return bytes(changed[: draw(mostly(len(changed), st.integers(0, len(changed))))])
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> tuple[dict[str, str], bytes]:
+    """Headers and body of an inference request."""
+    shape = draw(mostly([draw(st.integers(1, 3)), *(draw(st.integers(1, 9)) for _ in range(2)), 3], VALUES))
+    size = int(np.prod(shape)) if isinstance(shape, list) and all(type(n) is int and 0 < n < 99 for n in shape) else 9
+    size = min(size, 10_000)
+    blob = bytes(draw(mostly(size, st.integers(0, 2 * size))))
+    binary = draw(st.booleans())
+    tensor = {
+        "name": draw(mostly("image", VALUES)),
+        "datatype": draw(mostly("UINT8", VALUES)),
+        "shape": shape,
+        **({"parameters": draw(mostly({"binary_data_size": len(blob)}, VALUES))} if binary else {"data": list(blob)}),
+        **draw(mostly({}, st.dictionaries(st.sampled_from(["data", "parameters", "shape"]), VALUES))),
+    }
+    outputs = st.lists(st.fixed_dictionaries({"name": st.sampled_from(["labels", "confidence"]) | VALUES}), max_size=2)
+    request = {
+        "inputs": draw(mostly([tensor], st.lists(st.just(tensor), max_size=2) | VALUES)),
+        **draw(
+            mostly({}, st.fixed_dictionaries({}, optional={"id": VALUES, "parameters": VALUES, "outputs": outputs}))
+        ),
+    }
+    header = json.dumps(request).encode()
+    said = draw(mostly(str(len(header)), st.integers(-1, 2 * len(header)).map(str) | WORDS))
+    body = draw(mostly(header + blob if binary else header, damaged(header + blob)))
+    headers = {"Inference-Header-Content-Length": said} if binary else {}
+    coding = draw(mostly("", st.sampled_from(["gzip", "deflate", "br", "identity"])))
+    if coding:
+        headers["Content-Encoding"] = coding
+        packed = {"gzip": gzip.compress, "deflate": zlib.compress}.get(coding, bytes)(body)
+        body = draw(mostly(packed, damaged(packed)))
+    return headers, body
+
+
+@st.composite
+def pictures(draw: st.DrawFn) -> bytes:
+    height, width = draw(st.integers(1, 24)), draw(st.integers(1, 24))
+    mode = draw(mostly("RGB", st.sampled_from(["L", "1", "P", "CMYK"])))
+    format = draw(st.sampled_from([name for name in FORMATS if name != "WEBP" or features.check("webp")]))
+    pixels = np.random.default_rng(draw(st.integers(0, 9))).integers(0, 256, (height, width, 3), np.uint8)
+    image = Image.fromarray(pixels).convert(mode)
+    if format in ("PNG", "WEBP", "GIF", "BMP") and mode == "CMYK":
+        image = image.convert("RGB")
+    options: dict[str, Any] = {}
+    if format in ("JPEG", "PNG", "WEBP") and draw(st.booleans()):
+        options["exif"] = b"Exif\0\0" + draw(mostly(b"", st.binary(max_size=30)))
+    if format == "JPEG" and mode == "P":
+        image = image.convert("L")
+    contents = encoded(image, format, **options)
+    return draw(mostly(contents, damaged(contents)))
+
+
+@st.composite
+def forms(draw: st.DrawFn) -> tuple[dict[str, str], bytes]:
+    boundary = draw(mostly("edge", WORDS))
+    parts = [
+        f'--edge\r\nContent-Disposition: form-data; name="{draw(WORDS)}"'.encode("latin-1")
+        + (f'; filename="{draw(WORDS)}"'.encode("latin-1") if draw(mostly(True, st.just(False))) else b"")
+        + draw(mostly(b"\r\n\r\n", st.just(b"\r\n") | st.binary(max_size=9)))
+        + draw(pictures() | st.binary(max_size=20))
+        + b"\r\n"
+        for _ in range(draw(mostly(1, st.integers(0, 3))))
+    ]
+    body = b"".join([*parts, b"--edge--\r\n"])
+    return {"Content-Type": f"multipart/form-data; boundary={boundary}"}, draw(mostly(body, damaged(body)))
+
+
+@st.composite
+def http_requests(draw: st.DrawFn) -> Sent:
+    what = draw(st.sampled_from(["tensor", "picture", "form", "anything"]))
+    headers: dict[str, str] = {}
+    if what == "tensor":
+        (headers, body), path = draw(tensors()), PATHS[1]
+    elif what == "form":
+        (headers, body), path = draw(forms()), PATHS[0]
+    else:
+        body, path = draw(pictures() if what == "picture" else st.binary(max_size=50)), PATHS[0]
+    anywhere = st.lists(SEGMENTS, max_size=7).map(lambda segments: "/" + "/".join(segments))
+    path = draw(mostly(path, st.sampled_from(PATHS) | anywhere))
+    names = st.sampled_from(["output", "opacity", "timeout"])
+    values = st.sampled_from(
+        ["labels", "overlay", "areas", "rle", "confidence", "0.5", "0", "nan", "-1", "1e999", "%ff"]
+    )
+    query = draw(mostly([], st.lists(st.tuples(names | SEGMENTS, values | SEGMENTS), max_size=3)))
+    target = path + ("?" + "&".join(f"{name}={value}" for name, value in query) if query else "")
+    optional = {name: WORDS for name in ("Accept", "X-Request-Id", "Content-Type", "Content-Encoding", "Authorization")}
+    headers |= draw(mostly({}, st.fixed_dictionaries({}, optional=optional)))
+    whole = draw(mostly(True, st.booleans())) or not body
+    lines = [
+        f"{draw(mostly('POST', st.sampled_from(['GET', 'PUT', 'HEAD', 'DELETE'])))} {target} HTTP/1.1",
+        "Host: x",
+        "Connection: close",
+        f"Content-Length: {len(body)}",
+        *(f"{name}: {value}" for name, value in headers.items()),
+    ]
+    head = "\r\n".join([*lines, "", ""]).encode("latin-1")
+    return Sent(head + (body if whole else body[: draw(st.integers(0, len(body) - 1))]), whole)
+
+
+def status_of(server: Any, sent: Sent) -> int | None:
+    """Sends it; the status of the answer, None where there is none."""
+    if not sent.whole:
+        with connect(server) as raw:
+            raw.sendall(sent.contents)
+        return None
+    answer = answer_to(server, sent.contents)
+    return int(answer.split(b" ", 2)[1]) if answer else None
+
+
+def is_right(status: int | None, whole: bool = True) -> bool:
+    return not whole if status is None else status < 500 or status == 503
+
+
+# Requests made from the OpenAPI document
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, st.SearchStrategy]]:
+    """Of each operation, requests that keep to the document and, where it has a body, that do not; by name."""
+    there = {"model": MODEL, "version": "1"}
+    for result in schemathesis.openapi.from_dict(document).get_all_operations():
+        operation = result.ok()
+        names = [parameter.name for parameter in operation.path_parameters]
+        for mode in schemathesis.GenerationMode:
+            if mode.is_negative and not operation.body:
+                continue
+            strategy = operation.as_strategy(
+                generation_mode=mode, path_parameters={name: there[name] for name in names}
+            )
+            anywhere = operation.as_strategy(generation_mode=mode) if names else strategy
+            yield f"{operation.label} {mode.value}", mostly(strategy, anywhere)
+
+
+# The command
+
+
+def repeat(strategy: st.SearchStrategy, times: int, number: int, send: Callable[[Any], None]) -> None:
+    """Sends up to so many examples of the strategy: fewer where it has no more."""
+
+    @seed(number)
+    @settings(
+        max_examples=times, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=HealthCheck
+    )
+    @given(strategy)
+    def each(example: Any) -> None:
+        send(example)
+
+    each()
+
+
+def memory_of(pid: int) -> int:
+    """MiB of a process' resident memory."""
+    [line] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS:")]
+    return int(line.split()[1]) // 1024
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[tuple[SimpleNamespace, int, list[str]]]:
+    """A server in a process of its own, with the tests' model: its url, its number, and the errors of its log."""
+    write_toy_model(folder / MODEL, 1)
+    command = [sys.executable, "-m", "serving.run", str(folder), "--port", "0", "--provider", "cpu", "--no-access-log"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        lines, errors = map(json.loads, process.stderr), []
+        url = next(line["url"] for line in lines if line["event"] == "ready")
+        reader = threading.Thread(target=lambda: errors.extend(line for line in lines if line["level"] == "error"))
+        reader.start()
+        try:
+            yield SimpleNamespace(url=url), process.pid, errors
+        finally:
+            process.terminate()
+            reader.join()
+
+
+def main(config: Fuzz) -> dict[str, Any]:
+    """Sends all; returns statuses, the server's memory, and what was not right."""
+    before, started = circumstances("schemathesis", "hypothesis", "uvicorn"), time.monotonic()
+    statuses: Counter[str] = Counter()
+    memory: dict[int, int] = {}
+    wrong: list[str] = []
+    with tempfile.TemporaryDirectory() as folder, served(Path(folder)) as (server, pid, errors):
+
+        def count(status: int | None, whole: bool, what: str) -> None:
+            statuses[str(status) if whole else "client gone"] += 1
+            if not is_right(status, whole):
+                wrong.append(f"{status}: {what}")
+            if statuses.total() in (config.requests // 10, config.requests // 2, config.requests):
+                memory[statuses.total()] = memory_of(pid)
+
+        def from_document(case: Any) -> None:
+            count(case.call(base_url=server.url).status_code, True, case.as_curl_command())
+
+        def from_bytes(sent: Sent) -> None:
+            count(status_of(server, sent), sent.whole, repr(sent.contents))
+
+        made = list(operations(httpx.get(f"{server.url}/openapi.json").json()))
+        for _, strategy in made:
+            repeat(strategy, config.requests // 4 // len(made), config.seed, from_document)
+        by_document = statuses.total()
+        while missing := config.requests - statuses.total():
+            repeat(http_requests(), missing, config.seed + missing, from_bytes)
+    wrong += [f"in the log: {error}" for error in errors]
+    told = {
+        "requests": statuses.total(),
+        "from_document": by_document,
+        "statuses": dict(sorted(statuses.items())),
+        "memory_mib": memory,
+        "wrong": wrong[:10],
+        "seconds": round(time.monotonic() - started),
+    }
+    write_between_markers(config.results, f"{before}.\n\n{table(told)}")
+    return told | {"exit_status": 1 if wrong else 0}
+
+
+def table(told: dict[str, Any]) -> str:
+    memory = ", ".join(f"{mib} MiB after {count}" for count, mib in told["memory_mib"].items())
+    return (
+        f"{told['requests']} requests, {told['from_document']} of them made from the OpenAPI document, in "
+        f"{told['seconds']} s; the server's memory: {memory}; {len(told['wrong'])} wrong.\n\n"
+        "| answer | requests |\n| --- | ---: |\n"
+        + "".join(f"| {status} | {count} |\n" for status, count in told["statuses"].items())
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, Fuzz, "Sends a server what no client should, and tells whether it minds.")

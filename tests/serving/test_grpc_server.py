@@ -1,0 +1,357 @@
+"""gRPC beyond what Triton's client shows (test_tritonclient.py): limits, cancelled calls, typed tensors, the log."""
+
+import json
+import logging
+import signal
+import sys
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+from tritonclient.grpc import model_config_pb2, service_pb2
+
+from serving import run
+from serving.grpc_messages import DEFINITIONS, MESSAGES
+from serving.logs import JsonFormatter
+from tests.serving.calls import IMAGES, SERVICE, calling, infer_request
+from tests.serving.conftest import write_toy_model
+from tests.serving.servers import running, until
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    models = tmp_path_factory.mktemp("models")
+    write_toy_model(models / "toy", 1)
+    with running(models, grpc_port=0) as server:
+        yield server
+
+
+@pytest.fixture
+def model(server):
+    return server.repository.get("toy")
+
+
+@pytest.fixture
+def call(server):
+    with calling(server) as call:
+        yield call
+
+
+def labels_of(answer):
+    response = service_pb2.ModelInferResponse.FromString(answer)
+    names = [output.name for output in response.outputs]
+    index = names.index("labels")
+    assert len(response.raw_output_contents) == len(names)
+    return np.frombuffer(response.raw_output_contents[index], np.uint8).reshape(response.outputs[index].shape)
+
+
+def refused(call):
+    """Status and details of a call that failed."""
+    error = call.exception()
+    assert isinstance(error, grpc.RpcError), call.result()
+    return error.code().name, error.details()
+
+
+@pytest.mark.parametrize("name", [name for name in MESSAGES if not name.startswith("HealthCheck")])
+def test_messages_are_those_of_triton(name):
+    """Ours are the part of them that is used: names, numbers and types of their fields. (HealthCheck is gRPC's own.)"""
+
+    def described(field):
+        of = field.message_type or field.enum_type
+        entry = field.message_type and field.message_type.GetOptions().map_entry
+        return (
+            field.number,
+            field.type,
+            field.is_repeated,
+            [described(part) for part in of.fields] if entry else of and of.name,
+        )
+
+    def all_messages(messages):
+        for message in messages:
+            yield message
+            yield from all_messages(message.nested_types)
+
+    theirs = {
+        message.name: message
+        for file in (service_pb2, model_config_pb2)
+        for message in all_messages(file.DESCRIPTOR.message_types_by_name.values())
+    }[name]
+    for field in MESSAGES[name].DESCRIPTOR.fields:
+        assert described(field) == described(theirs.fields_by_name[field.name]), field.name
+
+
+def test_every_definition_is_read():
+    fields = sum(len(message.DESCRIPTOR.fields) for message in MESSAGES.values())
+    values = 13 + 3  # of the two enums
+    assert DEFINITIONS.count(" = ") == fields + values
+    kinds = MESSAGES["ModelInput"].DESCRIPTOR.fields_by_name["data_type"].enum_type
+    theirs = model_config_pb2.DataType.items()
+    assert {(value.name, value.number) for value in kinds.values} <= set(theirs)
+
+
+def test_typed_and_raw_tensors(call):
+    for raw in (True, False):
+        np.testing.assert_array_equal(
+            labels_of(call("ModelInfer", infer_request(raw=raw)).result()), IMAGES[..., 0] // 64
+        )
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        (b"\xff\xff", "the message is no ModelInferRequest"),
+        (infer_request(raw=False, shape=[1, 2, 2, 3]), "expected 12 numbers of UINT8, got 288"),
+        (infer_request(raw=False, datatype="INT8"), 'image is of datatype UINT8, got "INT8"'),
+        (infer_request(raw=False, datatype="FP16"), 'image is of datatype UINT8, got "FP16"'),
+        (infer_request(raw=False, datatype="nonsense"), 'image is of datatype UINT8, got "nonsense"'),
+        (infer_request(shape=[2, 6, 8]), "image is of shape [-1, -1, -1, 3]"),
+        (infer_request(shape=[2, -6, -8, 3]), "image is of shape [-1, -1, -1, 3]"),
+        (infer_request(shape=[2, 6, 9, 3]), "324 bytes; binary_data_size is 288 and 288 bytes follow"),
+        (infer_request(shape=[2**40, 2**40, 2**40, 3]), "more than 50331648 elements"),
+        (infer_request(name="picture"), '"picture" is no input'),
+        (infer_request(contents={"uint_contents": [1]}), "image has contents, beside raw_input_contents"),
+        (infer_request(np.zeros((9, 2, 2, 3), np.uint8)), "9 pictures in a tensor, at most 8 are taken"),
+        (
+            service_pb2.ModelInferRequest(model_name="toy", raw_input_contents=[b"x"]),
+            "0 inputs and 1 raw_input_contents",
+        ),
+        (service_pb2.ModelInferRequest(model_name="toy"), "the input image is missing"),
+        (infer_request(parameters={"shared_memory_region": {"string_param": "x"}}), "shared memory are not supported"),
+    ],
+)
+def test_what_is_wrong_is_told(call, request_, said):
+    code, details = refused(call("ModelInfer", request_))
+    assert code == "INVALID_ARGUMENT"
+    assert said in details
+
+
+def test_long_typed_tensors_are_refused_unread(call, monkeypatch):
+    monkeypatch.setattr("serving.grpc_server.MAX_ELEMENTS", 287)
+    assert refused(call("ModelInfer", infer_request(raw=False))) == (
+        "INVALID_ARGUMENT",
+        "image: 288 numbers in contents, at most 287 are read: send them raw",
+    )
+    assert call("ModelInfer", infer_request()).result()
+
+
+def test_what_is_not_there(call):
+    assert refused(call("ModelInfer", infer_request(model_name="..")))[0] == "NOT_FOUND"
+    assert refused(call("ModelMetadata", service_pb2.ModelMetadataRequest(name="")))[0] == "NOT_FOUND"
+    assert refused(call("ModelStreamInfer"))[0] == "UNIMPLEMENTED"
+
+
+def test_the_health_service(server, monkeypatch):
+    def status(service=""):
+        request = MESSAGES["HealthCheckRequest"](service=service)
+        return MESSAGES["HealthCheckResponse"].FromString(call("Check", request).result()).status
+
+    with calling(server, "grpc.health.v1.Health") as call:
+        assert (status(), status(SERVICE)) == (1, 1)
+        monkeypatch.setattr(server.service, "state", "draining")
+        assert status() == 2
+
+
+def test_states(server, call, monkeypatch):
+    def ready():
+        told = [
+            service_pb2.ServerReadyResponse.FromString(call("ServerReady").result()).ready,
+            service_pb2.ModelReadyResponse.FromString(
+                call("ModelReady", service_pb2.ModelReadyRequest(name="toy")).result()
+            ).ready,
+        ]
+        return told + [call("ModelInfer", infer_request()).code().name]
+
+    assert ready() == [True, True, "OK"]
+    monkeypatch.setattr(server.service, "state", "draining")
+    assert ready() == [False, False, "OK"]
+    monkeypatch.setattr(server.service, "state", "loading")
+    assert ready() == [False, False, "UNAVAILABLE"]
+    assert service_pb2.ServerLiveResponse.FromString(call("ServerLive").result()).live
+
+
+def test_token(toy_model, tmp_path):
+    (tmp_path / "token").write_text("open-sesame\n")
+    with running(toy_model.parent, token_file=tmp_path / "token", grpc_port=0) as server, calling(server) as call:
+        for bearer in (None, "open-sesame", "Bearer open-sesam"):
+            metadata = [("authorization", bearer)] if bearer else []
+            for method in ("ModelInfer", "ServerMetadata", "RepositoryIndex"):
+                told = refused(call(method, infer_request(), metadata=metadata))
+                assert told == ("UNAUTHENTICATED", "send the server's token as metadata, authorization: Bearer TOKEN")
+        assert call("ServerLive").result()
+        assert call("ServerReady").result()
+        right = call("ModelInfer", infer_request(), metadata=[("authorization", "Bearer open-sesame")])
+        np.testing.assert_array_equal(labels_of(right.result()), IMAGES[..., 0] // 64)
+        with calling(server, "grpc.health.v1.Health") as check:
+            assert check("Check").result()
+
+
+# Queues
+
+
+def test_a_full_queue_refuses_at_once(toy_model, gate):
+    gate.open()
+    with running(toy_model.parent, max_queue=1, grpc_port=0) as server, calling(server) as call:
+        gate._open.clear()
+        gate.batches.clear()
+        admitted = [call("ModelInfer", infer_request())]
+        until(lambda: gate.batches)
+        admitted.append(call("ModelInfer", infer_request()))
+        until(lambda: server.repository.get("toy").pending == 1 and server.service._held_bytes == 0)
+        late = call("ModelInfer", infer_request())
+        assert refused(late) == ("UNAVAILABLE", "the queue is full")
+        assert ("grpc-retry-pushback-ms", "1000") in late.trailing_metadata()
+        gate.open()
+        for answer in admitted:
+            np.testing.assert_array_equal(labels_of(answer.result()), IMAGES[..., 0] // 64)
+        metrics = httpx.get(f"{server.url}/metrics").text
+        assert 'nv_inference_request_failure{model="toy",reason="REJECTED",version="1"} 1.0' in metrics
+        assert 'nv_inference_request_success{model="toy",version="1"} 2.0' in metrics
+        assert 'kerasseg_grpc_requests_total{method="ModelInfer",status="UNAVAILABLE"} 1.0' in metrics
+        assert 'kerasseg_grpc_requests_total{method="ModelInfer",status="OK"} 2.0' in metrics
+
+
+def test_cancelled_and_late_calls_leave_the_queue(model, call, gate):
+    first = call("ModelInfer", infer_request())
+    until(lambda: gate.batches)
+    cancelled = call("ModelInfer", infer_request(IMAGES[:1]))
+    until(lambda: model.pending == 1)
+    cancelled.cancel()
+    until(lambda: model.pending == 0)
+    late = call("ModelInfer", infer_request(IMAGES[:1]), timeout=0.05)  # the client's own clock
+    assert refused(late)[0] == "DEADLINE_EXCEEDED"
+    until(lambda: model.pending == 0)
+    late = infer_request(IMAGES[:1])
+    late.parameters["timeout"].int64_param = 10_000  # the protocol's, microseconds
+    told = refused(call("ModelInfer", late))
+    assert told == ("DEADLINE_EXCEEDED", "the request's time was over before its turn came")
+    gate.open()
+    assert first.result()
+    assert gate.batches == [(2, 6, 8)]
+
+
+def test_a_model_that_fails(call, monkeypatch):
+    def out_of_memory(*args):
+        raise RuntimeError("Failed to allocate memory")
+
+    monkeypatch.setattr("serving.engine.Engine.predict", out_of_memory)
+    assert refused(call("ModelInfer", infer_request())) == ("INTERNAL", "the model failed: Failed to allocate memory")
+
+
+# Limits
+
+
+def test_messages_that_are_too_large(toy_model):
+    with running(toy_model.parent, max_body_mb=1, grpc_port=0) as server, calling(server) as call:
+        large = infer_request(np.zeros((1, 600, 600, 3), np.uint8))
+        for compression in (grpc.Compression.NoCompression, grpc.Compression.Gzip):
+            assert refused(call("ModelInfer", large, compression=compression))[0] == "RESOURCE_EXHAUSTED"
+        until(lambda: server.service._held_bytes == 0)
+        assert call("ModelInfer", infer_request()).result()
+
+
+def test_only_so_many_bytes_of_messages_are_held(server, call, monkeypatch):
+    monkeypatch.setattr(server.service, "limits", type(server.service.limits)(max_bodies=10))
+    assert refused(call("ModelInfer", infer_request())) == ("UNAVAILABLE", "too many large bodies are arriving at once")
+    assert server.service._held_bytes == 0
+
+
+def test_a_message_that_does_not_arrive(server, monkeypatch):
+    monkeypatch.setattr(server.service, "limits", type(server.service.limits)(body_timeout=0.05))
+    with grpc.insecure_channel(server.grpc_address) as channel:
+        ended = []
+
+        def nothing():
+            until(lambda: ended)
+            yield from ()
+
+        stalled = channel.stream_unary(f"/{SERVICE}/ModelInfer").future(nothing(), timeout=600)
+        stalled.add_done_callback(ended.append)
+        assert refused(stalled) == ("DEADLINE_EXCEEDED", "the message did not arrive within 0.05 seconds")
+
+
+def test_too_many_calls(toy_model, gate):
+    gate.open()
+    with running(toy_model.parent, max_connections=1, grpc_port=0) as server, calling(server) as call:
+        gate._open.clear()
+        gate.batches.clear()
+        first = call("ModelInfer", infer_request())
+        until(lambda: gate.batches)
+        assert refused(call("ServerLive"))[0] == "RESOURCE_EXHAUSTED"
+        gate.open()
+        assert first.result()
+
+
+# Operations
+
+
+def test_each_call_is_a_line_of_json(server, call, caplog):
+    caplog.set_level(logging.INFO, "serving.requests")
+    request = infer_request()
+    request.id = "seven"
+    named = call("ModelInfer", request)
+    assert service_pb2.ModelInferResponse.FromString(named.result()).id == "seven"
+    assert dict(named.trailing_metadata())["x-request-id"] == "seven"
+    eight = call("ModelInfer", request, metadata=[("x-request-id", "eight")])
+    assert service_pb2.ModelInferResponse.FromString(eight.result()).id == "seven"
+    refused(call("ModelInfer", infer_request(model_name="nothing"), metadata=[("x-request-id", "nine")]))
+    until(lambda: len(caplog.records) == 3)
+    lines = [json.loads(JsonFormatter().format(record)) for record in caplog.records]
+    assert [(line["id"], line["status"]) for line in lines] == [("seven", "OK"), ("eight", "OK"), ("nine", "NOT_FOUND")]
+    assert (
+        lines[0].items()
+        >= {
+            "client": "127.0.0.1",
+            "method": "gRPC",
+            "path": f"/{SERVICE}/ModelInfer",
+            "bytes": len(named.result()),
+            "model": "toy/1",
+        }.items()
+    )
+
+
+def test_what_nobody_foresaw(server, call, monkeypatch, caplog):
+    monkeypatch.setattr(server.repository, "versions", lambda name: 1 / 0)
+    told = refused(
+        call("ModelMetadata", service_pb2.ModelMetadataRequest(name="toy"), metadata=[("x-request-id", "odd")])
+    )
+    assert told == ("INTERNAL", "internal error; the server's log tells more of request odd")
+    [record] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.exc_info[0] is ZeroDivisionError
+
+
+def test_a_signal_drains(toy_model, gate, monkeypatch):
+    """What was admitted is answered before the models end."""
+    gate.open()
+    with running(toy_model.parent, grpc_port=0) as server, calling(server) as call:
+        close, drained = server.repository.close, []
+        monkeypatch.setattr(server.repository, "close", lambda: drained.append(server._grpc_stopped.done()) or close())
+        gate._open.clear()
+        gate.batches.clear()
+        admitted = [call("ModelInfer", infer_request())]
+        until(lambda: gate.batches)
+        admitted += [call("ModelInfer", infer_request()) for _ in range(3)]
+        until(lambda: server.repository.get("toy").pending == 3)
+        server.handle_exit(signal.SIGTERM, None)
+        until(lambda: server._stopped.is_set())  # the models could end now
+        assert refused(call("ServerLive"))[0] in ("UNAVAILABLE", "CANCELLED")  # the latter while the port is closing
+        gate.open()
+        for answer in admitted:
+            np.testing.assert_array_equal(labels_of(answer.result()), IMAGES[..., 0] // 64)
+    assert drained == [True]
+
+
+def test_the_extra_is_missing(toy_model, monkeypatch):
+    monkeypatch.delitem(sys.modules, "serving.grpc_server", raising=False)
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    with pytest.raises(ValueError, match=r'--grpc-port needs the extra grpc: pip install "kerasseg\[grpc\]"'):
+        run.Server(run.Config(models=toy_model.parent, provider="cpu", port=0, grpc_port=0))
+
+
+def test_a_port_that_is_taken(toy_model, server):
+    port = int(server.grpc_address.split(":")[1])
+    with (
+        pytest.raises(ValueError, match=f"cannot listen at 127.0.0.1, port {port}, for gRPC"),
+        running(toy_model.parent, grpc_port=port),
+    ):
+        pass
