@@ -1,4 +1,4 @@
-"""The server's HTTP side: pictures in and masks out, the V2 protocol, health and metrics.
+"""The server's HTTP side: pictures in and masks out, the V2 protocol, health, metrics, and the page.
 
     bytes --> thread pool: decode --> batcher --> thread pool: encode --> bytes
 
@@ -30,7 +30,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from serving import protocol
+from serving import page, protocol
 from serving.artifact import ModelInfo
 from serving.batcher import Closed, QueueFull, Ticket
 from serving.engine import usable_cpus
@@ -146,6 +146,7 @@ class Service:
             Route("/v2/repository/models/{model}/unload", self.unload, methods=["POST"]),
             *of_model("/v1/segment/{model}", self.segment, "POST"),
             Route("/metrics", self.metrics),
+            *page.routes(),
         ]
 
     def close(self) -> None:
@@ -502,7 +503,7 @@ class Frame:
             )
 
     def _allowed(self, scope: Any, headers: Headers) -> bool:
-        if self._expected is None or scope["path"].startswith(OPEN_PATHS):
+        if self._expected is None or scope["path"].startswith(OPEN_PATHS) or page.is_open(scope["path"]):
             return True
         return hmac.compare_digest(headers.get("authorization", "").encode(), self._expected)
 
