@@ -1,4 +1,4 @@
-"""The server's HTTP side: pictures in and masks out, the V2 protocol, health and metrics."""
+"""The server's HTTP side: pictures in and masks out, the V2 protocol, health, metrics, and the page."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from serving import openapi, protocol
+from serving import openapi, page, protocol
 from serving.artifact import ModelInfo
 from serving.metrics import prometheus_text
 from serving.pictures import WEB_FORMATS, coco_rle, index_png, jpeg, load_picture, overlay, png
@@ -78,6 +78,7 @@ class Endpoints:
             *of_model("/v1/segment/{model}", self.segment, "POST"),
             Route("/metrics", self.metrics),
             Route("/openapi.json", self.openapi),
+            *page.routes(),
         ]
 
     # Health and what there is
@@ -328,7 +329,8 @@ class Frame:
             await send(message)
 
         try:
-            allowed = scope["path"].startswith(OPEN_PATHS) or bears(self._token, headers.get("authorization", ""))
+            is_open = scope["path"].startswith(OPEN_PATHS) or page.is_open(scope["path"])
+            allowed = is_open or bears(self._token, headers.get("authorization", ""))
             await (self._app if allowed else _unauthorized)(scope, receive, send_with_id)
         except Exception:
             # Starlette has answered with 500 by now, and leaves the rest to whoever runs it.

@@ -32,15 +32,18 @@ def toy_model(tmp_path):
     return write_toy_model(tmp_path / "models" / "toy", 1)
 
 
-def write_toy_model(folder, version, **changes):
-    """Writes a version of the toy model, with fields of its `model.json` changed; returns `folder`."""
+def write_toy_model(folder, version, maps=("confidence",), **changes):
+    """Writes a version of the toy model, with fields of its `model.json` changed; returns `folder`.
+
+    Any of its maps, confidence or another, is green / 255.
+    """
     nodes = [
         helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
         helper.make_node("Gather", ["pixels", "zero"], ["red"], axis=3),
         helper.make_node("Gather", ["pixels", "one"], ["green"], axis=3),
         helper.make_node("Div", ["red", "step"], ["steps"]),
         helper.make_node("Cast", ["steps"], ["labels"], to=TensorProto.UINT8),
-        helper.make_node("Div", ["green", "most"], ["confidence"]),
+        *(helper.make_node("Div", ["green", "most"], [name]) for name in maps),
     ]
     constants = [
         helper.make_tensor("zero", TensorProto.INT64, [], [0]),
@@ -54,7 +57,7 @@ def write_toy_model(folder, version, **changes):
         [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", 3])],
         [
             helper.make_tensor_value_info("labels", TensorProto.UINT8, ["N", "H", "W"]),
-            helper.make_tensor_value_info("confidence", TensorProto.FLOAT, ["N", "H", "W"]),
+            *(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", "H", "W"]) for name in maps),
         ],
         constants,
     )
@@ -72,7 +75,7 @@ def write_toy_model(folder, version, **changes):
         inputs=(Tensor(name="image", datatype="UINT8", shape=(-1, -1, -1, 3), description=""),),
         outputs=(
             Tensor(name="labels", datatype="UINT8", shape=(-1, -1, -1), description=""),
-            Tensor(name="confidence", datatype="FP32", shape=(-1, -1, -1), description=""),
+            *(Tensor(name=name, datatype="FP32", shape=(-1, -1, -1), description="") for name in maps),
         ),
         precision="fp32",
         evaluation={"mIoU": 0.5},
