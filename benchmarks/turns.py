@@ -10,7 +10,8 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -42,23 +43,33 @@ def measure(commands: dict[str, list[str]], repeats: int) -> tuple[dict[str, dic
     Raises:
         ValueError: where a process ends before it has answered.
     """
-    processes: dict[str, subprocess.Popen] = {}
-    ready: dict[str, dict] = {}
     turns: dict[str, list[Record]] = {side: [] for side in commands}
-    try:
-        for side, command in commands.items():
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            processes[side] = process
-            ready[side] = _answer(process, side)
+    with ExitStack() as stack:
+        sides = {side: stack.enter_context(measured(command, side)) for side, command in commands.items()}
         for _ in range(repeats):
-            for side, process in processes.items():
-                print(file=process.stdin, flush=True)
-                turns[side].append(_answer(process, side))
+            for side, (_, ask) in sides.items():
+                turns[side].append(ask())
+    return {side: ready for side, (ready, _) in sides.items()}, turns
+
+
+@contextmanager
+def measured(command: list[str], side: str) -> Iterator[tuple[dict, Callable[[], Record]]]:
+    """A process that takes turns: what it said when it was ready, and what asks it for a turn.
+
+    Raises:
+        ValueError: where it ends before it has answered.
+    """
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask() -> Record:
+        print(file=process.stdin, flush=True)
+        return _answer(process, side)
+
+    try:
+        yield _answer(process, side), ask
     finally:
-        for process in processes.values():
-            process.stdin.close()
-            process.wait()
-    return ready, turns
+        process.stdin.close()
+        process.wait()
 
 
 def _answer(process: subprocess.Popen, side: str) -> dict:
