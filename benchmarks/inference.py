@@ -4,8 +4,9 @@ Each side is a process, held to the same cores, and they take turns. Sides: this
 `int8`, and `fp16_graphs`, as CUDA graphs) in onnxruntime; its SavedModel; Keras' `predict`; the graph that the
 converter makes without `kerasseg.layers` (`naive`); keras-hub's DeepLab-v3+ by its own export; PyTorch, channels last,
 plain and compiled. Before anything is timed, sides of the same weights have to agree, and PyTorch has to have as many
-of them. Needs `pip install -e ".[train,export,bench]"`; with --models from an earlier run, the sides without TensorFlow
-need `.[serve,bench]` alone.
+of them. Needs `pip install -e ".[train,export,bench]"`, and for keras-hub's side keras-hub with what it imports:
+sentencepiece, tokenizers, regex, kagglehub (`pip install --no-deps`, since tensorflow-text is not among them). With
+--models from an earlier run, the sides without TensorFlow need `.[serve,bench]` alone.
 """
 
 import math

@@ -1,0 +1,431 @@
+"""`python -m benchmarks.serving MODELS`: the server against its bare engine and against LitServe, on loopback.
+
+    engine      a process that predicts, in batches, what the servers are sent, decoded before
+    kerasseg    python -m serving.run
+    litserve-N  the same ONNX file in LitServe with N workers (benchmarks.litserve_server)
+
+They take turns. One client, here, keeps `--concurrency` requests under way (JPEG in, index PNG out), then sends them
+one by one. After that the server alone: one V2 request at a time beside the engine; four times as many requests as it
+can answer; how long it takes to start. Needs `pip install -e ".[serve]" litserve`.
+"""
+
+import asyncio
+import functools
+import io
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tyro
+import uvloop
+from PIL import Image
+
+from benchmarks.inference import pictures
+from benchmarks.results_file import write_between_markers
+from benchmarks.turns import Record, circumstances, measured, spread, take_turns
+from serving import cli
+from serving.artifact import open_artifact, versions
+from serving.engine import Engine, Provider
+from serving.pictures import load_picture
+
+STARTS = 60
+"""Seconds within which a server has to answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """What to measure, and where the tables go."""
+
+    models: tyro.conf.Positional[Path]
+    """The folder of models, MODELS/name/VERSION."""
+    model: str | None = None
+    """Its name; the first when left out."""
+    provider: Provider = "cpu"
+    """Where to run."""
+    size: tuple[int, int] = (321, 321)
+    """Height and width of the pictures."""
+    batch_size: int = 8
+    """Pictures predicted together, at most."""
+    concurrency: int = 32
+    """Requests under way at saturation."""
+    seconds: float = 5.0
+    """Of one turn."""
+    repeats: int = 3
+    """Turns of each; the tables have their median, smallest and largest."""
+    litserve_workers: tuple[int, ...] = (1, 2)
+    """A LitServe server for each number."""
+    max_delay_ms: float = 1.0
+    """The server's flag; LitServe has 1 ms too."""
+    flags: tuple[str, ...] = ()
+    """Further flags of the server."""
+    overload_seconds: float = 60.0
+    """How long it is sent four times its capacity."""
+    results: Path = Path("benchmarks/results/serving.md")
+    """The tables are written between the markers of this file."""
+    side: str | None = None
+    """engine: be the process that is measured; set by the benchmark itself."""
+
+
+class Reply(NamedTuple):
+    status: int
+    seconds: float
+
+
+def jpegs(size: tuple[int, int], count: int = 16) -> list[bytes]:
+    """Pictures of one size, as files."""
+    encoded = []
+    for image_HW3 in pictures((count, *size)):
+        file = io.BytesIO()
+        Image.fromarray(image_HW3).save(file, "JPEG", quality=90)
+        encoded.append(file.getvalue())
+    return encoded
+
+
+# Requests, as bytes that are sent again and again
+
+
+def post(path: str, body: bytes, **headers: str) -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def picture_requests(config: Serving, name: str) -> list[bytes]:
+    return [post(f"/v1/segment/{name}", jpeg, Accept="image/png") for jpeg in jpegs(config.size)]
+
+
+def form_requests(config: Serving) -> list[bytes]:
+    """LitServe takes files as forms."""
+    head = (
+        b'--part\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
+    )
+    kind = "multipart/form-data; boundary=part"
+    return [post("/predict", head + jpeg + b"\r\n--part--\r\n", Content_Type=kind) for jpeg in jpegs(config.size)]
+
+
+def tensor_request(config: Serving, name: str) -> bytes:
+    """V2, binary, one picture in and labels out."""
+    image_NHW3 = pictures((1, *config.size))
+    size = {"binary_data_size": image_NHW3.nbytes}
+    image = {"name": "image", "datatype": "UINT8", "shape": image_NHW3.shape, "parameters": size}
+    wanted = [{"name": "labels", "parameters": {"binary_data": True}}]
+    header = json.dumps({"inputs": [image], "outputs": wanted}).encode()
+    return post(
+        f"/v2/models/{name}/infer", header + image_NHW3.tobytes(), Inference_Header_Content_Length=str(len(header))
+    )
+
+
+# The client
+
+
+class Connection:
+    """One kept-alive connection to a server of this machine."""
+
+    def __init__(self, port: int):
+        self._port = port
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def send(self, request: bytes) -> Reply:
+        began = time.perf_counter()
+        if self._streams is None:
+            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
+        reader, writer = self._streams
+        writer.write(request)
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        length = int(head.partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0])
+        await reader.readexactly(length)
+        reply = Reply(int(head[9:12]), time.perf_counter() - began)
+        if b"connection: close" in head:
+            self.close()
+        return reply
+
+    def close(self) -> None:
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None
+
+
+def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(coroutine)
+
+
+async def closed_loop(port: int, requests: list[bytes], concurrency: int, seconds: float) -> list[Reply]:
+    """So many clients, each sending its next request once it has its answer."""
+    until = time.perf_counter() + seconds
+    replies: list[Reply] = []
+
+    async def client(number: int) -> None:
+        connection, sent = Connection(port), number
+        while time.perf_counter() < until:
+            replies.append(await connection.send(requests[sent % len(requests)]))
+            sent += concurrency
+        connection.close()
+
+    await asyncio.gather(*map(client, range(concurrency)))
+    return replies
+
+
+async def open_loop(port: int, requests: list[bytes], rate: float, seconds: float) -> list[Reply]:
+    """So many requests a second, whatever becomes of them."""
+    free: list[Connection] = []
+    replies: list[Reply] = []
+    under_way: set[asyncio.Task] = set()
+
+    async def one(number: int) -> None:
+        connection = free.pop() if free else Connection(port)
+        replies.append(await connection.send(requests[number % len(requests)]))
+        free.append(connection)
+
+    began = time.perf_counter()
+    for number in range(int(rate * seconds)):
+        ahead = began + number / rate - time.perf_counter()
+        if ahead > 0:
+            await asyncio.sleep(ahead)
+        elif number % 8 == 0:
+            await asyncio.sleep(0)  # late already: the others get their turn all the same
+        task = asyncio.create_task(one(number))
+        under_way.add(task)
+        task.add_done_callback(under_way.discard)
+    await asyncio.gather(*under_way)
+    for connection in free:
+        connection.close()
+    return replies
+
+
+def rate_of(replies: list[Reply], seconds: float) -> float:
+    """Answers a second; ValueError if one was no success."""
+    if bad := [reply.status for reply in replies if reply.status != 200]:
+        raise ValueError(f"{len(bad)} of {len(replies)} requests were answered with {sorted(set(bad))}")
+    return len(replies) / seconds
+
+
+# The sides
+
+
+def engine_process(config: Serving, name: str) -> None:
+    """Predicts one picture, and full batches, decoded before."""
+    engine = Engine(open_artifact(config.models / name), config.provider)
+    images = np.stack([load_picture(jpeg) for jpeg in jpegs(config.size)])
+    batches = [images[start : start + config.batch_size] for start in range(0, len(images), config.batch_size)]
+    for batch in (batches[0], images[:1]):
+        engine.predict(batch)
+
+    def turn() -> Record:
+        began, done = time.perf_counter(), 0
+        while time.perf_counter() - began < config.seconds:
+            for batch in batches:
+                engine.predict(batch, ["labels"])
+                done += len(batch)
+        rate = done / (time.perf_counter() - began)
+        times: list[float] = []
+        while sum(times) < config.seconds / 2:
+            started = time.perf_counter()
+            engine.predict(images[:1], ["labels"])
+            times.append(time.perf_counter() - started)
+        return {"rate": rate, "one": statistics.median(times)}
+
+    take_turns({}, turn)
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+@contextmanager
+def server(command: list[str], port: int, health: str) -> Iterator[tuple[subprocess.Popen, float]]:
+    """A server's process, and the seconds until its health was good."""
+    with tempfile.TemporaryFile() as log:
+        began = time.perf_counter()
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            request = f"GET {health} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+            while not _healthy(port, request):
+                if process.poll() is not None or time.perf_counter() - began > STARTS:
+                    log.seek(0)
+                    raise ValueError(f"{' '.join(command)} does not get ready: {log.read().decode()[-2000:]}")
+                time.sleep(0.005)
+            yield process, time.perf_counter() - began
+        finally:
+            process.terminate()
+            process.wait(STARTS)
+
+
+def _healthy(port: int, request: bytes) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+            connection.sendall(request)
+            return connection.recv(4096).split()[1:2] == [b"200"]
+    except OSError:
+        return False
+
+
+def kerasseg_server(config: Serving, port: int, max_delay_ms: float | None = None):
+    command = [sys.executable, "-m", "serving.run", str(config.models), "--port", str(port), "--no-access-log"]
+    command += ["--provider", config.provider, "--batch-size", str(config.batch_size)]
+    command += ["--warm-up", *map(str, config.size), *config.flags]
+    delay = config.max_delay_ms if max_delay_ms is None else max_delay_ms
+    return server([*command, "--max-delay-ms", str(delay)], port, "/v2/health/ready")
+
+
+def litserve_server(config: Serving, graph: Path, port: int, workers: int):
+    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    command = [sys.executable, "-m", "benchmarks.litserve_server", str(graph), str(port), config.provider]
+    return server([*command, str(config.batch_size), str(workers), str(threads)], port, "/health")
+
+
+def resident_mib(process: subprocess.Popen) -> float:
+    pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+# The measurements
+
+
+def side_by_side(config: Serving, name: str, graph: Path) -> dict[str, list[Record]]:
+    """Turns of each: answers a second at saturation, and seconds of one at a time."""
+    engine = [sys.executable, "-m", "benchmarks.serving", str(config.models), "--model", name, "--side", "engine"]
+    engine += ["--provider", config.provider, "--size", *map(str, config.size), "--seconds", str(config.seconds)]
+    engine += ["--batch-size", str(config.batch_size)]
+    turns: dict[str, list[Record]] = {}
+    with ExitStack() as stack:
+        _, ask = stack.enter_context(measured(engine, "engine"))
+        ports = {"kerasseg": free_port()} | {f"litserve-{count}": free_port() for count in config.litserve_workers}
+        requests = dict.fromkeys(ports, form_requests(config)) | {"kerasseg": picture_requests(config, name)}
+        stack.enter_context(kerasseg_server(config, ports["kerasseg"]))
+        for count in config.litserve_workers:
+            stack.enter_context(litserve_server(config, graph, ports[f"litserve-{count}"], count))
+        for side, port in ports.items():  # each prepares what it has not seen
+            run(closed_loop(port, requests[side], config.concurrency, 2.0))
+        for _ in range(config.repeats):
+            turns.setdefault("engine", []).append(ask())
+            for side, port in ports.items():
+                replies = run(closed_loop(port, requests[side], config.concurrency, config.seconds))
+                single = run(closed_loop(port, requests[side], 1, config.seconds / 2))
+                rate_of(single, config.seconds)
+                one = statistics.median(reply.seconds for reply in single)
+                turns.setdefault(side, []).append({"rate": rate_of(replies, config.seconds), "one": one})
+    return turns
+
+
+def overhead(config: Serving, name: str) -> list[Record]:
+    """Turns of one V2 request at a time, to a server that waits for no second one, and of the engine."""
+    engine = [sys.executable, "-m", "benchmarks.serving", str(config.models), "--model", name, "--side", "engine"]
+    engine += ["--provider", config.provider, "--size", *map(str, config.size), "--seconds", "1"]
+    engine += ["--batch-size", "1"]
+    port, requests, turns = free_port(), [tensor_request(config, name)], []
+    with measured(engine, "engine") as (_, ask), kerasseg_server(config, port, max_delay_ms=0):
+        run(closed_loop(port, requests, 1, 1.0))
+        for _ in range(config.repeats):
+            replies = run(closed_loop(port, requests, 1, config.seconds / 2))
+            rate_of(replies, config.seconds)
+            served = statistics.median(reply.seconds for reply in replies)
+            turns.append({"engine": ask()["one"], "served": served})
+    return turns
+
+
+def overload(config: Serving, name: str) -> dict[str, float]:
+    """Four times as many requests as can be answered."""
+    port = free_port()
+    with kerasseg_server(config, port) as (process, _):
+        requests = picture_requests(config, name)
+        capacity = rate_of(run(closed_loop(port, requests, config.concurrency, config.seconds)), config.seconds)
+        before = resident_mib(process)
+        rate = 4 * capacity
+        replies = run(open_loop(port, requests, rate, config.overload_seconds))
+        after = resident_mib(process)
+    by_status: dict[int, list[float]] = {}
+    for reply in replies:
+        by_status.setdefault(reply.status, []).append(reply.seconds)
+    if others := set(by_status) - {200, 503}:
+        raise ValueError(f"an overloaded server answered with {sorted(others)}")
+    return {
+        "capacity": capacity,
+        "sent a second": len(replies) / config.overload_seconds,
+        "answered": len(by_status.get(200, [])),
+        "refused": len(by_status.get(503, [])),
+        "refused, median ms": 1000 * percentile(by_status.get(503, [0.0]), 50),
+        "refused, p99 ms": 1000 * percentile(by_status.get(503, [0.0]), 99),
+        "refused, slowest ms": 1000 * max(by_status.get(503, [0.0])),
+        "answered, p99 ms": 1000 * percentile(by_status[200], 99),
+        "a full queue takes, ms": 1000 * (64 + config.batch_size) / capacity,
+        "MiB before": before,
+        "MiB after": after,
+    }
+
+
+def percentile(values: list[float], share: int) -> float:
+    return float(np.percentile(values, share))
+
+
+def start_times(config: Serving) -> dict[str, list[float]]:
+    """Seconds until ready, and of importing the server."""
+    ready, imported = [], []
+    for _ in range(config.repeats):
+        with kerasseg_server(config, free_port()) as (_, seconds):
+            ready.append(seconds)
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import serving.run"], check=True)
+        imported.append(time.perf_counter() - began)
+    return {"ready": ready, "imported": imported}
+
+
+def main(config: Serving) -> dict:
+    names = sorted(child.name for child in config.models.iterdir() if versions(child))
+    name = config.model or names[0]
+    if config.side == "engine":
+        engine_process(config, name)
+        return {}
+    artifact = open_artifact(config.models / name)
+    print("turns of the engine and the servers", file=sys.stderr)
+    turns = side_by_side(config, name, artifact.graph)
+    lines = [
+        f"{circumstances('onnxruntime-gpu')}; {artifact.info.name}, {artifact.info.precision}, {config.provider}, "
+        f"pictures of {config.size[0]}x{config.size[1]}, batches of up to {config.batch_size}, {config.concurrency} "
+        f"requests at a time, {config.repeats} turns of {config.seconds:g} s: median (smallest to largest).",
+        "",
+        "| side | pictures a second | to engine | one at a time, ms |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for side, records in turns.items():
+        pairs = [own["rate"] / bare["rate"] for own, bare in zip(records, turns["engine"], strict=True)]
+        ratio = statistics.median(r["rate"] for r in records) / statistics.median(r["rate"] for r in turns["engine"])
+        cells = [side, spread([r["rate"] for r in records]), spread(pairs, ratio)]
+        lines.append(f"| {' | '.join([*cells, spread([1000 * r['one'] for r in records])])} |")
+    finish = functools.partial(write_between_markers, config.results)
+    finish("\n".join(lines) + "\n")
+
+    print("one V2 request at a time", file=sys.stderr)
+    pairs = overhead(config, name)
+    added = [1000 * (turn["served"] - turn["engine"]) for turn in pairs]
+    lines += ["", f"One V2 request at a time, `--max-delay-ms 0`: {spread(added)} ms over the engine's "]
+    lines[-1] += f"{spread([1000 * turn['engine'] for turn in pairs])} ms."
+    finish("\n".join(lines) + "\n")
+
+    print(f"four times what it can answer, for {config.overload_seconds:g} s", file=sys.stderr)
+    under_load = overload(config, name)
+    lines += ["", f"Four times what it can answer, for {config.overload_seconds:g} s:", "", "| | |", "| --- | ---: |"]
+    lines += [f"| {what} | {value:.{1 if value < 100 else 0}f} |" for what, value in under_load.items()]
+
+    started = start_times(config)
+    lines += ["", f"Ready {spread(started['ready'])} s after its start; `import serving.run` takes "]
+    lines[-1] += f"{spread(started['imported'])} s."
+    finish("\n".join(lines) + "\n")
+    return {"added_ms": round(statistics.median(added), 3)} | {k: round(v, 3) for k, v in under_load.items()}
+
+
+if __name__ == "__main__":
+    cli.run(main, Serving, __doc__ or "")
