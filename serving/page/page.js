@@ -76,7 +76,8 @@ async function listModels(signal) {
 // One inference gives everything that the page shows.
 async function segment(model, signal) {
   const path = `v2/models/${encodeURIComponent(model)}`;
-  const { inputs, outputs, properties } = await (await request(path, { signal })).json();
+  const { versions, inputs, outputs, properties } = await (await request(path, { signal })).json();
+  const version = versions.at(-1); // this one is asked, since a newer one may have other classes
   const maps = outputs.filter(({ datatype, shape }) => datatype === "FP32" && shape.length === 3).map(({ name }) => name);
   const pixels = rgb(picture.canvas);
   const header = new TextEncoder().encode(JSON.stringify({
@@ -90,13 +91,14 @@ async function segment(model, signal) {
   }));
   const headers = { "Content-Type": "application/octet-stream", "Inference-Header-Content-Length": String(header.length) };
   const started = performance.now();
-  const response = await request(`${path}/infer`, { method: "POST", headers, body: new Blob([header, pixels]), signal });
+  const asked = { method: "POST", headers, body: new Blob([header, pixels]), signal };
+  const response = await request(`${path}/versions/${version}/infer`, asked);
   const answer = await response.arrayBuffer();
   const milliseconds = performance.now() - started;
   const tensors = readTensors(answer, Number(response.headers.get("Inference-Header-Content-Length")));
   return {
     model,
-    version: tensors.version,
+    version,
     ...properties,
     labels: new Uint8Array(tensors.labels),
     maps: Object.fromEntries(maps.map((name) => [name, new Float32Array(tensors[name])])),
@@ -108,7 +110,7 @@ async function segment(model, signal) {
 
 function readTensors(answer, headerLength) {
   const header = JSON.parse(new TextDecoder().decode(answer.slice(0, headerLength)));
-  const tensors = { version: header.model_version };
+  const tensors = {};
   let start = headerLength;
   for (const { name, parameters } of header.outputs) {
     const end = start + parameters.binary_data_size;
@@ -153,7 +155,8 @@ async function open(file, name) {
 async function decode(file, name) {
   let bitmap;
   try {
-    bitmap = await createImageBitmap(file);
+    // Without its colour profile, as training and /v1/segment read it: phones' photographs have one of their own.
+    bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" });
   } catch {
     throw new Problem(`${name} is not a picture that this browser can read: choose a JPEG, PNG or WebP.`);
   }

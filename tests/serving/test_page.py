@@ -7,7 +7,7 @@ import shutil
 import httpx
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from serving import page as served
 from tests.serving.conftest import CLASSES, PALETTE, write_toy_model
@@ -228,6 +228,15 @@ def test_a_photo_taken_sideways_is_shown_and_segmented_upright(page):
     np.testing.assert_array_equal(corners, PALETTE)
 
 
+def test_pixels_are_read_without_the_colour_profile_as_the_endpoint_does(page):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = profile.replace(b"rXYZ", b"....").replace(b"gXYZ", b"rXYZ").replace(b"....", b"gXYZ")
+    choose(page, encoded(Image.fromarray(scene()), icc_profile=swapped))
+    segmented(page)
+    set_opacity(page, 0)
+    assert_near(canvas_of(page), scene())
+
+
 def test_a_large_picture_is_scaled_and_says_so(page):
     choose(page, encoded(Image.fromarray(scene()).resize((2400, 1600), Image.Resampling.NEAREST)))
     segmented(page)
@@ -290,7 +299,10 @@ def test_a_phone(open_page, server):
     choose_scene(page)
     page.touchscreen.tap(*pixel_place(page, 45, 30))
     assert "bright" in page.locator("#readout").inner_text()
-    assert page.evaluate("[document.documentElement.scrollWidth, visualViewport.scale]") == [360, 1]
+    for shown in ("labels", "confidence"):
+        page.check(f"#shown [value={shown}]", force=True)
+        assert page.evaluate("[document.documentElement.scrollWidth, visualViewport.scale]") == [360, 1]
+        assert page.locator("#download").bounding_box()["width"] < 360
     assert page.locator("#panel").bounding_box()["y"] > page.locator("#canvas").bounding_box()["y"]
 
 
