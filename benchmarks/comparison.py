@@ -29,7 +29,7 @@ from matplotlib.ticker import NullFormatter, NullLocator
 from benchmarks.results_file import write_between_markers
 from kerasseg.methods import METHODS
 from kerasseg.methods.method import SegmenterConfig
-from serving.pictures import write_atomically
+from serving.files import write_atomically
 from training.compare import OF_A_MACHINE, OF_A_RUN, gains, gains_cell, mean_and_deviation, spread
 from training.run_folder import Run
 

@@ -23,7 +23,7 @@ from starlette.routing import BaseRoute, Route
 from serving import openapi, page, protocol
 from serving.artifact import ModelInfo
 from serving.metrics import prometheus_text
-from serving.pictures import WEB_FORMATS, coco_rle, index_png, jpeg, load_picture, overlay, png
+from serving.pictures import WEB_FORMATS, areas, index_png, jpeg, load_picture, map_png, overlay
 from serving.repository import Answer, Model
 from serving.service import FAILURES, Asked, Call, ClientGone, Decode, Service, bears, message_of, tensor_asked
 
@@ -274,23 +274,10 @@ def picture_response(
         tinted = jpeg(overlay(image_HWC, outputs["labels"], info.palette, opacity))
         return Response(tinted, media_type=MEDIA_TYPES[output])
     if output not in MEDIA_TYPES:
-        grey_HW = np.rint(np.clip(outputs[output].astype(np.float32), 0, 1) * 255).astype(np.uint8)
-        return Response(png(grey_HW), media_type="image/png")
+        return Response(map_png(outputs[output]), media_type="image/png")
     labels_HW = outputs["labels"]
     height, width = labels_HW.shape
-    pixels = np.bincount(labels_HW.ravel(), minlength=len(info.classes))
-    runs = coco_rle(labels_HW) if output == "rle" else {}
-    classes = [
-        {
-            "label": label,
-            "name": info.classes[label] if label < len(info.classes) else str(label),
-            "pixels": int(count),
-            "share": round(int(count) / labels_HW.size, 6),
-        }
-        | ({"rle": runs[label]} if runs else {})
-        for label, count in enumerate(pixels)
-        if count
-    ]
+    classes = areas(labels_HW, info.classes, runs=output == "rle")
     answer = model | {"height": height, "width": width, "classes": classes}
     if "confidence" in outputs:
         answer["mean_confidence"] = round(float(outputs["confidence"].mean()), 6)

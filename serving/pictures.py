@@ -3,13 +3,10 @@
 Needs Pillow and NumPy only. Shapes: H, W height and width in pixels; K classes.
 """
 
-import contextlib
 import io
-import os
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -173,6 +170,37 @@ def jpeg(image_HWC: np.ndarray, quality: int = 90) -> bytes:
     return _encode(Image.fromarray(image_HWC), "JPEG", quality=quality)
 
 
+def map_png(map_HW: np.ndarray) -> bytes:
+    """A map of a model, such as its confidence, (H,W) in 0..1, as a grey PNG, 0..255."""
+    return png(np.rint(np.clip(map_HW.astype(np.float32), 0, 1) * 255).astype(np.uint8))
+
+
+def areas(labels_HW: np.ndarray, classes: Sequence[str], *, runs: bool = False) -> list[dict[str, Any]]:
+    """What is in a picture, by label.
+
+    Args:
+        labels_HW: integers 0..255 (H,W).
+        classes: names.
+        runs: give the run lengths of each label too.
+
+    Returns:
+        `[{"label": 3, "name": "cat", "pixels": 120, "share": 0.25, "rle": {...}}, ...]`: those that occur; `share`,
+        0..1, is of the picture, and `rle` as `coco_rle` has it.
+    """
+    run_lengths = coco_rle(labels_HW) if runs else {}
+    return [
+        {
+            "label": label,
+            "name": classes[label] if label < len(classes) else str(label),
+            "pixels": int(count),
+            "share": round(int(count) / labels_HW.size, 6),
+        }
+        | ({"rle": run_lengths[label]} if runs else {})
+        for label, count in enumerate(np.bincount(labels_HW.ravel()))
+        if count
+    ]
+
+
 def coco_rle(labels_HW: np.ndarray) -> dict[int, dict[str, list[int]]]:
     """Run lengths as COCO has them uncompressed, by label that occurs.
 
@@ -195,33 +223,6 @@ def coco_rle(labels_HW: np.ndarray) -> dict[int, dict[str, list[int]]]:
         counts = np.diff(np.concatenate([[0], borders, [column_by_column.size]]))
         found[int(label)] = {"size": size, "counts": (counts if counts[-1] else counts[:-1]).tolist()}
     return found
-
-
-def write_atomically(path: Path, contents: bytes) -> None:
-    """Writes beside `path`, then renames: a reader, or a killed process, never leaves or sees half a file."""
-    with file_beside(path) as file:
-        file.write(contents)
-
-
-@contextlib.contextmanager
-def file_beside(path: Path, durable: bool = False) -> Iterator[IO[bytes]]:
-    """A file to write that takes the place of `path` once it is written in full, and is gone if that fails.
-
-    Args:
-        durable: wait until it is on the disk, so that not even a power cut leaves less than the whole.
-    """
-    # Unlike tempfile's, this file gets the usual permissions. The thread is in its name because pools write
-    # at once.
-    beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            yield file
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _as_uint8(labels_HW: np.ndarray) -> np.ndarray:

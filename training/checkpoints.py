@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasseg.methods import Method
-from serving.pictures import file_beside
+from serving.files import file_beside
 from training.run_folder import Run
 
 KEEP = 2

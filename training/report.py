@@ -22,6 +22,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from serving import cli, pictures
+from serving.files import write_atomically
 from training import glossary, plots
 from training.run_folder import Curve, Run, is_number
 
@@ -84,9 +85,9 @@ def write_report(run_folder: Path, compare: Sequence[Path] = ()) -> Path:
     for drawing in curves + (measured["drawings"] if measured else []):
         path = run.folder / "figures" / drawing.file_name
         path.parent.mkdir(exist_ok=True)
-        pictures.write_atomically(path, plots.png(drawing.figure))
+        write_atomically(path, plots.png(drawing.figure))
     path = run.folder / "report.html"
-    pictures.write_atomically(path, page.encode())
+    write_atomically(path, page.encode())
     return path
 
 

@@ -23,7 +23,7 @@ import tensorflow as tf
 from kerasseg.methods import Method
 from kerasseg.segmenters import LoadedWeights
 from serving import cli
-from serving.pictures import write_atomically
+from serving.files import locked, write_atomically
 from training.callbacks import (
     CheckpointEvery,
     Evaluation,
@@ -39,7 +39,7 @@ from training.dry_run import dry_run
 from training.evaluation import Examples, evaluate
 from training.recipes import RECIPES, choose, table
 from training.report import write_report
-from training.run_folder import Run, locked, write_json
+from training.run_folder import Run, write_json
 from training.session import Look, Session, assemble, peak_memory, prepare_backend
 from training.workers import gather, is_chief, make_strategy, together, workplace
 
@@ -62,7 +62,7 @@ def train(config: RunConfig) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         with together(strategy):
             if is_chief(strategy):
-                stack.enter_context(locked(config.folder))
+                stack.enter_context(locked(config.folder, user="training", remedy="choose another --out"))
             check_folder(config)
         result = train_worker(stack.enter_context(workplace(config, strategy)), strategy)
         gather(strategy, 0)  # no worker leaves before the chief has written everything: it would count as lost

@@ -3,24 +3,19 @@
 Needs no TensorFlow.
 """
 
-import contextlib
-import fcntl
 import json
 import math
-import os
-import platform
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from serving.pictures import write_atomically
+from serving.files import write_atomically
 
 KEYS = ("method", "dataset", "steps", "classes", "palette", "split_fingerprint")
 """What a config.json cannot do without."""
 
-METRICS, SPEED, LOCK = "metrics.jsonl", "speed.jsonl", ".lock"
+METRICS, SPEED = "metrics.jsonl", "speed.jsonl"
 
 NOT_CURVES = {"step", "learning_rate"}
 
@@ -149,45 +144,6 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
             found = f"line {number} is {line[:80]!r}"
             raise ValueError(f"{file}: expected a JSON object with a step on each line, {found}") from error
     return [rows[step] for step in sorted(rows)]
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """The run folder, made when missing, for this process alone; a folder still empty at the end is removed.
-
-    The lock is the system's, and goes with the process, however that ends.
-
-    Raises:
-        ValueError: another process has it, or it cannot be written to.
-    """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    path = folder / LOCK
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be written to ({error.strerror}): choose another --out") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise ValueError(
-                f"{folder} is in use by another training ({file.read().strip()}): wait for it, or choose another --out"
-            ) from None
-        except OSError as error:  # some shared file systems have no locks
-            print(f"{folder} cannot be locked ({error.strerror}): see that no other training uses it", file=sys.stderr)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}\n")
-        file.flush()
-        try:
-            yield
-        finally:
-            if made and list(folder.iterdir()) == [path]:
-                path.unlink()
-                with contextlib.suppress(OSError):  # something else may have come into a folder above it
-                    for each in made:
-                        each.rmdir()
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

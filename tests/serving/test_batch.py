@@ -1,22 +1,29 @@
 """`python -m serving.batch`, by its command line, with a model whose answers are known."""
 
+import csv
 import json
+import os
+import signal
 import subprocess
 import sys
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from serving import batch, cli, engine
+from serving import batch, batch_pipeline, cli
 from serving.artifact import open_artifact
-from serving.batch import Config, Decoded, bounded_map, find_jobs, group_by_size
-from serving.pictures import load_picture
-from tests.serving.conftest import CLASSES, PALETTE
+from serving.batch import Config
+from serving.engine import Engine
+from serving.pictures import coco_rle, load_picture
+from tests.serving.conftest import CLASSES, PALETTE, write_toy_model
+
+
+@pytest.fixture(autouse=True)
+def pillows_limit(monkeypatch):
+    """A batch job has its own in its place."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
 
 
 @pytest.fixture
@@ -24,8 +31,9 @@ def segment(toy_model, capsys):
     """Runs the command; returns exit status, last line of stdout, stderr."""
 
     def run(*args, model=toy_model):
+        provider = [] if "--provider" in args else ["--provider", "cpu"]
         with pytest.raises(SystemExit) as exit:
-            cli.run(batch.main, Config, "", [str(model), *map(str, args), "--provider", "cpu"])
+            cli.run(batch.main, Config, "", [str(model), *map(str, args), *provider])
         captured = capsys.readouterr()
         lines = captured.out.splitlines()
         return exit.value.code, json.loads(lines[-1]) if lines else None, captured.err
@@ -123,9 +131,9 @@ def test_second_run_does_only_what_changed(segment, tmp_path):
         assert status == 0
         return result["written"], result["skipped"]
 
-    assert counts("--no-overlay") == (4, 0)
+    assert counts("--write", "labels") == (4, 0)
     assert not (output / "overlays").exists()
-    assert counts("--no-overlay") == (0, 4)
+    assert counts("--write", "labels") == (0, 4)
     assert counts() == (4, 0)  # now with overlays
     assert counts() == (0, 4)
     picture(photos / "p1.png", seed=99)
@@ -136,24 +144,193 @@ def test_second_run_does_only_what_changed(segment, tmp_path):
         file.write('{"input": "p3.png", "status": "o')
     assert counts() == (0, 4)
     assert len((output / "manifest.jsonl").read_text().splitlines()) == 4
+    assert counts("--write", "labels") == (0, 4)  # less than is there
     (output / "manifest.jsonl").unlink()
     assert counts() == (4, 0)
 
 
-def test_another_model_does_all_again(segment, tmp_path):
+def test_another_model_or_window_does_all_again(segment, toy_model, tmp_path):
+    """A model's maps make its graph another one."""
+    picture(tmp_path / "photos" / "a.png", 6, 8)
+    write_toy_model(toy_model, 2, maps=("confidence", "reliability"))
+    write_toy_model(toy_model, 3, maps=("confidence",))
+
+    def written(version, *args):
+        return segment(tmp_path / "photos", tmp_path / "out", *args, model=toy_model / version)[1]["written"]
+
+    assert written("1") == 1
+    assert written("2") == 1
+    assert written("2") == 0
+    assert written("1", "--write", "labels") == 1
+    assert written("3", "--write", "labels") == 0  # the same graph by another number
+    # The overlay that is there is the other model's.
+    assert written("2", "--write", "labels") == 1
+    assert written("1", "--write", "labels", "overlay") == 1
+
+
+def test_what_can_be_written(segment, tmp_path):
+    model = write_toy_model(tmp_path / "models" / "maps", 1, maps=("confidence", "reliability"))
+    image_HWC = picture(tmp_path / "photos" / "a.png", 6, 8, seed=3)
+    kinds = ("labels", "confidence", "reliability", "rle")
+    status, _, _ = segment(tmp_path / "photos", tmp_path / "out", "--write", *kinds, model=model)
+    assert status == 0
+    outputs = manifest(tmp_path / "out")["a.png"]["outputs"]
+    assert list(outputs) == list(kinds)
+    for name in ("confidence", "reliability"):
+        with Image.open(tmp_path / "out" / outputs[name]) as grey:
+            np.testing.assert_array_equal(np.asarray(grey), image_HWC[..., 1])
+    [line] = (tmp_path / "out" / outputs["rle"]).read_text().splitlines()
+    runs = json.loads(line)
+    labels_HW = image_HWC[..., 0] // 64
+    assert (runs["input"], runs["height"], runs["width"]) == ("a.png", 6, 8)
+    assert {each["label"]: each["rle"] for each in runs["classes"]} == coco_rle(labels_HW)
+    assert [each["name"] for each in runs["classes"]] == [CLASSES[label] for label in np.unique(labels_HW)]
+    assert not (tmp_path / "out" / "overlays").exists()
+
+
+def test_run_lengths_have_a_line_a_picture_whatever_is_redone(segment, tmp_path):
+    photos, runs = tmp_path / "photos", tmp_path / "out" / "rle.jsonl"
+
+    def lines():
+        return {line["input"]: line for line in map(json.loads, runs.read_text().splitlines())}
+
+    def written():
+        return segment(photos, tmp_path / "out", "--write", "rle")[1]["written"]
+
+    for index in range(3):
+        picture(photos / f"p{index}.png", seed=index)
+    assert written() == 3
+    before = lines()
+    picture(photos / "p1.png", seed=9)
+    assert written() == 1
+    after = lines()
+    assert len(runs.read_text().splitlines()) == 3
+    assert [before[name] == after[name] for name in sorted(after)] == [True, False, True]
+    runs.unlink()
+    picture(photos / "p0.png", seed=8)
+    assert written() == 3
+    assert written() == 0
+
+
+def test_shards_share_the_work_and_the_ranking(segment, tmp_path):
+    photos, output = tmp_path / "photos", tmp_path / "out"
+    for index in range(5):
+        Image.new("RGB", (4, 4), (0, 50 * index, 0)).save(photos.parent / f"p{index}.png")
+    photos.mkdir()
+    for index in range(5):
+        (photos.parent / f"p{index}.png").rename(photos / f"p{index}.png")
+    (photos / "p5.png").write_bytes(b"broken")
+
+    def counts(*args):
+        result = segment(photos, output, *args, "--rank", "uncertainty", "--write", "labels", "rle")[1]
+        return result["pictures"], result["written"], result["skipped"], result["failed"]
+
+    assert counts("--shard", "1/2") == (3, 3, 0, 0)
+    assert len((output / "ranking.csv").read_text().splitlines()) == 1 + 3
+    assert counts("--shard", "2/2") == (3, 2, 0, 1)
+    assert counts("--shard", "2/2") == (3, 0, 2, 1)
+    with (output / "ranking.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["input"] for row in rows] == ["p0.png", "p1.png", "p2.png", "p3.png", "p4.png"]
+    assert [float(row["uncertainty"]) for row in rows] == pytest.approx([1 - 50 * i / 255 for i in range(5)], abs=2e-6)
+    assert {path.name for path in output.glob("*.jsonl")} == {
+        f"{stem}-{index}-of-2.jsonl" for stem in ("manifest", "rle") for index in (1, 2)
+    }
+    # A job for all of it knows what shards have done; run lengths are in a file that it has not written.
+    result = segment(photos, output, "--write", "labels")[1]
+    assert (result["written"], result["skipped"], result["failed"]) == (0, 5, 1)
+
+
+def test_ranking_alone(segment, tmp_path):
     picture(tmp_path / "photos" / "a.png")
-    segment(tmp_path / "photos", tmp_path / "out")
-    record = manifest(tmp_path / "out")["a.png"]
-    (tmp_path / "out" / "manifest.jsonl").write_text(json.dumps(record | {"model_sha256": "0"}) + "\n")
-    _, result, _ = segment(tmp_path / "photos", tmp_path / "out")
-    assert (result["written"], result["skipped"]) == (1, 0)
+    status, result, _ = segment(tmp_path / "photos", tmp_path / "out", "--write", "--rank", "uncertainty")
+    assert (status, result["written"]) == (0, 1)
+    assert result["ranking"] == str(tmp_path / "out" / "ranking.csv")
+    assert not [path for path in (tmp_path / "out").iterdir() if path.is_dir()]
+    status, _, stderr = segment(tmp_path / "photos", tmp_path / "out", "--write")
+    assert status == 2 and "--write names nothing" in stderr
+
+
+def test_large_pictures_by_windows(segment, tmp_path, monkeypatch):
+    model = write_toy_model(tmp_path / "models" / "logits", 1, maps=("confidence", "logits"))
+    picture(tmp_path / "photos" / "large.png", 8, 6, seed=1)
+    picture(tmp_path / "photos" / "small.png", 6, 6, seed=2)
+    asked = []
+
+    def predict_large(self, image_HW3, window, stride, batch_size):
+        asked.append((image_HW3.shape, window, stride))
+        return {"labels": image_HW3[..., 0] // 64, "confidence": np.full(image_HW3.shape[:2], 0.5, np.float32)}
+
+    monkeypatch.setattr(Engine, "predict_large", predict_large)
+    flags = ["--window", 6, 7, "--stride", 0.5, "--max-pixels", 48]
+    status, _, _ = segment(tmp_path / "photos", tmp_path / "out", *flags, model=model)
+    assert status == 0
+    assert asked == [((8, 6, 3), (6, 7), 0.5)]
+    assert manifest(tmp_path / "out")["large.png"]["mean_confidence"] == 0.5
+    for name in ("large.png", "small.png"):
+        found = labels_at(tmp_path / "out" / "labels" / name)
+        np.testing.assert_array_equal(found, expected_labels(tmp_path / "photos" / name))
+    flags[4] = 0.75
+    assert segment(tmp_path / "photos", tmp_path / "out", *flags, model=model)[1]["written"] == 2
+    flags[-1] = 47
+    status, result, stderr = segment(tmp_path / "photos", tmp_path / "new", *flags, model=model)
+    assert (status, result["failed"], result["written"]) == (1, 1, 1)
+    assert "large.png cannot be read: 6x8 pixels, at most 47" in stderr
+
+
+def test_more_pixels_than_pillow_expects(segment, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    picture(tmp_path / "photos" / "a.png", 6, 8)
+    assert segment(tmp_path / "photos", tmp_path / "out")[1]["written"] == 1
+
+
+def test_what_a_list_names_and_is_not_there_fails_alone(segment, tmp_path):
+    picture(tmp_path / "a.png")
+    (tmp_path / "list.txt").write_text("a.png\nb.png\n")
+    status, result, stderr = segment(tmp_path / "list.txt", tmp_path / "out")
+    assert (status, result["written"], result["failed"]) == (1, 1, 1)
+    assert "No such file" in stderr and "b.png" in stderr
+    picture(tmp_path / "b.png")
+    status, result, _ = segment(tmp_path / "list.txt", tmp_path / "out")
+    assert (status, result["written"], result["skipped"]) == (0, 1, 1)
+
+
+def test_killed_at_any_moment(segment, toy_model, tmp_path):
+    """The real command, killed three times: what is recorded is written in full, and nothing is done twice."""
+    photos, output = tmp_path / "photos", tmp_path / "out"
+    for index in range(300):
+        picture(photos / f"p{index:03}.png", 60, 80, seed=index)
+    flags = [str(photos), str(output), "--provider", "cpu", "--write", "labels", "rle", "--batch-size", "1"]
+    command = [sys.executable, "-m", "serving.batch", str(toy_model), *flags]
+    lines, done = output / "manifest.jsonl", 0
+    for _ in range(3):
+        job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while not lines.exists() or lines.read_bytes().count(b"\n") < done + 20:
+            assert job.poll() is None and time.monotonic() < deadline
+            time.sleep(0.002)
+        os.kill(job.pid, signal.SIGKILL)
+        job.wait()
+        recorded = [json.loads(line) for line in lines.read_bytes().split(b"\n")[:-1]]
+        done = len(recorded)
+        for record in recorded:
+            labels_at(output / record["outputs"]["labels"])
+    status, result, _ = segment(*flags[:2], *flags[4:])
+    assert (status, result["written"], result["skipped"]) == (0, 300 - done, done)
+    runs = [json.loads(line) for line in (output / "rle.jsonl").read_text().splitlines()]
+    assert [line["input"] for line in runs] == [f"p{index:03}.png" for index in range(300)]
+    for line in runs:
+        labels_HW = expected_labels(photos / line["input"])
+        np.testing.assert_array_equal(labels_at(output / "labels" / line["input"]), labels_HW)
+        assert {each["label"]: each["rle"] for each in line["classes"]} == coco_rle(labels_HW)
+    assert len(list((output / "labels").glob("*.png"))) == 300
 
 
 def test_killed_job_goes_on_where_it_was(segment, tmp_path, monkeypatch):
     photos, output = tmp_path / "photos", tmp_path / "out"
     for index in range(12):
         picture(photos / f"p{index:02}.png", seed=index)
-    write, written = batch.write, []
+    write, written = batch_pipeline.write, []
 
     def fail_at_sixth(*args):
         written.append(args)
@@ -161,13 +338,13 @@ def test_killed_job_goes_on_where_it_was(segment, tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         return write(*args)
 
-    monkeypatch.setattr(batch, "write", fail_at_sixth)
+    monkeypatch.setattr(batch_pipeline, "write", fail_at_sixth)
     status, _, stderr = segment(photos, output, "--batch-size", 1)
     assert status == 2
     assert "error: [Errno 28] No space left on device" in stderr
     done = len(manifest(output))
     assert done >= 1
-    monkeypatch.setattr(batch, "write", write)
+    monkeypatch.setattr(batch_pipeline, "write", write)
     status, result, _ = segment(photos, output)
     assert (status, result["written"], result["skipped"]) == (0, 12 - done, done)
 
@@ -198,14 +375,14 @@ def test_picture_that_cannot_be_segmented_fails_alone(segment, tmp_path, monkeyp
     for index in range(4):
         picture(photos / f"p{index}.png", seed=index)
     Image.new("RGB", (8, 6), (7, 7, 7)).save(photos / "p2.png")
-    predict = batch.Engine.predict
+    predict = Engine.predict
 
-    def out_of_memory(self, images_NHWC):
+    def out_of_memory(self, images_NHWC, outputs):
         if (images_NHWC == 7).all(axis=(1, 2, 3)).any():
             raise RuntimeError("Failed to allocate memory")
-        return predict(self, images_NHWC)
+        return predict(self, images_NHWC, outputs)
 
-    monkeypatch.setattr(batch.Engine, "predict", out_of_memory)
+    monkeypatch.setattr(Engine, "predict", out_of_memory)
     status, result, _ = segment(photos, tmp_path / "out", "--batch-size", 4)
     assert (status, result["written"], result["failed"]) == (1, 3, 1)
     record = manifest(tmp_path / "out")["p2.png"]
@@ -222,7 +399,13 @@ def test_picture_that_cannot_be_segmented_fails_alone(segment, tmp_path, monkeyp
         (["no*.png", "out"], r"no pictures in no*.png"),
         (["nested/b/a.png", "out", "--batch-size", "0"], "--batch-size"),
         (["nested/b/a.png", "out", "--threads", "0"], "threads"),
-        (["nested/b/a.png", "taken"], "taken"),
+        (["nested/b/a.png", "taken"], "taken cannot be written to"),
+        (["nested/b/a.png", "out", "--shard", "0/2"], "--shard is i/n"),
+        (["nested/b/a.png", "out", "--write", "reliability"], "its run has no critic for it"),
+        (["nested/b/a.png", "out", "--window", "0", "8"], "--window"),
+        (["nested/b/a.png", "out", "--window", "8", "8", "--stride", "2"], "--stride"),
+        (["nested/b/a.png", "out", "--window", "8", "8"], "export toy with --logits"),
+        (["nested/b/a.png", "out", "--provider", "cuda"], "CUDA was asked for"),
     ],
 )
 def test_mistakes_are_one_line(segment, tmp_path, monkeypatch, args, said):
@@ -241,69 +424,6 @@ def test_missing_model(segment, tmp_path):
     status, _, stderr = segment(tmp_path, tmp_path / "out", model=tmp_path / "nothing")
     assert status == 2
     assert stderr.startswith("error: there is no model at")
-
-
-@pytest.mark.parametrize("names", [["a.jpg", "a.png", "a.png.jpg", "b.jpg"], ["A.jpg", "a.png"], ["a", "a.jpg"]])
-def test_outputs_never_collide(tmp_path, names):
-    sources = [tmp_path / name for name in names]
-    outputs = [job.output_name.casefold() for job in batch._name_outputs(sources, tmp_path)]
-    assert len(set(outputs)) == len(names)
-
-
-def test_names_stay_short_where_they_can(tmp_path):
-    for name in ("x/a.jpg", "y/a.png", "b.c.jpeg"):
-        picture(tmp_path / name)
-    jobs = find_jobs(str(tmp_path), tmp_path / "out", recursive=True)
-    assert [job.output_name for job in jobs] == ["b.c", "x/a", "y/a"]
-
-
-def sized(name, height, width):
-    return Decoded(batch.Job(Path(name), name, name), np.zeros((height, width, 3), np.uint8), {"input": name})
-
-
-def test_groups_are_of_one_size_and_bounded():
-    pictures = [sized(f"{index}", 2 + index % 3, 4) for index in range(20)]
-    batches = list(group_by_size(iter(pictures), 4))
-    assert sorted(picture.job.name for group in batches for picture in group) == sorted(map(str, range(20)))
-    for group in batches:
-        assert len({picture.image_HWC.shape for picture in group}) == 1
-        assert len(group) <= 4
-    assert [len(group) for group in batches] == [3, 4, 4, 4, 3, 2]
-
-
-def test_pictures_of_many_sizes_do_not_pile_up():
-    taken = []
-
-    def pictures():
-        for index in range(50):
-            taken.append(index)
-            yield sized(f"{index}", 2 + index, 4)
-
-    groups = group_by_size(pictures(), 4)
-    for done, group in enumerate(groups):
-        assert len(group) == 1
-        assert len(taken) - done <= 2 * 4
-
-
-def test_large_pictures_go_alone(monkeypatch):
-    monkeypatch.setattr(engine, "MAX_BATCH_PIXELS", 20)
-    batches = group_by_size([sized(f"{index}", 4, 5) for index in range(3)], 4)
-    assert [len(group) for group in batches] == [1, 1, 1]
-
-
-def test_bounded_map_keeps_order_and_bound():
-    begun, lock = [], threading.Lock()
-
-    def work(item):
-        with lock:
-            begun.append(item)
-        time.sleep(0.001 * (item % 3))
-        return item * item
-
-    with ThreadPoolExecutor(4) as pool:
-        for index, result in enumerate(bounded_map(pool, work, range(40), ahead=5)):
-            assert result == index * index
-            assert len(begun) <= index + 5
 
 
 def test_runs_without_tensorflow(toy_model, tmp_path):

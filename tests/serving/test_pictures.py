@@ -20,7 +20,6 @@ from serving.pictures import (
     load_picture,
     overlay,
     png,
-    write_atomically,
 )
 
 PALETTE = [(10, 20, 30), (200, 100, 50), (0, 255, 0)]
@@ -222,15 +221,3 @@ def test_label_maps_are_read_back_or_refused(tmp_path):
     for name in ("rgb.png", "text.png"):
         with pytest.raises(ValueError, match=name):
             load_labels(tmp_path / name)
-
-
-def test_write_atomically(tmp_path, monkeypatch):
-    path = tmp_path / "a.txt"
-    write_atomically(path, b"one")
-    write_atomically(path, b"two")
-    assert path.read_bytes() == b"two"
-    monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError("disk gone")))
-    with pytest.raises(OSError, match="disk gone"):
-        write_atomically(path, b"three")
-    assert [child.name for child in tmp_path.iterdir()] == ["a.txt"]
-    assert path.read_bytes() == b"two"

@@ -13,11 +13,11 @@ from PIL import Image
 
 from kerasseg.methods import METHODS
 from kerasseg.segmenters import build_segmenter
+from serving.files import locked
 from tests.data import archives
 from tests.data.folders import CLASSES, make_folder, save
 from tests.training.commands import TINY, call, error_line, train
 from training import callbacks, evaluate, run
-from training.run_folder import locked
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Even though the `tf.config:UserWarning")]
 
@@ -252,7 +252,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(eager, dataset, tmp_path, 
 
 def test_a_folder_in_use_is_left_alone(dataset, tmp_path, capsys):
     out = tmp_path / "runs/run"
-    with locked(out):
+    with locked(out, user="training", remedy="choose another --out"):
         status, _, err = train(dataset, out, capsys, method="supervised", steps=1)
         assert status == 2 and re.search(r"is in use by another training \(process \d+ on .+\)", error_line(err))
     assert not out.parent.exists()

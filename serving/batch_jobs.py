@@ -1,0 +1,121 @@
+"""What a batch job has to do: the pictures that INPUT names, what their results are called, and a shard of them."""
+
+import glob
+import itertools
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from serving.pictures import PICTURE_SUFFIXES
+
+Kind = Literal["labels", "overlay", "confidence", "reliability", "rle"]
+
+FILES: dict[Kind, str] = {
+    "labels": "labels/{}.png",
+    "overlay": "overlays/{}.jpg",
+    "confidence": "confidence/{}.png",
+    "reliability": "reliability/{}.png",
+}
+"""What is written of a picture, and where; run lengths of all pictures share one file, which goes with the manifest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One picture and what its results are called. Text, not paths: there may be a million of them."""
+
+    source: str
+    name: str
+    """The picture's path below INPUT, with forward slashes."""
+    output_name: str
+    """The same without suffix where that is unambiguous."""
+
+
+def find_jobs(input: str, output: Path, recursive: bool) -> list[Job]:
+    """The pictures that `input` names, in order of their names.
+
+    Args:
+        input: a folder or a pattern, of which files with a picture's suffix are taken, hidden ones and earlier
+            results left out; a picture; or a list, a `.txt` file or `-` for standard input, with the path of a picture
+            on each line, from the list's folder (the working directory) on where it is relative. What a list names is
+            taken as it is: a picture that is not there fails when its turn comes.
+        output: where results go.
+        recursive: take the pictures of a folder's subfolders too.
+
+    Raises:
+        ValueError: there are none.
+    """
+    path = Path(input)
+    if input == "-":
+        return _name_outputs(_listed(sys.stdin, Path()))
+    if path.is_file() and path.suffix.lower() == ".txt":
+        with path.open(encoding="utf-8") as lines:
+            return _name_outputs(_listed(lines, path.parent))
+    if path.is_file():
+        return _name_outputs({path.name: path})
+    if path.is_dir():
+        root, found = path, list(path.rglob("*") if recursive else path.iterdir())
+    elif glob.has_magic(input):
+        root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+        found = [Path(match) for match in glob.iglob(input, recursive=True)]
+    else:
+        raise ValueError(
+            f"{input} does not exist: give a folder, a picture, a pattern in quotes, or a list of pictures (.txt)"
+        )
+    results = [(output / file).parent.absolute() for file in FILES.values()]
+    sources = [
+        source
+        for source in found
+        if source.suffix.lower() in PICTURE_SUFFIXES
+        and not source.name.startswith(".")
+        and source.is_file()
+        and not any(source.absolute().is_relative_to(result) for result in results)
+    ]
+    if not sources:
+        if path.is_dir() and not recursive and any(child.is_dir() for child in found):
+            raise ValueError(f"no pictures in {input} itself: add --recursive to look into its subfolders")
+        raise ValueError(f"no pictures in {input}: expected files ending in {', '.join(sorted(PICTURE_SUFFIXES))}")
+    return _name_outputs({source.relative_to(root).as_posix(): source for source in sources})
+
+
+def parse_shard(shard: str) -> tuple[int, int]:
+    """`"2/8"`, the second of eight parts, as numbers.
+
+    Raises:
+        ValueError: anything else.
+    """
+    index, _, count = shard.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise ValueError(f"--shard is i/n, from 1/n to n/n: the second of eight hosts takes 2/8; got {shard}")
+    return int(index), int(count)
+
+
+def _listed(lines: Iterable[str], folder: Path) -> dict[str, Path]:
+    """Sources by name: the path below `folder` where they are there, and from the root of the file system elsewhere."""
+    sources = {}
+    for line in lines:
+        if written := line.rstrip("\r\n"):
+            source = Path(os.path.abspath(folder / written))
+            inside = source.is_relative_to(folder.absolute())
+            name = source.relative_to(folder.absolute() if inside else source.anchor)
+            sources[name.as_posix()] = source
+    if not sources:
+        raise ValueError("the list of pictures is empty: it has the path of a picture on each line")
+    return sources
+
+
+def _name_outputs(sources: dict[str, Path]) -> list[Job]:
+    """Drops the suffix from output names; inputs that would then share one (a.jpg, a.png) keep their whole
+    name.
+
+    Upper and lower case count as the same, as they do to some file systems.
+    """
+    stems = {name: name.removesuffix(source.suffix) for name, source in sources.items()}
+    taken = Counter(stem.casefold() for stem in stems.values()) + Counter(name.casefold() for name in sources)
+    return [
+        Job(str(sources[name]), name, stems[name] if taken[stems[name].casefold()] == 1 else name)
+        for name in sorted(sources)
+    ]

@@ -1,0 +1,120 @@
+"""A batch job over a Ray cluster: the worker of `serving.batch_pipeline` in actors, one for each GPU, or machine.
+
+The pictures go out in blocks, which Ray Data hands to whichever actor is free, and to another one if an actor or its
+machine is lost. Pictures, model and output lie on a file system that all machines share; only names and records travel.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from serving.artifact import Artifact, open_artifact
+from serving.batch_jobs import Job
+from serving.batch_pipeline import Find, Options, segment
+from serving.engine import Engine, Provider
+
+# Ray reads it when it is imported; pictures' owners have not been asked.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import ray  # noqa: E402
+import ray.data  # noqa: E402
+
+MAX_BLOCK = 64
+"""Pictures that an actor is given at once: of so many it sends the records when it has done them all."""
+
+BLOCKS_PER_ACTOR = 8
+"""At least, where pictures are few: the last actor to end is not far behind the first."""
+
+MAX_LOSSES = 3
+"""Times that a block is handed out again: a picture too large for the machines would kill one after the other."""
+
+
+class Cluster(NamedTuple):
+    """Where a job runs."""
+
+    address: str | None = None
+    """That of the environment variable RAY_ADDRESS when None; without it, a cluster of this machine for this job."""
+    actors: int | None = None
+    """One for each GPU when None, or, without GPUs or with the provider "cpu", for each machine."""
+
+
+class Actor:
+    """Opens the model once, and segments one block after the other."""
+
+    def __init__(self, model: Path, provider: Provider, threads: int | None, options: Options):
+        self._engine = Engine(open_artifact(model), provider, threads)
+        self._options = options
+
+    def __call__(self, block: dict[str, np.ndarray]) -> dict[str, list[str]]:
+        jobs = [Job(*json.loads(job)) for job in block["job"]]
+        earlier = dict(zip((job.name for job in jobs), map(json.loads, block["earlier"]), strict=True))
+        return {"record": list(map(json.dumps, segment(self._engine, self._options, jobs, earlier.__getitem__)))}
+
+
+def segment_on_ray(
+    cluster: Cluster,
+    artifact: Artifact,
+    provider: Provider,
+    threads: int | None,
+    options: Options,
+    jobs: list[Job],
+    find: Find,
+) -> Iterator[dict[str, Any]]:
+    """`batch_pipeline.segment` over a cluster.
+
+    Args:
+        provider, threads: of each actor's `Engine`.
+
+    Raises:
+        ValueError: there is no cluster at the address, or an actor cannot open the model.
+        OSError: a result cannot be written, or a block's actor was lost too often.
+    """
+    try:
+        ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError) as error:
+        raise ValueError(f"no Ray cluster at {cluster.address or os.environ.get('RAY_ADDRESS')}: {error}") from error
+    try:
+        gpus = int(ray.cluster_resources().get("GPU", 0)) if provider != "cpu" else 0
+        machines = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+        cores = [count for count in machines if count]
+        count = cluster.actors or gpus or len(cores)
+        # An actor of a machine without a GPU asks for its cores, so that no two share one.
+        needs = {"num_gpus": 1} if gpus else {"num_cpus": threads or min(cores)}
+        block = min(MAX_BLOCK, math.ceil(len(jobs) / (count * BLOCKS_PER_ACTOR)))
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = context.print_on_execution_start = False
+        rows = [
+            {"job": json.dumps([job.source, job.name, job.output_name]), "earlier": json.dumps(find(job.name))}
+            for job in jobs
+        ]
+        records = ray.data.from_items(rows, override_num_blocks=math.ceil(len(jobs) / block)).map_batches(
+            Actor,
+            batch_size=None,
+            compute=ray.data.ActorPoolStrategy(size=count),
+            fn_constructor_args=(artifact.folder.absolute(), provider, threads, options),
+            max_restarts=-1,
+            max_task_retries=MAX_LOSSES,
+            **needs,
+        )
+        for row in records.iter_rows():
+            yield json.loads(row["record"])
+    except ray.exceptions.RayError as error:
+        raise reason_of(error) from error
+    finally:
+        with contextlib.suppress(Exception):
+            ray.shutdown()
+
+
+def reason_of(error: BaseException) -> OSError:
+    """What lies behind Ray's exceptions, which quote the tracebacks of all processes on the way."""
+    while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
+        error = cause
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return OSError(f"the job was given up by Ray: {lines[-1]}")

@@ -1,0 +1,76 @@
+"""Which pictures a batch job takes, and what it calls their results."""
+
+import io
+
+import pytest
+from PIL import Image
+
+from serving.batch_jobs import find_jobs, parse_shard
+
+
+def touch(*paths):
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+@pytest.mark.parametrize(
+    "names", [["a.jpg", "a.png", "a.png.jpg", "b.jpg"], ["A.jpg", "a.png"], ["x/a.jpg", "x/a.gif"]]
+)
+def test_outputs_never_collide(tmp_path, names):
+    touch(*(tmp_path / "photos" / name for name in names))
+    jobs = find_jobs(str(tmp_path / "photos"), tmp_path / "out", recursive=True)
+    assert sorted(job.name for job in jobs) == sorted(names)
+    assert len({job.output_name.casefold() for job in jobs}) == len(names)
+
+
+def test_names_stay_short_where_they_can(tmp_path):
+    touch(*(tmp_path / name for name in ("x/a.jpg", "y/a.png", "b.c.jpeg")))
+    jobs = find_jobs(str(tmp_path), tmp_path / "out", recursive=True)
+    assert [job.output_name for job in jobs] == ["b.c", "x/a", "y/a"]
+
+
+def test_a_list_has_paths_from_its_own_folder_on(tmp_path, monkeypatch):
+    lists, elsewhere = tmp_path / "lists", tmp_path / "elsewhere" / "c.jpg"
+    touch(lists / "x" / "a b.jpg", elsewhere)
+    listed = lists / "pictures.txt"
+    listed.write_text(f"x/a b.jpg\r\n\n{elsewhere}\n../elsewhere/c.jpg\nmissing.png\nx/../x/a b.jpg\nno_suffix\n")
+    monkeypatch.chdir(tmp_path)
+    jobs = find_jobs("lists/pictures.txt", tmp_path / "out", recursive=False)
+    outside = elsewhere.as_posix().lstrip("/")
+    assert {job.name: job.source for job in jobs} == {
+        "x/a b.jpg": str(lists / "x" / "a b.jpg"),
+        outside: str(elsewhere),
+        "missing.png": str(lists / "missing.png"),
+        "no_suffix": str(lists / "no_suffix"),
+    }
+    assert {job.output_name for job in jobs} == {"x/a b", outside.removesuffix(".jpg"), "missing", "no_suffix"}
+
+
+def test_a_list_from_standard_input_starts_at_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.StringIO("photos/a.jpg\nb.jpg"))
+    assert [job.name for job in find_jobs("-", tmp_path / "out", recursive=False)] == ["b.jpg", "photos/a.jpg"]
+
+
+def test_an_empty_list_is_a_mistake(tmp_path):
+    (tmp_path / "none.txt").write_text("\n\n")
+    with pytest.raises(ValueError, match="list of pictures is empty"):
+        find_jobs(str(tmp_path / "none.txt"), tmp_path / "out", recursive=False)
+
+
+@pytest.mark.parametrize("kind", ["labels", "overlays", "confidence", "reliability"])
+def test_earlier_results_are_no_pictures(tmp_path, kind):
+    Image.new("L", (2, 2)).save(tmp_path / "a.png")
+    touch(tmp_path / kind / "a.png")
+    assert [job.name for job in find_jobs(str(tmp_path), tmp_path, recursive=True)] == ["a.png"]
+
+
+def test_shards_are_counted_from_one():
+    assert [parse_shard(f"{index}/3") for index in (1, 2, 3)] == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize("shard", ["0/3", "4/3", "3", "1/0", "a/b", "-1/3", "1/3/5", ""])
+def test_other_shards_are_mistakes(shard):
+    with pytest.raises(ValueError, match="--shard is i/n"):
+        parse_shard(shard)
