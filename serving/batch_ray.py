@@ -5,10 +5,14 @@ machine is lost. Pictures, model and output lie on a file system that all machin
 """
 
 import contextlib
+import functools
 import json
 import logging
 import math
 import os
+import platform
+import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +24,9 @@ from serving.batch_jobs import Job
 from serving.batch_pipeline import Find, Options, segment
 from serving.engine import Engine, Provider
 
-# Ray reads it when it is imported; pictures' owners have not been asked.
+# Read by Ray when it is imported: statistics go to its makers only if somebody here says so.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
 
 import ray  # noqa: E402
 import ray.data  # noqa: E402
@@ -32,8 +37,7 @@ MAX_BLOCK = 64
 BLOCKS_PER_ACTOR = 8
 """At least, where pictures are few: the last actor to end is not far behind the first."""
 
-MAX_LOSSES = 3
-"""Times that a block is handed out again: a picture too large for the machines would kill one after the other."""
+CONNECT_SECONDS = 10
 
 
 class Cluster(NamedTuple):
@@ -46,16 +50,23 @@ class Cluster(NamedTuple):
 
 
 class Actor:
-    """Opens the model once, and segments one block after the other."""
+    """Opens the model once, and segments one block after the other.
+
+    What ends a job is returned, not raised: Ray would try again, and wrap it in tracebacks.
+    """
 
     def __init__(self, model: Path, provider: Provider, threads: int | None, options: Options):
-        self._engine = Engine(open_artifact(model), provider, threads)
+        self._open = functools.cache(lambda: Engine(open_artifact(model), provider, threads))
         self._options = options
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, list[str]]:
         jobs = [Job(*json.loads(job)) for job in block["job"]]
         earlier = dict(zip((job.name for job in jobs), map(json.loads, block["earlier"]), strict=True))
-        return {"record": list(map(json.dumps, segment(self._engine, self._options, jobs, earlier.__getitem__)))}
+        try:
+            records = list(segment(self._open(), self._options, jobs, earlier.__getitem__))
+        except (OSError, ValueError) as error:
+            records = [{"status": "given up", "error": f"{platform.node()}: {error}"}]
+        return {"record": list(map(json.dumps, records))}
 
 
 def segment_on_ray(
@@ -74,16 +85,17 @@ def segment_on_ray(
 
     Raises:
         ValueError: there is no cluster at the address, or an actor cannot open the model.
-        OSError: a result cannot be written, or a block's actor was lost too often.
+        OSError: a result cannot be written, or Ray gives up.
     """
-    try:
-        ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError) as error:
-        raise ValueError(f"no Ray cluster at {cluster.address or os.environ.get('RAY_ADDRESS')}: {error}") from error
-    try:
+    if not jobs:
+        return
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    with contextlib.redirect_stdout(sys.stderr), connected(address):
         gpus = int(ray.cluster_resources().get("GPU", 0)) if provider != "cpu" else 0
         machines = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
         cores = [count for count in machines if count]
+        if not cores:
+            raise ValueError(f"no machine of the Ray cluster at {address} has a CPU to spare")
         count = cluster.actors or gpus or len(cores)
         # An actor of a machine without a GPU asks for its cores, so that no two share one.
         needs = {"num_gpus": 1} if gpus else {"num_cpus": threads or min(cores)}
@@ -99,22 +111,32 @@ def segment_on_ray(
             batch_size=None,
             compute=ray.data.ActorPoolStrategy(size=count),
             fn_constructor_args=(artifact.folder.absolute(), provider, threads, options),
-            max_restarts=-1,
-            max_task_retries=MAX_LOSSES,
             **needs,
         )
         for row in records.iter_rows():
-            yield json.loads(row["record"])
+            record = json.loads(row["record"])
+            if record["status"] == "given up":
+                raise OSError(record["error"])
+            yield record
+
+
+@contextlib.contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Ray, at the address, until the block ends; its exceptions become an OSError of one line.
+
+    Raises:
+        ValueError: nobody answers there.
+    """
+    host, separator, port = (address or "").rpartition(":")
+    try:
+        if separator and "/" not in host:  # Ray itself would try for many minutes
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"no Ray cluster at {address}: {error}") from error
+    try:
+        yield
     except ray.exceptions.RayError as error:
-        raise reason_of(error) from error
+        raise OSError(f"Ray gave up: {str(error).splitlines()[0]}") from error
     finally:
-        with contextlib.suppress(Exception):
-            ray.shutdown()
-
-
-def reason_of(error: BaseException) -> OSError:
-    """What lies behind Ray's exceptions, which quote the tracebacks of all processes on the way."""
-    while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
-        error = cause
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return OSError(f"the job was given up by Ray: {lines[-1]}")
+        ray.shutdown()

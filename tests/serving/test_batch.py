@@ -16,8 +16,9 @@ from serving import batch, batch_pipeline, cli
 from serving.artifact import open_artifact
 from serving.batch import Config
 from serving.engine import Engine
-from serving.pictures import coco_rle, load_picture
-from tests.serving.conftest import CLASSES, PALETTE, write_toy_model
+from serving.pictures import coco_rle
+from tests.serving.batches import expected_labels, labels_at, manifest, picture
+from tests.serving.conftest import CLASSES, write_toy_model
 
 
 @pytest.fixture(autouse=True)
@@ -39,31 +40,6 @@ def segment(toy_model, capsys):
         return exit.value.code, json.loads(lines[-1]) if lines else None, captured.err
 
     return run
-
-
-def picture(path, height=6, width=8, seed=0, **options):
-    """Saves random pixels, with 2 x 2 pixels alike so that JPEG keeps them nearly; returns them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    small = np.random.default_rng(seed).integers(0, 256, (height // 2, width // 2, 3), np.uint8)
-    image_HWC = small.repeat(2, axis=0).repeat(2, axis=1)
-    Image.fromarray(image_HWC).save(path, **options)
-    return image_HWC
-
-
-def labels_at(path):
-    with Image.open(path) as stored:
-        assert stored.mode == "P"
-        assert stored.getpalette()[: 3 * len(PALETTE)] == [value for color in PALETTE for value in color]
-        return np.asarray(stored)
-
-
-def manifest(output):
-    lines = (output / "manifest.jsonl").read_text().splitlines()
-    return {record["input"]: record for record in map(json.loads, lines)}
-
-
-def expected_labels(path):
-    return load_picture(path)[..., 0] // 64
 
 
 def test_a_folder_of_all_kinds(segment, toy_model, tmp_path):

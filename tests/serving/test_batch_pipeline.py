@@ -61,9 +61,9 @@ def test_bounded_map_keeps_order_and_bound():
 
 
 def test_fewer_are_begun_where_pictures_turn_out_large():
-    begun, ahead = [], 8
+    begun, ahead = [], [8]
     with ThreadPoolExecutor(1) as pool:
-        for index, _ in enumerate(bounded_map(pool, begun.append, range(30), lambda: ahead)):
+        for index, _ in enumerate(bounded_map(pool, begun.append, range(30), lambda: ahead[0])):
             if index >= 7:
                 assert len(begun) <= index + 2
-            ahead = 1
+            ahead[0] = 1
