@@ -4,6 +4,7 @@ Needs Pillow and NumPy only. Shapes: H, W height and width in pixels; K classes.
 """
 
 import io
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,8 @@ def load_picture(
             width, height = picture.size
             if width * height > max_pixels:
                 raise TooManyPixels(f"{width}x{height} pixels, at most {max_pixels} are accepted: make it smaller")
-            return _to_rgb(ImageOps.exif_transpose(picture))
+            ImageOps.exif_transpose(picture, in_place=True)  # else it copies what needs no turning
+            return _to_rgb(picture)
     # Decoders raise whatever they trip over (SyntaxError, struct.error, EOFError, ...): to a caller it is one
     # thing.
     except Exception as error:
@@ -88,7 +90,7 @@ def _to_rgb(picture: Image.Image) -> np.ndarray:
         return np.repeat(grey_HW[..., None], 3, axis=-1)
     if picture.mode in ("I", "F"):
         raise ValueError("32 bits per channel have no agreed range: save it with 8 or 16 bits")
-    return np.array(picture.convert("RGB"))
+    return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
 def load_labels(path: str | Path) -> np.ndarray:
@@ -115,11 +117,6 @@ def color_table(palette: Palette) -> np.ndarray:
     return table
 
 
-def colorize(labels_HW: np.ndarray, palette: Palette) -> np.ndarray:
-    """Label map (H,W), integers 0..255, to colours uint8 (H,W,3)."""
-    return color_table(palette)[_as_uint8(labels_HW)]
-
-
 def overlay(
     image_HWC: np.ndarray,
     labels_HW: np.ndarray,
@@ -141,12 +138,11 @@ def overlay(
     """
     if image_HWC.shape[:2] != labels_HW.shape:
         raise ValueError(f"picture {image_HWC.shape[:2]} and label map {labels_HW.shape} differ in size")
-    colors = Image.fromarray(colorize(labels_HW, palette))
-    blended_HWC = np.array(Image.blend(Image.fromarray(image_HWC), colors, opacity))
+    image = Image.fromarray(image_HWC)
+    blended = Image.blend(image, _with_palette(labels_HW, palette).convert("RGB"), opacity)
     if ignore_label is not None:
-        ignored_HW = labels_HW == ignore_label
-        blended_HWC[ignored_HW] = image_HWC[ignored_HW]
-    return blended_HWC
+        blended.paste(image, mask=Image.fromarray(labels_HW == ignore_label))
+    return np.array(blended)
 
 
 def index_png(labels_HW: np.ndarray, palette: Palette) -> bytes:
@@ -155,9 +151,8 @@ def index_png(labels_HW: np.ndarray, palette: Palette) -> bytes:
     Raises:
         ValueError: a label outside 0..255.
     """
-    picture = Image.fromarray(_as_uint8(labels_HW))
-    picture.putpalette(color_table(palette).tobytes())
-    return _encode(picture, "PNG")
+    # Runs are what label maps compress by: three times as fast as Pillow's own choice, and hardly larger.
+    return _encode(_with_palette(labels_HW, palette), "PNG", compress_type=zlib.Z_RLE)
 
 
 def png(image_HWC: np.ndarray) -> bytes:
@@ -223,6 +218,12 @@ def coco_rle(labels_HW: np.ndarray) -> dict[int, dict[str, list[int]]]:
         counts = np.diff(np.concatenate([[0], borders, [column_by_column.size]]))
         found[int(label)] = {"size": size, "counts": (counts if counts[-1] else counts[:-1]).tolist()}
     return found
+
+
+def _with_palette(labels_HW: np.ndarray, palette: Palette) -> Image.Image:
+    picture = Image.fromarray(_as_uint8(labels_HW))
+    picture.putpalette(color_table(palette).tobytes())
+    return picture
 
 
 def _as_uint8(labels_HW: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from serving.pictures import (
     WEB_FORMATS,
     TooManyPixels,
     coco_rle,
-    colorize,
+    color_table,
     index_png,
     load_labels,
     load_picture,
@@ -44,11 +44,11 @@ def test_index_png_keeps_labels(labels_HW, palette):
     picture = Image.open(io.BytesIO(index_png(labels_HW, palette)))
     assert picture.mode == "P"
     np.testing.assert_array_equal(np.asarray(picture), labels_HW)
-    np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), colorize(labels_HW, palette))
+    np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), color_table(palette)[labels_HW])
 
 
 def test_colors_of_labels():
-    colors = colorize(np.array([[0, 2], [7, 255]], np.int32), PALETTE)
+    colors = color_table(PALETTE)[np.array([[0, 2], [7, 255]])]
     assert colors.tolist() == [[[10, 20, 30], [0, 255, 0]], [[0, 0, 0], list(IGNORE_COLOR)]]
 
 
@@ -63,7 +63,7 @@ def test_labels_that_do_not_fit_a_byte_are_refused(labels):
 def test_overlay_blends_and_leaves_ignored_pixels(image_HWC, opacity):
     labels_HW = np.array([[0, 1, 2, 255, 0, 1]] * 4, np.uint8)
     blended = overlay(image_HWC, labels_HW, PALETTE, opacity).astype(float)
-    expected = (1 - opacity) * image_HWC + opacity * colorize(labels_HW, PALETTE)
+    expected = (1 - opacity) * image_HWC + opacity * color_table(PALETTE)[labels_HW]
     seen = labels_HW != 255
     assert np.abs(blended - expected)[seen].max() <= 1
     np.testing.assert_array_equal(blended[~seen], image_HWC[~seen])

@@ -1,0 +1,192 @@
+"""`python -m benchmarks.batch MODELS/NAME PICTURES`: a batch job beside the bare engine, and its memory over files.
+
+The engine predicts the same pictures, decoded before, in the same batches; the job reads, decodes, predicts, encodes
+and writes. Each has a process of its own, and they take turns. For the memory, 100,000 files (links to few) go through
+a job with the tests' model, which takes next to no time.
+"""
+
+import contextlib
+import io
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from PIL import Image
+
+from benchmarks.results_file import write_between_markers
+from benchmarks.turns import Record, circumstances, measure, processor_seconds, spread, take_turns
+from serving import batch, cli
+from serving.artifact import open_artifact
+from serving.batch_jobs import find_jobs
+from serving.engine import Engine, Provider
+from serving.pictures import load_picture
+from tests.serving.conftest import write_toy_model
+
+JOBS = {
+    "job: labels": ("labels",),
+    "job: labels, overlay": ("labels", "overlay"),
+    "job: labels, confidence, rle": ("labels", "confidence", "rle"),
+}
+"""What is written, by side."""
+
+ENGINE = "engine"
+SHARES = (0.01, 0.1, 0.5, 0.99)
+"""Of the files, after which the memory is told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What to measure, and where the table goes."""
+
+    model: tyro.conf.Positional[Path]
+    """MODELS/name."""
+    pictures: tyro.conf.Positional[Path]
+    """A folder."""
+    provider: Provider = "auto"
+    """Where to run."""
+    batch_size: int = 4
+    """Pictures predicted together."""
+    repeats: int = 5
+    """Of each side, in turns; the table has their median, smallest and largest."""
+    files: int = 100_000
+    """For the memory."""
+    results: Path = Path("benchmarks/results/batch.md")
+    """The tables are written between the markers of this file."""
+    side: str | None = None
+    """Be the process that is measured; set by the benchmark itself."""
+
+
+def engine_process(config: Batch) -> None:
+    """Predicts the pictures, decoded before, in batches of one size."""
+    engine = Engine(open_artifact(config.model), config.provider)
+    jobs = find_jobs(str(config.pictures), Path("nowhere"), recursive=False)
+    images = sorted((load_picture(job.source) for job in jobs), key=lambda image_HWC: image_HWC.shape)
+    batches = []
+    for _, alike in itertools.groupby(images, key=lambda image_HWC: image_HWC.shape):
+        group = list(alike)
+        starts = range(0, len(group), config.batch_size)
+        batches += [np.stack(group[start : start + config.batch_size]) for start in starts]
+    maps = [name for name in ("labels", "confidence", "reliability") if name in engine.outputs]
+    engine.predict(batches[0], maps)
+
+    def turn() -> Record:
+        start, processor = time.perf_counter(), processor_seconds()
+        for images_NHWC in batches:
+            engine.predict(images_NHWC, maps)
+        seconds = time.perf_counter() - start
+        return {"rate": len(images) / seconds, "processor": (processor_seconds() - processor) / len(images)}
+
+    take_turns({"pictures": len(images)}, turn)
+
+
+def job_process(config: Batch, side: str) -> None:
+    """Runs the whole command, into an empty folder each time."""
+
+    def turn() -> Record:
+        with tempfile.TemporaryDirectory() as output, contextlib.redirect_stderr(io.StringIO()):
+            processor = processor_seconds()
+            result = batch.main(
+                batch.Config(
+                    model=config.model,
+                    input=str(config.pictures),
+                    output=Path(output),
+                    provider=config.provider,
+                    batch_size=config.batch_size,
+                    write=JOBS[side],
+                )
+            )
+        done = (processor_seconds() - processor) / result["written"]
+        return {"rate": result["images_per_second"], "processor": done}
+
+    turn()
+    take_turns({}, turn)
+
+
+def throughput(config: Batch) -> list[str]:
+    """The table of the engine and what a job writes."""
+    own = [str(config.model), str(config.pictures), "--provider", config.provider]
+    own += ["--batch-size", str(config.batch_size)]
+    command = [sys.executable, "-m", "benchmarks.batch", *own, "--side"]
+    ready, turns = measure({side: [*command, side] for side in (ENGINE, *JOBS)}, config.repeats)
+    rows = []
+    for side, records in turns.items():
+        rates = [record["rate"] for record in records]
+        ratios = [rate / record["rate"] for rate, record in zip(rates, turns[ENGINE], strict=True)]
+        milliseconds = [1000 * record["processor"] for record in records]
+        rows.append(f"| {side} | {spread(rates)} | {spread(ratios)} | {spread(milliseconds)} |")
+    return [
+        f"{ready[ENGINE]['pictures']} pictures, batches of {config.batch_size}; median of {config.repeats} turns, "
+        "smallest and largest.",
+        "",
+        "| | pictures a second | to the engine, by turn | processor time a picture, ms |",
+        "| --- | ---: | ---: | ---: |",
+        *rows,
+    ]
+
+
+def memory(config: Batch) -> str:
+    """What a job over many files has in memory, at `SHARES` of them."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        model = write_toy_model(folder / "models/toy", 1)
+        write_photographs(folder / "few")
+        few = sorted((folder / "few").iterdir())
+        (folder / "many").mkdir()
+        for number in range(config.files):
+            os.link(few[number % len(few)], folder / "many" / f"{number:06}.jpg")
+        output = folder / "output"
+        flags = ["--provider", "cpu", "--write", "labels"]
+        command = [sys.executable, "-m", "serving.batch", str(model), str(folder / "many"), str(output), *flags]
+        start = time.perf_counter()
+        job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        threading.Thread(target=job.stderr.read, daemon=True).start()
+        lines, found = output / "manifest.jsonl", []
+        for share in SHARES:
+            while (done := count_lines(lines)) < share * config.files and job.poll() is None:
+                time.sleep(0.5)
+            if job.poll() is None:
+                found.append((done, resident_mib(job.pid)))
+        job.wait()
+        if job.returncode or len(found) < len(SHARES):
+            raise ValueError(f"the job over {config.files} files ended with status {job.returncode}")
+        seconds = time.perf_counter() - start
+    said = ", ".join(f"{mib:.0f} MiB after {count:,}" for count, mib in found)
+    return f"{config.files:,} files of 320x240 in {seconds:.0f} s, with the tests' model, labels alone: {said}."
+
+
+def count_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def write_photographs(folder: Path) -> None:
+    """A few JPEGs."""
+    folder.mkdir()
+    for seed in range(20):
+        small = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), np.uint8)
+        Image.fromarray(small).resize((320, 240), Image.Resampling.BICUBIC).save(folder / f"{seed}.jpg")
+
+
+def resident_mib(pid: int) -> float:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def main(config: Batch) -> dict:
+    if config.side:
+        engine_process(config) if config.side == ENGINE else job_process(config, config.side)
+        return {}
+    about = circumstances("onnxruntime-gpu", "pillow", "numpy")
+    text = "\n".join([f"{about}.", "", *throughput(config), "", memory(config)])
+    write_between_markers(config.results, text + "\n")
+    return {"results": str(config.results)}
+
+
+if __name__ == "__main__":
+    cli.run(main, Batch, __doc__ or "")
