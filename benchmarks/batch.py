@@ -16,6 +16,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import tyro
@@ -46,9 +47,9 @@ SHARES = (0.01, 0.1, 0.5, 0.99)
 class Batch:
     """What to measure, and where the table goes."""
 
-    model: tyro.conf.Positional[Path]
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """MODELS/name."""
-    pictures: tyro.conf.Positional[Path]
+    pictures: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURES")]
     """A folder."""
     provider: Provider = "auto"
     """Where to run."""

@@ -24,7 +24,7 @@ from collections.abc import Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import tyro
@@ -47,7 +47,7 @@ STARTS = 60
 class Serving:
     """What to measure, and where the tables go."""
 
-    models: tyro.conf.Positional[Path]
+    models: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODELS")]
     """The folder of models, MODELS/name/VERSION."""
     model: str | None = None
     """Its name; the first when left out."""

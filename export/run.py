@@ -61,7 +61,7 @@ REFUSED_FORMATS = {
 class Config:
     """Flags of `python -m export.run`."""
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder of a finished run."""
     out: Path
     """MODELS/name; the artifact becomes its next version, a numbered folder."""

@@ -30,31 +30,26 @@ from serving.windows import steps
 class Config:
     """Flags of `python -m serving.batch`."""
 
-    model: tyro.conf.Positional[Path]
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """MODELS/name for its newest version, or MODELS/name/VERSION."""
-    input: tyro.conf.Positional[str]
-    """A folder, a picture, a pattern in quotes such as 'photos/*.jpg', or a list: a .txt file, or - for standard input,
-    with the path of a picture on each line."""
-    output: tyro.conf.Positional[Path]
+    input: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INPUT")]
+    """A folder, a picture, a pattern in quotes ('photos/*.jpg'), or a list of paths: a .txt file, or - for stdin."""
+    output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
     """Folder for the results and manifest.jsonl."""
     recursive: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Also take the pictures of INPUT's subfolders."""
     write: tuple[Kind, ...] = ("labels", "overlay")
-    """labels: class numbers with a palette, labels/NAME.png. overlay: the picture tinted by class, overlays/NAME.jpg.
-    confidence, reliability: grey, 255 for sure, confidence/NAME.png. rle: run lengths of each class, a line a picture
-    in rle.jsonl."""
+    """Class numbers, the picture tinted, grey maps (255 is sure), run lengths in rle.jsonl."""
     rank: Literal["uncertainty"] | None = None
-    """Write ranking.csv: which picture to label next, the least certain first; by reliability where the model has
-    it."""
+    """Write ranking.csv: what to label next, the least certain first."""
     window: tuple[int, int] | None = None
-    """Height and width in pixels: larger pictures are segmented window by window, in bounded memory. The model must
-    give logits (export.run --logits)."""
+    """Height, width: larger pictures go window by window. Wants a model exported with --logits."""
     stride: float = 2 / 3
     """From one window to the next, as a share of the window."""
     max_pixels: int = MAX_PIXELS
-    """Pictures with more fail, before they are decoded."""
+    """Larger pictures fail before they are decoded."""
     shard: str = "1/1"
-    """i/n: do the i-th of n parts. Each host takes one, all with the same INPUT and OUTPUT."""
+    """i/n: do the i-th of n parts, for hosts that share INPUT and OUTPUT."""
     batch_size: int = 4
     """Pictures of one size predicted together, at most."""
     provider: Provider = "auto"
@@ -62,11 +57,11 @@ class Config:
     threads: int | None = None
     """CPU threads of a prediction; all that this process may use when left out."""
     engine: Literal["local", "ray"] = "local"
-    """ray: over a Ray cluster, whose machines share INPUT, OUTPUT and MODEL."""
+    """ray: over a Ray cluster, whose machines share MODEL, INPUT and OUTPUT."""
     ray_address: str | None = None
-    """Of the cluster; RAY_ADDRESS when left out, and where there is none a cluster of this machine alone."""
+    """host:port; RAY_ADDRESS when left out, and without it a cluster of this machine alone."""
     ray_actors: int | None = None
-    """One for each GPU when left out, or, without, for each machine."""
+    """One for each GPU when left out; without GPUs, for each machine."""
 
 
 def main(config: Config) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def _parse(config: Any, description: str, args: list[str] | None, default: Any) 
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
-            return tyro.cli(config, description=description, args=args, default=default)
+            return tyro.cli(config, prog=_command(), description=description, args=args, default=default)
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -64,6 +64,12 @@ def _parse(config: Any, description: str, args: list[str] | None, default: Any) 
         words, _, similar = words.partition(" Perhaps you meant: ")
         hint = f" (perhaps {similar.split()[0]}?)" if similar else ""
         raise ValueError(re.sub(r"^Error parsing \w+: ", "", words) + hint + "; --help lists the flags") from None
+
+
+def _command() -> str | None:
+    """What this process was started as, where that was a module; None leaves it to tyro."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else None
 
 
 def fail(error: Exception | str) -> NoReturn:

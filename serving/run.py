@@ -37,7 +37,7 @@ MAX_BUCKET_PICTURES = 50
 class Config:
     """Flags of `python -m serving.run`."""
 
-    models: tyro.conf.Positional[Path]
+    models: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODELS")]
     """The folder of models, MODELS/name/VERSION; all of them are served."""
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 for all of this machine."""

@@ -15,7 +15,7 @@ from serving import cli
 
 @dataclass(frozen=True)
 class CheckData:
-    path: Annotated[Path, tyro.conf.Positional]
+    path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """The dataset folder, or the name of a dataset that training.run knows."""
 
     labeled: str | None = None

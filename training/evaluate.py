@@ -24,7 +24,7 @@ from training.run_folder import Run
 class EvaluateConfig:
     """What to evaluate, and on what."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run folder."""
     dataset: str | None = None
     """A dataset's name or folder; None for the one the run was trained on."""

@@ -552,7 +552,7 @@ def duration(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class Config:
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run folder: the --out of a training.run."""
     compare: tuple[Path, ...] = ()
     """Other run folders to show beside it, for instance a supervised run on the same split."""
