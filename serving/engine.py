@@ -65,6 +65,10 @@ class Engine:
             )
         self.provider: Literal["cpu", "cuda"] = "cuda" if session else "cpu"
         self._session = session or self._cpu_session()
+        # What the largest picture so far took would be kept for ever, gigabytes for a telephone's.
+        self._shrink = onnxruntime.RunOptions()
+        arenas = "cpu:0;gpu:0" if self.provider == "cuda" else "cpu:0"
+        self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", arenas)
 
     def predict(self, images_NHWC: np.ndarray, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Segments pictures of one size; may be called from several threads at once.
@@ -84,7 +88,8 @@ class Engine:
         if images_NHWC.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
             raise ValueError(f"expected uint8 pictures of shape (N,H,W,3), got {images_NHWC.dtype} {shape}")
         wanted = self.outputs if outputs is None else outputs
-        return dict(zip(wanted, self._session.run(wanted, {self.input: images_NHWC}), strict=True))
+        run_options = self._shrink if math.prod(shape[:3]) > MAX_BATCH_PIXELS else None
+        return dict(zip(wanted, self._session.run(wanted, {self.input: images_NHWC}, run_options), strict=True))
 
     def predict_large(
         self, image_HW3: np.ndarray, window: tuple[int, int], stride: float = 2 / 3, batch_size: int = 4

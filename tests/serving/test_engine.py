@@ -153,3 +153,18 @@ def test_threads_follow_the_container(monkeypatch):
     for limit, cpus in ((2.5, 2), (0.5, 1), (16, 8), (np.inf, 8)):
         monkeypatch.setattr(engine_module, "cgroup_cpus", lambda limit=limit: limit)
         assert usable_cpus() == cpus
+
+
+def test_a_large_picture_leaves_no_memory_behind(toy_model):
+    """Its intermediate values, as float32, take 16 bytes a pixel and more."""
+    engine = Engine(open_artifact(toy_model), "cpu", threads=1)
+    image_NHWC = np.zeros((1, 3000, 3000, 3), np.uint8)
+    engine.predict(image_NHWC[:, :64, :64], ["labels"])
+
+    def resident_mib():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    before = resident_mib()
+    for _ in range(2):
+        engine.predict(image_NHWC, ["labels"])
+    assert resident_mib() - before < 80
