@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from serving import cli
 from serving.artifact import Artifact, open_artifact
-from serving.batch_jobs import Job, Kind, find_jobs, parse_shard
+from serving.batch_jobs import Job, Kind, find_jobs, parse_shard, shard_of
 from serving.batch_manifest import RUNS, Manifest, file_name, write_ranking
 from serving.batch_pipeline import Find, Options, segment
 from serving.engine import Engine, Provider
@@ -66,14 +66,15 @@ class Config:
 
 def main(config: Config) -> dict[str, Any]:
     """Segments the pictures; returns the figures printed at the end."""
-    for flag, value in (("--batch-size", config.batch_size), ("--threads", config.threads)):
+    for name in ("batch_size", "threads", "max_pixels", "ray_actors"):
+        value = getattr(config, name)
         if value is not None and value < 1:
-            raise ValueError(f"{flag} must be at least 1, got {value}")
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     shard = parse_shard(config.shard)
     artifact = open_artifact(config.model)
     options = options_of(config, artifact, shard)
     jobs = find_jobs(config.input, config.output, config.recursive)
-    mine = jobs[shard[0] - 1 :: shard[1]]
+    mine = shard_of(jobs, shard)
     segment_jobs = worker_of(config, artifact, options)
 
     start = time.perf_counter()
@@ -92,7 +93,10 @@ def main(config: Config) -> dict[str, Any]:
                     providers.add(record["provider"])
                 progress.update()
     seconds = time.perf_counter() - start
-    ranking = {"ranking": str(write_ranking(config.output, [job.name for job in jobs]))} if config.rank else {}
+    ranking = {}
+    if config.rank:
+        answer = {"model_sha256": artifact.info.sha256, "options": options.of_the_answer}
+        ranking = {"ranking": str(write_ranking(config.output, [job.name for job in jobs], answer))}
     return {
         "pictures": len(mine),
         "written": statuses["ok"],

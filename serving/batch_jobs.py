@@ -1,6 +1,7 @@
 """What a batch job has to do: the pictures that INPUT names, what their results are called, and a shard of them."""
 
 import glob
+import hashlib
 import itertools
 import os
 import sys
@@ -50,9 +51,12 @@ def find_jobs(input: str, output: Path, recursive: bool) -> list[Job]:
     """
     path = Path(input)
     if input == "-":
+        if sys.stdin is None:
+            raise ValueError("INPUT is -, and standard input is closed: pipe a list of pictures in")
         return _name_outputs(_listed(sys.stdin, Path()))
     if path.is_file() and path.suffix.lower() == ".txt":
-        with path.open(encoding="utf-8") as lines:
+        # With or without a byte order mark; names need not be text.
+        with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
             return _name_outputs(_listed(lines, path.parent))
     if path.is_file():
         return _name_outputs({path.name: path})
@@ -81,6 +85,13 @@ def find_jobs(input: str, output: Path, recursive: bool) -> list[Job]:
     return _name_outputs({source.relative_to(root).as_posix(): source for source in sources})
 
 
+def shard_of(jobs: list[Job], shard: tuple[int, int]) -> list[Job]:
+    """The jobs of one shard. A picture's name decides, so that pictures that come later move no other ones."""
+    index, count = shard
+    digests = (hashlib.sha256(os.fsencode(job.name)).digest() for job in jobs)
+    return [job for job, digest in zip(jobs, digests, strict=True) if int.from_bytes(digest[:8]) % count == index - 1]
+
+
 def parse_shard(shard: str) -> tuple[int, int]:
     """`"2/8"`, the second of eight parts, as numbers.
 
@@ -95,13 +106,14 @@ def parse_shard(shard: str) -> tuple[int, int]:
 
 def _listed(lines: Iterable[str], folder: Path) -> dict[str, Path]:
     """Sources by name: the path below `folder` where they are there, and from the root of the file system elsewhere."""
-    sources = {}
+    sources: dict[str, Path] = {}
     for line in lines:
         if written := line.rstrip("\r\n"):
             source = Path(os.path.abspath(folder / written))
             inside = source.is_relative_to(folder.absolute())
-            name = source.relative_to(folder.absolute() if inside else source.anchor)
-            sources[name.as_posix()] = source
+            name = source.relative_to(folder.absolute() if inside else source.anchor).as_posix()
+            if sources.setdefault(name, source) != source:
+                raise ValueError(f"{sources[name]} and {source} would both be called {name}: use two lists")
     if not sources:
         raise ValueError("the list of pictures is empty: it has the path of a picture on each line")
     return sources
@@ -109,13 +121,11 @@ def _listed(lines: Iterable[str], folder: Path) -> dict[str, Path]:
 
 def _name_outputs(sources: dict[str, Path]) -> list[Job]:
     """Drops the suffix from output names; inputs that would then share one (a.jpg, a.png) keep their whole
-    name.
-
-    Upper and lower case count as the same, as they do to some file systems.
+    name. Upper and lower case count as the same, as they do to some file systems.
     """
     stems = {name: name.removesuffix(source.suffix) for name, source in sources.items()}
     taken = Counter(stem.casefold() for stem in stems.values()) + Counter(name.casefold() for name in sources)
     return [
-        Job(str(sources[name]), name, stems[name] if taken[stems[name].casefold()] == 1 else name)
+        Job(os.path.abspath(sources[name]), name, stems[name] if taken[stems[name].casefold()] == 1 else name)
         for name in sorted(sources)
     ]

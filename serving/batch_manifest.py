@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from serving.batch_jobs import FILES
 from serving.files import file_beside, locked, write_atomically
 
 RUNS, RANKING = "rle", "ranking.csv"
@@ -35,14 +36,14 @@ class Lines:
     """One such file, to append to; put in order, a line per picture, when it is opened and when it is closed.
 
     Attributes:
-        names: of the pictures in it when it was opened.
+        keys: by name, of the pictures in it when it was opened.
     """
 
     def __init__(self, path: Path):
         self.path = path
 
     def __enter__(self) -> Self:
-        self.names = self._tidy() if self.path.exists() else set()
+        self.keys = self._tidy() if self.path.exists() else {}
         self._file = self.path.open("a", encoding="utf-8", buffering=1)  # a line at a time
         return self
 
@@ -53,17 +54,19 @@ class Lines:
     def append(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(record) + "\n")
 
-    def _tidy(self) -> set[str]:
-        places = {record["input"]: place for place, record in read_lines(self.path)}
+    def _tidy(self) -> dict[str, str | None]:
+        places, keys = {}, {}
+        for place, record in read_lines(self.path):
+            places[record["input"]], keys[record["input"]] = place, record.get("key")
         names = sorted(places)
         starts = [places[name].offset for name in names]
         if starts == sorted(starts) and sum(place.length for place in places.values()) == self.path.stat().st_size:
-            return set(names)
+            return keys
         with self.path.open("rb") as old, file_beside(self.path) as new:
             for name in names:
                 old.seek(places[name].offset)
                 new.write(old.read(places[name].length))
-        return set(names)
+        return keys
 
 
 def read_lines(path: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
@@ -111,7 +114,10 @@ class Records:
         if name not in self._places:
             return {}
         file, place = self._places[name]
-        return json.loads(os.pread(file, place.length, place.offset))
+        try:
+            return json.loads(os.pread(file, place.length, place.offset))
+        except (OSError, ValueError):  # another host has replaced its file on a network disk: as if it were not there
+            return {}
 
 
 class Manifest:
@@ -122,7 +128,8 @@ class Manifest:
         runs: whether there are run lengths to write.
 
     Raises:
-        ValueError: on entering, if another process is at it, or the folder cannot be written to.
+        ValueError: on entering, if another process is at it, the folder cannot be written to, or holds results that no
+            batch job has written.
     """
 
     def __init__(self, folder: Path, shard: tuple[int, int], runs: bool):
@@ -134,6 +141,7 @@ class Manifest:
         with contextlib.ExitStack() as stack:
             lock = f".{self._lines.path.stem}.lock"
             stack.enter_context(locked(self._folder, lock, user="batch job", remedy="choose another OUTPUT"))
+            self._require_own()
             for lines in filter(None, (self._lines, self._runs)):
                 stack.enter_context(lines)
             self._earlier = stack.enter_context(Records(self._folder))
@@ -144,11 +152,19 @@ class Manifest:
         self._stack.close()
 
     def find(self, name: str) -> dict[str, Any]:
-        """What earlier jobs wrote of a picture, see `Records.find`, less run lengths that are no longer there."""
+        """What earlier jobs wrote of a picture, see `Records.find`, less run lengths that are not there."""
         record = self._earlier.find(name)
-        if self._runs and name not in self._runs.names:
+        if self._runs and self._runs.keys.get(name) != record.get("key"):
             record.get("outputs", {}).pop("rle", None)
         return record
+
+    def _require_own(self) -> None:
+        """A dataset's folder of label maps must not be taken for the results of a job, and be written over."""
+        if any(self._folder.glob("manifest*.jsonl")):
+            return
+        for file in FILES.values():
+            if (folder := (self._folder / file).parent).exists():
+                raise ValueError(f"{folder} is there already, and no batch job has made it: choose another OUTPUT")
 
     def append(self, record: dict[str, Any], runs: dict[str, Any] | None = None) -> None:
         """A picture is done, all its files are written but for its run lengths, which come first here too."""
@@ -157,7 +173,7 @@ class Manifest:
         self._lines.append(record)
 
 
-def write_ranking(folder: Path, names: Iterable[str]) -> Path:
+def write_ranking(folder: Path, names: Iterable[str], answer: dict[str, Any]) -> Path:
     """Which picture to label next: those that the model is least sure of come first.
 
     Writes `ranking.csv`, a line `input,uncertainty` for each picture that is segmented, by any shard so far. The
@@ -167,14 +183,16 @@ def write_ranking(folder: Path, names: Iterable[str]) -> Path:
     Args:
         folder: the job's output.
         names: of the pictures.
+        answer: what their records must hold, so that only answers of one model are compared.
     """
+    wanted = {"status": "ok", **answer}.items()
     with Records(folder) as records:
-        done = (record for record in map(records.find, names) if record.get("status") == "ok")
+        done = (record for record in map(records.find, names) if wanted <= record.items())
         ranked = sorted((record.get("mean_reliability", record["mean_confidence"]), record["input"]) for record in done)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(
         [("input", "uncertainty"), *((name, round(1 - sureness, 6)) for sureness, name in ranked)]
     )
     path = folder / RANKING
-    write_atomically(path, text.getvalue().encode())
+    write_atomically(path, text.getvalue().encode(errors="surrogateescape"))
     return path

@@ -2,10 +2,11 @@
 
     pictures --> decoding threads --> batches of one size --> engine --> writing threads --> files, records
 
-Decoding, prediction and writing overlap; every stage holds a bounded number of pictures and of pixels, so memory
+Decoding, prediction and writing overlap. Every stage holds a bounded number of pictures, fewer of large ones, so memory
 does not grow with their number.
 """
 
+import errno
 import hashlib
 import json
 import time
@@ -25,8 +26,8 @@ from serving.engine import Engine, batch_limit, usable_cpus
 from serving.files import write_atomically
 from serving.pictures import areas, index_png, jpeg, load_picture, map_png, overlay
 
-WAITING_PIXELS = 2**25
-"""Pixels of decoded pictures that wait for the engine, or of results that wait to be written, about: 100 and 400 MB."""
+WAITING_PIXELS = 2**26
+"""Pixels of decoded pictures that wait for the engine, or of results that wait to be written, about: 200 and 800 MB."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -53,7 +54,7 @@ class Options:
     @property
     def of_the_answer(self) -> dict[str, Any]:
         """Those that change what is found in a picture."""
-        return {"window": self.window, "stride": self.stride} if self.window else {}
+        return {"window": list(self.window), "stride": self.stride} if self.window else {}
 
 
 @dataclass
@@ -74,7 +75,7 @@ def segment(engine: Engine, options: Options, jobs: Iterable[Job], find: Find) -
     have an entry `"runs"`, its line in the file of run lengths.
 
     Raises:
-        OSError: a result cannot be written.
+        OSError: a result cannot be written; after the records of those that could.
     """
     Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is for what strangers send; ours is `options.max_pixels`
     workers = usable_cpus()
@@ -82,6 +83,7 @@ def segment(engine: Engine, options: Options, jobs: Iterable[Job], find: Find) -
     writing_pixels = 0
     most = 2 * options.batch_size + workers
     ahead = workers  # until it is known how large the pictures are
+    failure: OSError | None = None
 
     def written() -> dict[str, Any]:
         nonlocal writing_pixels
@@ -91,23 +93,31 @@ def segment(engine: Engine, options: Options, jobs: Iterable[Job], find: Find) -
 
     with ThreadPoolExecutor(workers, "decode") as decoders, ThreadPoolExecutor(workers, "write") as writers:
         decoded = bounded_map(decoders, lambda job: decode(job, engine.artifact, options, find), jobs, lambda: ahead)
-        for batch in group_by_size(decoded, options.batch_size):
-            if isinstance(batch, dict):
-                yield batch
-                continue
-            ahead = max(1, min(most, WAITING_PIXELS // batch[0].pixels))
-            for picture, outputs in predict(engine, batch, options):
-                if "error" in picture.record:
-                    yield picture.record
+        try:
+            for batch in group_by_size(decoded, options.batch_size):
+                if isinstance(batch, dict):
+                    yield batch
                     continue
-                while writing and (writing_pixels > WAITING_PIXELS or len(writing) > 2 * workers):
+                ahead = max(2, min(most, WAITING_PIXELS // batch[0].pixels))
+                for picture, outputs in predict(engine, batch, options):
+                    if "error" in picture.record:
+                        yield picture.record
+                        continue
+                    while writing and (writing_pixels > WAITING_PIXELS or len(writing) > 2 * workers):
+                        yield written()
+                    writing.append((picture.pixels, writers.submit(write, picture, outputs, engine.artifact, options)))
+                    writing_pixels += picture.pixels
+                while writing and writing[0][1].done():
                     yield written()
-                writing.append((picture.pixels, writers.submit(write, picture, outputs, engine.artifact, options)))
-                writing_pixels += picture.pixels
-            while writing and writing[0][1].done():
-                yield written()
+        except OSError as error:
+            failure = error
         while writing:
-            yield written()
+            try:
+                yield written()
+            except OSError as error:
+                failure = failure or error
+    if failure:
+        raise failure
 
 
 def bounded_map(
@@ -137,6 +147,7 @@ def decode(job: Job, artifact: Artifact, options: Options, find: Find) -> Decode
         "sha256": None,
         "model": f"{artifact.info.name}/{artifact.info.version}",
         "model_sha256": artifact.info.sha256,
+        "options": options.of_the_answer,
     }
     try:
         contents = Path(job.source).read_bytes()
@@ -147,15 +158,21 @@ def decode(job: Job, artifact: Artifact, options: Options, find: Find) -> Decode
             return {"status": "skipped"}
         image_HWC = load_picture(contents, name=job.source, max_pixels=options.max_pixels)
     except (OSError, ValueError) as error:
-        return record | {"error": str(error), "finished": time.time()}
+        return failed(record, str(error))
     height, width = image_HWC.shape[:2]
     seconds = time.perf_counter() - start
     return Decoded(job, image_HWC, record | {"outputs": outputs, "height": height, "width": width, "seconds": seconds})
 
 
+def failed(record: dict[str, Any], error: str) -> dict[str, Any]:
+    """The record of a picture of which nothing came."""
+    return record | {"status": "error", "error": error, "finished": time.time()}
+
+
 def key_of(sha256: str, artifact: Artifact, options: Options) -> str:
-    """What an answer depends on, as one hash: the picture's contents, the model's graph, and the options."""
-    parts = json.dumps([sha256, artifact.info.sha256, options.of_the_answer])
+    """What results depend on, as one hash: the picture's contents, the model and its colours, and the options."""
+    info = artifact.info
+    parts = json.dumps([sha256, info.sha256, info.classes, info.palette, options.of_the_answer])
     return hashlib.sha256(parts.encode()).hexdigest()
 
 
@@ -169,8 +186,17 @@ def is_done(record: dict[str, Any], key: str, outputs: dict[str, str], folder: P
     return (
         (record.get("status"), record.get("key")) == ("ok", key)
         and outputs.items() <= record["outputs"].items()
-        and all((folder / output).is_file() for output in outputs.values())
+        and all(stamp_of(folder / outputs[kind]) == record["stamps"].get(kind) for kind in outputs if kind in FILES)
     )
+
+
+def stamp_of(path: Path) -> list[int] | None:
+    """Size, bytes, and time of a file, nanoseconds: whether it is still the one that was written; None without one."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return [stat.st_size, stat.st_mtime_ns]
 
 
 def group_by_size(
@@ -211,7 +237,7 @@ def predict(engine: Engine, batch: list[Decoded], options: Options) -> Iterator[
                 yield from predict(engine, [picture], options)
             return
         message = f"{batch[0].job.source} cannot be segmented: {error}"
-        batch[0].record |= {"error": message, "finished": time.time()}
+        batch[0].record = failed(batch[0].record, message)
         yield batch[0], {}
         return
     seconds = (time.perf_counter() - start) / len(batch)
@@ -229,15 +255,16 @@ def _predict(images_HWC: list[np.ndarray], engine: Engine, options: Options) -> 
             for image_HWC in images_HWC
         ]
         return {name: [each[name] for each in found] for name in found[0]}
-    maps = [name for name in ("labels", "confidence", "reliability") if name in engine.outputs]
-    return engine.predict(np.stack(images_HWC), maps)
+    # Beside pictures that go by windows, which give no reliability, it would be no measure for all.
+    maps = ["labels", "confidence"] if options.window else ["labels", "confidence", "reliability"]
+    return engine.predict(np.stack(images_HWC), [name for name in maps if name in engine.outputs])
 
 
 def write(picture: Decoded, outputs: dict[str, np.ndarray], artifact: Artifact, options: Options) -> dict[str, Any]:
     """Writes the files of one picture and returns its finished record.
 
-    A file that cannot be written (a full disk, a forbidden folder) is not the picture's fault: the OSError
-    ends the job.
+    What a format cannot hold, or a name that is too long, is the picture's fault. That a file cannot be written (a full
+    disk, a forbidden folder) is not: the OSError ends the job.
     """
     start = time.perf_counter()
     info, labels_HW, record = artifact.info, outputs["labels"], picture.record
@@ -247,14 +274,24 @@ def write(picture: Decoded, outputs: dict[str, np.ndarray], artifact: Artifact, 
         "confidence": lambda: map_png(outputs["confidence"]),
         "reliability": lambda: map_png(outputs["reliability"]),
     }
-    for kind in options.write:
-        if kind in encode:
-            path = options.output / record["outputs"][kind]
+    try:
+        files = {kind: encode[kind]() for kind in options.write if kind in FILES}
+    except (OSError, ValueError) as error:
+        return failed(record, f"the result of {picture.job.source} cannot be written as a picture: {error}")
+    stamps = {}
+    for kind, contents in files.items():
+        path = options.output / record["outputs"][kind]
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, encode[kind]())
+            write_atomically(path, contents)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            return failed(record, str(error))
+        stamps[kind] = stamp_of(path)
     found = areas(labels_HW, info.classes, runs="rle" in options.write)
     size = {"height": record["height"], "width": record["width"]}
-    runs = {"runs": {"input": picture.job.name, **size, "classes": found}} if "rle" in options.write else {}
+    runs = {"input": picture.job.name, "key": record["key"], **size, "classes": found}
     means = {
         f"mean_{name}": round(float(outputs[name].mean()), 6)
         for name in ("confidence", "reliability")
@@ -262,8 +299,8 @@ def write(picture: Decoded, outputs: dict[str, np.ndarray], artifact: Artifact, 
     }
     return (
         record
-        | {"status": "ok", "classes": {each["name"]: each["share"] for each in found}}
+        | {"status": "ok", "stamps": stamps, "classes": {each["name"]: each["share"] for each in found}}
         | means
         | {"seconds": round(record["seconds"] + time.perf_counter() - start, 4), "finished": time.time()}
-        | runs
+        | ({"runs": runs} if "rle" in options.write else {})
     )

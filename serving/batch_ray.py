@@ -97,7 +97,7 @@ def segment_on_ray(
         if not cores:
             raise ValueError(f"no machine of the Ray cluster at {address} has a CPU to spare")
         count = cluster.actors or gpus or len(cores)
-        # An actor of a machine without a GPU asks for its cores, so that no two share one.
+        # An actor of a machine without a GPU asks for the cores of the smallest, so that these hold one each.
         needs = {"num_gpus": 1} if gpus else {"num_cpus": threads or min(cores)}
         block = min(MAX_BLOCK, math.ceil(len(jobs) / (count * BLOCKS_PER_ACTOR)))
         context = ray.data.DataContext.get_current()
@@ -131,7 +131,7 @@ def connected(address: str | None) -> Iterator[None]:
     try:
         if separator and "/" not in host:  # Ray itself would try for many minutes
             socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"no Ray cluster at {address}: {error}") from error
     try:

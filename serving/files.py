@@ -28,8 +28,8 @@ def file_beside(path: Path, durable: bool = False) -> Iterator[IO[bytes]]:
         durable: wait until it is on the disk, so that not even a power cut leaves less than the whole.
     """
     # Unlike tempfile's, this file gets the usual permissions. The thread is in its name because pools write
-    # at once.
-    beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    # at once; of the path's own name there is room for no more than a part.
+    beside = path.with_name(f".{path.name[:40]}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         with beside.open("wb") as file:
             yield file

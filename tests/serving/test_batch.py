@@ -97,7 +97,7 @@ def test_overlay_is_the_picture_tinted(segment, tmp_path):
         np.testing.assert_allclose(np.asarray(tinted), np.full((32, 32, 3), (100, 50, 84)), atol=3)
 
 
-def test_second_run_does_only_what_changed(segment, tmp_path):
+def test_second_run_does_only_what_changed(segment, toy_model, tmp_path):
     photos, output = tmp_path / "photos", tmp_path / "out"
     for index in range(4):
         picture(photos / f"p{index}.png", seed=index)
@@ -121,8 +121,42 @@ def test_second_run_does_only_what_changed(segment, tmp_path):
     assert counts() == (0, 4)
     assert len((output / "manifest.jsonl").read_text().splitlines()) == 4
     assert counts("--write", "labels") == (0, 4)  # less than is there
-    (output / "manifest.jsonl").unlink()
-    assert counts() == (4, 0)
+    (output / "labels" / "p0.png").write_bytes((output / "labels" / "p3.png").read_bytes())
+    assert counts() == (1, 3)
+    info = json.loads((toy_model / "1" / "model.json").read_text())
+    info["palette"][0] = [1, 2, 3]
+    (toy_model / "1" / "model.json").write_text(json.dumps(info))
+    assert counts("--write", "overlay") == (4, 0)
+
+
+@pytest.mark.parametrize("folder", ["labels", "overlays", "confidence", "reliability"])
+def test_what_no_job_has_written_is_left_alone(segment, tmp_path, folder):
+    """A dataset keeps its label maps where a job would write its own."""
+    picture(tmp_path / "images" / "a.png")
+    (tmp_path / folder).mkdir()
+    status, _, stderr = segment(tmp_path / "images", tmp_path)
+    assert status == 2 and "no batch job has made it: choose another OUTPUT" in stderr
+    assert not list((tmp_path / folder).iterdir()) and not (tmp_path / "manifest.jsonl").exists()
+
+
+def test_names_that_two_jobs_share_are_no_reason_to_skip(segment, tmp_path):
+    photos, output = tmp_path / "photos", tmp_path / "out"
+    for seed, name in enumerate(["a.png", "a.bmp"]):
+        picture(photos / name, seed=seed)
+    for pattern in ("*.png", "*.bmp", "*.png"):
+        assert segment(photos / pattern, output, "--write", "labels")[1]["written"] == 1
+    np.testing.assert_array_equal(labels_at(output / "labels" / "a.png"), expected_labels(photos / "a.png"))
+
+
+def test_a_picture_whose_result_has_no_place_fails_alone(segment, tmp_path):
+    photos = tmp_path / "photos"
+    picture(photos / "a.png")
+    picture(photos / ("u" * 251 + ".png"), seed=1)  # 255 bytes, with room for a name beside it all the same
+    Image.new("RGB", (66000, 1)).save(photos / "wide.png")  # more than a JPEG can be
+    status, result, stderr = segment(photos, tmp_path / "out")
+    assert (status, result["written"], result["failed"]) == (1, 2, 1)
+    assert "wide.png cannot be written as a picture" in stderr
+    assert not (tmp_path / "out" / "labels" / "wide.png").exists()
 
 
 def test_another_model_or_window_does_all_again(segment, toy_model, tmp_path):
@@ -190,21 +224,21 @@ def test_run_lengths_have_a_line_a_picture_whatever_is_redone(segment, tmp_path)
 
 def test_shards_share_the_work_and_the_ranking(segment, tmp_path):
     photos, output = tmp_path / "photos", tmp_path / "out"
-    for index in range(5):
-        Image.new("RGB", (4, 4), (0, 50 * index, 0)).save(photos.parent / f"p{index}.png")
     photos.mkdir()
     for index in range(5):
-        (photos.parent / f"p{index}.png").rename(photos / f"p{index}.png")
+        Image.new("RGB", (4, 4), (0, 50 * index, 0)).save(photos / f"p{index}.png")
     (photos / "p5.png").write_bytes(b"broken")
 
-    def counts(*args):
-        result = segment(photos, output, *args, "--rank", "uncertainty", "--write", "labels", "rle")[1]
-        return result["pictures"], result["written"], result["skipped"], result["failed"]
+    def job(shard):
+        flags = ["--shard", f"{shard}/2", "--rank", "uncertainty", "--write", "labels", "rle"]
+        return segment(photos, output, *flags)[1]
 
-    assert counts("--shard", "1/2") == (3, 3, 0, 0)
-    assert len((output / "ranking.csv").read_text().splitlines()) == 1 + 3
-    assert counts("--shard", "2/2") == (3, 2, 0, 1)
-    assert counts("--shard", "2/2") == (3, 0, 2, 1)
+    first = job(1)
+    assert 0 < first["pictures"] < 6
+    assert len((output / "ranking.csv").read_text().splitlines()) == 1 + first["written"]
+    second = job(2)
+    assert [first[count] + second[count] for count in ("pictures", "written", "failed")] == [6, 5, 1]
+    assert job(2)["written"] == 0
     with (output / "ranking.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["input"] for row in rows] == ["p0.png", "p1.png", "p2.png", "p3.png", "p4.png"]
@@ -212,9 +246,10 @@ def test_shards_share_the_work_and_the_ranking(segment, tmp_path):
     assert {path.name for path in output.glob("*.jsonl")} == {
         f"{stem}-{index}-of-2.jsonl" for stem in ("manifest", "rle") for index in (1, 2)
     }
-    # A job for all of it knows what shards have done; run lengths are in a file that it has not written.
+    # A job for all of it knows what shards have done; run lengths are in files that are not its own.
     result = segment(photos, output, "--write", "labels")[1]
     assert (result["written"], result["skipped"], result["failed"]) == (0, 5, 1)
+    assert segment(photos, output, "--write", "labels", "rle")[1]["written"] == 5
 
 
 def test_ranking_alone(segment, tmp_path):
@@ -272,7 +307,7 @@ def test_what_a_list_names_and_is_not_there_fails_alone(segment, tmp_path):
 
 
 def test_killed_at_any_moment(segment, toy_model, tmp_path):
-    """The real command, killed three times: what is recorded is written in full, and nothing is done twice."""
+    """The real command, killed three times: what is recorded is written in full, and not done again."""
     photos, output = tmp_path / "photos", tmp_path / "out"
     for index in range(300):
         picture(photos / f"p{index:03}.png", 60, 80, seed=index)
@@ -319,7 +354,7 @@ def test_killed_job_goes_on_where_it_was(segment, tmp_path, monkeypatch):
     assert status == 2
     assert "error: [Errno 28] No space left on device" in stderr
     done = len(manifest(output))
-    assert done >= 1
+    assert done == len(list((output / "labels").iterdir())) >= 5  # others were being written at the same time
     monkeypatch.setattr(batch_pipeline, "write", write)
     status, result, _ = segment(photos, output)
     assert (status, result["written"], result["skipped"]) == (0, 12 - done, done)
@@ -374,7 +409,9 @@ def test_picture_that_cannot_be_segmented_fails_alone(segment, tmp_path, monkeyp
         (["nested", "out"], "add --recursive"),
         (["no*.png", "out"], r"no pictures in no*.png"),
         (["nested/b/a.png", "out", "--batch-size", "0"], "--batch-size"),
-        (["nested/b/a.png", "out", "--threads", "0"], "threads"),
+        (["nested/b/a.png", "out", "--threads", "0"], "--threads must be at least 1"),
+        (["nested/b/a.png", "out", "--max-pixels", "0"], "--max-pixels must be at least 1"),
+        (["nested/b/a.png", "out", "--ray-actors", "-1"], "--ray-actors must be at least 1"),
         (["nested/b/a.png", "taken"], "taken cannot be written to"),
         (["nested/b/a.png", "out", "--shard", "0/2"], "--shard is i/n"),
         (["nested/b/a.png", "out", "--write", "reliability"], "its run has no critic for it"),

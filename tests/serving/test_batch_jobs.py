@@ -5,7 +5,7 @@ import io
 import pytest
 from PIL import Image
 
-from serving.batch_jobs import find_jobs, parse_shard
+from serving.batch_jobs import find_jobs, parse_shard, shard_of
 
 
 def touch(*paths):
@@ -64,6 +64,43 @@ def test_earlier_results_are_no_pictures(tmp_path, kind):
     Image.new("L", (2, 2)).save(tmp_path / "a.png")
     touch(tmp_path / kind / "a.png")
     assert [job.name for job in find_jobs(str(tmp_path), tmp_path, recursive=True)] == ["a.png"]
+
+
+def test_two_pictures_of_one_name_are_a_mistake(tmp_path):
+    outside = tmp_path / "x.jpg"
+    inside = tmp_path / "lists" / outside.relative_to("/")
+    touch(outside, inside)
+    (tmp_path / "lists" / "both.txt").write_text(f"{outside}\n{inside}\n")
+    with pytest.raises(ValueError, match="would both be called .*x.jpg: use two lists"):
+        find_jobs(str(tmp_path / "lists" / "both.txt"), tmp_path / "out", recursive=False)
+
+
+def test_a_list_from_windows_and_names_that_are_no_text(tmp_path):
+    (tmp_path / "list.txt").write_bytes("\ufeffa.jpg\r\n".encode() + b"\xff.jpg\r\n")
+    jobs = find_jobs(str(tmp_path / "list.txt"), tmp_path / "out", recursive=False)
+    assert [job.name for job in jobs] == ["a.jpg", "\udcff.jpg"]
+
+
+def test_sources_do_not_depend_on_the_working_directory(tmp_path, monkeypatch):
+    touch(tmp_path / "photos" / "a.jpg")
+    monkeypatch.chdir(tmp_path)
+    for input in ("photos", "photos/a.jpg", "photos/*.jpg"):
+        [job] = find_jobs(input, tmp_path / "out", recursive=False)
+        assert job.source == str(tmp_path / "photos" / "a.jpg")
+
+
+def test_shards_divide_the_work_and_new_pictures_move_none(tmp_path):
+    def names(shard):
+        return {job.name for job in shard_of(find_jobs(str(tmp_path), tmp_path / "out", recursive=False), (shard, 3))}
+
+    touch(*(tmp_path / f"p{index}.jpg" for index in range(1, 40)))
+    before = [names(shard) for shard in (1, 2, 3)]
+    assert sum(map(len, before)) == len(set.union(*before)) == 39
+    assert min(map(len, before)) > 5
+    touch(tmp_path / "p0.jpg")
+    after = [names(shard) for shard in (1, 2, 3)]
+    assert sorted(len(late - early) for late, early in zip(after, before, strict=True)) == [0, 0, 1]
+    assert all(early <= late for late, early in zip(after, before, strict=True))
 
 
 def test_shards_are_counted_from_one():

@@ -8,7 +8,7 @@ from serving.batch_manifest import Lines, Manifest, Records, read_lines, write_r
 
 
 def record(name, **fields):
-    return {"input": name, "status": "ok"} | fields
+    return {"input": name, "status": "ok", "model_sha256": "a"} | fields
 
 
 def lines_of(path):
@@ -87,10 +87,14 @@ def test_ranking(tmp_path):
         manifest.append(record("unsure", mean_confidence=0.4))
         manifest.append(record("broken") | {"status": "error"})
         manifest.append(record("gone", mean_confidence=0.0))
-    path = write_ranking(tmp_path, ["sure", "doubted, by its critic", "unsure", "broken", "not yet done"])
-    assert path.read_text().splitlines() == [
+        manifest.append(record("of another model", mean_confidence=0.0) | {"model_sha256": "b"})
+        manifest.append(record("\udcff", mean_confidence=0.95))
+    names = ["sure", "doubted, by its critic", "unsure", "broken", "not yet done", "of another model", "\udcff"]
+    path = write_ranking(tmp_path, names, {"model_sha256": "a"})
+    assert path.read_text(errors="surrogateescape").splitlines() == [
         "input,uncertainty",
         '"doubted, by its critic",0.8',
         "unsure,0.6",
         "sure,0.1",
+        "\udcff,0.05",
     ]
