@@ -120,8 +120,9 @@ def _listed(lines: Iterable[str], folder: Path) -> dict[str, Path]:
 
 
 def _name_outputs(sources: dict[str, Path]) -> list[Job]:
-    """Drops the suffix from output names; inputs that would then share one (a.jpg, a.png) keep their whole
-    name. Upper and lower case count as the same, as they do to some file systems.
+    """Drops the suffix from output names; inputs that would then share one keep their whole name.
+
+    a.jpg and A.png share one too, since upper and lower case are the same to some file systems.
     """
     stems = {name: name.removesuffix(source.suffix) for name, source in sources.items()}
     taken = Counter(stem.casefold() for stem in stems.values()) + Counter(name.casefold() for name in sources)

@@ -106,9 +106,6 @@ class Records:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def __len__(self) -> int:
-        return len(self._places)
-
     def find(self, name: str) -> dict[str, Any]:
         """The picture's record; an empty one if there is none."""
         if name not in self._places:
@@ -139,9 +136,9 @@ class Manifest:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
+            self._require_own()  # before a lock is left in a folder that is not ours
             lock = f".{self._lines.path.stem}.lock"
             stack.enter_context(locked(self._folder, lock, user="batch job", remedy="choose another OUTPUT"))
-            self._require_own()
             for lines in filter(None, (self._lines, self._runs)):
                 stack.enter_context(lines)
             self._earlier = stack.enter_context(Records(self._folder))
@@ -160,11 +157,10 @@ class Manifest:
 
     def _require_own(self) -> None:
         """A dataset's folder of label maps must not be taken for the results of a job, and be written over."""
-        if any(self._folder.glob("manifest*.jsonl")):
-            return
-        for file in FILES.values():
-            if (folder := (self._folder / file).parent).exists():
-                raise ValueError(f"{folder} is there already, and no batch job has made it: choose another OUTPUT")
+        # In this order, as another shard makes them in the other one.
+        found = [folder for file in FILES.values() if (folder := (self._folder / file).parent).exists()]
+        if found and not any(self._folder.glob("manifest*.jsonl")):
+            raise ValueError(f"{found[0]} is there already, and no batch job has made it: choose another OUTPUT")
 
     def append(self, record: dict[str, Any], runs: dict[str, Any] | None = None) -> None:
         """A picture is done, all its files are written but for its run lengths, which come first here too."""

@@ -62,10 +62,12 @@ class Actor:
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, list[str]]:
         jobs = [Job(*json.loads(job)) for job in block["job"]]
         earlier = dict(zip((job.name for job in jobs), map(json.loads, block["earlier"]), strict=True))
+        records = []
         try:
-            records = list(segment(self._open(), self._options, jobs, earlier.__getitem__))
+            for record in segment(self._open(), self._options, jobs, earlier.__getitem__):
+                records.append(record)
         except (OSError, ValueError) as error:
-            records = [{"status": "given up", "error": f"{platform.node()}: {error}"}]
+            records.append({"status": "given up", "error": f"{platform.node()}: {error}"})
         return {"record": list(map(json.dumps, records))}
 
 

@@ -172,7 +172,7 @@ def _splits(row: Row) -> str:
 class CompareConfig:
     """Which runs to compare."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUNS")]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
     """Run folders of finished runs, in the order of the table's rows."""
     mixed_splits: bool = False
     """Compare methods that were trained on other splits too: their means include the luck of the split."""

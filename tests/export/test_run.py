@@ -14,10 +14,10 @@ from export import run as export_run
 from kerasseg.critics import build_pixel_discriminator
 from kerasseg.data import open_dataset
 from kerasseg.methods import AdvSemiSeg
-from serving import cli
+from serving import batch, cli
 from serving.artifact import open_artifact
 from serving.engine import Engine
-from serving.pictures import index_png, png
+from serving.pictures import index_png, load_labels, png
 from tests.export.conftest import CLASSES, PALETTE, tiny_method, tiny_segmenter, write_run
 from training.checkpoints import Checkpoints
 from training.protocols import SlidingWindow
@@ -182,8 +182,6 @@ def test_mistakes_are_one_line(arguments, said, export, tmp_path, monkeypatch):
 
 def test_exported_model_segments_a_folder(runs, export, tmp_path):
     """From run folder to segmented pictures."""
-    from serving import batch
-
     assert export(runs["mlmt"], "--out", tmp_path / "scene", "--formats", "onnx", "--parity-pictures", 1)[0] == 0
     (tmp_path / "photos").mkdir()
     image_HWC = np.random.default_rng(0).integers(0, 256, (31, 45, 3), np.uint8)
@@ -213,6 +211,16 @@ def test_a_critic_of_pixels_and_logits_come_along(export, tmp_path):
     probabilities = method(images_NHW3.astype(np.float32))
     np.testing.assert_allclose(outputs["reliability"], method.reliability(images_NHW3, probabilities), atol=1e-5)
     assert np.ptp(outputs["reliability"]) > 1e-4
+
+    # By windows, through the command.
+    (tmp_path / "photo.png").write_bytes(png(images_NHW3[0]))
+    arguments = [str(tmp_path / name) for name in ("scene", "photo.png", "out")]
+    with pytest.raises(SystemExit) as exit:
+        cli.run(batch.main, batch.Config, "", [*arguments, "--provider", "cpu", "--window", "24", "24"])
+    assert exit.value.code == 0
+    expected = Engine(artifact, "cpu").predict_large(images_NHW3[0], (24, 24))["labels"]
+    assert (expected != outputs["labels"][0]).any()
+    np.testing.assert_array_equal(load_labels(tmp_path / "out" / "labels" / "photo.png"), expected)
     np.testing.assert_allclose(outputs["logits"], method.segmenter(images_NHW3.astype(np.float32)), atol=1e-3)
     for result in artifact.info.parity["formats"].values():
         assert result["largest_reliability_error"] < 1e-4 and result["largest_logits_error"] < 1e-4

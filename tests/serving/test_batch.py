@@ -136,7 +136,8 @@ def test_what_no_job_has_written_is_left_alone(segment, tmp_path, folder):
     (tmp_path / folder).mkdir()
     status, _, stderr = segment(tmp_path / "images", tmp_path)
     assert status == 2 and "no batch job has made it: choose another OUTPUT" in stderr
-    assert not list((tmp_path / folder).iterdir()) and not (tmp_path / "manifest.jsonl").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "models", folder}
+    assert not list((tmp_path / folder).iterdir())
 
 
 def test_names_that_two_jobs_share_are_no_reason_to_skip(segment, tmp_path):

@@ -101,11 +101,14 @@ def test_an_actor_leaves_what_is_done(toy_model, tmp_path):
 
 
 def test_what_ends_a_job_is_told_by_the_machine(toy_model, tmp_path):
-    picture(tmp_path / "a.png")
-    (tmp_path / "out").touch()
-    [record] = map(json.loads, actor(toy_model, tmp_path / "out")(block_of(tmp_path / "a.png"))["record"])
-    assert record["status"] == "given up"
-    assert record["error"].startswith(f"{os.uname().nodename}: [Errno 20] Not a directory")
+    """After the records of what it could write."""
+    for name in ("a.png", "b.png"):
+        picture(tmp_path / name)
+    out = tmp_path / "out"
+    (out / "labels" / "b.png").mkdir(parents=True)
+    done, record = map(json.loads, actor(toy_model, out)(block_of(tmp_path / "a.png", tmp_path / "b.png"))["record"])
+    assert (done["status"], done["input"], record["status"]) == ("ok", "a.png", "given up")
+    assert record["error"].startswith(f"{os.uname().nodename}: [Errno 21] Is a directory")
     [record] = map(json.loads, actor(tmp_path / "none", tmp_path)(block_of(tmp_path / "a.png"))["record"])
     assert "there is no model at" in record["error"]
 
