@@ -138,7 +138,8 @@ class Connection:
 
     async def send(self, request: bytes) -> Reply:
         began = time.perf_counter()
-        if self._streams is None:
+        # A server closes connections that were idle for some seconds.
+        if self._streams is None or self._streams[0].at_eof():
             self._streams = await asyncio.open_connection("127.0.0.1", self._port)
         reader, writer = self._streams
         writer.write(request)
