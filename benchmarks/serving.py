@@ -14,6 +14,7 @@ import functools
 import io
 import json
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Coroutine, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -251,7 +252,8 @@ def server(command: list[str], port: int, health: str) -> Iterator[tuple[subproc
     """A server's process, and the seconds until its health was good."""
     with tempfile.TemporaryFile() as log:
         began = time.perf_counter()
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+        # A group of its own: LitServe's workers outlive it when it is terminated.
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
             request = f"GET {health} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
             while not _healthy(port, request):
@@ -263,6 +265,8 @@ def server(command: list[str], port: int, health: str) -> Iterator[tuple[subproc
         finally:
             process.terminate()
             process.wait(STARTS)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def _healthy(port: int, request: bytes) -> bool:
