@@ -4,9 +4,11 @@ Shapes: N pictures of one size, H and W their height and width in pixels.
 """
 
 import contextlib
+import functools
 import math
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +22,9 @@ Provider = Literal["auto", "cpu", "cuda"]
 
 MAX_BATCH_PIXELS = 2**22
 """A batch of several pictures holds no more pixels than this: beyond it memory grows and speed does not."""
+
+MIN_PIXELS_PER_THREAD = 2**15
+"""On a CPU, pictures of a batch with at least this many pixels each get a thread each."""
 
 CUDA_OPTIONS = {
     # Pictures come in many sizes. The exhaustive search would stall at the first picture of every size, and
@@ -64,7 +69,8 @@ class Engine:
                 "install the CUDA and cuDNN it names, or choose --provider cpu"
             )
         self.provider: Literal["cpu", "cuda"] = "cuda" if session else "cpu"
-        self._session = session or self._cpu_session()
+        self._session = session or self._cpu_session(self.threads)
+        self._helpers = ThreadPoolExecutor(max(1, self.threads - 1), "segment")  # starts none before it is used
         # What the largest picture so far took would be kept for ever, gigabytes for a telephone's.
         self._shrink = onnxruntime.RunOptions()
         arenas = "cpu:0;gpu:0" if self.provider == "cuda" else "cpu:0"
@@ -88,8 +94,18 @@ class Engine:
         if images_NHWC.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
             raise ValueError(f"expected uint8 pictures of shape (N,H,W,3), got {images_NHWC.dtype} {shape}")
         wanted = self.outputs if outputs is None else outputs
-        run_options = self._shrink if math.prod(shape[:3]) > MAX_BATCH_PIXELS else None
-        return dict(zip(wanted, self._session.run(wanted, {self.input: images_NHWC}, run_options), strict=True))
+        if self.provider == "cuda" or len(images_NHWC) == 1 or math.prod(shape[1:3]) < MIN_PIXELS_PER_THREAD:
+            results = [self._run(self._session, images_NHWC, wanted)]
+        else:
+            # A picture is done sooner by one thread from end to end than layer by layer by several, which wait for
+            # each other at each; the last ones are shared, so that no thread is idle meanwhile.
+            alone = len(images_NHWC) - len(images_NHWC) % self.threads
+            results = self._run_each(images_NHWC[:alone], wanted)
+            if alone < len(images_NHWC):
+                results.append(self._run(self._session, images_NHWC[alone:], wanted))
+        if len(results) == 1:
+            return dict(zip(wanted, results[0], strict=True))
+        return {name: np.concatenate(parts) for name, *parts in zip(wanted, *results, strict=True)}
 
     def predict_large(
         self, image_HW3: np.ndarray, window: tuple[int, int], stride: float = 2 / 3, batch_size: int = 4
@@ -125,9 +141,37 @@ class Engine:
         )
         return {"labels": labels_HW, "confidence": confidence_HW}
 
-    def _cpu_session(self) -> onnxruntime.InferenceSession:
+    def _run(
+        self, session: onnxruntime.InferenceSession, images_NHWC: np.ndarray, wanted: Sequence[str]
+    ) -> list[np.ndarray]:
+        run_options = self._shrink if math.prod(images_NHWC.shape[:3]) > MAX_BATCH_PIXELS else None
+        return session.run(wanted, {self.input: images_NHWC}, run_options)
+
+    def _run_each(self, images_NHWC: np.ndarray, wanted: Sequence[str]) -> list[list[np.ndarray]]:
+        """Runs the pictures one by one, on the caller's thread and on those helpers that other callers leave."""
+        results: list[list[np.ndarray]] = [[]] * len(images_NHWC)
+        indices = iter(range(len(images_NHWC)))  # each is taken once, by whichever thread is free
+
+        def work() -> None:
+            for index in indices:
+                results[index] = self._run(self._one_thread_session, images_NHWC[index : index + 1], wanted)
+
+        helpers = [self._helpers.submit(work) for _ in range(min(self.threads, len(images_NHWC)) - 1)]
         try:
-            return self._new_session(["CPUExecutionProvider"])
+            work()
+        finally:
+            for helper in helpers:
+                if not helper.cancel():
+                    helper.result()
+        return results
+
+    @functools.cached_property
+    def _one_thread_session(self) -> onnxruntime.InferenceSession:
+        return self._session if self.threads == 1 else self._cpu_session(1)
+
+    def _cpu_session(self, threads: int) -> onnxruntime.InferenceSession:
+        try:
+            return self._new_session(["CPUExecutionProvider"], threads)
         except Exception as error:  # as below
             raise ValueError(f"{self.artifact.graph} cannot be opened: {error}") from error
 
@@ -143,7 +187,7 @@ class Engine:
             # ours.
             with contextlib.redirect_stdout(None):
                 onnxruntime.preload_dlls()
-            session = self._new_session([("CUDAExecutionProvider", CUDA_OPTIONS), "CPUExecutionProvider"])
+            session = self._new_session([("CUDAExecutionProvider", CUDA_OPTIONS), "CPUExecutionProvider"], self.threads)
         except Exception:  # a driver without a device raises; what onnxruntime raises has no public base class
             return None
         finally:
@@ -154,9 +198,9 @@ class Engine:
         session.disable_fallback()  # else a failed run would quietly go on with a new CPU session
         return session
 
-    def _new_session(self, providers: list) -> onnxruntime.InferenceSession:
+    def _new_session(self, providers: list, threads: int) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads
+        options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         # Threads that spin while they wait for work take the CPU from those that decode and encode pictures.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

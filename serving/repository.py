@@ -153,10 +153,11 @@ class Model:
         return answers
 
     def _warm_up(self, sizes: Iterable[Size]) -> None:
-        """Runs every size once; on a GPU in every number of pictures, since each is prepared when it comes first."""
+        """Runs every size once alone and once as the largest batch; on a GPU in every number of pictures, since each
+        is prepared when it comes first."""
         for height, width in sorted(sizes):
-            most = batch_limit((height, width), self.max_batch_size) if self.provider == "cuda" else 1
-            for count in range(1, most + 1):
+            most = batch_limit((height, width), self.max_batch_size)
+            for count in range(1, most + 1) if self.provider == "cuda" else sorted({1, most}):
                 self._engine.predict(np.zeros((count, height, width, 3), np.uint8))
 
     def _proven(self, buckets: tuple[Size, ...], samples: Sequence[np.ndarray]) -> tuple[Size, ...]:

@@ -1,5 +1,8 @@
 import json
 import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -65,11 +68,13 @@ def test_session_that_fell_back_to_the_cpu_is_no_cuda_session(toy_model, monkeyp
     artifact = open_artifact(toy_model)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(
-        engine_module.Engine, "_new_session", lambda self, providers: FakeSession(["CPUExecutionProvider"])
+        engine_module.Engine, "_new_session", lambda self, providers, threads: FakeSession(["CPUExecutionProvider"])
     )
     with pytest.raises(ValueError, match="CUDA was asked for"):
         Engine(artifact, "cuda")
-    monkeypatch.setattr(engine_module.Engine, "_new_session", lambda self, providers: FakeSession([providers[0][0]]))
+    monkeypatch.setattr(
+        engine_module.Engine, "_new_session", lambda self, providers, threads: FakeSession([providers[0][0]])
+    )
     engine = Engine(artifact, "auto")
     assert engine.provider == "cuda"
     assert engine._session.fallback is False
@@ -93,6 +98,63 @@ def test_only_the_outputs_that_are_wanted(toy_model):
     outputs = Engine(open_artifact(toy_model), "cpu").predict(images_NHWC, ["labels"])
     assert list(outputs) == ["labels"]
     np.testing.assert_array_equal(outputs["labels"], np.full((1, 2, 2), 3))
+
+
+@pytest.fixture
+def each_picture_by_a_thread(monkeypatch):
+    """As with large pictures; the number of pictures of each run and its thread are recorded."""
+    monkeypatch.setattr(engine_module, "MIN_PIXELS_PER_THREAD", 1)
+    runs = []
+    run = Engine._run
+
+    def recorded(self, session, images_NHWC, wanted):
+        alone = session is self._one_thread_session
+        runs.append((len(images_NHWC), threading.current_thread() if alone else "all threads"))
+        time.sleep(0.01)
+        if (images_NHWC == 255).all():
+            raise RuntimeError("this picture fails")
+        return run(self, session, images_NHWC, wanted)
+
+    monkeypatch.setattr(Engine, "_run", recorded)
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("threads", "count", "alone", "together"), [(1, 3, 3, 0), (2, 4, 4, 0), (2, 5, 4, 1), (3, 8, 6, 2), (4, 3, 0, 3)]
+)
+def test_a_batch_on_the_cpu_is_each_picture_by_a_thread(
+    toy_model, each_picture_by_a_thread, threads, count, alone, together
+):
+    images_NHWC = np.random.default_rng(0).integers(0, 255, (count, 5, 7, 3), np.uint8)
+    outputs = Engine(open_artifact(toy_model), "cpu", threads).predict(images_NHWC)
+    np.testing.assert_array_equal(outputs["labels"], images_NHWC[..., 0] // 64)
+    np.testing.assert_allclose(outputs["confidence"], images_NHWC[..., 1] / 255, rtol=1e-6)
+    own = [thread for number, thread in each_picture_by_a_thread if thread != "all threads"]
+    assert len(own) == alone
+    assert len(set(own)) == (threads if alone else 0)
+    assert [number for number, thread in each_picture_by_a_thread if thread == "all threads"] == [together] * (
+        together > 0
+    )
+
+
+def test_small_pictures_stay_one_batch(toy_model, each_picture_by_a_thread, monkeypatch):
+    monkeypatch.setattr(engine_module, "MIN_PIXELS_PER_THREAD", 36)
+    Engine(open_artifact(toy_model), "cpu", 2).predict(np.zeros((4, 5, 7, 3), np.uint8))
+    assert each_picture_by_a_thread == [(4, "all threads")]
+
+
+@pytest.mark.parametrize("failing", [0, 1, 5])
+def test_a_picture_that_fails_fails_its_batch_and_no_other(toy_model, each_picture_by_a_thread, failing):
+    engine = Engine(open_artifact(toy_model), "cpu", 2)
+    images_NHWC = np.zeros((6, 5, 7, 3), np.uint8)
+    good = images_NHWC.copy()
+    images_NHWC[failing] = 255
+    with ThreadPoolExecutor(4) as callers:
+        futures = [callers.submit(engine.predict, images) for images in (good, images_NHWC, good, good)]
+        with pytest.raises(RuntimeError, match="this picture fails"):
+            futures[1].result()
+        for future in (futures[0], *futures[2:]):
+            np.testing.assert_array_equal(future.result()["labels"], np.zeros((6, 5, 7)))
 
 
 def test_the_input_is_called_as_the_artifact_says(tmp_path):

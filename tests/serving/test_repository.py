@@ -232,7 +232,7 @@ def noting_sizes(monkeypatch):
 def test_warm_before_ready(toy_model, opened, monkeypatch):
     sizes = noting_sizes(monkeypatch)
     opened(toy_model.parent, warm_up=((8, 6), (4, 4)))
-    assert sizes == [(1, 4, 4), (1, 8, 6)]
+    assert sizes == [(1, 4, 4), (8, 4, 4), (1, 8, 6), (8, 8, 6)]
     sizes.clear()
     # A GPU prepares itself for every number of pictures when it comes first.
     init = Engine.__init__
