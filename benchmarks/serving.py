@@ -60,7 +60,7 @@ class Serving:
     """Pictures predicted together, at most."""
     concurrency: int = 32
     """Requests under way at saturation."""
-    seconds: float = 5.0
+    seconds: float = 10.0
     """Of one turn."""
     repeats: int = 3
     """Turns of each; the tables have their median, smallest and largest."""
@@ -164,14 +164,19 @@ def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 
 async def closed_loop(port: int, requests: list[bytes], concurrency: int, seconds: float) -> list[Reply]:
-    """So many clients, each sending its next request once it has its answer."""
+    """So many clients, each sending its next request once it has its answer: the replies within the time.
+
+    Those under way at its end are waited for and not counted.
+    """
     until = time.perf_counter() + seconds
     replies: list[Reply] = []
 
     async def client(number: int) -> None:
         connection, sent = Connection(port), number
         while time.perf_counter() < until:
-            replies.append(await connection.send(requests[sent % len(requests)]))
+            reply = await connection.send(requests[sent % len(requests)])
+            if time.perf_counter() < until:
+                replies.append(reply)
             sent += concurrency
         connection.close()
 
@@ -264,9 +269,26 @@ def server(command: list[str], port: int, health: str) -> Iterator[tuple[subproc
             yield process, time.perf_counter() - began
         finally:
             process.terminate()
-            process.wait(STARTS)
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            _signal_group(process, signal.SIGCONT)  # one that was stopped would not hear of it
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(STARTS)
+            _signal_group(process, signal.SIGKILL)
+            process.wait()
+
+
+@contextmanager
+def its_turn(process: subprocess.Popen) -> Iterator[None]:
+    """Its processes run meanwhile, and are stopped afterwards: LitServe's poll while nothing is asked of them."""
+    _signal_group(process, signal.SIGCONT)
+    try:
+        yield
+    finally:
+        _signal_group(process, signal.SIGSTOP)
+
+
+def _signal_group(process: subprocess.Popen, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
 
 
 def _healthy(port: int, request: bytes) -> bool:
@@ -310,16 +332,22 @@ def side_by_side(config: Serving, name: str, graph: Path) -> dict[str, list[Reco
         _, ask = stack.enter_context(measured(engine, "engine"))
         ports = {"kerasseg": free_port()} | {f"litserve-{count}": free_port() for count in config.litserve_workers}
         requests = dict.fromkeys(ports, form_requests(config)) | {"kerasseg": picture_requests(config, name)}
-        stack.enter_context(kerasseg_server(config, ports["kerasseg"]))
+        servers = {"kerasseg": functools.partial(kerasseg_server, config, ports["kerasseg"])}
         for count in config.litserve_workers:
-            stack.enter_context(litserve_server(config, graph, ports[f"litserve-{count}"], count))
-        for side, port in ports.items():  # each prepares what it has not seen
-            run(closed_loop(port, requests[side], config.concurrency, 2.0))
+            side = f"litserve-{count}"
+            servers[side] = functools.partial(litserve_server, config, graph, ports[side], count)
+        processes = {}
+        for side, start in servers.items():
+            processes[side], _ = stack.enter_context(start())
+            with its_turn(processes[side]):  # it prepares what it has not seen
+                run(closed_loop(ports[side], requests[side], config.concurrency, 2.0))
         for _ in range(config.repeats):
             turns.setdefault("engine", []).append(ask())
             for side, port in ports.items():
-                replies = run(closed_loop(port, requests[side], config.concurrency, config.seconds))
-                single = run(closed_loop(port, requests[side], 1, config.seconds / 2))
+                with its_turn(processes[side]):
+                    run(closed_loop(port, requests[side], config.concurrency, 0.5))  # its memory is in use again
+                    replies = run(closed_loop(port, requests[side], config.concurrency, config.seconds))
+                    single = run(closed_loop(port, requests[side], 1, config.seconds / 2))
                 rate_of(single, config.seconds)
                 one = statistics.median(reply.seconds for reply in single)
                 turns.setdefault(side, []).append({"rate": rate_of(replies, config.seconds), "one": one})
@@ -350,7 +378,9 @@ def overload(config: Serving, name: str) -> dict[str, float]:
         capacity = rate_of(run(closed_loop(port, requests, config.concurrency, config.seconds)), config.seconds)
         before = resident_mib(process)
         rate = 4 * capacity
-        replies = run(open_loop(port, requests, rate, config.overload_seconds))
+        replies = run(open_loop(port, requests, rate, config.overload_seconds / 2))
+        halfway = resident_mib(process)
+        replies += run(open_loop(port, requests, rate, config.overload_seconds / 2))
         after = resident_mib(process)
     by_status: dict[int, list[float]] = {}
     for reply in replies:
@@ -368,6 +398,7 @@ def overload(config: Serving, name: str) -> dict[str, float]:
         "answered, p99 ms": 1000 * percentile(by_status[200], 99),
         "a full queue takes, ms": 1000 * (64 + config.batch_size) / capacity,
         "MiB before": before,
+        "MiB halfway": halfway,
         "MiB after": after,
     }
 

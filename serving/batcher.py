@@ -60,13 +60,13 @@ class RequestQueue:
     def put(self, request: Request) -> None:
         self._groups.setdefault(request.key, deque()).append(request)
 
-    def discard(self, request: Request) -> None:
-        """Takes a request out again; nothing happens where it is no longer there."""
-        group = self._groups.get(request.key)
-        if group and request in group:
+    def discard(self, key: Hashable, future: Future[Any]) -> None:
+        """Takes the request with this future out again; nothing happens where it is no longer there."""
+        group = self._groups.get(key, ())
+        for request in [request for request in group if request.future is future]:
             group.remove(request)
-            if not group:
-                del self._groups[request.key]
+        if not group:
+            self._groups.pop(key, None)
 
     def due_at(self) -> float | None:
         """When `take` will have a batch if nothing else arrives; None of an empty queue."""
@@ -200,7 +200,9 @@ class Batcher:
             self._prepared -= 1
             self._queue.put(request)
             self._condition.notify()
-        request.future.add_done_callback(lambda future: self._discard(request) if future.cancelled() else None)
+        # The callback does not know the request: future and request would hold each other, and keep the picture and
+        # the answer in memory until Python next looks for such cycles.
+        request.future.add_done_callback(lambda future: self._discard(key, future) if future.cancelled() else None)
         return request.future
 
     def _give_back(self, ticket: Ticket) -> None:
@@ -210,9 +212,9 @@ class Batcher:
                 self._prepared -= 1
                 self._condition.notify_all()
 
-    def _discard(self, request: Request) -> None:
+    def _discard(self, key: Hashable, future: Future[Any]) -> None:
         with self._condition:
-            self._queue.discard(request)
+            self._queue.discard(key, future)
             self._condition.notify_all()
 
     def _work(self) -> None:

@@ -1,5 +1,6 @@
 """The comparisons without their trainings: what is trained when, and what the tables say; and what is timed."""
 
+import asyncio
 import dataclasses
 import json
 import subprocess
@@ -7,7 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from benchmarks import comparison, input_pipeline, train_step
+from benchmarks import comparison, input_pipeline, serving, train_step
 from benchmarks.camvid import CAMVID
 from benchmarks.comparison import Training
 from benchmarks.shapes import SHAPES
@@ -274,3 +275,22 @@ def test_both_sides_of_a_training_step_do_the_same(network, method, eager):
         facts, run = make(config)
         sides.append(facts | {"losses": run(1)})
     train_step.check(*sides)
+
+
+def test_answers_after_a_turn_are_not_counted():
+    """With many requests at a time those under way at the end would make a server look faster than it is."""
+
+    async def answer(reader, writer):
+        while await reader.readline():
+            await reader.readuntil(b"\r\n\r\n")
+            await asyncio.sleep(0.4)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    async def replies():
+        port = serving.free_port()
+        async with await asyncio.start_server(answer, "127.0.0.1", port):
+            return await serving.closed_loop(port, [serving.post("/", b"")], concurrency=8, seconds=1.0)
+
+    # Each client is answered at 0.4 s and at 0.8 s, and a third time at 1.2 s.
+    assert [reply.status for reply in asyncio.run(replies())] == [200] * 16
