@@ -4,7 +4,7 @@
     kerasseg    python -m serving.run
     litserve-N  the same ONNX file in LitServe with N workers (benchmarks.litserve_server)
 
-They take turns. One client, here, keeps `--concurrency` requests under way (JPEG in, index PNG out), then sends them
+They take turns, and those whose turn it is not are stopped. One client, here, keeps `--concurrency` requests under way (JPEG in, index PNG out), then sends them
 one by one. After that the server alone: one V2 request at a time beside the engine; four times as many requests as it
 can answer; how long it takes to start. Needs `pip install -e ".[serve]" litserve`.
 """
@@ -163,19 +163,24 @@ def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
         return runner.run(coroutine)
 
 
-async def closed_loop(port: int, requests: list[bytes], concurrency: int, seconds: float) -> list[Reply]:
-    """So many clients, each sending its next request once it has its answer: the replies within the time.
+async def closed_loop(
+    port: int, requests: list[bytes], concurrency: int, seconds: float, lead: float = 0.0
+) -> list[Reply]:
+    """So many clients, each sending its next request once it has its answer: the replies within the time, at least one.
 
-    Those under way at its end are waited for and not counted.
+    The time begins `lead` seconds after the first requests, so that the server is as busy at its beginning as at its
+    end; what is under way then is waited for and not counted.
     """
-    until = time.perf_counter() + seconds
+    since = time.perf_counter() + lead
+    until = since + seconds
     replies: list[Reply] = []
 
     async def client(number: int) -> None:
         connection, sent = Connection(port), number
         while time.perf_counter() < until:
             reply = await connection.send(requests[sent % len(requests)])
-            if time.perf_counter() < until:
+            now = time.perf_counter()
+            if since <= now < until or (now >= until and not replies):
                 replies.append(reply)
             sent += concurrency
         connection.close()
@@ -270,10 +275,12 @@ def server(command: list[str], port: int, health: str) -> Iterator[tuple[subproc
         finally:
             process.terminate()
             _signal_group(process, signal.SIGCONT)  # one that was stopped would not hear of it
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(STARTS)
-            _signal_group(process, signal.SIGKILL)
-            process.wait()
+            try:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(STARTS)
+            finally:
+                _signal_group(process, signal.SIGKILL)
+                process.wait()
 
 
 @contextmanager
@@ -345,8 +352,7 @@ def side_by_side(config: Serving, name: str, graph: Path) -> dict[str, list[Reco
             turns.setdefault("engine", []).append(ask())
             for side, port in ports.items():
                 with its_turn(processes[side]):
-                    run(closed_loop(port, requests[side], config.concurrency, 0.5))  # its memory is in use again
-                    replies = run(closed_loop(port, requests[side], config.concurrency, config.seconds))
+                    replies = run(closed_loop(port, requests[side], config.concurrency, config.seconds, lead=1.0))
                     single = run(closed_loop(port, requests[side], 1, config.seconds / 2))
                 rate_of(single, config.seconds)
                 one = statistics.median(reply.seconds for reply in single)
@@ -362,9 +368,9 @@ def overhead(config: Serving, name: str) -> list[Record]:
     port, requests, turns = free_port(), [tensor_request(config, name)], []
     with measured(engine, "engine") as (_, ask), kerasseg_server(config, port, max_delay_ms=0):
         run(closed_loop(port, requests, 1, 1.0))
-        for _ in range(config.repeats):
-            replies = run(closed_loop(port, requests, 1, config.seconds / 2))
-            rate_of(replies, config.seconds)
+        for _ in range(10 * config.repeats):  # many and short: the machine changes more than what is looked for
+            replies = run(closed_loop(port, requests, 1, 1.0))
+            rate_of(replies, 1.0)
             served = statistics.median(reply.seconds for reply in replies)
             turns.append({"engine": ask()["one"], "served": served})
     return turns
@@ -375,7 +381,8 @@ def overload(config: Serving, name: str) -> dict[str, float]:
     port = free_port()
     with kerasseg_server(config, port) as (process, _):
         requests = picture_requests(config, name)
-        capacity = rate_of(run(closed_loop(port, requests, config.concurrency, config.seconds)), config.seconds)
+        replies = run(closed_loop(port, requests, config.concurrency, config.seconds, lead=1.0))
+        capacity = rate_of(replies, config.seconds)
         before = resident_mib(process)
         rate = 4 * capacity
         replies = run(open_loop(port, requests, rate, config.overload_seconds / 2))

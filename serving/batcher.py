@@ -62,11 +62,9 @@ class RequestQueue:
 
     def discard(self, key: Hashable, future: Future[Any]) -> None:
         """Takes the request with this future out again; nothing happens where it is no longer there."""
-        group = self._groups.get(key, ())
-        for request in [request for request in group if request.future is future]:
-            group.remove(request)
-        if not group:
-            self._groups.pop(key, None)
+        kept = deque(request for request in self._groups.pop(key, ()) if request.future is not future)
+        if kept:
+            self._groups[key] = kept
 
     def due_at(self) -> float | None:
         """When `take` will have a batch if nothing else arrives; None of an empty queue."""
@@ -220,6 +218,7 @@ class Batcher:
     def _work(self) -> None:
         while batch := self._next_batch():
             self._execute(batch)
+            del batch  # an idle thread holds no pictures
 
     def _next_batch(self) -> list[Request]:
         """Sleeps until a batch is due; empty once all is done."""
@@ -246,7 +245,7 @@ class Batcher:
                 for request in batch:
                     self._execute([request])
             else:
-                batch[0].future.set_exception(error)
+                batch.pop().future.set_exception(error)  # the traceback has this frame, which must not hold the future
             return
         for request, result in zip(batch, results, strict=True):
             request.future.set_result(result)

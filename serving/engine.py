@@ -1,16 +1,15 @@
-"""An exported model, ready to segment pictures: one onnxruntime session on one chosen provider.
+"""An exported model, ready to segment pictures: onnxruntime on one chosen provider.
 
 Shapes: N pictures of one size, H and W their height and width in pixels.
 """
 
 import contextlib
-import functools
 import math
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import onnxruntime
@@ -19,12 +18,14 @@ from serving.artifact import Artifact
 from serving.windows import segment_by_windows
 
 Provider = Literal["auto", "cpu", "cuda"]
+T = TypeVar("T")
+R = TypeVar("R")
 
 MAX_BATCH_PIXELS = 2**22
 """A batch of several pictures holds no more pixels than this: beyond it memory grows and speed does not."""
 
 MIN_PIXELS_PER_THREAD = 2**15
-"""On a CPU, pictures of a batch with at least this many pixels each get a thread each."""
+"""Pixels of a picture from which on a CPU runs the pictures of a batch side by side, a thread each."""
 
 CUDA_OPTIONS = {
     # Pictures come in many sizes. The exhaustive search would stall at the first picture of every size, and
@@ -70,6 +71,8 @@ class Engine:
             )
         self.provider: Literal["cpu", "cuda"] = "cuda" if session else "cpu"
         self._session = session or self._cpu_session(self.threads)
+        one_thread = self.provider == "cuda" or self.threads == 1
+        self._one_thread_session = self._session if one_thread else self._cpu_session(1)
         self._helpers = ThreadPoolExecutor(max(1, self.threads - 1), "segment")  # starts none before it is used
         # What the largest picture so far took would be kept for ever, gigabytes for a telephone's.
         self._shrink = onnxruntime.RunOptions()
@@ -94,15 +97,20 @@ class Engine:
         if images_NHWC.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
             raise ValueError(f"expected uint8 pictures of shape (N,H,W,3), got {images_NHWC.dtype} {shape}")
         wanted = self.outputs if outputs is None else outputs
+        options = self._shrink if math.prod(shape[:3]) > MAX_BATCH_PIXELS else None
+
+        def run(session: onnxruntime.InferenceSession, images_NHWC: np.ndarray) -> list[np.ndarray]:
+            return session.run(wanted, {self.input: images_NHWC}, options)
+
+        # On a CPU several pictures are done sooner side by side, a thread each from end to end, than together, where
+        # the threads wait for each other at every layer. Those that are fewer than the threads are done together.
+        apart = len(images_NHWC) - len(images_NHWC) % self.threads
         if self.provider == "cuda" or len(images_NHWC) == 1 or math.prod(shape[1:3]) < MIN_PIXELS_PER_THREAD:
-            results = [self._run(self._session, images_NHWC, wanted)]
-        else:
-            # A picture is done sooner by one thread from end to end than layer by layer by several, which wait for
-            # each other at each; the last ones are shared, so that no thread is idle meanwhile.
-            alone = len(images_NHWC) - len(images_NHWC) % self.threads
-            results = self._run_each(images_NHWC[:alone], wanted)
-            if alone < len(images_NHWC):
-                results.append(self._run(self._session, images_NHWC[alone:], wanted))
+            apart = 0
+        singles = [images_NHWC[index : index + 1] for index in range(apart)]
+        results = self._side_by_side(lambda image_1HWC: run(self._one_thread_session, image_1HWC), singles)
+        if apart < len(images_NHWC):
+            results.append(run(self._session, images_NHWC[apart:]))
         if len(results) == 1:
             return dict(zip(wanted, results[0], strict=True))
         return {name: np.concatenate(parts) for name, *parts in zip(wanted, *results, strict=True)}
@@ -141,33 +149,32 @@ class Engine:
         )
         return {"labels": labels_HW, "confidence": confidence_HW}
 
-    def _run(
-        self, session: onnxruntime.InferenceSession, images_NHWC: np.ndarray, wanted: Sequence[str]
-    ) -> list[np.ndarray]:
-        run_options = self._shrink if math.prod(images_NHWC.shape[:3]) > MAX_BATCH_PIXELS else None
-        return session.run(wanted, {self.input: images_NHWC}, run_options)
-
-    def _run_each(self, images_NHWC: np.ndarray, wanted: Sequence[str]) -> list[list[np.ndarray]]:
-        """Runs the pictures one by one, on the caller's thread and on those helpers that other callers leave."""
-        results: list[list[np.ndarray]] = [[]] * len(images_NHWC)
-        indices = iter(range(len(images_NHWC)))  # each is taken once, by whichever thread is free
+    def _side_by_side(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """`function` of each, on the caller's thread and those helpers that other callers leave; or what it raises."""
+        results: dict[int, R] = {}
+        errors: list[BaseException] = []
+        numbered = iter(enumerate(items))  # each is taken once, by whichever thread is free
 
         def work() -> None:
-            for index in indices:
-                results[index] = self._run(self._one_thread_session, images_NHWC[index : index + 1], wanted)
+            try:
+                for index, item in numbered:
+                    results[index] = function(item)
+            except BaseException as error:
+                errors.append(error)
+                for _ in numbered:  # nobody takes another
+                    pass
 
-        helpers = [self._helpers.submit(work) for _ in range(min(self.threads, len(images_NHWC)) - 1)]
-        try:
-            work()
-        finally:
-            for helper in helpers:
-                if not helper.cancel():
-                    helper.result()
-        return results
-
-    @functools.cached_property
-    def _one_thread_session(self) -> onnxruntime.InferenceSession:
-        return self._session if self.threads == 1 else self._cpu_session(1)
+        helpers = [self._helpers.submit(work) for _ in range(min(self.threads, len(items)) - 1)]
+        work()
+        wait([helper for helper in helpers if not helper.cancel()])
+        if errors:
+            first = errors[0]
+            errors.clear()
+            try:
+                raise first
+            finally:
+                del first  # its traceback has this frame: they would hold each other, and the pictures
+        return [results[index] for index in range(len(items))]
 
     def _cpu_session(self, threads: int) -> onnxruntime.InferenceSession:
         try:

@@ -3,6 +3,7 @@
 MODELS/name/VERSION/ --> Model (engine, batcher, statistics) --> Repository (by name and version)
 """
 
+import functools
 import logging
 import threading
 import time
@@ -86,7 +87,7 @@ class Model:
         # A folder may have been renamed since: clients know the model by it.
         self.info: ModelInfo = replace(artifact.info, name=folder.parent.name, version=int(folder.name))
         self.statistics = Statistics()
-        # One session serves all workers: each brings its own thread, and they share the others.
+        # One engine serves all workers: each brings its own thread, and they share the others.
         threads = max(1, (settings.threads or usable_cpus()) - settings.workers + 1)
         self._engine = Engine(artifact, settings.provider, threads)
         self.provider = self._engine.provider
@@ -95,7 +96,8 @@ class Model:
         self.buckets = self._proven(settings.buckets, settings.samples)
         self._warm_up({*settings.warm_up, *self.buckets})
         self._batcher = Batcher(
-            self._run,
+            # Knows no model, whose memory could not be let go then until Python looks for cycles.
+            functools.partial(_segment, self._engine, self.statistics),
             lambda size: batch_limit(size, settings.batch_size),
             max_delay=settings.max_delay,
             max_queue=settings.max_queue,
@@ -128,30 +130,6 @@ class Model:
     def join(self) -> None:
         self._batcher.join()
 
-    def _run(self, jobs: list[Job]) -> list[Answer]:
-        """A batch, in the batcher's thread."""
-        started = time.perf_counter_ns()
-        images_NHWC = jobs[0].images_NHWC if len(jobs) == 1 else np.concatenate([job.images_NHWC for job in jobs])
-        stacked = time.perf_counter_ns()
-        wanted = [name for name in self._engine.outputs if any(name in job.outputs for job in jobs)]
-        outputs = self._engine.predict(images_NHWC, wanted)
-        ran = time.perf_counter_ns()
-        self.statistics.executed(len(images_NHWC), ran - stacked)
-        answers, first = [], 0
-        for job in jobs:
-            height, width = job.size
-            last = first + len(job.images_NHWC)
-            own = {name: outputs[name][first:last, :height, :width] for name in job.outputs}
-            durations = {
-                "queue": started - job.submitted,
-                "compute_input": stacked - started,
-                "compute_infer": ran - stacked,
-                "compute_output": time.perf_counter_ns() - ran,
-            }
-            answers.append(Answer(own, durations, job.submitted))
-            first = last
-        return answers
-
     def _warm_up(self, sizes: Iterable[Size]) -> None:
         """Runs every size once alone and once as the largest batch; on a GPU in every number of pictures, since each
         is prepared when it comes first."""
@@ -183,6 +161,31 @@ class Model:
         if buckets and not tried:
             raise ValueError("none of the bucket pictures is smaller than a bucket, so nothing shows what padding does")
         return buckets
+
+
+def _segment(engine: Engine, statistics: Statistics, jobs: list[Job]) -> list[Answer]:
+    """A batch, in the batcher's thread."""
+    started = time.perf_counter_ns()
+    images_NHWC = jobs[0].images_NHWC if len(jobs) == 1 else np.concatenate([job.images_NHWC for job in jobs])
+    stacked = time.perf_counter_ns()
+    wanted = [name for name in engine.outputs if any(name in job.outputs for job in jobs)]
+    outputs = engine.predict(images_NHWC, wanted)
+    ran = time.perf_counter_ns()
+    statistics.executed(len(images_NHWC), ran - stacked)
+    answers, first = [], 0
+    for job in jobs:
+        height, width = job.size
+        last = first + len(job.images_NHWC)
+        own = {name: outputs[name][first:last, :height, :width] for name in job.outputs}
+        durations = {
+            "queue": started - job.submitted,
+            "compute_input": stacked - started,
+            "compute_infer": ran - stacked,
+            "compute_output": time.perf_counter_ns() - ran,
+        }
+        answers.append(Answer(own, durations, job.submitted))
+        first = last
+    return answers
 
 
 def pad(images_NHWC: np.ndarray, size: Size) -> np.ndarray:

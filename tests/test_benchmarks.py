@@ -277,20 +277,22 @@ def test_both_sides_of_a_training_step_do_the_same(network, method, eager):
     train_step.check(*sides)
 
 
-def test_answers_after_a_turn_are_not_counted():
-    """With many requests at a time those under way at the end would make a server look faster than it is."""
+def test_answers_before_and_after_a_turn_are_not_counted():
+    """With many requests at a time those under way at its ends would make a server look faster than it is."""
 
     async def answer(reader, writer):
-        while await reader.readline():
+        for delay in (0.0, 1.5, 1.5):
+            if not await reader.readline():
+                break
             await reader.readuntil(b"\r\n\r\n")
-            await asyncio.sleep(0.4)
+            await asyncio.sleep(delay)
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-        writer.close()
 
-    async def replies():
+    async def replies(seconds):
         port = serving.free_port()
         async with await asyncio.start_server(answer, "127.0.0.1", port):
-            return await serving.closed_loop(port, [serving.post("/", b"")], concurrency=8, seconds=1.0)
+            return await serving.closed_loop(port, [serving.post("/", b"")], concurrency=8, seconds=seconds, lead=0.75)
 
-    # Each client is answered at 0.4 s and at 0.8 s, and a third time at 1.2 s.
-    assert [reply.status for reply in asyncio.run(replies())] == [200] * 16
+    # Each client is answered at 0, at 1.5 and at 3 s; the turn is from 0.75 to 2.25 s.
+    assert [reply.status for reply in asyncio.run(replies(1.5))] == [200] * 8
+    assert len(asyncio.run(replies(0.1))) == 1

@@ -1,7 +1,6 @@
 import json
 import os
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -100,61 +99,78 @@ def test_only_the_outputs_that_are_wanted(toy_model):
     np.testing.assert_array_equal(outputs["labels"], np.full((1, 2, 2), 3))
 
 
-@pytest.fixture
-def each_picture_by_a_thread(monkeypatch):
-    """As with large pictures; the number of pictures of each run and its thread are recorded."""
-    monkeypatch.setattr(engine_module, "MIN_PIXELS_PER_THREAD", 1)
-    runs = []
-    run = Engine._run
+class Recorded:
+    """A session; how many pictures each run had, in which thread. Runs of threads of their own wait for each other."""
 
-    def recorded(self, session, images_NHWC, wanted):
-        alone = session is self._one_thread_session
-        runs.append((len(images_NHWC), threading.current_thread() if alone else "all threads"))
-        time.sleep(0.01)
+    def __init__(self, session, runs, barrier=None):
+        self.session, self.runs, self.barrier = session, runs, barrier
+
+    def run(self, wanted, inputs, options):
+        [images_NHWC] = inputs.values()
+        self.runs.append((len(images_NHWC), threading.current_thread()))
+        if self.barrier:
+            self.barrier.wait(60)
         if (images_NHWC == 255).all():
             raise RuntimeError("this picture fails")
-        return run(self, session, images_NHWC, wanted)
+        return self.session.run(wanted, inputs, options)
 
-    monkeypatch.setattr(Engine, "_run", recorded)
-    return runs
+
+@pytest.fixture
+def recorded(toy_model, monkeypatch):
+    """(engine of so many threads, its runs with all threads, its runs of one thread each)."""
+    monkeypatch.setattr(engine_module, "MIN_PIXELS_PER_THREAD", 35)
+
+    def make(threads, barrier=None):
+        engine, together, apart = Engine(open_artifact(toy_model), "cpu", threads), [], []
+        engine._session = Recorded(engine._session, together)
+        engine._one_thread_session = Recorded(engine._one_thread_session, apart, barrier)
+        return engine, together, apart
+
+    return make
 
 
 @pytest.mark.parametrize(
-    ("threads", "count", "alone", "together"), [(1, 3, 3, 0), (2, 4, 4, 0), (2, 5, 4, 1), (3, 8, 6, 2), (4, 3, 0, 3)]
+    ("threads", "count", "apart", "together"),
+    [(1, 3, 3, []), (2, 4, 4, []), (2, 5, 4, [1]), (3, 8, 6, [2]), (4, 3, 0, [3])],
 )
-def test_a_batch_on_the_cpu_is_each_picture_by_a_thread(
-    toy_model, each_picture_by_a_thread, threads, count, alone, together
-):
+def test_pictures_of_a_batch_run_side_by_side_on_a_cpu(recorded, threads, count, apart, together):
+    engine, runs_together, runs_apart = recorded(threads, threading.Barrier(threads))
     images_NHWC = np.random.default_rng(0).integers(0, 255, (count, 5, 7, 3), np.uint8)
-    outputs = Engine(open_artifact(toy_model), "cpu", threads).predict(images_NHWC)
+    outputs = engine.predict(images_NHWC)
     np.testing.assert_array_equal(outputs["labels"], images_NHWC[..., 0] // 64)
     np.testing.assert_allclose(outputs["confidence"], images_NHWC[..., 1] / 255, rtol=1e-6)
-    own = [thread for number, thread in each_picture_by_a_thread if thread != "all threads"]
-    assert len(own) == alone
-    assert len(set(own)) == (threads if alone else 0)
-    assert [number for number, thread in each_picture_by_a_thread if thread == "all threads"] == [together] * (
-        together > 0
-    )
+    assert [number for number, _ in runs_together] == together
+    assert [number for number, _ in runs_apart] == [1] * apart
+    assert len({thread for _, thread in runs_apart}) == (threads if apart else 0)
 
 
-def test_small_pictures_stay_one_batch(toy_model, each_picture_by_a_thread, monkeypatch):
-    monkeypatch.setattr(engine_module, "MIN_PIXELS_PER_THREAD", 36)
-    Engine(open_artifact(toy_model), "cpu", 2).predict(np.zeros((4, 5, 7, 3), np.uint8))
-    assert each_picture_by_a_thread == [(4, "all threads")]
+def test_single_and_small_pictures_have_all_threads(recorded):
+    engine, together, apart = recorded(2)
+    engine.predict(np.zeros((1, 5, 7, 3), np.uint8))
+    engine.predict(np.zeros((4, 5, 6, 3), np.uint8))
+    assert ([number for number, _ in together], apart) == ([1, 4], [])
 
 
-@pytest.mark.parametrize("failing", [0, 1, 5])
-def test_a_picture_that_fails_fails_its_batch_and_no_other(toy_model, each_picture_by_a_thread, failing):
-    engine = Engine(open_artifact(toy_model), "cpu", 2)
-    images_NHWC = np.zeros((6, 5, 7, 3), np.uint8)
-    good = images_NHWC.copy()
-    images_NHWC[failing] = 255
+@pytest.mark.parametrize("failing", [[0], [1], [5], [0, 1, 2]])
+def test_pictures_that_fail_fail_their_batch_and_no_other(recorded, failing):
+    engine, _, runs = recorded(3)
+    good = np.zeros((6, 5, 7, 3), np.uint8)
+    bad = good.copy()
+    bad[failing] = 255
     with ThreadPoolExecutor(4) as callers:
-        futures = [callers.submit(engine.predict, images) for images in (good, images_NHWC, good, good)]
+        futures = [callers.submit(engine.predict, images) for images in (good, bad, good, good)]
         with pytest.raises(RuntimeError, match="this picture fails"):
-            futures[1].result()
+            futures[1].result(60)
         for future in (futures[0], *futures[2:]):
-            np.testing.assert_array_equal(future.result()["labels"], np.zeros((6, 5, 7)))
+            np.testing.assert_array_equal(future.result(60)["labels"], np.zeros((6, 5, 7)))
+
+
+def test_after_a_failure_the_others_are_not_computed(recorded):
+    engine, _, runs = recorded(3, threading.Barrier(3))
+    images_NHWC = np.full((9, 5, 7, 3), 255, np.uint8)
+    with pytest.raises(RuntimeError, match="this picture fails"):
+        engine.predict(images_NHWC)
+    assert len(runs) == 3
 
 
 def test_the_input_is_called_as_the_artifact_says(tmp_path):
