@@ -4,9 +4,10 @@
     kerasseg    python -m serving.run
     litserve-N  the same ONNX file in LitServe with N workers (benchmarks.litserve_server)
 
-They take turns, and those whose turn it is not are stopped. One client, here, keeps `--concurrency` requests under way (JPEG in, index PNG out), then sends them
-one by one. After that the server alone: one V2 request at a time beside the engine; four times as many requests as it
-can answer; how long it takes to start. Needs `pip install -e ".[serve]" litserve`.
+They take turns, and those whose turn it is not are stopped. One client, here, keeps `--concurrency` requests under way
+(JPEG in, index PNG out), then sends them one by one. After that the server alone: one V2 request at a time beside the
+engine; four times as many requests as it can answer; how long it takes to start. Needs `pip install -e ".[serve]"
+litserve`.
 """
 
 import asyncio

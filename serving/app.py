@@ -122,7 +122,14 @@ class Endpoints:
         return JSONResponse(self._service.index(only_ready))
 
     async def load(self, request: Request) -> Response:
-        await self._service.load(request.path_params["model"])
+        async with self._body(request, MAX_INDEX_BODY) as body:
+            try:
+                given = json.loads(body).get("parameters", {}) if body else {}
+            except (ValueError, AttributeError, RecursionError):
+                given = None
+        if not isinstance(given, dict):
+            raise HTTPException(400, "expected a JSON object, or nothing")
+        await self._service.load(request.path_params["model"], given)
         return Response()
 
     async def unload(self, request: Request) -> Response:

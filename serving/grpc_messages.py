@@ -143,7 +143,16 @@ message StatisticDuration { uint64 count = 1; uint64 ns = 2; }
 message RepositoryIndexRequest { string repository_name = 1; bool ready = 2; }
 message RepositoryIndexResponse { repeated ModelIndex models = 1; }
 message ModelIndex { string name = 1; string version = 2; string state = 3; string reason = 4; }
-message RepositoryModelLoadRequest { string repository_name = 1; string model_name = 2; }
+message RepositoryModelLoadRequest {
+    string repository_name = 1; string model_name = 2;
+    map<string, ModelRepositoryParameter> parameters = 3;
+}
+message ModelRepositoryParameter {
+    optional bool bool_param = 1;
+    optional int64 int64_param = 2;
+    optional string string_param = 3;
+    optional bytes bytes_param = 4;
+}
 message RepositoryModelLoadResponse {}
 message RepositoryModelUnloadRequest { string repository_name = 1; string model_name = 2; }
 message RepositoryModelUnloadResponse {}

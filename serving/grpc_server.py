@@ -165,7 +165,7 @@ class GrpcServer:
             "ModelConfig": lambda request: {"config": service.model_config(request.name, request.version or None)},
             "ModelStatistics": lambda request: service.statistics(request.name or None, request.version or None),
             "RepositoryIndex": lambda request: {"models": service.index(request.ready)},
-            "RepositoryModelLoad": lambda request: service.load(request.model_name),
+            "RepositoryModelLoad": lambda request: service.load(request.model_name, request.parameters),
             "RepositoryModelUnload": lambda request: service.unload(request.model_name),
         }
         return {method: self._says(method, function) for method, function in functions.items()}

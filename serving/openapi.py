@@ -119,7 +119,12 @@ def document(*, token: bool) -> dict[str, Any]:
             told("Index", *OF_BODIES),
             requestBody={"content": {JSON: {"schema": _ref("schemas", "IndexRequest")}}},
         ),
-        "/v2/repository/models/{model}/load": post("load", "Serve a model", answers(None, 400, 403, 404))
+        "/v2/repository/models/{model}/load": post(
+            "load",
+            "Serve a model",
+            answers(None, *OF_BODIES, 403, 404),
+            requestBody={"content": {JSON: {"schema": _ref("schemas", "LoadRequest")}}},
+        )
         | {"parameters": [_ref("parameters", "model")]},
         "/v2/repository/models/{model}/unload": post("unload", "End a model", answers(None, 403, 404))
         | {"parameters": [_ref("parameters", "model")]},
@@ -252,6 +257,14 @@ COMPONENTS: dict[str, Any] = {
             ),
         ),
         "IndexRequest": _object([], ready=BOOLEAN | {"description": "Only those that are served"}),
+        "LoadRequest": _object(
+            [],
+            parameters={
+                "type": "object",
+                "description": "Triton's config and files: none is taken",
+                "maxProperties": 0,
+            },
+        ),
         "Index": _array(
             _object(
                 ["name", "version", "state", "reason"],

@@ -227,14 +227,15 @@ class Repository:
         by_version = self._models.get(name)
         if not by_version:
             served = ", ".join(sorted(self._models)) or "none"
-            raise UnknownModel(f"there is no model {name!r}: served are {served}")
+            # Triton's words, by which its clients know it.
+            raise UnknownModel(f"Request for unknown model: {name!r} is not found, served are {served}")
         if version is None:
             return by_version[max(by_version)]
         for number, model in by_version.items():
             if str(number) == version:
                 return model
         served = ", ".join(map(str, sorted(by_version)))
-        raise UnknownModel(f"there is no version {version!r} of {name}: served are {served}")
+        raise UnknownModel(f"Request for unknown model: {name!r} version {version!r} is not found, served are {served}")
 
     def admit(self, name: str, version: str | None = None) -> tuple[Model, Ticket]:
         """A place in the queue of a model.
@@ -288,7 +289,7 @@ class Repository:
             ValueError: none of its versions can be served.
         """
         if name not in self._names():
-            raise UnknownModel(f"there is no model {name!r} in the repository")
+            raise UnknownModel(f"failed to load {name!r}: there is no such model in the repository")
         self._unloaded.discard(name)
         self._follow(name)
         if name not in self._models:

@@ -12,7 +12,7 @@ import hmac
 import logging
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -229,8 +229,18 @@ class Service:
         entries = self.repository.index()
         return [entry for entry in entries if not only_ready or entry["state"] == "READY"]
 
-    async def load(self, name: str) -> None:
-        """Raises Forbidden, UnknownModel or BadRequest; see `Repository.load_one`."""
+    async def load(self, name: str, given: Iterable[str] = ()) -> None:
+        """See `Repository.load_one`.
+
+        Args:
+            name: of the model.
+            given: names of what the request brings along: Triton takes a config, or files, in the disk's stead.
+
+        Raises:
+            Forbidden, UnknownModel, BadRequest.
+        """
+        if self._allow_load and (names := ", ".join(given)):
+            raise BadRequest(f"failed to load {name!r}: models are served as they lie on the disk, without {names}")
         await self._change(self.repository.load_one, name)
 
     async def unload(self, name: str) -> None:

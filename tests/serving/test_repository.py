@@ -61,7 +61,7 @@ def test_newest_versions_are_served(toy_model, opened):
     assert repository.get("toy").info.version == 3
     assert repository.get("toy", "2").info.version == 2
     for name, version in (("toy", "1"), ("toy", "02"), ("toy", "-2"), ("nothing", None), ("..", None), ("", None)):
-        with pytest.raises(UnknownModel, match="there is no"):
+        with pytest.raises(UnknownModel, match="Request for unknown model"):
             repository.get(name, version)
 
 

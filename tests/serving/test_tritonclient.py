@@ -179,7 +179,7 @@ def test_errors(client, speaks, image_input):
 
     assert error("nothing", image_input()) == (
         speaks.status[404],
-        "there is no model 'nothing': served are other, toy",
+        "Request for unknown model: 'nothing' is not found, served are other, toy",
     )
     assert error("toy", image_input(), model_version="9")[0] == speaks.status[404]
     wrong = speaks.triton.InferInput("image", [1, 2, 2], "UINT8")
@@ -250,7 +250,7 @@ def test_load_and_unload(toy_model, speaks, image_input):
         server.repository.scan()  # what the disk holds does not bring it back
         assert not client.is_model_ready("toy")
         assert index_of(client) == [{"name": "toy", "version": "", "state": "UNAVAILABLE", "reason": "unloaded"}]
-        with pytest.raises(InferenceServerException, match="there is no model"):
+        with pytest.raises(InferenceServerException, match="Request for unknown model"):
             client.unload_model("toy")
         client.load_model("toy")
         assert client.infer("toy", image_input()).as_numpy("labels").shape == (2, 6, 8)
@@ -258,6 +258,8 @@ def test_load_and_unload(toy_model, speaks, image_input):
         client.load_model("toy")
         assert plain(client.infer("toy", image_input()).get_response())["model_version"] == "2"
         for name in ("..", "nothing", "../models/toy"):
-            with pytest.raises(InferenceServerException):
+            with pytest.raises(InferenceServerException, match="failed to load|Not Found"):
                 client.load_model(name)
+        with pytest.raises(InferenceServerException, match="failed to load 'toy': .*, without config"):
+            client.load_model("toy", config='{"max_batch_size": "16"}')
         client.close()
