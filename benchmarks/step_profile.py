@@ -1,0 +1,90 @@
+"""`python -m benchmarks.step_profile`: which operations a training step's time goes to, by TensorFlow's own profiler.
+
+Prints a table of the busiest types of operation, forward and backward apart. Operations run side by side, so their
+times together are more than the step's: shares are of what all of them took. Needs `pip install -e ".[train]"`.
+"""
+
+import collections
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.train_step import PASSES, SEGMENTERS, TrainStep, kerasseg_run
+from benchmarks.turns import circumstances, hold_to_cores, require_cores
+from serving import cli
+
+NANO_TO_MILLI = 1e-6
+PICO_TO_NANO = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepProfile:
+    """What to profile."""
+
+    network: str = "deeplab_v3plus-mobilenet_v2"
+    """Segmenter and backbone."""
+    method: str = "supervised"
+    """Name of a method."""
+    steps: int = 5
+    """That are profiled, after two that are not."""
+    cores: int = 2
+    """That the process may use."""
+    rows: int = 15
+    """Of the table; the rest is summed."""
+
+    def __post_init__(self):
+        for flag, chosen, known in (("network", self.network, SEGMENTERS), ("method", self.method, PASSES)):
+            if chosen not in known:
+                raise ValueError(f"--{flag} must be one of {', '.join(known)}; got {chosen}")
+
+
+def operations(folder: Path) -> Iterator[tuple[str, bool, float]]:
+    """Of each operation that TensorFlow ran on the CPU: its type, whether it is part of a gradient, and its ms."""
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    [file] = folder.rglob("*.xplane.pb")
+    space = xplane_pb2.XSpace.FromString(file.read_bytes())
+    [plane] = [plane for plane in space.planes if plane.name == "/host:CPU"]
+    for line in plane.lines:
+        for event in line.events:
+            # As "gradient_tape/deeplab_v2/stem/Conv2DBackpropFilter:Conv2DBackpropFilter".
+            name, _, kind = plane.event_metadata[event.metadata_id].name.rpartition(":")
+            if name and kind.isidentifier():
+                yield kind, "gradient" in name, event.duration_ps * PICO_TO_NANO * NANO_TO_MILLI
+
+
+def main(config: StepProfile) -> dict:
+    require_cores(config.cores)
+    hold_to_cores(config.cores)
+    import tensorflow as tf
+
+    setting = TrainStep(networks=(config.network,), methods=(config.method,))
+    _, run = kerasseg_run(setting)
+    run(2)
+    with tempfile.TemporaryDirectory() as folder:
+        with tf.profiler.experimental.Profile(folder):
+            run(config.steps)
+        taken: collections.Counter[tuple[str, bool]] = collections.Counter()
+        calls: collections.Counter[tuple[str, bool]] = collections.Counter()
+        for kind, backward, milliseconds in operations(Path(folder)):
+            taken[kind, backward] += milliseconds / config.steps
+            calls[kind, backward] += 1
+    total = taken.total()
+    print(
+        f"{circumstances('tensorflow')}; {config.network}, {config.method}, {config.steps} steps on {config.cores} cores.\n"
+    )
+    print("| operation | pass | a step | ms | share |\n| --- | --- | ---: | ---: | ---: |")
+    for (kind, backward), milliseconds in taken.most_common(config.rows):
+        number = calls[kind, backward] / config.steps
+        direction = "back" if backward else "forth"
+        print(f"| {kind} | {direction} | {number:.0f} | {milliseconds:.1f} | {milliseconds / total:.1%} |")
+    rest = total - sum(milliseconds for _, milliseconds in taken.most_common(config.rows))
+    print(f"| the rest | | | {rest:.1f} | {rest / total:.1%} |")
+    sys.stdout.flush()
+    return {"ms": round(total, 1)}
+
+
+if __name__ == "__main__":
+    cli.run(main, StepProfile, __doc__ or "")
