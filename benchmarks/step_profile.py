@@ -1,6 +1,6 @@
 """`python -m benchmarks.step_profile`: which operations a training step's time goes to, by TensorFlow's own profiler.
 
-Prints a table of the busiest types of operation, forward and backward apart. Operations run side by side, so their
+Prints a table of the busiest types of operation. Operations run side by side, so their
 times together are more than the step's: shares are of what all of them took. Needs `pip install -e ".[train]"`.
 """
 
@@ -40,8 +40,8 @@ class StepProfile:
                 raise ValueError(f"--{flag} must be one of {', '.join(known)}; got {chosen}")
 
 
-def operations(folder: Path) -> Iterator[tuple[str, bool, float]]:
-    """Of each operation that TensorFlow ran on the CPU: its type, whether it is part of a gradient, and its ms."""
+def operations(folder: Path) -> Iterator[tuple[str, float]]:
+    """Of each operation that TensorFlow ran on the CPU while it wrote its profile there: its type and its ms."""
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
     [file] = folder.rglob("*.xplane.pb")
@@ -51,8 +51,8 @@ def operations(folder: Path) -> Iterator[tuple[str, bool, float]]:
         for event in line.events:
             # As "gradient_tape/deeplab_v2/stem/Conv2DBackpropFilter:Conv2DBackpropFilter".
             name, _, kind = plane.event_metadata[event.metadata_id].name.rpartition(":")
-            if name and kind.isidentifier():
-                yield kind, "gradient" in name, event.duration_ps * PICO_TO_NANO * NANO_TO_MILLI
+            if kind.isidentifier() and name and not name.endswith(":"):  # no "ThreadpoolListener::Process"
+                yield kind, event.duration_ps * PICO_TO_NANO * NANO_TO_MILLI
 
 
 def main(config: StepProfile) -> dict:
@@ -66,22 +66,20 @@ def main(config: StepProfile) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         with tf.profiler.experimental.Profile(folder):
             run(config.steps)
-        taken: collections.Counter[tuple[str, bool]] = collections.Counter()
-        calls: collections.Counter[tuple[str, bool]] = collections.Counter()
-        for kind, backward, milliseconds in operations(Path(folder)):
-            taken[kind, backward] += milliseconds / config.steps
-            calls[kind, backward] += 1
+        taken: collections.Counter[str] = collections.Counter()
+        calls: collections.Counter[str] = collections.Counter()
+        for kind, milliseconds in operations(Path(folder)):
+            taken[kind] += milliseconds / config.steps
+            calls[kind] += 1
     total = taken.total()
-    print(
-        f"{circumstances('tensorflow')}; {config.network}, {config.method}, {config.steps} steps on {config.cores} cores.\n"
-    )
-    print("| operation | pass | a step | ms | share |\n| --- | --- | ---: | ---: | ---: |")
-    for (kind, backward), milliseconds in taken.most_common(config.rows):
-        number = calls[kind, backward] / config.steps
-        direction = "back" if backward else "forth"
-        print(f"| {kind} | {direction} | {number:.0f} | {milliseconds:.1f} | {milliseconds / total:.1%} |")
+    what = f"{config.network}, {config.method}, {config.steps} steps on {config.cores} cores"
+    print(f"{circumstances('tensorflow')}; {what}.\n")
+    print("| operation | a step | ms | share |\n| --- | ---: | ---: | ---: |")
+    for kind, milliseconds in taken.most_common(config.rows):
+        number = calls[kind] / config.steps
+        print(f"| {kind} | {number:.0f} | {milliseconds:.1f} | {milliseconds / total:.1%} |")
     rest = total - sum(milliseconds for _, milliseconds in taken.most_common(config.rows))
-    print(f"| the rest | | | {rest:.1f} | {rest / total:.1%} |")
+    print(f"| the rest | | {rest:.1f} | {rest / total:.1%} |")
     sys.stdout.flush()
     return {"ms": round(total, 1)}
 

@@ -7,8 +7,9 @@ import subprocess
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from benchmarks import comparison, input_pipeline, serving, train_step
+from benchmarks import comparison, input_pipeline, serving, step_profile, train_step
 from benchmarks.camvid import CAMVID
 from benchmarks.comparison import Training
 from benchmarks.shapes import SHAPES
@@ -287,12 +288,28 @@ def test_answers_before_and_after_a_turn_are_not_counted():
             await reader.readuntil(b"\r\n\r\n")
             await asyncio.sleep(delay)
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
 
     async def replies(seconds):
         port = serving.free_port()
         async with await asyncio.start_server(answer, "127.0.0.1", port):
-            return await serving.closed_loop(port, [serving.post("/", b"")], concurrency=8, seconds=seconds, lead=0.75)
+            counted = await serving.closed_loop(
+                port, [serving.post("/", b"")], concurrency=8, seconds=seconds, lead=0.75
+            )
+            await asyncio.sleep(0.2)  # until both ends are closed
+            return counted
 
     # Each client is answered at 0, at 1.5 and at 3 s; the turn is from 0.75 to 2.25 s.
     assert [reply.status for reply in asyncio.run(replies(1.5))] == [200] * 8
     assert len(asyncio.run(replies(0.1))) == 1
+
+
+def test_the_profile_counts_the_operations_of_tensorflow(tmp_path):
+    multiply = tf.function(lambda x: x @ x)
+    multiply(tf.ones((256, 256)))
+    with tf.profiler.experimental.Profile(str(tmp_path)):
+        for _ in range(3):
+            multiply(tf.ones((256, 256)))
+    milliseconds = [taken for kind, taken in step_profile.operations(tmp_path) if kind in ("MatMul", "_MklMatMul")]
+    assert len(milliseconds) == 3
+    assert 0 < min(milliseconds) <= max(milliseconds) < 1000
