@@ -1,11 +1,10 @@
 """`python -m benchmarks.step_profile`: which operations a training step's time goes to, by TensorFlow's own profiler.
 
-Prints a table of the busiest types of operation. Operations run side by side, so their
-times together are more than the step's: shares are of what all of them took. Needs `pip install -e ".[train]"`.
+Prints a table of the busiest types of operation. Operations run side by side, so their times together are more than the
+step's: shares are of what all of them took. Needs `pip install -e ".[train]"`.
 """
 
 import collections
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,8 +14,7 @@ from benchmarks.train_step import PASSES, SEGMENTERS, TrainStep, kerasseg_run
 from benchmarks.turns import circumstances, hold_to_cores, require_cores
 from serving import cli
 
-NANO_TO_MILLI = 1e-6
-PICO_TO_NANO = 1e-3
+PICO_TO_MILLI = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +50,7 @@ def operations(folder: Path) -> Iterator[tuple[str, float]]:
             # As "gradient_tape/deeplab_v2/stem/Conv2DBackpropFilter:Conv2DBackpropFilter".
             name, _, kind = plane.event_metadata[event.metadata_id].name.rpartition(":")
             if kind.isidentifier() and name and not name.endswith(":"):  # no "ThreadpoolListener::Process"
-                yield kind, event.duration_ps * PICO_TO_NANO * NANO_TO_MILLI
+                yield kind, event.duration_ps * PICO_TO_MILLI
 
 
 def main(config: StepProfile) -> dict:
@@ -75,12 +73,12 @@ def main(config: StepProfile) -> dict:
     what = f"{config.network}, {config.method}, {config.steps} steps on {config.cores} cores"
     print(f"{circumstances('tensorflow')}; {what}.\n")
     print("| operation | a step | ms | share |\n| --- | ---: | ---: | ---: |")
-    for kind, milliseconds in taken.most_common(config.rows):
+    busiest = taken.most_common(config.rows)
+    for kind, milliseconds in busiest:
         number = calls[kind] / config.steps
         print(f"| {kind} | {number:.0f} | {milliseconds:.1f} | {milliseconds / total:.1%} |")
-    rest = total - sum(milliseconds for _, milliseconds in taken.most_common(config.rows))
+    rest = total - sum(milliseconds for _, milliseconds in busiest)
     print(f"| the rest | | {rest:.1f} | {rest / total:.1%} |")
-    sys.stdout.flush()
     return {"ms": round(total, 1)}
 
 

@@ -37,8 +37,8 @@ MEDIA_TYPES = {
 }
 """What a picture can be answered with, in the order in which `Accept: */*` chooses."""
 
-MAX_INDEX_BODY = 2**16
-"""Bytes of a request for the repository's index: it is read on the event loop, and says yes or no."""
+MAX_SHORT_BODY = 2**16
+"""Bytes of a request to the repository, of which one field is asked: it is read on the event loop."""
 
 OPEN_PATHS = ("/v2/health/",)
 """Answered without a token: what asks for them, such as Kubernetes, has none."""
@@ -112,23 +112,15 @@ class Endpoints:
         return JSONResponse(self._document)
 
     async def index(self, request: Request) -> Response:
-        async with self._body(request, MAX_INDEX_BODY) as body:
-            try:
-                only_ready = json.loads(body).get("ready", False) if body else False
-            except (ValueError, AttributeError, RecursionError):
-                only_ready = None
+        only_ready = await self._field(request, "ready", False)
         if not isinstance(only_ready, bool):
             raise HTTPException(400, 'expected {"ready": true}, false, or nothing')
         return JSONResponse(self._service.index(only_ready))
 
     async def load(self, request: Request) -> Response:
-        async with self._body(request, MAX_INDEX_BODY) as body:
-            try:
-                given = json.loads(body).get("parameters", {}) if body else {}
-            except (ValueError, AttributeError, RecursionError):
-                given = None
+        given = await self._field(request, "parameters", {})
         if not isinstance(given, dict):
-            raise HTTPException(400, "expected a JSON object, or nothing")
+            raise HTTPException(400, 'expected {"parameters": {}}, or nothing')
         await self._service.load(request.path_params["model"], given)
         return Response()
 
@@ -188,6 +180,14 @@ class Endpoints:
         )
         response.headers["Server-Timing"] = ", ".join(f"{name};dur={ns / 1e6:.2f}" for name, ns in durations.items())
         return response
+
+    async def _field(self, request: Request, name: str, default: Any) -> Any:
+        """A field of a short JSON body, `default` where there is none; None where the body is no JSON object."""
+        async with self._body(request, MAX_SHORT_BODY) as body:
+            try:
+                return json.loads(body).get(name, default) if body else default
+            except (ValueError, AttributeError, RecursionError):
+                return None
 
     @contextlib.asynccontextmanager
     async def _body(self, request: Request, most: int | None = None) -> AsyncIterator[bytes]:

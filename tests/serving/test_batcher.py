@@ -207,21 +207,30 @@ def test_one_that_cannot_be_computed_fails_alone(batcher):
     assert gate.batches == [["a"], ["b", "bad", "c"], ["b"], ["bad"], ["c"]]
 
 
-def test_what_was_answered_is_let_go_at_once(batcher):
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_was_answered_is_let_go_at_once(batcher, fails):
     """A picture and its answer in a reference cycle stay until Python looks for cycles: hundreds of MiB under load."""
 
-    class Picture:
+    class Picture(Exception):
         pass
 
-    made = batcher(lambda batch: [Picture() for _ in batch])
+    def run(batch):
+        if fails:
+            raise Picture
+        return [Picture() for _ in batch]
+
+    def answered(future):
+        return future.exception(timeout=60) or future.result()
+
+    made = batcher(run)
     gc.disable()
     try:
         picture = Picture()
         future = submit(made, picture)
-        answer = future.result(timeout=60)
+        answer = answered(future)
         held = [weakref.ref(picture), weakref.ref(answer), weakref.ref(future)]
         del picture, answer, future
-        submit(made, Picture()).result(timeout=60)  # a thread still has its last batch
+        answered(submit(made, Picture()))  # by then the thread has let go of the batch before
         assert [alive() for alive in held] == [None] * 3
     finally:
         gc.enable()

@@ -153,7 +153,7 @@ def test_single_and_small_pictures_have_all_threads(recorded):
 
 @pytest.mark.parametrize("failing", [[0], [1], [5], [0, 1, 2]])
 def test_pictures_that_fail_fail_their_batch_and_no_other(recorded, failing):
-    engine, _, runs = recorded(3)
+    engine, _, _ = recorded(3)
     good = np.zeros((6, 5, 7, 3), np.uint8)
     bad = good.copy()
     bad[failing] = 255
