@@ -1,9 +1,11 @@
 """Models on disk and models that are served: versions, buckets, replacement without a failed request."""
 
+import gc
 import json
 import logging
 import shutil
 import threading
+import weakref
 
 import httpx
 import numpy as np
@@ -13,7 +15,7 @@ from serving import repository as repository_module
 from serving.artifact import INFO_FILE
 from serving.batcher import Closed
 from serving.engine import Engine
-from serving.repository import Repository, Settings, UnknownModel, pad
+from serving.repository import Model, Repository, Settings, UnknownModel, pad
 from tests.serving.calls import calling, infer_request
 from tests.serving.conftest import write_toy_model
 from tests.serving.servers import picture, running, until
@@ -239,6 +241,20 @@ def test_warm_before_ready(toy_model, opened, monkeypatch):
     monkeypatch.setattr(Engine, "__init__", lambda self, *args: init(self, *args) or setattr(self, "provider", "cuda"))
     opened(toy_model.parent, warm_up=((4, 4),), batch_size=3)
     assert sizes == [(1, 4, 4), (2, 4, 4), (3, 4, 4)]
+
+
+def test_a_model_that_has_ended_is_let_go_at_once(toy_model):
+    """With its sessions and their memory: a steady server seldom looks for reference cycles."""
+    model = Model(toy_model / "1", Settings(warm_up=((4, 4),)))
+    alive = weakref.ref(model._engine)
+    gc.disable()
+    try:
+        model.close()
+        model.join()
+        del model
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def random_images(height, width, count=1, seed=0):
