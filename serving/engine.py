@@ -6,6 +6,8 @@ Shapes: N pictures of one size, H and W their height and width in pixels.
 import contextlib
 import math
 import os
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -20,6 +22,8 @@ from serving.windows import segment_by_windows
 Provider = Literal["auto", "cpu", "cuda"]
 T = TypeVar("T")
 R = TypeVar("R")
+Run = Callable[[onnxruntime.InferenceSession, np.ndarray], list[np.ndarray]]
+"""From a session and pictures (N,H,W,3) to the wanted outputs."""
 
 MAX_BATCH_PIXELS = 2**22
 """A batch of several pictures holds no more pixels than this: beyond it memory grows and speed does not."""
@@ -28,11 +32,15 @@ MIN_PIXELS_PER_THREAD = 2**15
 """Pixels of a picture from which on a CPU runs the pictures of a batch side by side, a thread each."""
 
 CUDA_OPTIONS = {
-    # Pictures come in many sizes. The exhaustive search would stall at the first picture of every size, and
-    # an arena that grows in powers of two would keep more memory than the largest picture ever needed.
+    # The exhaustive search is hardly faster, and the default up to 70 times as slow (benchmarks/results/gpu.md).
     "cudnn_conv_algo_search": "HEURISTIC",
+    # In powers of two it would keep more memory than the largest picture ever needed.
     "arena_extend_strategy": "kSameAsRequested",
 }
+
+
+GPU_SHAPES = 8
+"""Batches of so many shapes stay prepared on a GPU unless told otherwise: 1, 2, 4 and 8 pictures of two sizes."""
 
 
 class Engine:
@@ -42,6 +50,8 @@ class Engine:
         artifact: the model, from `open_artifact`.
         provider: "cuda" or "cpu"; "auto" takes CUDA where it works and the CPU elsewhere.
         threads: CPU threads for one prediction; as many as this process may use when None.
+        gpu_shapes: batches of so many shapes, those that came last, stay prepared on a GPU, each with memory of its
+            own there.
 
     Attributes:
         provider: "cuda" or "cpu": where predictions really run.
@@ -52,7 +62,13 @@ class Engine:
             opened, or does not take pictures.
     """
 
-    def __init__(self, artifact: Artifact, provider: Provider = "auto", threads: int | None = None):
+    def __init__(
+        self,
+        artifact: Artifact,
+        provider: Provider = "auto",
+        threads: int | None = None,
+        gpu_shapes: int = GPU_SHAPES,
+    ):
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
         self.artifact = artifact
@@ -71,6 +87,11 @@ class Engine:
             )
         self.provider: Literal["cpu", "cuda"] = "cuda" if session else "cpu"
         self._session = session or self._cpu_session(self.threads)
+        # By the shape of the batch; the first has had none yet. The one whose batch was longest ago comes first.
+        self._gpu_sessions: OrderedDict[tuple[int, ...], onnxruntime.InferenceSession] = OrderedDict()
+        self._gpu_sessions[()] = self._session
+        self._gpu_shapes = gpu_shapes
+        self._preparing = threading.Lock()
         one_thread = self.provider == "cuda" or self.threads == 1
         self._one_thread_session = self._session if one_thread else self._cpu_session(1)
         self._helpers = ThreadPoolExecutor(max(1, self.threads - 1), "segment")  # starts none before it is used
@@ -102,18 +123,8 @@ class Engine:
         def run(session: onnxruntime.InferenceSession, images_NHWC: np.ndarray) -> list[np.ndarray]:
             return session.run(wanted, {self.input: images_NHWC}, options)
 
-        # On a CPU several pictures are done sooner side by side, a thread each from end to end, than together, where
-        # the threads wait for each other at every layer. Those that are fewer than the threads are done together.
-        apart = len(images_NHWC) - len(images_NHWC) % self.threads
-        if self.provider == "cuda" or len(images_NHWC) == 1 or math.prod(shape[1:3]) < MIN_PIXELS_PER_THREAD:
-            apart = 0
-        singles = [images_NHWC[index : index + 1] for index in range(apart)]
-        results = self._side_by_side(lambda image_1HWC: run(self._one_thread_session, image_1HWC), singles)
-        if apart < len(images_NHWC):
-            results.append(run(self._session, images_NHWC[apart:]))
-        if len(results) == 1:
-            return dict(zip(wanted, results[0], strict=True))
-        return {name: np.concatenate(parts) for name, *parts in zip(wanted, *results, strict=True)}
+        results = self._on_gpu(run, images_NHWC) if self.provider == "cuda" else self._on_cpu(run, images_NHWC)
+        return dict(zip(wanted, results, strict=True))
 
     def predict_large(
         self, image_HW3: np.ndarray, window: tuple[int, int], stride: float = 2 / 3, batch_size: int = 4
@@ -148,6 +159,45 @@ class Engine:
             batch_size,
         )
         return {"labels": labels_HW, "confidence": confidence_HW}
+
+    def _on_cpu(self, run: Run, images_NHWC: np.ndarray) -> list[np.ndarray]:
+        """Several pictures are done sooner side by side, a thread each from end to end, than together, where the
+        threads wait for each other at every layer. Those that are fewer than the threads are done together."""
+        count, height, width, _ = images_NHWC.shape
+        apart = count - count % self.threads
+        if count == 1 or height * width < MIN_PIXELS_PER_THREAD:
+            apart = 0
+        singles = [images_NHWC[index : index + 1] for index in range(apart)]
+        results = self._side_by_side(lambda image_1HWC: run(self._one_thread_session, image_1HWC), singles)
+        if apart < count:
+            results.append(run(self._session, images_NHWC[apart:]))
+        return results[0] if len(results) == 1 else [np.concatenate(parts) for parts in zip(*results, strict=True)]
+
+    def _on_gpu(self, run: Run, images_NHWC: np.ndarray) -> list[np.ndarray]:
+        """Runs the batch in the session of its shape.
+
+        A session knows how to convolve the shape that it had last; for any other, also one that came before, it makes
+        cuDNN's plans anew, which takes up to a thousand times as long as to run them (benchmarks/results/gpu.md).
+        Hence a session for each shape, and `gpu_batch` lest there be one for every number of pictures.
+        """
+        count, *size = images_NHWC.shape
+        more = gpu_batch(count) - count
+        if more:
+            images_NHWC = np.concatenate([images_NHWC, np.zeros((more, *size), np.uint8)])
+        outputs = run(self._gpu_session(images_NHWC.shape), images_NHWC)
+        return [output[:count] for output in outputs] if more else outputs
+
+    def _gpu_session(self, shape: tuple[int, ...]) -> onnxruntime.InferenceSession:
+        with self._preparing:
+            sessions = self._gpu_sessions
+            if shape not in sessions:
+                unused = sessions.pop((), None)
+                if unused is None and len(sessions) < self._gpu_shapes:
+                    unused = self._cuda_session(quiet=True)
+                # One that has to be prepared anyway; also where the GPU has no memory for another.
+                sessions[shape] = unused or sessions.popitem(last=False)[1]
+            sessions.move_to_end(shape)
+            return sessions[shape]
 
     def _side_by_side(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
         """`function` of each, on the caller's thread and those helpers that other callers leave; or what it raises."""
@@ -209,6 +259,7 @@ class Engine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # that sizes are computed on the CPU, beside a GPU, is as it should be
         # Threads that spin while they wait for work take the CPU from those that decode and encode pictures.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # One plan per size seen is kept for ever otherwise: memory would grow with every new picture size.
@@ -222,6 +273,11 @@ class Engine:
 def batch_limit(size: Sequence[int], batch_size: int) -> int:
     """How many pictures of `size` (H,W) to predict together: `batch_size`, fewer of large ones, at least 1."""
     return max(1, min(batch_size, MAX_BATCH_PIXELS // math.prod(size)))
+
+
+def gpu_batch(count: int) -> int:
+    """How many pictures a GPU is given for `count`, the others black: the next power of two."""
+    return 1 << (count - 1).bit_length()
 
 
 def has_gpu() -> bool:

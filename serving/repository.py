@@ -17,7 +17,7 @@ import numpy as np
 
 from serving.artifact import GRAPH_FILE, INFO_FILE, ModelInfo, open_artifact, versions
 from serving.batcher import Batcher, Closed, Ticket
-from serving.engine import Engine, Provider, batch_limit, usable_cpus
+from serving.engine import GPU_SHAPES, Engine, Provider, batch_limit, gpu_batch, usable_cpus
 from serving.metrics import Statistics
 
 log = logging.getLogger("serving")
@@ -89,7 +89,9 @@ class Model:
         self.statistics = Statistics()
         # One engine serves all workers: each brings its own thread, and they share the others.
         threads = max(1, (settings.threads or usable_cpus()) - settings.workers + 1)
-        self._engine = Engine(artifact, settings.provider, threads)
+        warm_up = {*settings.warm_up, *settings.buckets}
+        shapes = sum(len(gpu_batches(size, settings.batch_size)) for size in warm_up)
+        self._engine = Engine(artifact, settings.provider, threads, max(GPU_SHAPES, shapes))
         self.provider = self._engine.provider
         self.max_batch_size = settings.batch_size
         self.max_delay = settings.max_delay
@@ -131,12 +133,12 @@ class Model:
         self._batcher.join()
 
     def _warm_up(self, sizes: Iterable[Size]) -> None:
-        """Runs every size once alone and once as the largest batch; on a GPU in every number of pictures, since each
-        is prepared when it comes first."""
-        for height, width in sorted(sizes):
-            most = batch_limit((height, width), self.max_batch_size)
-            for count in range(1, most + 1) if self.provider == "cuda" else sorted({1, most}):
-                self._engine.predict(np.zeros((count, height, width, 3), np.uint8))
+        """Runs every size once alone and once as the largest batch; on a GPU in every number of pictures that it may be
+        given, since each is prepared when it comes first."""
+        for size in sorted(sizes):
+            alone_and_most = sorted({1, batch_limit(size, self.max_batch_size)})
+            for count in gpu_batches(size, self.max_batch_size) if self.provider == "cuda" else alone_and_most:
+                self._engine.predict(np.zeros((count, *size, 3), np.uint8))
 
     def _proven(self, buckets: tuple[Size, ...], samples: Sequence[np.ndarray]) -> tuple[Size, ...]:
         """The buckets, from the smallest up, if padding leaves the labels of all samples as they are; or none."""
@@ -161,6 +163,11 @@ class Model:
         if buckets and not tried:
             raise ValueError("none of the bucket pictures is smaller than a bucket, so nothing shows what padding does")
         return buckets
+
+
+def gpu_batches(size: Size, batch_size: int) -> list[int]:
+    """The numbers of pictures of a size that a GPU may be given."""
+    return sorted({gpu_batch(count + 1) for count in range(batch_limit(size, batch_size))})
 
 
 def _segment(engine: Engine, statistics: Statistics, jobs: list[Job]) -> list[Answer]:

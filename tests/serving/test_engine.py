@@ -11,7 +11,7 @@ import pytest
 
 from serving import engine as engine_module
 from serving.artifact import GRAPH_FILE, INFO_FILE, Tensor, open_artifact, sha256_of
-from serving.engine import Engine, cgroup_cpus, usable_cpus
+from serving.engine import Engine, cgroup_cpus, gpu_batch, usable_cpus
 from tests.serving.conftest import write_toy_model
 
 
@@ -90,6 +90,72 @@ class FakeSession:
 
     def disable_fallback(self):
         self.fallback = False
+
+
+class OnGpu:
+    """A session that notes which shapes it was given."""
+
+    def __init__(self, session):
+        self.session, self.shapes = session, []
+
+    def run(self, wanted, inputs, options):
+        [images_NHWC] = inputs.values()
+        self.shapes.append(images_NHWC.shape[:3])
+        return self.session.run(wanted, inputs, options)
+
+
+@pytest.fixture
+def on_gpu(toy_model, monkeypatch):
+    """(engine that keeps two shapes prepared, the sessions it opened); no memory for more than `sessions`."""
+
+    def make(sessions):
+        opened = []
+
+        def open_session(self, quiet):
+            if len(opened) == sessions:
+                return None
+            opened.append(OnGpu(self._cpu_session(1)))
+            return opened[-1]
+
+        monkeypatch.setattr(Engine, "_cuda_session", open_session)
+        return Engine(open_artifact(toy_model), "cuda", gpu_shapes=2), opened
+
+    return make
+
+
+def segment_some(engine, count, height, width):
+    """Segments random pictures and checks what comes of them."""
+    images_NHWC = np.random.default_rng(0).integers(0, 256, (count, height, width, 3), np.uint8)
+    outputs = engine.predict(images_NHWC)
+    np.testing.assert_array_equal(outputs["labels"], images_NHWC[..., 0] // 64)
+    np.testing.assert_allclose(outputs["confidence"], images_NHWC[..., 1] / 255, rtol=1e-6)
+
+
+def test_a_gpu_has_a_session_for_each_shape(on_gpu):
+    """One that is given another shape than the last makes its plans anew, for a second."""
+    engine, opened = on_gpu(sessions=9)
+    for height in (4, 6, 4, 6, 4):
+        segment_some(engine, 1, height, 5)
+    assert [session.shapes for session in opened] == [[(1, 4, 5)] * 3, [(1, 6, 5)] * 2]
+    segment_some(engine, 1, 8, 5)  # a third takes over the one whose batch was longest ago
+    segment_some(engine, 1, 4, 5)
+    assert [session.shapes[3:] for session in opened] == [[(1, 4, 5)], []]
+    assert opened[1].shapes[2:] == [(1, 8, 5)]
+
+
+def test_a_gpu_without_memory_for_another_session_goes_on(on_gpu):
+    engine, [session] = on_gpu(sessions=1)
+    for height in (4, 6, 4):
+        segment_some(engine, 1, height, 5)
+    assert session.shapes == [(1, 4, 5), (1, 6, 5), (1, 4, 5)]
+
+
+def test_a_gpu_is_given_powers_of_two(on_gpu):
+    engine, opened = on_gpu(sessions=9)
+    for count in (5, 8, 7):
+        segment_some(engine, count, 4, 5)
+    assert [session.shapes for session in opened] == [[(8, 4, 5)] * 3]
+    assert [gpu_batch(count) for count in (1, 2, 3, 4, 5, 9)] == [1, 2, 4, 4, 8, 16]
 
 
 def test_only_the_outputs_that_are_wanted(toy_model):
