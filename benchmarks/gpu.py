@@ -26,7 +26,8 @@ from benchmarks.results_file import write_between_markers
 from benchmarks.turns import circumstances, spread
 from serving import cli
 from serving.artifact import Artifact, open_artifact, versions
-from serving.engine import CUDA_OPTIONS, Engine
+from serving.engine import Engine
+from serving.sessions import CUDA_OPTIONS
 
 OPTIONS = {
     "the engine's": CUDA_OPTIONS,
@@ -60,7 +61,7 @@ class Gpu:
 def open_session(artifact: Artifact, options: dict[str, str], profile: Path | None = None):
     """A session on the GPU, without which it is a ValueError."""
     wanted = onnxruntime.SessionOptions()
-    wanted.enable_mem_pattern = False  # as in `Engine`
+    wanted.enable_mem_pattern = False  # as in `serving.sessions`
     wanted.log_severity_level = 3
     if profile is not None:
         wanted.enable_profiling = True
@@ -92,7 +93,7 @@ def checks_table(artifacts: dict[str, Artifact]) -> list[str]:
     """Markdown, a row a model."""
     lines = [
         "| model | labels as on the CPU | largest difference of a map | nodes on the CPU | "
-        f"GPU MiB before, with and after {LARGE[0]}x{LARGE[1]} |",
+        f"GPU MiB before and after {LARGE[0]}x{LARGE[1]}, and after small ones again |",
         "| --- | ---: | --- | --- | ---: |",
     ]
     images_NHW3 = np.concatenate([pictures((2, 321, 321)), pictures((2, 321, 321))[:, ::-1]])
@@ -104,10 +105,10 @@ def checks_table(artifacts: dict[str, Artifact]) -> list[str]:
         differences = [f"{map_name} {np.abs(ours[map_name] - cpu[map_name]).max():.1e}" for map_name in maps]
         before = used_mib()
         engine.predict(pictures((1, *LARGE)), ["labels"])
-        with_large = used_mib()
+        after_large = used_mib()
         engine.predict(images_NHW3)
         cells = [name, f"{agree:.3%}", ", ".join(differences), left_to_cpu(artifact)]
-        lines.append(f"| {' | '.join([*cells, f'{before}, {with_large}, {used_mib()}'])} |")
+        lines.append(f"| {' | '.join([*cells, f'{before}, {after_large}, {used_mib()}'])} |")
     return lines
 
 

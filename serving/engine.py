@@ -6,8 +6,6 @@ Shapes: N pictures of one size, H and W their height and width in pixels.
 import contextlib
 import math
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 import onnxruntime
 
 from serving.artifact import Artifact
+from serving.sessions import GpuSessions, first_gpu_session, new_session
 from serving.windows import segment_by_windows
 
 Provider = Literal["auto", "cpu", "cuda"]
@@ -30,14 +29,6 @@ MAX_BATCH_PIXELS = 2**22
 
 MIN_PIXELS_PER_THREAD = 2**15
 """Pixels of a picture from which on a CPU runs the pictures of a batch side by side, a thread each."""
-
-CUDA_OPTIONS = {
-    # The exhaustive search is hardly faster, and the default up to 70 times as slow (benchmarks/results/gpu.md).
-    "cudnn_conv_algo_search": "HEURISTIC",
-    # In powers of two it would keep more memory than the largest picture ever needed.
-    "arena_extend_strategy": "kSameAsRequested",
-}
-
 
 GPU_SHAPES = 8
 """Batches of so many shapes stay prepared on a GPU unless told otherwise: 1, 2, 4 and 8 pictures of two sizes."""
@@ -79,21 +70,21 @@ class Engine:
             found = ", ".join(f"{tensor.name}: {tensor.datatype} {list(tensor.shape)}" for tensor in inputs)
             raise ValueError(f"{artifact.folder} takes {found}; a model must have one input, UINT8 (N,H,W,3)")
         self.input = inputs[0].name
-        session = self._cuda_session(quiet=provider == "auto") if provider in ("auto", "cuda") else None
-        if session is None and provider == "cuda":
-            raise ValueError(
-                "CUDA was asked for and cannot be used (onnxruntime says why above): "
-                "install the CUDA and cuDNN it names, or choose --provider cpu"
-            )
-        self.provider: Literal["cpu", "cuda"] = "cuda" if session else "cpu"
-        self._session = session or self._cpu_session(self.threads)
-        # By the shape of the batch; the first has had none yet. The one whose batch was longest ago comes first.
-        self._gpu_sessions: OrderedDict[tuple[int, ...], onnxruntime.InferenceSession] = OrderedDict()
-        self._gpu_sessions[()] = self._session
-        self._gpu_shapes = gpu_shapes
-        self._preparing = threading.Lock()
-        one_thread = self.provider == "cuda" or self.threads == 1
-        self._one_thread_session = self._session if one_thread else self._cpu_session(1)
+        self.provider: Literal["cpu", "cuda"] = "cpu"
+        if provider in ("auto", "cuda"):
+            graph = artifact.graph.read_bytes()
+            session = first_gpu_session(graph, quiet=provider == "auto")
+            if session is not None:
+                self.provider = "cuda"
+                self._gpu_sessions = GpuSessions(graph, session, gpu_shapes)
+            elif provider == "cuda":
+                raise ValueError(
+                    "CUDA was asked for and cannot be used (onnxruntime says why above): "
+                    "install the CUDA and cuDNN it names, or choose --provider cpu"
+                )
+        if self.provider == "cpu":
+            self._session = self._cpu_session(self.threads)
+            self._one_thread_session = self._session if self.threads == 1 else self._cpu_session(1)
         self._helpers = ThreadPoolExecutor(max(1, self.threads - 1), "segment")  # starts none before it is used
         # What the largest picture so far took would be kept for ever, gigabytes for a telephone's.
         self._shrink = onnxruntime.RunOptions()
@@ -174,30 +165,14 @@ class Engine:
         return results[0] if len(results) == 1 else [np.concatenate(parts) for parts in zip(*results, strict=True)]
 
     def _on_gpu(self, run: Run, images_NHWC: np.ndarray) -> list[np.ndarray]:
-        """Runs the batch in the session of its shape.
-
-        A session knows how to convolve the shape that it had last; for any other, also one that came before, it makes
-        cuDNN's plans anew, which takes up to a thousand times as long as to run them (benchmarks/results/gpu.md).
-        Hence a session for each shape, and `gpu_batch` lest there be one for every number of pictures.
-        """
-        count, *size = images_NHWC.shape
-        more = gpu_batch(count) - count
+        """Runs the batch in the session of its shape, with black pictures added up to what `gpu_batch` says: else there
+        would be a session for every number of pictures."""
+        count, height, width, _ = images_NHWC.shape
+        more = gpu_batch((height, width), count) - count
         if more:
-            images_NHWC = np.concatenate([images_NHWC, np.zeros((more, *size), np.uint8)])
-        outputs = run(self._gpu_session(images_NHWC.shape), images_NHWC)
+            images_NHWC = np.concatenate([images_NHWC, np.zeros((more, height, width, 3), np.uint8)])
+        outputs = self._gpu_sessions.run(images_NHWC.shape, lambda session: run(session, images_NHWC))
         return [output[:count] for output in outputs] if more else outputs
-
-    def _gpu_session(self, shape: tuple[int, ...]) -> onnxruntime.InferenceSession:
-        with self._preparing:
-            sessions = self._gpu_sessions
-            if shape not in sessions:
-                unused = sessions.pop((), None)
-                if unused is None and len(sessions) < self._gpu_shapes:
-                    unused = self._cuda_session(quiet=True)
-                # One that has to be prepared anyway; also where the GPU has no memory for another.
-                sessions[shape] = unused or sessions.popitem(last=False)[1]
-            sessions.move_to_end(shape)
-            return sessions[shape]
 
     def _side_by_side(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
         """`function` of each, on the caller's thread and those helpers that other callers leave; or what it raises."""
@@ -228,46 +203,9 @@ class Engine:
 
     def _cpu_session(self, threads: int) -> onnxruntime.InferenceSession:
         try:
-            return self._new_session(["CPUExecutionProvider"], threads)
-        except Exception as error:  # as below
+            return new_session(self.artifact.graph, ["CPUExecutionProvider"], threads)
+        except Exception as error:  # what onnxruntime raises has no public base class
             raise ValueError(f"{self.artifact.graph} cannot be opened: {error}") from error
-
-    def _cuda_session(self, quiet: bool) -> onnxruntime.InferenceSession | None:
-        # get_available_providers() only tells what was compiled in; whether CUDA works shows in the session
-        # alone.
-        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-            return None
-        if quiet:
-            onnxruntime.set_default_logger_severity(4)
-        try:
-            # Finds the CUDA libraries of pip's nvidia packages; prints what it misses, which is no result of
-            # ours.
-            with contextlib.redirect_stdout(None):
-                onnxruntime.preload_dlls()
-            session = self._new_session([("CUDAExecutionProvider", CUDA_OPTIONS), "CPUExecutionProvider"], self.threads)
-        except Exception:  # a driver without a device raises; what onnxruntime raises has no public base class
-            return None
-        finally:
-            if quiet:
-                onnxruntime.set_default_logger_severity(2)
-        if session.get_providers()[0] != "CUDAExecutionProvider":
-            return None
-        session.disable_fallback()  # else a failed run would quietly go on with a new CPU session
-        return session
-
-    def _new_session(self, providers: list, threads: int) -> onnxruntime.InferenceSession:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # that sizes are computed on the CPU, beside a GPU, is as it should be
-        # Threads that spin while they wait for work take the CPU from those that decode and encode pictures.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # One plan per size seen is kept for ever otherwise: memory would grow with every new picture size.
-        options.enable_mem_pattern = False
-        # The artifact's checksum is of model.onnx alone. Weights that it names in other files would not be those
-        # that were proven right, or no weights at all but any file of this machine: none is found here.
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
-        return onnxruntime.InferenceSession(self.artifact.graph, sess_options=options, providers=providers)
 
 
 def batch_limit(size: Sequence[int], batch_size: int) -> int:
@@ -275,9 +213,10 @@ def batch_limit(size: Sequence[int], batch_size: int) -> int:
     return max(1, min(batch_size, MAX_BATCH_PIXELS // math.prod(size)))
 
 
-def gpu_batch(count: int) -> int:
-    """How many pictures a GPU is given for `count`, the others black: the next power of two."""
-    return 1 << (count - 1).bit_length()
+def gpu_batch(size: Sequence[int], count: int) -> int:
+    """How many pictures of `size` (H,W) a GPU is given for `count`: the next power of two unless they are too large."""
+    rounded = 1 << (count - 1).bit_length()
+    return rounded if rounded * math.prod(size) <= MAX_BATCH_PIXELS else count
 
 
 def has_gpu() -> bool:

@@ -90,7 +90,8 @@ class Model:
         # One engine serves all workers: each brings its own thread, and they share the others.
         threads = max(1, (settings.threads or usable_cpus()) - settings.workers + 1)
         warm_up = {*settings.warm_up, *settings.buckets}
-        shapes = sum(len(gpu_batches(size, settings.batch_size)) for size in warm_up)
+        # And those of other sizes, which shall not displace what was asked for.
+        shapes = sum(len(gpu_batches(size, settings.batch_size)) for size in warm_up) + GPU_SHAPES // 2
         self._engine = Engine(artifact, settings.provider, threads, max(GPU_SHAPES, shapes))
         self.provider = self._engine.provider
         self.max_batch_size = settings.batch_size
@@ -167,7 +168,7 @@ class Model:
 
 def gpu_batches(size: Size, batch_size: int) -> list[int]:
     """The numbers of pictures of a size that a GPU may be given."""
-    return sorted({gpu_batch(count + 1) for count in range(batch_limit(size, batch_size))})
+    return sorted({gpu_batch(size, count + 1) for count in range(batch_limit(size, batch_size))})
 
 
 def _segment(engine: Engine, statistics: Statistics, jobs: list[Job]) -> list[Answer]:

@@ -4,8 +4,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from serving import sessions
 from serving.artifact import GRAPH_FILE, INFO_FILE, ModelInfo, Tensor, sha256_of
 from serving.engine import Engine
+from serving.sessions import new_session
 from tests.serving.servers import Gate
 
 CLASSES = ("dark", "dim", "light", "bright")
@@ -24,6 +26,42 @@ def gate(monkeypatch):
     monkeypatch.setattr(Engine, "predict", gated)
     yield gate
     gate.open()
+
+
+class OnGpu:
+    """A session that says it is on a GPU and runs on the CPU; notes which shapes it was given."""
+
+    provider = "CUDAExecutionProvider"
+
+    def __init__(self, graph, providers, threads):
+        self.session = new_session(graph, ["CPUExecutionProvider"], threads)
+        self.shapes, self.fallback = [], True
+
+    def get_providers(self):
+        return [self.provider]
+
+    def disable_fallback(self):
+        self.fallback = False
+
+    def run(self, wanted, inputs, options):
+        [images_NHWC] = inputs.values()
+        self.shapes.append(images_NHWC.shape[:3])
+        return self.session.run(wanted, inputs, options)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """This machine has a GPU, so to speak: the sessions that were opened on it."""
+    opened = []
+
+    def open_session(*args, **settings):
+        opened.append(OnGpu(*args, **settings))
+        return opened[-1]
+
+    monkeypatch.setattr(sessions, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(sessions, "preload_dlls", lambda: None)
+    monkeypatch.setattr(sessions, "new_session", open_session)
+    return opened
 
 
 @pytest.fixture

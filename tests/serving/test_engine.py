@@ -1,18 +1,19 @@
+import gc
 import json
 import os
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 
 from serving import engine as engine_module
 from serving.artifact import GRAPH_FILE, INFO_FILE, Tensor, open_artifact, sha256_of
 from serving.engine import Engine, cgroup_cpus, gpu_batch, usable_cpus
-from tests.serving.conftest import write_toy_model
+from tests.serving.conftest import OnGpu, write_toy_model
 
 
 def cuda_works():
@@ -62,65 +63,20 @@ def test_gpu_that_cannot_be_used_is_an_error_unless_left_to_us(toy_model):
     assert Engine(artifact, "cpu").provider == "cpu"
 
 
-def test_session_that_fell_back_to_the_cpu_is_no_cuda_session(toy_model, monkeypatch):
-    """onnxruntime lists CUDA as available, and then quietly runs on the CPU."""
-    artifact = open_artifact(toy_model)
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    monkeypatch.setattr(
-        engine_module.Engine, "_new_session", lambda self, providers, threads: FakeSession(["CPUExecutionProvider"])
-    )
-    with pytest.raises(ValueError, match="CUDA was asked for"):
-        Engine(artifact, "cuda")
-    monkeypatch.setattr(
-        engine_module.Engine, "_new_session", lambda self, providers, threads: FakeSession([providers[0][0]])
-    )
-    engine = Engine(artifact, "auto")
-    assert engine.provider == "cuda"
-    assert engine._session.fallback is False
-
-
-class FakeSession:
-    fallback = True
-
-    def __init__(self, providers):
-        self.providers = providers
-
-    def get_providers(self):
-        return self.providers
-
-    def disable_fallback(self):
-        self.fallback = False
-
-
-class OnGpu:
-    """A session that notes which shapes it was given."""
-
-    def __init__(self, session):
-        self.session, self.shapes = session, []
-
-    def run(self, wanted, inputs, options):
-        [images_NHWC] = inputs.values()
-        self.shapes.append(images_NHWC.shape[:3])
-        return self.session.run(wanted, inputs, options)
-
-
 @pytest.fixture
-def on_gpu(toy_model, monkeypatch):
-    """(engine that keeps two shapes prepared, the sessions it opened); no memory for more than `sessions`."""
+def on_gpu(toy_model, gpu):
+    """(engine that keeps two shapes prepared, the sessions that were opened)."""
+    return Engine(open_artifact(toy_model), "cuda", gpu_shapes=2), gpu
 
-    def make(sessions):
-        opened = []
 
-        def open_session(self, quiet):
-            if len(opened) == sessions:
-                return None
-            opened.append(OnGpu(self._cpu_session(1)))
-            return opened[-1]
-
-        monkeypatch.setattr(Engine, "_cuda_session", open_session)
-        return Engine(open_artifact(toy_model), "cuda", gpu_shapes=2), opened
-
-    return make
+def test_session_that_fell_back_to_the_cpu_is_no_cuda_session(toy_model, on_gpu, monkeypatch):
+    """onnxruntime lists CUDA as available, and then quietly runs on the CPU."""
+    engine, [session] = on_gpu
+    assert (engine.provider, session.fallback) == ("cuda", False)
+    monkeypatch.setattr(OnGpu, "provider", "CPUExecutionProvider")
+    with pytest.raises(ValueError, match="CUDA was asked for"):
+        Engine(open_artifact(toy_model), "cuda")
+    assert Engine(open_artifact(toy_model), "auto").provider == "cpu"
 
 
 def segment_some(engine, count, height, width):
@@ -131,31 +87,62 @@ def segment_some(engine, count, height, width):
     np.testing.assert_allclose(outputs["confidence"], images_NHWC[..., 1] / 255, rtol=1e-6)
 
 
-def test_a_gpu_has_a_session_for_each_shape(on_gpu):
+def test_a_gpu_has_a_session_for_each_shape(on_gpu, toy_model):
     """One that is given another shape than the last makes its plans anew, for a second."""
-    engine, opened = on_gpu(sessions=9)
+    engine, opened = on_gpu
+    graph = open_artifact(toy_model).graph
+    graph.rename(graph.with_suffix(".removed"))  # whose checksum nobody would look at again
     for height in (4, 6, 4, 6, 4):
         segment_some(engine, 1, height, 5)
     assert [session.shapes for session in opened] == [[(1, 4, 5)] * 3, [(1, 6, 5)] * 2]
-    segment_some(engine, 1, 8, 5)  # a third takes over the one whose batch was longest ago
-    segment_some(engine, 1, 4, 5)
-    assert [session.shapes[3:] for session in opened] == [[(1, 4, 5)], []]
-    assert opened[1].shapes[2:] == [(1, 8, 5)]
-
-
-def test_a_gpu_without_memory_for_another_session_goes_on(on_gpu):
-    engine, [session] = on_gpu(sessions=1)
-    for height in (4, 6, 4):
+    for height in (8, 4, 8):  # a third takes the place of the one whose batch was longest ago
         segment_some(engine, 1, height, 5)
-    assert session.shapes == [(1, 4, 5), (1, 6, 5), (1, 4, 5)]
+    assert [session.shapes for session in opened[1:]] == [[(1, 6, 5)] * 2, [(1, 8, 5)] * 2]
+    gone = weakref.ref(opened.pop(1))
+    gc.collect()
+    assert gone() is None
 
 
-def test_a_gpu_is_given_powers_of_two(on_gpu):
-    engine, opened = on_gpu(sessions=9)
+def test_sessions_give_their_memory_to_one_that_has_none(on_gpu, monkeypatch):
+    engine, opened = on_gpu
+    segment_some(engine, 1, 4, 5)
+    run = OnGpu.run
+
+    def limited(self, wanted, inputs, options):
+        if len(engine._gpu_sessions._by_shape) > 1:
+            raise RuntimeError("Failed to allocate memory for requested buffer")
+        return run(self, wanted, inputs, options)
+
+    monkeypatch.setattr(OnGpu, "run", limited)
+    segment_some(engine, 1, 6, 5)
+    segment_some(engine, 1, 4, 5)
+    assert [session.shapes for session in opened] == [[(1, 4, 5)], [(1, 6, 5)], [(1, 4, 5)]]
+
+    def failing(self, wanted, inputs, options):
+        self.shapes.append("failed")
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(OnGpu, "run", failing)
+    for height, message, runs in ((9, "CUDA failure 2: out of memory", 2), (10, "an illegal instruction", 1)):
+        opened.clear()
+        with pytest.raises(RuntimeError, match=message):  # the second time it has all there is; or they are innocent
+            segment_some(engine, 1, height, 5)
+        assert [len(session.shapes) for session in opened] == [runs]
+
+
+def test_a_gpu_is_given_powers_of_two(on_gpu, monkeypatch):
+    engine, opened = on_gpu
     for count in (5, 8, 7):
         segment_some(engine, count, 4, 5)
     assert [session.shapes for session in opened] == [[(8, 4, 5)] * 3]
-    assert [gpu_batch(count) for count in (1, 2, 3, 4, 5, 9)] == [1, 2, 4, 4, 8, 16]
+    assert [gpu_batch((321, 321), count) for count in (1, 2, 3, 4, 5, 9)] == [1, 2, 4, 4, 8, 16]
+    assert [gpu_batch((1000, 1000), count) for count in (3, 4, 5)] == [4, 4, 5]  # 8 would be beyond MAX_BATCH_PIXELS
+
+
+def test_threads_share_the_sessions_of_a_gpu(on_gpu):
+    engine, _ = on_gpu
+    with ThreadPoolExecutor(8) as callers:
+        list(callers.map(lambda count: segment_some(engine, 1 + count % 5, 3 + count % 4, 5), range(60)))
 
 
 def test_only_the_outputs_that_are_wanted(toy_model):

@@ -236,17 +236,17 @@ def test_warm_before_ready(toy_model, opened, monkeypatch):
     opened(toy_model.parent, warm_up=((8, 6), (4, 4)))
     assert sizes == [(1, 4, 4), (8, 4, 4), (1, 8, 6), (8, 8, 6)]
     sizes.clear()
-    # A GPU prepares itself for each number of pictures when it comes first, and keeps those that were asked for.
-    kept, init = [], Engine.__init__
-    monkeypatch.setattr(
-        Engine,
-        "__init__",
-        lambda self, *args: kept.append(args[-1]) or init(self, *args) or setattr(self, "provider", "cuda"),
-    )
-    opened(toy_model.parent, warm_up=((4, 4),), batch_size=3)
-    assert sizes == [(1, 4, 4), (2, 4, 4), (4, 4, 4)]
-    opened(toy_model.parent, warm_up=((4, 4), (5, 5), (6, 6)))
-    assert kept == [8, 12]
+
+
+def test_a_gpu_stays_warm_for_what_was_asked_for(toy_model, opened, gpu):
+    """It prepares itself for each number of pictures when it comes first, and forgets none for a size between."""
+    repository = opened(toy_model.parent, provider="cuda", warm_up=((4, 4), (5, 5), (6, 6)))
+    warm = [(count, side, side) for side in (4, 5, 6) for count in (1, 2, 4, 8)]
+    assert [session.shapes for session in gpu] == [[shape] for shape in warm]
+    for count, side in ((3, 7), (1, 4), (3, 5)):
+        segment(repository, random_images(side, side, count=count)).result(60)
+    again = [(1, 4, 4), (4, 5, 5)]
+    assert [session.shapes[1:] for session in gpu] == [[shape] if shape in again else [] for shape in warm] + [[]]
 
 
 def test_a_model_that_has_ended_is_let_go_at_once(toy_model):
