@@ -146,6 +146,12 @@ def _discriminator_notes(run: Run) -> Iterator[str]:
             "threshold, so no unlabelled picture ever served as a labelled one. A lower threshold or more "
             "steps may help."
         )
+    late = _mean_of_last_quarter(run, "selected")
+    if late is not None and late > 0.99 and any(run.curve(name).values for name in ("acc_real", "acc_right")):
+        yield (
+            f"Nearly everything is selected for self-training ({percent(late, 0)} over the last quarter of "
+            "training): the critic holds no mistake of the segmenter back. A higher threshold may help."
+        )
 
 
 def _mean_of_last_quarter(run: Run, key: str) -> float | None:

@@ -174,9 +174,15 @@ class ECS(Method):
 
 
 def rank_correlation(a_P: tf.Tensor, b_P: tf.Tensor) -> tf.Tensor:
-    """Spearman's: the correlation of the values' places in their orders; NaN for fewer than two values."""
-    ranks = [tf.cast(tf.argsort(tf.argsort(values_P)), tf.float32) for values_P in (a_P, b_P)]
-    a, b = (rank_P - tf.reduce_mean(rank_P) for rank_P in ranks)
+    """Spearman's: the correlation of the values' places in their orders, of equal values the mean of their places; NaN
+    where there are no two different values."""
+
+    def places(values_P: tf.Tensor) -> tf.Tensor:
+        in_order_P = tf.sort(values_P)
+        first_P, last_P = (tf.searchsorted(in_order_P, values_P, side=side) for side in ("left", "right"))
+        return tf.cast(first_P + last_P, tf.float32) / 2
+
+    a, b = (place_P - tf.reduce_mean(place_P) for place_P in map(places, (a_P, b_P)))
     return tf.reduce_sum(a * b) / tf.sqrt(tf.reduce_sum(a**2) * tf.reduce_sum(b**2))
 
 

@@ -137,7 +137,9 @@ class Latent(Method):
 
     def diagnostics(self, observed):
         """P(l|c) (figures 6 and 7), and how many latent classes some class goes to with more than 0.1 and 0.9 (table
-        4)."""
+        4). Nothing of two semantic branches."""
+        if self.config.branch == "symmetric_kl":
+            return {}
         P_KL = self.latent_given_class().numpy().astype(float)
         effective = {str(t): int((t < P_KL).any(axis=0).sum()) for t in (0.1, 0.9)}
         return {"latent_given_class": P_KL.round(6).tolist(), "effective_latent_classes": effective}

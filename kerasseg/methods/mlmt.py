@@ -16,8 +16,6 @@ from kerasseg.losses import (
     multi_hot,
 )
 from kerasseg.methods.method import Method, MethodConfig, concatenated, require
-from kerasseg.methods.s4gan import S4GAN
-from kerasseg.methods.supervised import Supervised
 from kerasseg.methods.views import blur, color_jitter
 from kerasseg.metrics import roc
 from kerasseg.optimizers import SGD
@@ -31,8 +29,8 @@ class MLMTConfig(MethodConfig):
 
     steps: int = 20_000
     """Length of the classifier's training, in optimisation steps, after the segmenter's."""
-    branch: Literal["s4gan", "supervised"] = "s4gan"
-    """The method that trains the segmenter: s4gan as in the paper, supervised for table 5's second row."""
+    branch: str = "s4gan"
+    """The method that trains the segmenter: s4gan (paper), supervised (table 5's second row), or any other."""
     train_branch: bool = True
     """Whether the segmenter is trained first; off where an already trained one only gets a classifier."""
     tau: float = 0.2
@@ -63,6 +61,7 @@ class MLMTConfig(MethodConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        branch_class(self)
         require(0 <= self.tau < 1, f"tau is a probability in 0..1 (below 1); got {self.tau}")
         require(self.lambda_cons >= 0, f"lambda_cons must be 0 or more; got {self.lambda_cons}")
         require(0 <= self.jitter <= 1, f"jitter is a share in 0..1; got {self.jitter}")
@@ -128,6 +127,11 @@ class MLMT(Method):
     def config_groups(cls, fields):
         own = cls.make_config(fields.get(cls.registry_name, {}))
         return super().config_groups(fields) | branch_class(own).config_groups(fields)
+
+    @classmethod
+    def with_split(cls, fields, labeled_images):
+        own = cls.make_config(fields.get(cls.registry_name, {}))
+        return branch_class(own).with_split(fields, labeled_images)
 
     @classmethod
     def from_segmenter(cls, segmenter, fields):
@@ -312,8 +316,12 @@ def steps_done(optimizer: keras.optimizers.Optimizer) -> int:
 
 
 def branch_class(config: MLMTConfig) -> type[Method]:
-    """The method of the segmentation branch."""
-    return {method.registry_name: method for method in (S4GAN, Supervised)}[config.branch]
+    """The method of the segmentation branch; ValueError where there is none of this name."""
+    from kerasseg.methods import METHODS  # which imports this file
+
+    branches = {name: method for name, method in METHODS.items() if method is not MLMT}
+    require(config.branch in branches, f"branch must be one of {', '.join(branches)}; got {config.branch}")
+    return branches[config.branch]
 
 
 def build_jitter(strength: float) -> keras.Sequential:

@@ -134,6 +134,20 @@ class MethodContract:
             runs.append({name: values[-1] for name, values in history.items()})
         assert runs[0] == pytest.approx(runs[1], rel=1e-4)
 
+    @pytest.mark.parametrize("label", [1, 255], ids=["one class only", "all ignored"])
+    def test_labels_without_variety(self, label):
+        x, y = tiny.batch(np.random.default_rng(1))
+        method = self.make(tiny.segmenter())
+        method.compile(run_eagerly=True)
+        data = tf.data.Dataset.from_tensors((x, np.full_like(y, label)))
+        S_BHWK = tiny.softmax(np.asarray(method.segmenter(x["labeled"]), np.float64))
+        history = method.fit(data, epochs=1, shuffle=False, verbose=0).history
+        assert all(np.isfinite(values).all() for values in history.values()), history
+        assert all(np.isfinite(weight).all() for weight in method.get_weights())
+        if "L_ce" in history:
+            expected = 0.0 if label == 255 else -np.log(S_BHWK[..., label]).mean()
+            assert history["L_ce"][-1] == pytest.approx(expected, rel=1e-4)
+
     def test_ten_losses_are_those_on_file(self, data):
         """A change of results is seen. Where it is meant, delete the file: the test fails once and writes it anew."""
         keras.utils.set_random_seed(8)

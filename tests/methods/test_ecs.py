@@ -152,6 +152,11 @@ def test_the_papers_settings():
     assert float(corrector.learning_rate) == pytest.approx(1e-4)
 
 
+def test_the_correctors_optimizer():
+    corrector = make(corrector_learning_rate=0.5, corrector_weight_decay=0.25).make_optimizers()["corrector"]
+    assert (float(corrector.learning_rate), corrector.l2) == (0.5, 0.25)
+
+
 def test_weights_for_a_backbone_that_is_lent_are_refused():
     with pytest.raises(ValueError, match="leave out corrector_weights"):
         make(corrector_backbone=None, corrector_weights="imagenet")

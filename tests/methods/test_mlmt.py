@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kerasseg.methods import MLMT, S4GAN, Supervised
+from kerasseg.methods import METHODS, MLMT, S4GAN, Supervised
 from kerasseg.methods.mlmt import gated
 from kerasseg.segmenters import build_segmenter
 from tests.methods import tiny
@@ -109,6 +109,39 @@ def test_the_classifier_starts_from_the_trained_segmenters_backbone_and_rules_no
             np.testing.assert_array_equal(started, segmenter.backbone.get_layer(name).kernel)
 
 
+NARROW = {"discriminator_channels": 4}
+BRANCHES = {
+    "supervised": {},
+    "advsemiseg": NARROW,
+    "s4gan": NARROW,
+    "ecs": {"corrector_backbone": None, "corrector_head_channels": 8},
+    "latent": NARROW,
+    "dualgan": NARROW,
+    "unimatch": {},
+}
+
+
+@pytest.mark.parametrize("branch", METHODS.keys() - {"mlmt"})
+def test_any_method_may_train_the_segmenter(branch):
+    segmenter = build_segmenter("deeplab_v3plus", backbone="tiny", num_classes=tiny.K, weights="none", head_channels=8)
+    fields = {"mlmt": {"steps": 1, "branch": branch}, branch: {"steps": 1} | BRANCHES[branch]}
+    method = MLMT.from_segmenter(segmenter, MLMT.with_split(fields, 2))
+    assert type(method.segmentation) is METHODS[branch] and set(MLMT.config_groups(fields)) == {"mlmt", branch}
+    method.compile(run_eagerly=True)
+    data = tf.data.Dataset.from_tensors(tiny.batch(np.random.default_rng(0), height=32, width=32)).repeat()
+    fit(method, data, 2)
+    method.teacher.get_layer("logits").bias.assign([-99.0, 99.0, 99.0])
+    images = np.random.default_rng(1).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
+    S = np.asarray(method.segmentation(images))
+    np.testing.assert_array_equal(method(images), S * np.float32([0, 1, 1]))
+
+
+def test_a_branch_has_to_be_another_method():
+    for branch in ("mlmt", "fixmatch"):
+        with pytest.raises(ValueError, match=f"branch must be one of supervised, .*, unimatch; got {branch}"):
+            MLMT.from_segmenter(tiny.segmenter(), {"mlmt": {"branch": branch}})
+
+
 def test_steps_taken_together_must_not_straddle_the_stages():
     method = MLMT(S4GAN(tiny.segmenter(), tiny.discriminator(), steps=5), tiny.classifier(), steps=3)
     with pytest.raises(ValueError, match="steps_per_execution must divide the segmenter's 5 steps.*got 2"):
@@ -138,6 +171,19 @@ def with_classifier_bias(method, network, logits):
     original = getattr(method, network)
     method_network = keras.Model(original.input, original.output + np.float32(logits))
     setattr(method, network, method_network)
+
+
+def test_without_a_gate_nothing_is_switched_off():
+    method = make(gate="none")
+    for network in ("teacher", "student"):
+        with_classifier_bias(method, network, [-9.0, 9.0, 9.0])
+    images = np.random.default_rng(0).uniform(0, 255, (2, 4, 5, 3)).astype(np.float32)
+    np.testing.assert_array_equal(method(images), method.segmentation(images))
+
+
+def test_the_classifiers_optimizer():
+    student = make(steps=30, classifier_learning_rate=0.5, classifier_weight_decay=0.25).make_optimizers()["student"]
+    assert (float(student.learning_rate), student.l2, student.momentum, student.nesterov) == (0.5, 0.25, 0.9, True)
 
 
 @pytest.mark.parametrize("gate, network", [("mean_teacher", "teacher"), ("student", "student")])

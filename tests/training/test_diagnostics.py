@@ -4,9 +4,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy.stats import spearmanr
 
 from kerasseg.data import Split, open_dataset
 from kerasseg.methods import ECS, MLMT, S4GAN, Latent, Supervised
+from kerasseg.methods.ecs import rank_correlation
 from kerasseg.metrics import Reliability, roc, scores
 from tests.data.folders import make_folder
 from tests.methods import tiny
@@ -124,14 +126,20 @@ def test_ecs_tells_what_its_corrector_knows(dataset):
         for number in range(tiny.K):
             pixels = truth == number
             if pixels.sum() > 1:
-                ranks = [np.argsort(np.argsort(x)) for x in (C[pixels, -1] ** 2, np.log(S[0, pixels, number]))]
-                rho[number].append(np.corrcoef(ranks)[0, 1])
+                rho[number].append(spearmanr(C[pixels, -1] ** 2, np.log(S[0, pixels, number])).statistic)
     expected_scores = scores(confusion)
     assert found["mIoU"] == pytest.approx(expected_scores.mean_iou, abs=1e-3)
     for ours, theirs in zip(found["IoU"], expected_scores.iou, strict=True):
         assert (ours is None) == (theirs is None) and (ours is None or ours == pytest.approx(theirs, abs=2e-3))
     for ours, values in zip(found["spearman"], rho, strict=True):
         assert (ours is None) if not values else ours == pytest.approx(np.mean(values), abs=1e-2)
+
+
+@pytest.mark.parametrize("distinct", [1, 3, 40])
+def test_the_rank_correlation_is_spearmans_also_of_equal_values(distinct):
+    a, b = np.random.default_rng(distinct).integers(0, distinct, (2, 40)).astype(np.float32)
+    expected = spearmanr(a, b).statistic if distinct > 1 else np.nan
+    np.testing.assert_allclose(rank_correlation(a, b), expected, rtol=1e-5)
 
 
 def test_mlmt_tells_how_well_its_classifiers_know_the_classes(dataset):
@@ -154,3 +162,5 @@ def test_latent_tells_where_its_classes_went(dataset):
     result = diagnose(method, dataset, SPLIT)
     assert result["latent_given_class"] == [[0.95, 0.05, 0, 0], [0, 0.5, 0.5, 0], [0.5, 0, 0, 0.5]]
     assert result["effective_latent_classes"] == {"0.1": 4, "0.9": 1}
+    twins = Latent(tiny.BranchingSegmenter(), branch="symmetric_kl", labeled_images=2)
+    assert diagnose(twins, dataset, SPLIT).keys() == result.keys() - {"latent_given_class", "effective_latent_classes"}

@@ -372,6 +372,14 @@ def test_warns_when_nothing_was_ever_selected(tmp_path):
     assert notes_of(write_run(tmp_path / "once", selected=lambda s: 0.1 * (s == 50))) == ""
 
 
+def test_warns_when_a_critic_lets_everything_pass(tmp_path):
+    everything = {"selected": lambda s: 1.0 if s > 30 else 0.2}
+    critic = {"acc_real": lambda s: 0.9, "acc_fake": lambda s: 0.9}
+    assert "Nearly everything is selected" in notes_of(write_run(tmp_path / "critic", **everything, **critic))
+    assert notes_of(write_run(tmp_path / "without", **everything)) == ""
+    assert notes_of(write_run(tmp_path / "early", selected=lambda s: 0.2 if s > 30 else 1.0, **critic)) == ""
+
+
 def test_unfinished_run_without_result_examples_or_discriminator(tmp_path):
     folder = write_run(tmp_path / "half", method="supervised", steps=120, finished=False, example=False)
     page = Page(report.write_report(folder))
