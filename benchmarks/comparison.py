@@ -120,13 +120,18 @@ def trainings(config: Comparison, seed: int) -> list[Training]:
 
 
 def keep(config: Comparison, training: Training) -> None:
-    """Keeps the settings and scores of a finished run, without the paths of the machine it ran on."""
+    """Keeps the settings and scores of a finished run, without the paths of the machine it ran on, and how far its
+    confidences are to be trusted."""
     run = Run.read_finished(training.folder(config))
     settings = {key: value for key, value in run.config.items() if key not in OF_A_MACHINE}
     day = date.fromtimestamp((run.folder / "result.json").stat().st_mtime)
     path = training.kept(config)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scores = {"date": str(day), "settings": settings, "result": run.result}
+    confidence = {
+        name: {figure: summary[figure] for figure in ("error_detection_auc", "expected_calibration_error")}
+        for name, summary in (run.diagnostics or {}).get("confidence", {}).items()
+    }
+    scores = {"date": str(day), "settings": settings, "result": run.result, "confidence": confidence}
     write_atomically(path, (json.dumps(scores, indent=2) + "\n").encode())
 
 
@@ -239,6 +244,7 @@ def write_results(config: Comparison) -> dict[str, float]:
             "",
             *labels_table(config, by_labels),
             "",
+            *critics_table(config, kept_runs),
             f"![mIoU by labelled pictures]({plot.name})",
             "",
             *commands(config, kept_runs),
@@ -292,6 +298,24 @@ def labels_table(config: Comparison, by_labels: dict[str, dict[int, dict]]) -> l
         cells = [f"{config.count(labeled)} pictures", *spread([values.get(seed) for seed in config.seeds])]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def critics_table(config: Comparison, kept_runs: dict[str, dict[int, dict]]) -> list[str]:
+    """Markdown: how well each critic that judges pixels finds the wrong ones of val, and the softmax beside it does."""
+    lines = [
+        f"| area under the error-detection curve: critic, softmax | {' | '.join(f'seed {s}' for s in config.seeds)} |",
+        "| --- |" + " ---: |" * len(config.seeds),
+    ]
+    for method, runs in kept_runs.items():
+        known = {seed: run.get("confidence", {}) for seed, run in runs.items()}
+        areas = {
+            seed: ", ".join(f"{of[name]['error_detection_auc']:.3f}" for name in ("critic", "softmax"))
+            for seed, of in known.items()
+            if "critic" in of
+        }
+        if areas:
+            lines.append(f"| {method} | {' | '.join(areas.get(seed, '-') for seed in config.seeds)} |")
+    return [*lines, ""] if len(lines) > 2 else []
 
 
 def labels_figure(

@@ -43,6 +43,9 @@ def benchmark(tmp_path, monkeypatch):
         result = {"mIoU": score, "without_gate": {"mIoU": MIOU["s4gan"][run.seed]}, "seconds": 9.0}
         (folder / "config.json").write_text(json.dumps(settings, default=str))
         (folder / "result.json").write_text(json.dumps(result))
+        found = {"error_detection_auc": 0.75 + 0.125 * run.seed, "expected_calibration_error": 0.1, "bins": []}
+        confidence = {"softmax": found} | ({"critic": found} if run.method == "s4gan" else {})
+        (folder / "diagnostics.json").write_text(json.dumps({"confidence": confidence}))
         (folder / "model.keras").touch()
         return subprocess.CompletedProcess(command, 0)
 
@@ -72,6 +75,8 @@ def test_the_tables_compare_with_supervised_by_seed_and_with_more_labels(benchma
     assert (
         "| 12 pictures | 50.0 | 40.0 | 45.0 | 7.1 |" in text and "| 367 pictures | 60.0 | 50.0 | 55.0 | 7.1 |" in text
     )
+    assert "| s4gan | 0.750, 0.750 | 0.875, 0.875 |" in text
+    assert text.count("0.750") == 2, "of the others there is no critic"
     assert config.dataset not in text
     assert "--dataset DATASET --weights WEIGHTS" in text and "(camvid.svg)" in text
     drawn = config.results.with_suffix(".svg").read_text()
@@ -88,6 +93,7 @@ def test_the_tables_say_which_runs_are_to_come(benchmark, monkeypatch):
         Training("mlmt", "12", seed).kept(config).unlink()
     assert comparison.write_results(config).keys() == {"supervised", "s4gan", "unimatch"}
     text = config.results.read_text()
+    assert "| s4gan | 0.750, 0.750 | - |" in text
     assert "| s4gan | 51.0 | - | 51.0 | - | +1.0 (mean +1.0) | 9 |" in text
     assert "| unimatch | - | 41.0 | 41.0 | - | +1.0 (mean +1.0) | 9 |" in text
     assert "mlmt" not in text.partition("```")[0]
