@@ -114,6 +114,35 @@ def accuracy(logits: tf.Tensor, target: float | tf.Tensor, weights: tf.Tensor | 
     return mean(right) if weights is None else mean_where(right, weights)
 
 
+def discriminator_terms(
+    D_real: tf.Tensor,
+    D_fake: tf.Tensor,
+    weights_real: tf.Tensor | None = None,
+    weights_fake: tf.Tensor | None = None,
+    name: str = "D",
+) -> dict[str, tf.Tensor]:
+    """What a discriminator learns by, and how it does.
+
+    Args:
+        D_real: logits, any shape, for label maps.
+        D_fake: logits, any shape, for predictions.
+        weights_real: as in `binary_cross_entropy`.
+        weights_fake: likewise.
+        name: of the discriminator, in the names of the terms.
+
+    Returns:
+        Scalars: `L_D`, the sum of both cross-entropies; `D_real` and `D_fake`, its mean scores in 0..1; `acc_real` and
+        `acc_fake`, the shares that it recognised.
+    """
+    shown = {"real": (D_real, 1.0, weights_real), "fake": (D_fake, 0.0, weights_fake)}
+    terms = {f"L_{name}": tf.add_n([binary_cross_entropy(*each) for each in shown.values()])}
+    for kind, (logits, target, weights) in shown.items():
+        scores = tf.nn.sigmoid(tf.cast(logits, tf.float32))
+        terms[f"{name}_{kind}"] = mean(scores) if weights is None else mean_where(scores, weights)
+        terms[f"acc_{kind}"] = accuracy(logits, target, weights)
+    return terms
+
+
 def categorical_cross_entropy(targets_BK: tf.Tensor, logits_BK: tf.Tensor) -> tf.Tensor:
     """Mean over images of -sum_c z(c) log softmax(logits)(c), z a multi-hot vector (Mittal et al. 2019, eq. 6)."""
     loss_B = tf.nn.softmax_cross_entropy_with_logits(labels=targets_BK, logits=tf.cast(logits_BK, tf.float32))

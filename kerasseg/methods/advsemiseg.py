@@ -7,9 +7,9 @@ import tensorflow as tf
 from kerasseg.critics import build_pixel_discriminator
 from kerasseg.layers import register
 from kerasseg.losses import (
-    accuracy,
     binary_cross_entropy,
     cross_entropy,
+    discriminator_terms,
     mean_where,
     one_hot,
     pseudo_labels,
@@ -106,20 +106,10 @@ class AdvSemiSeg(Method):
             if config.discriminator_sees_unlabeled:
                 D_fake = tf.concat([D_l, D_u], axis=0)
                 valid_fake = tf.concat([valid_l, tf.cast(valid_u, tf.float32)], axis=0)
-            L_D = (binary_cross_entropy(D_fake, 0.0, valid_fake) + binary_cross_entropy(D_Y, 1.0, valid_l)) / 2.0
+            of_D = discriminator_terms(D_Y, D_fake, valid_l, valid_fake)
+            of_D["L_D"] /= 2.0
 
         self.minimize("segmenter", L_S, tape)
-        self.minimize("discriminator", L_D, tape)
-        return {
-            "L_S": L_S,
-            "L_ce": L_ce,
-            "L_adv": L_adv,
-            "L_adv_u": L_adv_u,
-            "L_semi": L_semi,
-            "L_D": L_D,
-            "D_real": mean_where(tf.nn.sigmoid(D_Y), valid_l),
-            "D_fake": mean_where(tf.nn.sigmoid(D_fake), valid_fake),
-            "acc_real": accuracy(D_Y, 1.0, valid_l),
-            "acc_fake": accuracy(D_fake, 0.0, valid_fake),
-            "selected": mean_where(tf.cast(trusted_u, tf.float32), valid_u),
-        }
+        self.minimize("discriminator", of_D["L_D"], tape)
+        terms = {"L_S": L_S, "L_ce": L_ce, "L_adv": L_adv, "L_adv_u": L_adv_u, "L_semi": L_semi} | of_D
+        return terms | {"selected": mean_where(tf.cast(trusted_u, tf.float32), valid_u)}

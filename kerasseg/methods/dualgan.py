@@ -15,7 +15,7 @@ from kerasseg.losses import (
     accuracy,
     binary_cross_entropy,
     cross_entropy,
-    mean,
+    discriminator_terms,
     mean_where,
     one_hot,
     pseudo_labels,
@@ -121,9 +121,7 @@ class DualGAN(Method):
                 D1_l = self.d1(zero_unless(valid_l, G_l), training=True)
                 D1_u = self.d1(zero_unless(valid_u, G_u), training=True)
                 L_ad += binary_cross_entropy(D1_l, 1.0) + late * binary_cross_entropy(D1_u, 1.0)
-                terms["L_D1"] = binary_cross_entropy(D1_Y, 1.0) + binary_cross_entropy(D1_l, 0.0)
-                terms |= {"D1_real": mean(tf.nn.sigmoid(D1_Y)), "D1_fake": mean(tf.nn.sigmoid(D1_l))}
-                terms |= {"acc_real": accuracy(D1_Y, 1.0), "acc_fake": accuracy(D1_l, 0.0)}
+                terms |= discriminator_terms(D1_Y, D1_l, name="D1")
             if config.use_d2:
                 D2_l = self.d2([G_l, x_l], training=True)[..., 0]
                 D2_u = self.d2([zero_unless(valid_u, G_u), x_u], training=True)[..., 0]

@@ -9,10 +9,10 @@ from kerasseg.critics import build_pixel_discriminator
 from kerasseg.layers import register
 from kerasseg.losses import (
     IGNORE_LABEL,
-    accuracy,
     binary_cross_entropy,
     conditional_entropy,
     cross_entropy,
+    discriminator_terms,
     mean_where,
     one_hot,
     sum_over_replicas,
@@ -184,25 +184,14 @@ class Latent(Method):
 
             D_fake = tf.concat([D_l, D_u], axis=0)
             valid_fake = tf.concat([valid_l, tf.cast(valid_u, tf.float32)], axis=0)
-            valid_Y = valid_pixels(y_l)
-            L_D = (binary_cross_entropy(D_Y, 1.0, valid_Y) + binary_cross_entropy(D_fake, 0.0, valid_fake)) / 2.0
+            of_D = discriminator_terms(D_Y, D_fake, valid_pixels(y_l), valid_fake)
+            of_D["L_D"] /= 2.0
 
         self.minimize("segmenter", L_S, tape)
         self.minimize("latent_head", L_S, tape)
-        self.minimize("discriminator", L_D, tape)
-        return {
-            "L_S": L_S,
-            "L_ce": L_ce,
-            "L_latent": L_latent,
-            "L_adv": L_adv,
-            "L_adv_u": L_adv_u,
-            "L_cons": L_cons,
-            "L_D": L_D,
-            "D_real": mean_where(tf.nn.sigmoid(D_Y), valid_Y),
-            "D_fake": mean_where(tf.nn.sigmoid(D_fake), valid_fake),
-            "acc_real": accuracy(D_Y, 1.0, valid_Y),
-            "acc_fake": accuracy(D_fake, 0.0, valid_fake),
-        }
+        self.minimize("discriminator", of_D["L_D"], tape)
+        terms = {"L_S": L_S, "L_ce": L_ce, "L_latent": L_latent, "L_adv": L_adv, "L_adv_u": L_adv_u, "L_cons": L_cons}
+        return terms | of_D
 
     def branches(self, x_l, x_u) -> list[tuple[tf.Tensor, tf.Tensor]]:
         """(semantic logits, the second branch's) of labelled and of unlabelled images, both heads on one pass of the

@@ -8,9 +8,9 @@ import tensorflow as tf
 from kerasseg.critics import build_image_discriminator
 from kerasseg.layers import register
 from kerasseg.losses import (
-    accuracy,
     binary_cross_entropy,
     cross_entropy,
+    discriminator_terms,
     feature_matching,
     mean,
     one_hot,
@@ -118,24 +118,14 @@ class S4GAN(Method):
                 L_fm = feature_matching(features_real, features_fake, config.fm_norm)
             else:
                 L_fm = binary_cross_entropy(D_fake, 1.0)
-            score_B = tf.nn.sigmoid(D_fake[:, 0])
-            trusted_B = score_B >= config.gamma
+            trusted_B = tf.nn.sigmoid(D_fake[:, 0]) >= config.gamma
             L_st = cross_entropy(pseudo_labels(logits_u, trusted_B[:, tf.newaxis, tf.newaxis] & valid_u), logits_u)
             L_S = L_ce + config.lambda_fm * L_fm + self.once_at(config.self_training_start) * config.lambda_st * L_st
 
-            L_D = (binary_cross_entropy(D_real, 1.0) + binary_cross_entropy(D_fake, 0.0)) / 2.0
+            of_D = discriminator_terms(D_real, D_fake)
+            of_D["L_D"] /= 2.0
 
         self.minimize("segmenter", L_S, tape)
-        self.minimize("discriminator", L_D, tape)
-        return {
-            "L_S": L_S,
-            "L_ce": L_ce,
-            "L_fm": L_fm,
-            "L_st": L_st,
-            "L_D": L_D,
-            "D_real": mean(tf.nn.sigmoid(D_real)),
-            "D_fake": mean(score_B),
-            "acc_real": accuracy(D_real, 1.0),
-            "acc_fake": accuracy(D_fake, 0.0),
-            "selected": mean(tf.cast(trusted_B, tf.float32)),
-        }
+        self.minimize("discriminator", of_D["L_D"], tape)
+        terms = {"L_S": L_S, "L_ce": L_ce, "L_fm": L_fm, "L_st": L_st} | of_D
+        return terms | {"selected": mean(tf.cast(trusted_B, tf.float32))}
