@@ -150,6 +150,7 @@ def sessions_table(artifacts: dict[str, Artifact]) -> list[str]:
 
 
 def main(config: Gpu) -> dict:
+    first_gpu()  # before anything else: without one nothing here can be done
     names = sorted(child.name for child in config.models.iterdir() if versions(child))
     artifacts = {name: open_artifact(config.models / name) for name in names}
     lines = [f"{circumstances('onnxruntime-gpu')}; {gpu_name()}.", "", *checks_table(artifacts)]
@@ -175,8 +176,12 @@ def used_mib() -> int:
 
 
 def first_gpu():
-    pynvml.nvmlInit()
-    return pynvml.nvmlDeviceGetHandleByIndex(0)
+    """NVML's handle; ValueError where there is none."""
+    try:
+        pynvml.nvmlInit()
+        return pynvml.nvmlDeviceGetHandleByIndex(0)
+    except pynvml.NVMLError as error:
+        raise ValueError(f"this benchmark is of an NVIDIA GPU, and none can be used here: {error}") from error
 
 
 if __name__ == "__main__":

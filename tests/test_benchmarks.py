@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmarks import comparison, input_pipeline, serving, step_profile, train_step
+from benchmarks import comparison, gpu, input_pipeline, serving, step_profile, train_step
 from benchmarks.camvid import CAMVID
 from benchmarks.comparison import Training
 from benchmarks.shapes import SHAPES
 from kerasseg.methods.method import SegmenterConfig
+from serving.engine import has_gpu
 from training.config import RunConfig
 
 MIOU = {"supervised": (0.50, 0.40), "s4gan": (0.51, 0.43), "mlmt": (0.52, 0.44), "unimatch": (0.55, 0.41)}
@@ -308,6 +309,12 @@ def test_answers_before_and_after_a_turn_are_not_counted():
     # Each client is answered at 0, at 1.5 and at 3 s; the turn is from 0.75 to 2.25 s.
     assert [reply.status for reply in asyncio.run(replies(1.5))] == [200] * 8
     assert len(asyncio.run(replies(0.1))) == 1
+
+
+@pytest.mark.skipif(has_gpu(), reason="this machine has a GPU")
+def test_the_benchmark_of_a_gpu_says_that_there_is_none(tmp_path):
+    with pytest.raises(ValueError, match="an NVIDIA GPU, and none can be used here"):
+        gpu.main(gpu.Gpu(models=tmp_path))
 
 
 def test_the_profile_counts_the_operations_of_tensorflow(tmp_path):
