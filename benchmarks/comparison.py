@@ -341,12 +341,15 @@ def labels_figure(
         mean, deviation = mean_and_deviation(scores[method].values())
         place = config.count(config.labeled) * 1.06**index  # side by side
         axes.errorbar(place, mean, deviation or 0.0, capsize=3, marker="sD^vPX*"[index - 1], linestyle="", label=method)
+    if others and config.labeled in by_labels:  # beside the points, what they are to be compared with
+        baseline = statistics.mean(by_labels[config.labeled].values())
+        axes.hlines(baseline, config.count(config.labeled), place, color="black", linewidth=1, linestyle="dotted")
     axes.set_xscale("log")
     axes.set_xlim(config.count(config.labeled) / 3, 1.2 * config.train_images)
     axes.set_xticks([config.count(n) for n in counts], [str(config.count(n)) for n in counts])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("labelled pictures")
+    axes.set_xlabel(f"labelled pictures (all but supervised: {config.labeled}, side by side)")
     axes.set_ylabel("mIoU on val, %")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

@@ -81,7 +81,7 @@ def test_the_tables_compare_with_supervised_by_seed_and_with_more_labels(benchma
     assert config.dataset not in text
     assert "--dataset DATASET --weights WEIGHTS" in text and "(camvid.svg)" in text
     drawn = config.results.with_suffix(".svg").read_text()
-    for word in ("unimatch", "labelled pictures", "367"):
+    for word in ("unimatch", "labelled pictures (all but supervised: 12, side by side)", "367"):
         assert f"<!-- {word} -->" in drawn  # so matplotlib notes a text that it draws as paths
 
 
