@@ -307,11 +307,10 @@ def critics_table(config: Comparison, kept_runs: dict[str, dict[int, dict]]) -> 
         "| --- |" + " ---: |" * len(config.seeds),
     ]
     for method, runs in kept_runs.items():
-        known = {seed: run.get("confidence", {}) for seed, run in runs.items()}
         areas = {
-            seed: ", ".join(f"{of[name]['error_detection_auc']:.3f}" for name in ("critic", "softmax"))
-            for seed, of in known.items()
-            if "critic" in of
+            seed: ", ".join(f"{run['confidence'][name]['error_detection_auc']:.3f}" for name in ("critic", "softmax"))
+            for seed, run in runs.items()
+            if "critic" in run.get("confidence", {})
         }
         if areas:
             lines.append(f"| {method} | {' | '.join(areas.get(seed, '-') for seed in config.seeds)} |")

@@ -27,7 +27,7 @@ from benchmarks.turns import circumstances, spread
 from serving import cli
 from serving.artifact import Artifact, open_artifact, versions
 from serving.engine import Engine
-from serving.sessions import CUDA_OPTIONS
+from serving.sessions import CUDA_OPTIONS, session_options
 
 OPTIONS = {
     "the engine's": CUDA_OPTIONS,
@@ -60,9 +60,7 @@ class Gpu:
 
 def open_session(artifact: Artifact, options: dict[str, str], profile: Path | None = None):
     """A session on the GPU, without which it is a ValueError."""
-    wanted = onnxruntime.SessionOptions()
-    wanted.enable_mem_pattern = False  # as in `serving.sessions`
-    wanted.log_severity_level = 3
+    wanted = session_options(threads=1)
     if profile is not None:
         wanted.enable_profiling = True
         wanted.profile_file_prefix = str(profile / "profile")

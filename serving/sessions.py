@@ -28,6 +28,11 @@ CUDA_OPTIONS = {
 
 def new_session(graph: Path | bytes, providers: list, threads: int) -> InferenceSession:
     """Opens an ONNX file, or what was read of it, on the first of the providers that works."""
+    return InferenceSession(graph, sess_options=session_options(threads), providers=providers)
+
+
+def session_options(threads: int) -> SessionOptions:
+    """How every session runs, wherever."""
     options = SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -39,7 +44,7 @@ def new_session(graph: Path | bytes, providers: list, threads: int) -> Inference
     # The artifact's checksum is of model.onnx alone. Weights that it names in other files would not be those
     # that were proven right, or no weights at all but any file of this machine: none is found here.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
-    return InferenceSession(graph, sess_options=options, providers=providers)
+    return options
 
 
 def gpu_session(graph: bytes) -> InferenceSession:
