@@ -254,7 +254,7 @@ def test_what_is_no_picture(page):
     )
     assert page.locator("#legend li").count() == 4  # the picture before it is still there
     choose_scene(page)
-    assert page.locator("#error").is_hidden()
+    page.wait_for_selector("#error", state="hidden")  # the panel is there from before, so `segmented` may not wait
 
 
 def test_a_dropped_file(page):
