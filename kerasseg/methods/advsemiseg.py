@@ -87,7 +87,8 @@ class AdvSemiSeg(Method):
             logits_l, logits_u = self.segment(x_l, x_u)  # train mode
             # Train mode, in which the discriminator gives the same. Each of its passes serves both networks' losses.
             D_Y = self.discriminator(one_hot(y_l, self.num_classes), training=True)[..., 0]
-            D_l = self.discriminator(tf.nn.softmax(logits_l), training=True)[..., 0]
+            # A mask is all zero where it is ignored or padded; predictions are shown the same way, or that tells them.
+            D_l = self.discriminator(zero_unless(valid_l, tf.nn.softmax(logits_l)), training=True)[..., 0]
             D_u = self.discriminator(zero_unless(valid_u, tf.nn.softmax(logits_u)), training=True)[..., 0]
 
             L_ce = cross_entropy(y_l, logits_l)

@@ -36,7 +36,7 @@ def losses(x, y, S, D, targets, *, lambda_adv, lambda_adv_unlabeled, lambda_semi
     twin = tiny.Segmenter.of(S)
     logits = {name: twin.forward(image)[0] for name, image in x.items() if name != "unlabeled_valid"}
     valid_l, valid_u = y != 255, x["unlabeled_valid"]
-    D_l = tiny.pixel_verdicts(D, tiny.softmax(logits["labeled"]))
+    D_l = tiny.pixel_verdicts(D, tiny.softmax(logits["labeled"]) * valid_l[..., None])
     D_u = tiny.pixel_verdicts(D, tiny.softmax(logits["unlabeled"]) * valid_u[..., None])
     D_Y = tiny.pixel_verdicts(D, tiny.one_hot(y))
     terms = {
@@ -75,7 +75,8 @@ def test_a_step_updates_each_network_by_its_own_loss(weights, sees_unlabeled, T_
     x, y = tiny.batch(rng)
     x["unlabeled_valid"] = rng.random(y.shape) < 0.8
     method = make(**weights, discriminator_sees_unlabeled=sees_unlabeled, adv_unlabeled_start=0.0, semi_start=0.0)
-    score = np.asarray(method.scores(x["unlabeled"], method(x["unlabeled"])))
+    shown_u = method(x["unlabeled"]) * x["unlabeled_valid"][..., None]
+    score = np.asarray(method.scores(x["unlabeled"], shown_u))
     threshold = float(np.median(score)) if T_semi == "between" else T_semi
     before = [w.astype(np.float64) for w in method.segmenter.get_weights()]
     before_D = [w.astype(np.float64) for w in method.discriminator.get_weights()]

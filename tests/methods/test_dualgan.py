@@ -38,7 +38,7 @@ def losses(x, y, G, D1, D2, targets, late=1.0, lambda_ad=0.01, lambda_s=0.1):
     terms = {"L_ce": tiny.cross_entropy(y, z_l)[0], "L_ad": 0.0}
     if D1:
         D1_Y, D1_l, D1_u = (
-            tiny.pixel_verdicts(D1, S).mean(axis=(1, 2))
+            tiny.image_verdicts(D1, S)
             for S in (tiny.one_hot(y), G_l * valid_l[..., None], G_u * valid_u[..., None])
         )
         terms["L_ad"] += tiny.binary_cross_entropy(D1_l, 1) + late * tiny.binary_cross_entropy(D1_u, 1)
@@ -95,7 +95,7 @@ def test_a_step_updates_each_network_by_its_own_loss(fields):
         score = tiny.sigmoid(tiny.judgement(D2, shown, x["unlabeled"])[..., 0])
         T = fields.get("T")
         if T is None:  # D1's score of each picture
-            T = tiny.sigmoid(tiny.pixel_verdicts(D1, shown).mean(axis=(1, 2)))[:, None, None]
+            T = tiny.sigmoid(tiny.image_verdicts(D1, shown))[:, None, None]
         targets = np.where((score > T) & x["unlabeled_valid"], np.argmax(G_u, axis=-1), 255)
         assert 0 < (targets != 255).sum() < x["unlabeled_valid"].sum()
     weights = {name: fields[name] for name in ("lambda_ad", "lambda_s") if name in fields}
