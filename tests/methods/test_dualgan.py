@@ -38,8 +38,7 @@ def losses(x, y, G, D1, D2, targets, late=1.0, lambda_ad=0.01, lambda_s=0.1):
     terms = {"L_ce": tiny.cross_entropy(y, z_l)[0], "L_ad": 0.0}
     if D1:
         D1_Y, D1_l, D1_u = (
-            tiny.image_verdicts(D1, S)
-            for S in (tiny.one_hot(y), G_l * valid_l[..., None], G_u * valid_u[..., None])
+            tiny.image_verdicts(D1, S) for S in (tiny.one_hot(y), G_l * valid_l[..., None], G_u * valid_u[..., None])
         )
         terms["L_ad"] += tiny.binary_cross_entropy(D1_l, 1) + late * tiny.binary_cross_entropy(D1_u, 1)
         terms["L_D1"] = tiny.binary_cross_entropy(D1_Y, 1) + tiny.binary_cross_entropy(D1_l, 0)

@@ -34,6 +34,11 @@ def test_photos_trains_every_segmenter_alike():
         assert (config.backbone, branch["optimizer"], branch["learning_rate"]) == ("mobilenet_v2_c4", "adamw", 1e-3)
 
 
+@pytest.mark.parametrize("name", ["shapes", "photos"])
+def test_small_recipes_give_every_segmenter_as_many_updates(name):
+    assert RECIPES[name]("ecs")[1]["ecs"]["joint_update"]
+
+
 def test_steps_and_learning_rate_reach_the_methods_that_have_them():
     config, fields = RECIPES["shapes"]("mlmt")
     config = dataclasses.replace(with_groups(config, fields), steps=7, learning_rate=0.5)
