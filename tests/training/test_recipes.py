@@ -39,6 +39,11 @@ def test_small_recipes_give_every_segmenter_as_many_updates(name):
     assert RECIPES[name]("ecs")[1]["ecs"]["joint_update"]
 
 
+def test_photos_takes_dualgans_static_variant_which_has_no_d1():
+    fields = RECIPES["photos"]("dualgan")[1]["dualgan"]
+    assert (fields["threshold"], fields["use_d1"]) == ("static", False)
+
+
 def test_steps_and_learning_rate_reach_the_methods_that_have_them():
     config, fields = RECIPES["shapes"]("mlmt")
     config = dataclasses.replace(with_groups(config, fields), steps=7, learning_rate=0.5)

@@ -57,8 +57,10 @@ def photos(method: str) -> tuple[RunConfig, Fields]:
     fields["dualgan"] = fields["dualgan"] | {
         # On CamVid, 0.01 pulls 0.4 times as hard as the labels, and costs points.
         "lambda_ad": 0.001,
-        # D1 is hardly ever deceived, so its score as the threshold lets every pixel through.
+        # D1 is hardly ever deceived, so its score as the threshold lets every pixel through. The paper's static
+        # variant has no D1.
         "threshold": "static",
+        "use_d1": False,
     }
     return config, fields
 
