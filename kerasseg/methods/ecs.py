@@ -55,7 +55,7 @@ class ECSConfig(SegmenterConfig):
     """The corrector's backbone; None for the segmenter's, which then also lends the weights it starts from."""
     corrector_weights: str = "none"
     """Of a backbone of its own: imagenet, none, or the path of a weights file. Its first convolution is fresh in any
-    case. The paper starts from ImageNet, for which resnet34 has no published weights in Keras."""
+    case. The paper starts from ImageNet, for which resnet34 has no published weights in Keras, but resnet50 has."""
     corrector_head_channels: int = 256
     """Width of the corrector's head."""
 
