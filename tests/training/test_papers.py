@@ -26,14 +26,20 @@ def flags_of(name: str) -> list[str]:
 def different(dataset: str) -> list[str]:
     """The recipes of a dataset, one of those that the command line makes the same with these flags.
 
-    They differ in the amount of labels, the number of steps or the initial weights.
+    They differ in the amount of labels, the number of steps, the initial weights or the size of a factor above 0.
     """
+
+    def alike(value):
+        if isinstance(value, dict):
+            return {key: alike(each) for key, each in value.items()}
+        return value > 0 if isinstance(value, float) else value
+
     chosen = {}
     for name in (name for name in PAPERS if RECIPES[name]()[0].dataset == dataset):
         flags = flags_of(name)
         default = run.configuration(flags)
         config = tyro.cli(type(default), args=flags, default=default)
-        chosen.setdefault(repr(dataclasses.asdict(config) | config.method_fields | {"recipe": ""}), name)
+        chosen.setdefault(repr(alike(dataclasses.asdict(config) | config.method_fields | {"recipe": ""})), name)
     return list(chosen.values())
 
 

@@ -113,9 +113,10 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(dataset, tmp_path
     ("method", "terms", "flags"),
     [
         ("advsemiseg", {"L_adv", "L_semi", "L_D"}, ["--segmenter", "deeplab_v3plus"]),
-        ("ecs", {"L_cor", "L_ecs"}, ["--segmenter", "deeplab_v2"]),
+        ("ecs", {"L_cor", "L_ecs", "L_S"}, ["--segmenter", "deeplab_v2", "--ecs.class-swap", "0.5"]),
         ("latent", {"L_latent", "L_cons"}, ["--segmenter", "deeplab_v2", "--latent.latent-classes", "5"]),
-        ("dualgan", {"L_D1", "L_D2", "L_s"}, ["--segmenter", "deeplab_v3plus", "--dualgan.d2-input", "maps_rgb"]),
+        ("dualgan", {"L_D2", "L_s"}, ["--segmenter", "deeplab_v3plus", "--dualgan.d2-input", "maps_rgb"]),
+        ("dualgan", {"L_D1", "L_D2", "L_s"}, ["--dualgan.use-d1", "--dualgan.threshold", "inverted"]),
         ("unimatch", {"L_s1", "L_fp"}, ["--segmenter", "deeplab_v2"]),
     ],
 )
