@@ -6,9 +6,9 @@ Legend: H, W size of the picture as stored; h, w the same after scaling; size wi
 
 from dataclasses import dataclass
 
-import keras
 import tensorflow as tf
 
+from kerasseg.colors import gaussian_blur, jitter_colors
 from kerasseg.data.datasets import IGNORE
 
 # Outside of the picture, the crop is mean grey, which the segmenter's normalisation turns into about 0. That
@@ -88,10 +88,11 @@ def augment(
         antialias=False,
     )[0]
     if augmentation.color_jitter:
-        image = jitter_color(image, color_seed, augmentation.color_jitter)
+        draws_41 = tf.random.stateless_uniform((4, 1), color_seed)
+        image = jitter_colors(image[None], draws_41, augmentation.color_jitter, augmentation.color_jitter / 4)[0]
     if augmentation.blur:
-        sigma = tf.random.stateless_uniform((), blur_seed, maxval=augmentation.blur)
-        image = gaussian_blur(image, sigma, augmentation.blur)
+        sigma_1 = tf.random.stateless_uniform((1,), blur_seed, maxval=augmentation.blur)
+        image = gaussian_blur(image[None], sigma_1, augmentation.blur)[0]
     if augmentation.flip:
         image = tf.cond(flipped, lambda: tf.reverse(image, [1]), lambda: image)  # a quarter of the time of [:, ::-1]
     image = tf.ensure_shape(tf.pad(image, [*around, [0, 0]], constant_values=PAD_VALUE), (*augmentation.crop, 3))
@@ -114,33 +115,3 @@ def _window(seed: tf.Tensor, scaled: tf.Tensor, crop: int, ratio: tf.Tensor) -> 
     position = tf.range(tf.minimum(scaled, float(crop))) + first
     nearest = tf.floor((position + 0.5) / ratio)
     return first, tf.cast(padding, tf.int32), tf.cast(tf.minimum(nearest, tf.round(scaled / ratio) - 1.0), tf.int32)
-
-
-def jitter_color(image_HWC: tf.Tensor, seed: tf.Tensor, strength: float) -> tf.Tensor:
-    """Random brightness, contrast, saturation (each by up to `strength`) and hue (a quarter of it); float32
-    0..255."""
-    seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 4))
-    brightness, contrast, saturation = (
-        tf.random.stateless_uniform((), each, 1.0 - strength, 1.0 + strength) for each in seeds[:3]
-    )
-    hue = tf.random.stateless_uniform((), seeds[3], -strength / 4, strength / 4)
-    # Brightness, then contrast around the mean of each channel, in one: every pass over the picture counts.
-    mean_C = tf.reduce_mean(image_HWC, axis=(0, 1)) * brightness
-    image = tf.nn.bias_add(image_HWC[None] * (brightness * contrast), mean_C * (1.0 - contrast))[0]
-    image = tf.clip_by_value(image, 0.0, 255.0)
-    # Through HSV, whatever the unit of the value.
-    image = tf.image.adjust_hue(tf.image.adjust_saturation(image, saturation), hue)
-    return tf.clip_by_value(image, 0.0, 255.0)
-
-
-def gaussian_blur(image_HWC: tf.Tensor, sigma: tf.Tensor, largest_sigma: float) -> tf.Tensor:
-    """Blurs float32 (H, W, 3) by `sigma` <= `largest_sigma` pixels; the border repeats its outermost
-    pixels."""
-    radius = max(1, round(3 * largest_sigma))
-    for axis in (0, 1):
-        length = tf.shape(image_HWC)[axis]
-        repeated = tf.clip_by_value(tf.range(-radius, length + radius), 0, length - 1)
-        image_HWC = tf.gather(image_HWC, repeated, axis=axis)
-    sigma = tf.maximum(sigma, 1e-3)  # below, the kernel is the identity, and 0 would divide by 0
-    blurred = keras.ops.image.gaussian_blur(image_HWC, (2 * radius + 1,) * 2, tf.stack([sigma, sigma]), "channels_last")
-    return blurred[radius:-radius, radius:-radius]
