@@ -52,7 +52,7 @@ class RunConfig:
     """Settings of a run. Those of the method itself are flags of their own, such as --s4gan.gamma."""
 
     method: str = "mlmt"
-    """supervised, advsemiseg, s4gan, mlmt, ecs, latent, dualgan or unimatch."""
+    """supervised, meanteacher, advsemiseg, s4gan, mlmt, ecs, latent, dualgan or unimatch."""
     dataset: str = "shapes"
     """The built-in shapes, the path of a dataset folder, or voc2012, pascal_context, cityscapes, oxford_iiit_pet:
     these are prepared once in the directory TFDS_DATA_DIR, from the archives in TFDS_MANUAL_DIR."""
@@ -76,6 +76,9 @@ class RunConfig:
     """Width of deeplab_v3plus' head; None for the paper's 256. deeplab_v2's head has no width."""
     head_dropout: float = 0.1
     """Share of the values that deeplab_v3plus' head drops while training; deeplab_v2's drops none."""
+    rates: tuple[int, ...] | None = None
+    """Dilation of the head's 3x3 convolutions, in positions of the backbone's last map: three for deeplab_v3plus, four
+    for deeplab_v2. None for the published ones where the crop has room for them, and smaller ones where not."""
     weights: str = "imagenet"
     """imagenet (of the backbone: Keras' own, from its cache or the network), none, or a file with weights of the
     backbone or of a whole segmenter: .keras (a run's model.keras, say), .weights.h5 or .h5."""
@@ -98,6 +101,9 @@ class RunConfig:
     """Training steps, in place of --METHOD.steps; for mlmt of each of its two branches."""
     learning_rate: float | None = None
     """Initial learning rate of the segmenter, in place of --METHOD.learning-rate."""
+    average_weights: bool = False
+    """Evaluate and export an average of the segmenter's weights over the last steps, in place of the last weights. The
+    report shows both."""
 
     branch_run: Path | None = None
     """For mlmt: the finished run whose segmenter gets a classifier; the segmenter is left as it is."""
@@ -167,9 +173,13 @@ class RunConfig:
         return {name: fields | self.shared(group) for name, (group, fields) in groups.items()}
 
     def shared(self, group: type[MethodConfig]) -> dict[str, Any]:
-        """--steps and --learning-rate where they are given and the group has such a field."""
+        """--steps, --learning-rate and --average-weights where they are given and the group has such a field."""
         known = {entry.name for entry in dataclasses.fields(group)}
-        values = {"steps": self.steps, "learning_rate": self.learning_rate}
+        values = {
+            "steps": self.steps,
+            "learning_rate": self.learning_rate,
+            "average_weights": self.average_weights or None,
+        }
         return {key: value for key, value in values.items() if value is not None and key in known}
 
     groups: ClassVar[dict[str, MethodConfig]] = {}
@@ -201,6 +211,6 @@ def with_groups(config: RunConfig, fields: dict[str, dict[str, Any]]) -> RunConf
     )
     # A recipe's steps and learning rate become the groups' defaults, which --steps and --learning-rate override.
     values = {entry.name: getattr(config, entry.name) for entry in dataclasses.fields(RunConfig)}
-    values |= {"steps": None, "learning_rate": None}
+    values |= {"steps": None, "learning_rate": None, "average_weights": False}
     groups = {name: group(**config.shared(group) | fields.get(name, {})) for name, group in classes.items()}
     return extended(**values, **groups)

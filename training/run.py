@@ -40,7 +40,7 @@ from training.evaluation import Examples, evaluate
 from training.recipes import RECIPES, choose, table
 from training.report import write_report
 from training.run_folder import Run, write_json
-from training.session import Look, Session, assemble, peak_memory, prepare_backend
+from training.session import Look, Session, assemble, peak_memory, prepare_backend, untrained_taps
 from training.workers import gather, is_chief, make_strategy, together, workplace
 
 DESCRIPTION = """Trains a segmentation model from a few labelled images and many unlabelled ones.
@@ -233,6 +233,8 @@ def describe(session: Session) -> dict[str, Any]:
         flags["initial_weights"] = branch.config.get("initial_weights")
     flags |= {"steps": method.total_steps, "fields": method.fields()}
     flags |= {"learning_rate": getattr(method.config, "learning_rate", config.learning_rate)}
+    flags |= {"rates": list(getattr(method.segmenter, "head_config", {}).get("rates") or ()) or config.rates}
+    flags |= {"untrained_taps": untrained_taps(method, config.crop)}
     flags |= {"classes": dataset.classes, "palette": dataset.palette, "split_fingerprint": session.split.fingerprint}
     flags |= {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},

@@ -7,15 +7,18 @@ import numpy as np
 import tensorflow as tf
 
 from kerasseg.critics import build_corrector
+from kerasseg.critics.corrector import STRIDE as CORRECTOR_STRIDE
 from kerasseg.layers import register
 from kerasseg.losses import IGNORE_LABEL, cross_entropy, mean_where, one_hot, pixel_cross_entropy
-from kerasseg.methods.method import Method, SegmenterConfig, require, require_weights
+from kerasseg.methods.config import PseudoLabelConfig, require, require_weights
+from kerasseg.methods.method import Method
 from kerasseg.metrics import scores
 from kerasseg.optimizers import Adam, Poly
+from kerasseg.segmenters import DeepLabV3Plus, fitting_rates
 
 
 @dataclass(frozen=True, kw_only=True)
-class ECSConfig(SegmenterConfig):
+class ECSConfig(PseudoLabelConfig):
     """Fields of ECS; the defaults are the paper's for PASCAL VOC (section 4.4)."""
 
     steps: int = 22_000
@@ -41,6 +44,9 @@ class ECSConfig(SegmenterConfig):
     case. The paper starts from ImageNet, for which resnet34 has no published weights in Keras."""
     corrector_head_channels: int = 256
     """Width of the corrector's head."""
+    corrector_rates: tuple[int, ...] = ()
+    """Dilation rates of the corrector's head; none for the published ones. `training.run` puts in those that fit the
+    training crop."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -78,8 +84,15 @@ class ECS(Method):
                 config.corrector_backbone or segmenter.backbone,
                 config.corrector_weights,
                 config.corrector_head_channels,
+                config.corrector_rates,
             )
         super().__init__({"segmenter": segmenter, "corrector": corrector}, fields, name=name)
+
+    @classmethod
+    def with_data(cls, fields, data):
+        own = fields.get(cls.registry_name, {})
+        rates = own.get("corrector_rates") or fitting_rates(DeepLabV3Plus, data.crop, CORRECTOR_STRIDE)
+        return fields | {cls.registry_name: own | {"corrector_rates": rates}}
 
     def make_optimizers(self):
         config = self.config
@@ -92,7 +105,7 @@ class ECS(Method):
         return tf.nn.softmax(self.corrector([S_BHWK, images_BHW3], training=False))[..., -1]
 
     def observe(self, images_BHW3, labels_BHW):
-        logits_BHWK = self.segmenter(images_BHW3, training=False)
+        logits_BHWK = self.predictor(images_BHW3, training=False)
         C_BHWK1 = tf.nn.softmax(self.corrector([tf.nn.softmax(logits_BHWK), images_BHW3], training=False))
         y_cor = self.correction_map(logits_BHWK, labels_BHW)
         likelihood_BHW = -pixel_cross_entropy(labels_BHW, logits_BHWK)
@@ -138,7 +151,7 @@ class ECS(Method):
             logits_l = self.segmenter(x_l, training=True)
             with tape.stop_recording():
                 of_corrector = self.update_corrector(x_l, logits_l, y_l, y_t)
-            L_ce = cross_entropy(y_l, logits_l)
+            L_ce = self.labeled_loss(y_l, logits_l)
             L_aux = cross_entropy(y_t, self.corrector([tf.nn.softmax(logits_l), x_l], training=True))
             L_sup = L_ce + config.lambda_cor * L_aux
         self.minimize("segmenter", L_sup, tape)
@@ -146,8 +159,9 @@ class ECS(Method):
         with tf.GradientTape(persistent=True) as tape:
             logits_u = self.segmenter(x_u, training=True)
             with tape.stop_recording():
-                j = tf.nn.softmax(self.corrector([tf.nn.softmax(logits_u), x_u], training=True))
-                y_p, kept_u = corrected(logits_u, j)
+                targets_u = self.target_logits(x_u, logits_u)
+                j = tf.nn.softmax(self.corrector([tf.nn.softmax(targets_u), x_u], training=True))
+                y_p, kept_u = corrected(targets_u, j)
                 gamma = config.gamma if config.loss == "nfl" else 0.0
                 sureness = tf.reduce_max(j, axis=-1) ** gamma
             L_ecs = mean_where(sureness * pixel_cross_entropy(y_p, logits_u), valid_u)
