@@ -65,14 +65,10 @@ class Method(keras.Model):
     """Whether a batch without unlabelled images is a mistake."""
     keeps_teacher = False
     """Whether it always has a mean teacher, which then is what predicts."""
-    least_unlabeled = 1
-    """How many unlabelled images of a step each device needs at least."""
     segmenting: tuple[str, ...] = ("segmenter",)
     """The networks that segment, by name: what `SegmenterConfig` says holds for them."""
     gating: tuple[str, ...] = ()
     """The networks by which classes are switched off, by name: a small change there may change a whole picture."""
-    unlabeled_sets = 1
-    """How many times `--unlabeled-batch-size` images a step takes from the unlabelled ones."""
     uses_weak = False
     """Whether it learns from image-level labels: `"weak"` and `"weak_classes"` of a batch."""
 
@@ -87,7 +83,7 @@ class Method(keras.Model):
             f"class_weights takes one number per class ({self.num_classes}), or none; got "
             f"{len(getattr(self.config, 'class_weights', ()))}",
         )
-        self.averaged = averaged_copy(self.segmenter) if self.averages_weights else None
+        self.averaged: Any = averaged_copy(self.segmenter) if self.averages_weights else None
         self.confusion = {
             variant or "mIoU": ConfusionMatrix(self.num_classes, name=variant or "mIoU") for variant in self.variants
         }
@@ -95,6 +91,16 @@ class Method(keras.Model):
         self.accumulate = 1
         self.measuring = threading.local()  # each replica has a thread
         self.built = True  # every network is functional, so there is nothing left to build
+
+    @property
+    def unlabeled_sets(self) -> int:
+        """How many times `--unlabeled-batch-size` images a step takes from the unlabelled ones."""
+        return 1
+
+    @property
+    def least_unlabeled(self) -> int:
+        """How many unlabelled images of a step each device needs at least."""
+        return 1
 
     # --- building from a configuration ---
 

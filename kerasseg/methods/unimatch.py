@@ -53,13 +53,16 @@ class UniMatch(Method):
     registry_name = "unimatch"
     Config = UniMatchConfig
     config: UniMatchConfig
-    unlabeled_sets = 2
 
     def __init__(self, segmenter, *, name=None, **fields):
         super().__init__({"segmenter": segmenter}, fields, name=name)
         self.random = keras.random.SeedGenerator(name="boxes")
         self.strong = StrongView(self.config)
         self.drop_channels = keras.layers.SpatialDropout2D(self.config.channel_dropout, name="drop_channels")
+
+    @property
+    def unlabeled_sets(self):
+        return 2
 
     def make_optimizers(self):
         return {"segmenter": self.segmenter_optimizer()}
