@@ -58,6 +58,8 @@ class RunConfig:
     these are prepared once in the directory TFDS_DATA_DIR, from the archives in TFDS_MANUAL_DIR."""
     labeled: str = "1/8"
     """Which training images are labelled: a fraction (1/8, 0.125), a count (45), all, or a file of image names."""
+    cover: bool = False
+    """Choose the labelled images so that every class is in as many of them as possible, rare classes first."""
     image_labels: str | None = None
     """Which of the others have image-level labels (mlmt learns from them): same forms as --labeled; or a .csv file of
     `image,class` lines."""
@@ -181,7 +183,8 @@ class RunConfig:
             return self.out
         dataset = Path(self.dataset).resolve().name
         labeled = Path(self.labeled).stem if Path(self.labeled).is_file() else self.labeled.replace("/", "-")
-        return Path("runs") / f"{dataset}_{self.method}_{labeled}_seed{self.seed}"
+        covering = "-cover" if self.cover else ""
+        return Path("runs") / f"{dataset}_{self.method}_{labeled}{covering}_seed{self.seed}"
 
 
 def with_groups(config: RunConfig, fields: dict[str, dict[str, Any]]) -> RunConfig:

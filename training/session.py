@@ -100,7 +100,7 @@ def assemble(config: RunConfig, strategy: tf.distribute.Strategy, resumed: bool 
     with together(strategy):
         dataset = dataset or open_dataset(config.dataset)
         split = open_split(config, dataset)
-        for warning in require_sound(dataset, split):
+        for warning in require_sound(dataset, split, config.cover):
             print(warning, file=sys.stderr)
     if len(set(gather(strategy, int(split.fingerprint[:7], 16)))) > 1:
         raise ValueError("the workers do not see the same images: give all of them the same --dataset and flags")
@@ -116,7 +116,7 @@ def open_split(config: RunConfig, dataset: Dataset) -> Split:
         return Split.load(config.folder / "split")
     if config.image_labels is not None and not config.method_class.uses_weak:
         raise ValueError(f"{config.method} has no use for --image-labels: leave it out, or use --method mlmt")
-    split = make_split(dataset, config.labeled, config.seed, config.image_labels)
+    split = make_split(dataset, config.labeled, config.seed, config.image_labels, config.cover)
     if config.method_class.needs_unlabeled and not split.without_masks:
         raise ValueError(
             f"{config.method} learns from unlabelled images, and --labeled {config.labeled} leaves none of "

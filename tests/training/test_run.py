@@ -250,6 +250,30 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(eager, dataset, tmp_path, 
     assert (out / "model.keras").read_bytes() == before
 
 
+def test_a_run_from_before_a_setting_existed_goes_on(eager, dataset, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(dataset, out, capsys, method="supervised", steps=1)[0] == 0
+    config = json.loads((out / "config.json").read_text())
+    assert config.pop("cover") is False and config["fields"]["supervised"].pop("freeze_batch_norm") is False
+    (out / "config.json").write_text(json.dumps(config))
+    assert train(dataset, out, capsys, "--resume", method="supervised", steps=1)[0] == 0
+    for flags, name in ((["--cover"], "cover"), (["--supervised.freeze-batch-norm"], "fields")):
+        status, _, err = train(dataset, out, capsys, "--resume", *flags, method="supervised", steps=1)
+        assert status == 2 and f"was started with other settings ({name})" in error_line(err)
+
+
+def test_cover_is_recorded_and_shapes_the_split(eager, dataset, tmp_path, capsys):
+    save(dataset / "labels/train/train_4.png", np.full((24, 32), 2))
+    for index in (0, 1, 2, 3, 5):
+        save(dataset / f"labels/train/train_{index}.png", np.full((24, 32), 1))
+    out = tmp_path / "run"
+    status, _, err = train(dataset, out, capsys, "--cover", method="supervised", steps=1)
+    assert status == 0 and json.loads((out / "config.json").read_text())["cover"] is True
+    assert "train_4" in (out / "split/labeled.txt").read_text().split()
+    assert "the 2 labelled images: there are more classes (3) than labelled images; label more\n" in err
+    assert run.RunConfig(cover=True, labeled="1/8").folder.name == "shapes_mlmt_1-8-cover_seed0"
+
+
 def test_a_folder_in_use_is_left_alone(dataset, tmp_path, capsys):
     out = tmp_path / "runs/run"
     with locked(out, user="training", remedy="choose another --out"):
