@@ -92,6 +92,10 @@ class RunConfig:
     """Random change of brightness, contrast, saturation and hue, 0 (none) to 1."""
     blur: float = 0.0
     """Largest standard deviation of a random Gaussian blur, pixels."""
+    rare_class_temperature: float | None = None
+    """Draw labelled crops by the classes they show, rare ones the more often the lower this is (DAFormer: 0.01)."""
+    copy_paste: float = 0.0
+    """Probability with which pixels of a rare class of another labelled picture are pasted onto a labelled crop."""
     batch_size: int = 8
     """Labelled images in a step, on all devices together."""
     unlabeled_batch_size: int | None = None
@@ -150,6 +154,10 @@ class RunConfig:
             raise ValueError(f"--head-dropout must be in 0..1 (below 1); got {self.head_dropout}")
         if self.output_stride not in (8, 16):
             raise ValueError(f"--output-stride must be 8 or 16; got {self.output_stride}")
+        if self.rare_class_temperature is not None and not 0 < self.rare_class_temperature < float("inf"):
+            raise ValueError(f"--rare-class-temperature must be above 0; got {self.rare_class_temperature}")
+        if not 0 <= self.copy_paste <= 1:
+            raise ValueError(f"--copy-paste must be a probability 0..1; got {self.copy_paste}")
         _ = self.augmentation  # checks its fields
 
     @property

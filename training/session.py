@@ -60,6 +60,8 @@ class Session:
             unlabeled_batch_size=self.unlabeled,
             seed=self.config.seed,
             start_step=start_step,
+            rare_class_temperature=self.config.rare_class_temperature,
+            copy_paste=self.config.copy_paste,
             **share,
         )
 
@@ -116,13 +118,7 @@ def open_split(config: RunConfig, dataset: Dataset) -> Split:
         return Split.load(config.folder / "split")
     if config.image_labels is not None and not config.method_class.uses_weak:
         raise ValueError(f"{config.method} has no use for --image-labels: leave it out, or use --method mlmt")
-    split = make_split(dataset, config.labeled, config.seed, config.image_labels, config.cover)
-    if config.method_class.needs_unlabeled and not split.without_masks:
-        raise ValueError(
-            f"{config.method} learns from unlabelled images, and --labeled {config.labeled} leaves none of "
-            f"{len(split.labeled)}: label fewer, or use --method supervised"
-        )
-    return split
+    return make_split(dataset, config.labeled, config.seed, config.image_labels, config.cover)
 
 
 def build_method(config: RunConfig, dataset: Dataset, split: Split, weights: str) -> Method:

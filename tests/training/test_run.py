@@ -210,7 +210,9 @@ def test_mistakes_are_answered_by_one_line(dataset, tmp_path, capsys):
         ),
         (["--backbone", "vgg"], "--backbone must be one of"),
         (["--recipe", "voc"], "there is no recipe 'voc': auto, or one that --list-recipes shows"),
-        (["--labeled", "all"], "learns from unlabelled images"),
+        (["--labeled", "names.txt", "--cover"], "--labeled names.txt: expected a fraction"),
+        (["--rare-class-temperature", "-1"], "--rare-class-temperature must be above 0; got -1"),
+        (["--copy-paste", "2"], "--copy-paste must be a probability 0..1; got 2"),
         (["--mlmt.tau", "1.5"], "tau is a probability"),
         (["--weights", str(tmp_path / "none.h5")], "weights must be 'imagenet', 'none' or an existing file"),
         (["--resume"], "holds no run to resume"),
@@ -260,6 +262,16 @@ def test_a_run_from_before_a_setting_existed_goes_on(eager, dataset, tmp_path, c
     for flags, name in ((["--cover"], "cover"), (["--supervised.freeze-batch-norm"], "fields")):
         status, _, err = train(dataset, out, capsys, "--resume", *flags, method="supervised", steps=1)
         assert status == 2 and f"was started with other settings ({name})" in error_line(err)
+
+
+def test_every_image_may_be_labelled_and_rare_classes_drawn(eager, dataset, tmp_path, capsys):
+    flags = ["--labeled", "all", "--rare-class-temperature", "0.01", "--copy-paste", "0.5"]
+    status, result, _ = train(dataset, tmp_path / "run", capsys, *flags, method="s4gan", steps=2)
+    assert status == 0 and result["finished"]
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert (config["rare_class_temperature"], config["copy_paste"]) == (0.01, 0.5)
+    assert (tmp_path / "run/split/unlabeled.txt").read_text() == ""
+    assert len((tmp_path / "run/split/labeled.txt").read_text().split()) == 6
 
 
 def test_cover_is_recorded_and_shapes_the_split(eager, dataset, tmp_path, capsys):
