@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from kerasseg.data import Augmentation
+from kerasseg.data.weighting import parse_class_weights
 from kerasseg.methods import METHODS, Method, MethodConfig
 from kerasseg.segmenters import BACKBONES, SEGMENTERS
 
@@ -96,6 +97,9 @@ class RunConfig:
     """Draw labelled crops by the classes they show, rare ones the more often the lower this is (DAFormer: 0.01)."""
     copy_paste: float = 0.0
     """Probability with which pixels of a rare class of another labelled picture are pasted onto a labelled crop."""
+    class_weights: str = "none"
+    """Weights of the classes in the labelled loss: none, inverse_log, effective_number, or a number for each class,
+    separated by commas."""
     batch_size: int = 8
     """Labelled images in a step, on all devices together."""
     unlabeled_batch_size: int | None = None
@@ -158,6 +162,7 @@ class RunConfig:
             raise ValueError(f"--rare-class-temperature must be above 0; got {self.rare_class_temperature}")
         if not 0 <= self.copy_paste <= 1:
             raise ValueError(f"--copy-paste must be a probability 0..1; got {self.copy_paste}")
+        parse_class_weights(self.class_weights)
         _ = self.augmentation  # checks its fields
 
     @property

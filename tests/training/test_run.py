@@ -18,6 +18,7 @@ from tests.data import archives
 from tests.data.folders import CLASSES, make_folder, save
 from tests.training.commands import TINY, call, error_line, train
 from training import callbacks, evaluate, run
+from training.run_folder import ADDED_SETTINGS
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Even though the `tf.config:UserWarning")]
 
@@ -212,6 +213,10 @@ def test_mistakes_are_answered_by_one_line(dataset, tmp_path, capsys):
         (["--recipe", "voc"], "there is no recipe 'voc': auto, or one that --list-recipes shows"),
         (["--labeled", "names.txt", "--cover"], "--labeled names.txt: expected a fraction"),
         (["--rare-class-temperature", "-1"], "--rare-class-temperature must be above 0; got -1"),
+        (
+            ["--class-weights", "1,-1,1"],
+            "--class-weights must be none, inverse_log, effective_number, or numbers 0 or more",
+        ),
         (["--copy-paste", "2"], "--copy-paste must be a probability 0..1; got 2"),
         (["--mlmt.tau", "1.5"], "tau is a probability"),
         (["--weights", str(tmp_path / "none.h5")], "weights must be 'imagenet', 'none' or an existing file"),
@@ -272,6 +277,10 @@ def test_every_image_may_be_labelled_and_rare_classes_drawn(eager, dataset, tmp_
     assert (config["rare_class_temperature"], config["copy_paste"]) == (0.01, 0.5)
     assert (tmp_path / "run/split/unlabeled.txt").read_text() == ""
     assert len((tmp_path / "run/split/labeled.txt").read_text().split()) == 6
+
+
+def test_what_older_runs_are_taken_to_have_had_are_the_defaults():
+    assert ADDED_SETTINGS.items() <= run.defaults(run.RunConfig).items()
 
 
 def test_cover_is_recorded_and_shapes_the_split(eager, dataset, tmp_path, capsys):
