@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from kerasseg.data import Augmentation
+from kerasseg.data.weighting import parse_class_weights
 from kerasseg.methods import METHODS, Method, MethodConfig
 from kerasseg.segmenters import BACKBONES, SEGMENTERS
 
@@ -58,6 +59,8 @@ class RunConfig:
     these are prepared once in the directory TFDS_DATA_DIR, from the archives in TFDS_MANUAL_DIR."""
     labeled: str = "1/8"
     """Which training images are labelled: a fraction (1/8, 0.125), a count (45), all, or a file of image names."""
+    cover: bool = False
+    """Choose the labelled images so that every class is in as many of them as possible, rare classes first."""
     image_labels: str | None = None
     """Which of the others have image-level labels (mlmt learns from them): same forms as --labeled; or a .csv file of
     `image,class` lines."""
@@ -93,6 +96,13 @@ class RunConfig:
     """Random change of brightness, contrast, saturation and hue, 0 (none) to 1."""
     blur: float = 0.0
     """Largest standard deviation of a random Gaussian blur, pixels."""
+    rare_class_temperature: float | None = None
+    """Draw labelled crops by the classes they show, rare ones the more often the lower this is (DAFormer: 0.01)."""
+    copy_paste: float = 0.0
+    """Probability with which pixels of a rare class of another labelled picture are pasted onto a labelled crop."""
+    class_weights: str = "none"
+    """Weights of the classes in the labelled loss: none, inverse_log, effective_number, or a number for each class,
+    separated by commas."""
     batch_size: int = 8
     """Labelled images in a step, on all devices together."""
     unlabeled_batch_size: int | None = None
@@ -154,6 +164,11 @@ class RunConfig:
             raise ValueError(f"--head-dropout must be in 0..1 (below 1); got {self.head_dropout}")
         if self.output_stride not in (8, 16):
             raise ValueError(f"--output-stride must be 8 or 16; got {self.output_stride}")
+        if self.rare_class_temperature is not None and not 0 < self.rare_class_temperature < float("inf"):
+            raise ValueError(f"--rare-class-temperature must be above 0; got {self.rare_class_temperature}")
+        if not 0 <= self.copy_paste <= 1:
+            raise ValueError(f"--copy-paste must be a probability 0..1; got {self.copy_paste}")
+        parse_class_weights(self.class_weights)
         _ = self.augmentation  # checks its fields
 
     @property
@@ -191,7 +206,8 @@ class RunConfig:
             return self.out
         dataset = Path(self.dataset).resolve().name
         labeled = Path(self.labeled).stem if Path(self.labeled).is_file() else self.labeled.replace("/", "-")
-        return Path("runs") / f"{dataset}_{self.method}_{labeled}_seed{self.seed}"
+        covering = "-cover" if self.cover else ""
+        return Path("runs") / f"{dataset}_{self.method}_{labeled}{covering}_seed{self.seed}"
 
 
 def with_groups(config: RunConfig, fields: dict[str, dict[str, Any]]) -> RunConfig:

@@ -20,7 +20,7 @@ import kerasseg  # noqa: F401 (first: it starts TensorFlow)
 # isort: on
 import tensorflow as tf
 
-from kerasseg.methods import Method
+from kerasseg.methods import METHODS, Method
 from kerasseg.segmenters import LoadedWeights
 from serving import cli
 from serving.files import locked, write_atomically
@@ -200,7 +200,8 @@ def open_folder(session: Session) -> dict[str, Any]:
     if config.resume:
         before = json.loads(path.read_text())
         free = ("versions", "commit", "command", "finished", "machine", "initial_weights")
-        changed = [key for key in sorted(settings) if key not in free and before.get(key) != settings[key]]
+        known = with_defaults(before)
+        changed = [key for key in sorted(settings) if key not in free and known.get(key) != settings[key]]
         if changed:
             raise ValueError(
                 f"{folder} was started with other settings ({', '.join(changed)}): resume with those, or start anew "
@@ -214,6 +215,19 @@ def open_folder(session: Session) -> dict[str, Any]:
         more = f"\n  all of them: {folder / 'weights.txt'}" if loaded.reinitialised or loaded.skipped else ""
         print(loaded.summary() + more, file=sys.stderr)
     return settings
+
+
+def with_defaults(before: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a config.json, and the defaults of those that did not exist when it was written."""
+    known = defaults(RunConfig) | before
+    groups = {name: defaults(METHODS[name].Config) | fields for name, fields in known.get("fields", {}).items()}
+    return known | {"fields": groups}
+
+
+def defaults(settings: type) -> dict[str, Any]:
+    """The default values of a dataclass as config.json has them."""
+    values = {field.name: field.default for field in dataclasses.fields(settings)}
+    return json.loads(json.dumps({k: v for k, v in values.items() if v is not dataclasses.MISSING}, default=str))
 
 
 def describe(session: Session) -> dict[str, Any]:

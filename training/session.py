@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from kerasseg.data import Augmentation, Dataset, Split, make_split, open_dataset, train_dataset
 from kerasseg.data.check import require_sound
+from kerasseg.data.weighting import resolve_class_weights
 from kerasseg.methods import Method, TrainingData
 from kerasseg.segmenters import SEGMENTERS, build_segmenter, dead_taps, fitting_rates
 from training.config import RunConfig
@@ -65,6 +66,8 @@ class Session:
                 unlabeled_batch_size=self.unlabeled,
                 seed=self.config.seed,
                 start_step=step,
+                rare_class_temperature=self.config.rare_class_temperature,
+                copy_paste=self.config.copy_paste,
                 **share,
             )
 
@@ -112,7 +115,7 @@ def assemble(config: RunConfig, strategy: tf.distribute.Strategy, resumed: bool 
     with together(strategy):
         dataset = dataset or open_dataset(config.dataset)
         split = open_split(config, dataset)
-        for warning in require_sound(dataset, split):
+        for warning in require_sound(dataset, split, config.cover):
             print(warning, file=sys.stderr)
     if len(set(gather(strategy, int(split.fingerprint[:7], 16)))) > 1:
         raise ValueError("the workers do not see the same images: give all of them the same --dataset and flags")
@@ -135,18 +138,17 @@ def open_split(config: RunConfig, dataset: Dataset) -> Split:
         return Split.load(config.folder / "split")
     if config.image_labels is not None and not config.method_class.uses_weak:
         raise ValueError(f"{config.method} has no use for --image-labels: leave it out, or use --method mlmt")
-    split = make_split(dataset, config.labeled, config.seed, config.image_labels)
-    if config.method_class.needs_unlabeled and not split.without_masks:
-        raise ValueError(
-            f"{config.method} learns from unlabelled images, and --labeled {config.labeled} leaves none of "
-            f"{len(split.labeled)}: label fewer, or use --method supervised"
-        )
-    return split
+    return make_split(dataset, config.labeled, config.seed, config.image_labels, config.cover)
 
 
 def build_method(config: RunConfig, dataset: Dataset, split: Split, weights: str) -> Method:
     """The networks and the method around them, not yet compiled; the segmenter starts from `weights`."""
     fields = config.method_class.with_data(config.method_fields, TrainingData(len(split.labeled), config.crop))
+    if class_weights := resolve_class_weights(config.class_weights, dataset, split):
+        fields = {
+            name: group | ({"class_weights": class_weights} if "class_weights" in group else {})
+            for name, group in fields.items()
+        }
     if config.branch_run is not None:
         branch = open_branch(config.branch_run, dataset, split)
         start = weights if config.resume else Run.read(config.branch_run).config["weights"]

@@ -66,6 +66,25 @@ def test_scale_and_crop_equal_resize_then_crop(scale):
         assert (resized_label[y : y + 16, x : x + 20] == label).all()
 
 
+@pytest.mark.parametrize("crop", [(16, 20), (40, 56), (61, 70)])
+def test_a_whole_picture_is_squeezed(crop):
+    """Antialiased where it gets smaller: every pixel counts. The scale does not."""
+    squeezed = tf.image.resize(IMAGE, crop, antialias=True).numpy()
+    rows, columns = ((np.arange(to) + 0.5) * of / to for to, of in zip(crop, LABEL.shape, strict=True))
+    nearest = LABEL[rows.astype(int)][:, columns.astype(int)]
+    for scale in ((0.5, 1.5), (3.0, 3.0)):
+        for image, label in views(3, crop=crop, whole=True, flip=False, scale=scale):
+            np.testing.assert_allclose(image, squeezed, atol=1e-3)
+            np.testing.assert_array_equal(label, nearest)
+    mirrored = [
+        np.allclose(image, squeezed[:, ::-1], atol=1e-3) and np.array_equal(label, nearest[:, ::-1])
+        for image, label in views(100, crop=crop, whole=True)
+    ]
+    assert 30 < sum(mirrored) < 70
+    image, _ = views(1, crop=crop, whole=True, flip=False, color_jitter=0.5, blur=2.0)[0]
+    assert np.abs(image - squeezed).mean() > 5
+
+
 def test_picture_and_label_stay_together():
     """The label's value is painted into the picture: wherever both are sharp, they must agree."""
     painted = (LABEL * 50)[..., None].repeat(3, -1)
