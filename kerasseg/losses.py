@@ -211,3 +211,37 @@ def conditional_entropy(latent_BHWL: tf.Tensor, one_hot_BHWK: tf.Tensor) -> tf.T
     P_L = tf.reduce_sum(P_KL, axis=0, keepdims=True)
     tiny = 1e-12  # P log P is 0 at 0
     return -tf.reduce_sum(P_KL * (tf.math.log(P_KL + tiny) - tf.math.log(P_L + tiny))) / replicas
+
+
+def focal_loss(
+    labels_BHW: tf.Tensor, logits_BHWK: tf.Tensor, gamma: float, class_weights_K: tf.Tensor | None = None
+) -> tf.Tensor:
+    """Mean over labelled pixels of -(1 - p)^gamma log p with p = softmax(logits)[label] (Lin et al. 2017,
+    arXiv:1708.02002): what is sure already counts less. Scalar, 0 or more; at gamma 0 it is `cross_entropy`.
+
+    Args:
+        class_weights_K: as in `cross_entropy`; both means have the same divisor.
+    """
+    if gamma == 0:
+        return cross_entropy(labels_BHW, logits_BHWK, class_weights_K)
+    weights_BHW = valid_pixels(labels_BHW)
+    if class_weights_K is not None:
+        weights_BHW *= tf.gather(class_weights_K, tf.where(labels_BHW == IGNORE_LABEL, 0, labels_BHW))
+    loss_BHW = pixel_cross_entropy(labels_BHW, logits_BHWK)
+    doubt_BHW = tf.maximum(1.0 - tf.exp(-loss_BHW), 1e-7)  # a power below 1 has no gradient at 0
+    return mean_where(doubt_BHW**gamma * loss_BHW, weights_BHW)
+
+
+def diffused_masks(one_hot_BHWK: tf.Tensor, S_BHWK: tf.Tensor, peak: float) -> tf.Tensor:
+    """Label maps as soft distributions ("Scale" of Luc et al. 2016, arXiv:1611.08408): the true class has the
+    probability max(peak, S), the others share the rest as a prediction has them; all zero where ignored. (B,H,W,K).
+
+    No gradient passes. With a peak of 1 the label maps stay as they are.
+    """
+    S_BHWK = tf.stop_gradient(tf.cast(S_BHWK, one_hot_BHWK.dtype))
+    predicted_BHW1 = tf.reduce_sum(S_BHWK * one_hot_BHWK, axis=-1, keepdims=True)
+    true_BHW1 = tf.maximum(predicted_BHW1, peak)
+    shares_BHWK = tf.math.divide_no_nan(S_BHWK, 1.0 - predicted_BHW1)
+    labeled_BHW1 = tf.reduce_sum(one_hot_BHWK, axis=-1, keepdims=True)
+    others_BHWK = labeled_BHW1 - one_hot_BHWK
+    return one_hot_BHWK * true_BHW1 + others_BHWK * shares_BHWK * (1.0 - true_BHW1)

@@ -181,3 +181,40 @@ def test_replicas_shares_add_up_to_the_loss_of_the_global_batch(two_replicas, rn
         return two_replicas.experimental_local_results(two_replicas.run(share))
 
     np.testing.assert_allclose(sum(share.numpy() for share in shares()), loss(tf.range(4)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_loss(logits, labels, gamma):
+    weights = np.array([1.0, 2.0, 3.0, 0.5], np.float32)
+    known = labels != 255
+    log_p = np.take_along_axis(log_softmax(logits), np.where(known, labels, 0)[..., None], axis=-1)[..., 0][known]
+    weight = weights[labels[known]]
+    expected = (weight * (1 - np.exp(log_p)) ** gamma * -log_p).sum() / weight.sum()
+    assert losses.focal_loss(labels, logits, gamma, weights).numpy() == pytest.approx(expected, rel=1e-4)
+    unweighted = ((1 - np.exp(log_p)) ** gamma * -log_p).mean()
+    assert losses.focal_loss(labels, logits, gamma).numpy() == pytest.approx(unweighted, rel=1e-4)
+    assert losses.focal_loss(np.full_like(labels, 255), logits, gamma).numpy() == 0
+
+
+def test_focal_loss_has_a_gradient_where_a_pixel_is_wholly_sure():
+    logits = tf.Variable([[[[200.0, 0.0]]]])
+    with tf.GradientTape() as tape:
+        loss = losses.focal_loss(tf.constant([[[0]]]), logits, 0.5)
+    np.testing.assert_array_equal(tape.gradient(loss, logits), np.zeros((1, 1, 1, 2)))
+
+
+def test_diffused_masks(logits, labels):
+    S = np.exp(log_softmax(logits))
+    truth = np.eye(K)[np.where(labels == 255, 0, labels)] * (labels != 255)[..., None]
+    masks = losses.diffused_masks(tf.constant(truth, tf.float32), tf.constant(S, tf.float32), 0.9).numpy()
+    for place in np.ndindex(labels.shape):
+        expected = np.zeros(K)
+        if (label := labels[place]) != 255:
+            expected = S[place] * (1 - max(0.9, S[place][label])) / (1 - S[place][label])
+            expected[label] = max(0.9, S[place][label])
+            assert masks[place].sum() == pytest.approx(1, abs=1e-5)
+        np.testing.assert_allclose(masks[place], expected, atol=1e-5)
+    hard = losses.diffused_masks(tf.constant(truth, tf.float32), tf.constant(S, tf.float32), 1.0)
+    np.testing.assert_allclose(hard, truth, atol=1e-7)
+    sure = tf.one_hot([[[0]]], K)
+    np.testing.assert_array_equal(losses.diffused_masks(sure, sure, 0.9), sure)

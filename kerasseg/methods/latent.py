@@ -161,7 +161,8 @@ class Latent(Method):
                 shown_l, shown_u = tf.concat([S_c_l, S_l_l], axis=0), tf.concat([S_c_u, S_l_u], axis=0)
                 valid_l, valid_u = (tf.concat([valid, valid], axis=0) for valid in (valid_l, valid_u))
             # Train mode, in which the discriminator gives the same. Each of its passes serves both networks' losses.
-            shown = Y_l, shown_l, zero_unless(valid_u, shown_u)
+            # A mask is all zero where it is ignored or padded; predictions are shown the same way, or that tells them.
+            shown = Y_l, zero_unless(valid_l, shown_l), zero_unless(valid_u, shown_u)
             D_Y, D_l, D_u = (self.discriminator(S, training=True)[..., 0] for S in shown)
 
             L_ce = self.labeled_loss(y_l, c_l)
