@@ -46,8 +46,8 @@ def jitter_colors(images_BHW3: tf.Tensor, draws_4B: tf.Tensor, amount: float, hu
         amount: the three factors are in 1 - amount .. 1 + amount; 0..1.
         hue: the turn is in -hue .. hue; 0..0.5.
     """
-    factors = 1.0 + amount * (2.0 * draws_4B[:3] - 1.0)
-    return adjust_colors(images_BHW3, *tf.unstack(factors, num=3), hue * (2.0 * draws_4B[3] - 1.0))
+    brightness_B, contrast_B, saturation_B = tf.unstack(1.0 + amount * (2.0 * draws_4B[:3] - 1.0), num=3)
+    return adjust_colors(images_BHW3, brightness_B, contrast_B, saturation_B, hue * (2.0 * draws_4B[3] - 1.0))
 
 
 def gaussian_blur(images_BHW3: tf.Tensor, sigma_B: tf.Tensor, largest_sigma: float) -> tf.Tensor:

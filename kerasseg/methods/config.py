@@ -33,8 +33,8 @@ class SegmenterConfig(MethodConfig):
     """Fields of every method that trains a segmenter: SGD with momentum as in the papers, or AdamW; poly schedule."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    """The segmenter's. AdamW made more of a short training (benchmarks/results/camvid.md), with a rate of 1e-3; SGD
-    there wants 5e-3 and a `head_multiplier` of 10."""
+    """The segmenter's. AdamW made more of a short training (benchmarks/results/before/camvid.md), with a rate of 1e-3;
+    SGD there wants 5e-3 and a `head_multiplier` of 10."""
     learning_rate: float = 2.5e-4
     """Initial rate of the segmenter's pretrained part."""
     head_multiplier: float = 10.0
