@@ -82,17 +82,36 @@ def cross_entropy(labels_BHW: tf.Tensor, logits_BHWK: tf.Tensor, class_weights_K
     return mean_where(pixel_cross_entropy(labels_BHW, logits_BHWK), weights_BHW)
 
 
-def hard_pixels(labels_BHW: tf.Tensor, logits_BHWK: tf.Tensor, threshold: float, at_least: int) -> tf.Tensor:
-    """The labelled pixels whose class has a probability of at most `threshold`, or the `at_least` hardest of them where
-    those are fewer (online hard example mining, arXiv:1604.03540); (B,H,W) bool.
+def hard_pixels(labels_BHW: tf.Tensor, logits_BHWK: tf.Tensor, threshold: float, at_least: float) -> tf.Tensor:
+    """The labelled pixels whose class has a probability of at most `threshold`, or the hardest ones where those are
+    fewer than the share `at_least` of all labelled pixels (online hard example mining, arXiv:1604.03540); (B,H,W) bool.
 
     Under `tf.distribute` each replica counts its own.
     """
     known_BHW = labels_BHW != IGNORE_LABEL
     loss_BHW = pixel_cross_entropy(labels_BHW, logits_BHWK)
     losses_N = tf.boolean_mask(loss_BHW, known_BHW)
-    hardest_N, _ = tf.math.top_k(losses_N, tf.minimum(at_least, tf.size(losses_N)))
+    count = tf.cast(tf.math.ceil(at_least * tf.cast(tf.size(losses_N), tf.float32)), tf.int32)
+    hardest_N, _ = tf.math.top_k(losses_N, tf.minimum(count, tf.size(losses_N)))
     return known_BHW & (loss_BHW >= tf.minimum(-tf.math.log(threshold), tf.reduce_min(hardest_N)))
+
+
+def dice_loss(labels_BHW: tf.Tensor, logits_BHWK: tf.Tensor) -> tf.Tensor:
+    """1 - mean over the classes of the batch of 2 sum(p t) / (sum(p) + sum(t)) over its labelled pixels, p the softmax
+    probability of a class and t whether the pixel is of it (Milletari et al. 2016, arXiv:1606.04797, with sums in place
+    of sums of squares); scalar, 0..1. A class without a pixel in the labels has no part in the mean.
+    """
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    Y_BHWK = one_hot(labels_BHW, logits_BHWK.shape[-1])
+    S_BHWK = zero_unless(labels_BHW != IGNORE_LABEL, tf.nn.softmax(tf.cast(logits_BHWK, tf.float32)))
+    both_K, S_K, Y_K = tf.unstack(
+        sum_over_replicas(tf.stack([tf.reduce_sum(x, axis=(0, 1, 2)) for x in (S_BHWK * Y_BHWK, S_BHWK, Y_BHWK)]))
+    )
+    present_K = tf.cast(Y_K > 0, tf.float32)
+    dice = tf.math.divide_no_nan(
+        tf.reduce_sum(present_K * tf.math.divide_no_nan(2.0 * both_K, S_K + Y_K)), tf.reduce_sum(present_K)
+    )
+    return tf.where(tf.reduce_any(Y_K > 0), 1.0 - dice, 0.0) / replicas
 
 
 def binary_cross_entropy(logits: tf.Tensor, target: float | tf.Tensor, weights: tf.Tensor | None = None) -> tf.Tensor:

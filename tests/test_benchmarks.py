@@ -2,23 +2,44 @@
 
 import asyncio
 import dataclasses
+import itertools
 import json
+import os
+import signal
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
+import tyro
 
-from benchmarks import comparison, gpu, input_pipeline, serving, step_profile, train_step
-from benchmarks.camvid import CAMVID
-from benchmarks.comparison import Training
-from benchmarks.shapes import SHAPES
-from kerasseg.methods.method import SegmenterConfig
+from benchmarks import (
+    comparison,
+    comparison_plot,
+    comparison_runs,
+    comparison_tables,
+    gpu,
+    input_pipeline,
+    serving,
+    step_profile,
+    train_step,
+)
+from benchmarks.comparison import ComparisonConfig
+from benchmarks.comparison_runs import Comparison, Training, of_method, settings_now, trainings
 from serving.engine import has_gpu
-from training.config import RunConfig
+from training.run import configuration
 
-MIOU = {"supervised": (0.50, 0.40), "s4gan": (0.51, 0.43), "mlmt": (0.52, 0.44), "unimatch": (0.55, 0.41)}
-METHODS = tuple(MIOU)
+MIOU = {
+    "supervised": (0.50, 0.40),
+    "s4gan": (0.51, 0.43),
+    "mlmt": (0.52, 0.44),
+    "unimatch": (0.55, 0.41),
+    "ecs": (0.54, 0.42),
+}
+METHODS = ("supervised", "s4gan", "mlmt", "unimatch")
+TWICE = 4
+"""Steps of the control with as many updates again."""
 
 
 @pytest.fixture
@@ -26,156 +47,428 @@ def benchmark(tmp_path, monkeypatch):
     """(configuration, the runs that were trained), with a training that only writes what a finished run leaves."""
     trained = []
 
-    def training(command, **_):
-        given = dict(zip(command[3::2], command[4::2], strict=True))
-        run = Training(given["--method"], given["--labeled"], int(given["--seed"]))
-        trained.append(run)
-        folder = run.folder(config)
-        if run.method == "mlmt":
-            s4gan = run._replace(method="s4gan").folder(config)
-            assert (s4gan / "model.keras").exists() and given["--branch-run"] == str(s4gan)
-        folder.mkdir(parents=True)
-        settings = dataclasses.asdict(RunConfig(method=run.method, dataset="camvid", labeled=run.labeled, steps=2))
-        branch = "s4gan" if run.method == "mlmt" else run.method
-        settings |= {"classes": [], "palette": [], "fields": {branch: dataclasses.asdict(SegmenterConfig())}}
-        settings |= {"split_fingerprint": "f", "commit": "c", "machine": "m", "versions": {}, "finished": True}
-        settings |= {"command": f"python -m training.run --dataset {config.dataset}"}
-        score = MIOU[run.method][run.seed] + (0.1 if run.labeled == "all" else 0)
-        result = {"mIoU": score, "without_gate": {"mIoU": MIOU["s4gan"][run.seed]}, "seconds": 9.0}
-        (folder / "config.json").write_text(json.dumps(settings, default=str))
-        (folder / "result.json").write_text(json.dumps(result))
-        found = {"error_detection_auc": 0.75 + 0.125 * run.seed, "expected_calibration_error": 0.1, "bins": []}
-        confidence = {"softmax": found} | ({"critic": found} if run.method == "s4gan" else {})
-        (folder / "diagnostics.json").write_text(json.dumps({"confidence": confidence}))
-        (folder / "model.keras").touch()
-        return subprocess.CompletedProcess(command, 0)
+    class Process:
+        """Of training.run, ended at once."""
 
-    monkeypatch.setattr(comparison.subprocess, "run", training)
-    results = tmp_path / "camvid.md"
-    results.write_text("before\n<!-- table -->\nan earlier table\n<!-- end of table -->\nafter\n")
-    config = dataclasses.replace(
-        CAMVID,
+        def __init__(self, command, **_):
+            given = {flag: value for flag, value in itertools.pairwise(command) if flag.startswith("--")}
+            out = Path(given["--out"])
+            run = Training(given["--method"], given["--labeled"], int(given["--seed"]), int(given["--steps"]))
+            run = run._replace(variant=out.name.partition("@")[2].partition("_")[0])
+            trained.append(run)
+            write_run(config, run, out, command)
+
+        def wait(self, timeout=None):
+            return 0
+
+    monkeypatch.setattr(comparison.subprocess, "Popen", Process)
+    monkeypatch.setattr(comparison_tables, "svg", lambda figure: b"")  # takes a second
+    config = Comparison(
         dataset=str(tmp_path / "camvid"),
         weights=tmp_path / "w.h5",
-        runs=tmp_path / "runs",
-        results=results,
+        train_images=367,
+        labeled="12",
+        more_labels=("all",),
+        cover=True,
+        steps=2,
+        classifier_steps=1,
         seeds=(0, 1),
         methods=METHODS,
-        more_labels=("all",),
+        runs=tmp_path / "runs",
+        results=tmp_path / "results",
     )
     return config, trained
 
 
+def write_run(config, run, folder, command):
+    """The folder of a finished run."""
+    if run.method == "mlmt":
+        assert Path(command[command.index("--branch-run") + 1], "model.keras").exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = settings_now(config, run) | {"classes": [], "palette": [], "dataset": config.dataset}
+    settings |= {"split_fingerprint": f"f{run.seed}", "commit": "c", "machine": "m", "versions": {}, "finished": True}
+    settings |= {"command": f"python -m training.run --dataset {config.dataset}"}
+    score = MIOU[run.method][run.seed % 10] + (0.1 if run.labeled == "all" else 0) + (0.02 if run.variant else 0)
+    other = {"without_gate": {"mIoU": MIOU["s4gan"][run.seed % 10]}} if run.method == "mlmt" else {}
+    if run.method == "supervised":
+        assert "--average-weights" in command
+        other = {"student": {"mIoU": score + (0.03 if run.steps == TWICE else 0)}}
+        score += 0.01
+    costs = {"steps": run.steps, "seconds": 1.5 * run.steps, "peak_memory_bytes": (1 + run.seed % 10) * 2**30}
+    (folder / "config.json").write_text(json.dumps(settings, default=str))
+    (folder / "result.json").write_text(json.dumps({"mIoU": score} | other | costs))
+    found = {"error_detection_auc": 0.75 + 0.125 * (run.seed % 10), "expected_calibration_error": 0.1, "bins": []}
+    confidence = {"softmax": found} | ({"critic": found} if run.method == "s4gan" else {})
+    (folder / "diagnostics.json").write_text(json.dumps({"confidence": confidence}))
+    (folder / "model.keras").touch()
+
+
+def change_kept(config, training, change):
+    """Rewrites what is kept of a run with what `change` does to it."""
+    path = training.kept(config)
+    kept = json.loads(path.read_text())
+    change(kept)
+    path.write_text(json.dumps(kept))
+
+
+def of(config, method, seed, labeled="12"):
+    return of_method(config, method, seed)._replace(labeled=labeled)
+
+
 def test_the_tables_compare_with_supervised_by_seed_and_with_more_labels(benchmark):
     config, _ = benchmark
-    assert comparison.main(config)["s4gan"] == pytest.approx(47)
-    text = config.results.read_text()
+    config.results.mkdir()
+    config.table.write_text("before\n<!-- table -->\nan earlier table\n<!-- end of table -->\nafter\n")
+    assert comparison.compare(config)["mIoU"]["s4gan"] == pytest.approx(47)
+    text = config.table.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "earlier" not in text
-    assert "| s4gan | 51.0 | 43.0 | 47.0 | 5.7 | +1.0 +3.0 (mean +2.0) | 9 |" in text
-    assert "| mlmt (gate on) | 52.0 | 44.0 | 48.0 | 5.7 | +2.0 +4.0 (mean +3.0) | 9 |" in text
-    assert (
-        "| 12 pictures | 50.0 | 40.0 | 45.0 | 7.1 |" in text and "| 367 pictures | 60.0 | 50.0 | 55.0 | 7.1 |" in text
-    )
-    assert "| s4gan | 0.750, 0.750 | 0.875, 0.875 |" in text
+    table = [line for line in text.splitlines() if line.startswith("| ")]
+    # s4gan gains 1 and 3 points: their standard error is 1; all labels gain 10.
+    assert table[2:8] == [
+        "| supervised | 50.0 | 40.0 | 45.0 | +0.0 +0.0 (mean +0.0 ± 0.0) | - | 1.50 | 2.0 |",
+        "| supervised, averaged weights | 51.0 | 41.0 | 46.0 | +1.0 +1.0 (mean +1.0 ± 0.0) | 10 % | 1.50 | 2.0 |",
+        "| supervised, twice the updates | 53.0 | 43.0 | 48.0 | +3.0 +3.0 (mean +3.0 ± 0.0) | 30 % | 1.50 | 2.0 |",
+        "| mlmt | 52.0 | 44.0 | 48.0 | +2.0 +4.0 (mean +3.0 ± 1.0) | 30 % | 2.25 | 2.0 |",
+        "| unimatch | 55.0 | 41.0 | 48.0 | +5.0 +1.0 (mean +3.0 ± 2.0) | 30 % | 1.50 | 2.0 |",
+        "| s4gan | 51.0 | 43.0 | 47.0 | +1.0 +3.0 (mean +2.0 ± 1.0) | 20 % | 1.50 | 2.0 |",
+    ]
+    assert "| 12 pictures | 50.0 | 40.0 | 45.0 |" in table and "| 367 pictures | 60.0 | 50.0 | 55.0 |" in table
+    assert "| gate off | 51.0 | 43.0 | 47.0 |" in table and "| difference | +1.0 | +1.0 | +1.0 ± 0.0 |" in table
+    assert "| s4gan | 0.750, 0.750 | 0.875, 0.875 |" in table
     assert text.count("0.750") == 2, "of the others there is no critic"
     assert config.dataset not in text
+    assert "python -m benchmarks.comparison DATASET --labeled 12 --cover" in text
     assert "--dataset DATASET --weights WEIGHTS" in text and "(camvid.svg)" in text
-    drawn = config.results.with_suffix(".svg").read_text()
+
+
+def test_the_plot_names_what_it_draws(benchmark):
+    config, _ = benchmark
+    few, full = {0: 50.0, 1: 40.0}, {0: 60.0}
+    figure = comparison_plot.labels_figure(config, {"12": few, "all": full}, {"supervised": few, "unimatch": full})
+    drawn = comparison_plot.svg(figure).decode()
     for word in ("unimatch", "labelled pictures (all but supervised: 12, side by side)", "367"):
         assert f"<!-- {word} -->" in drawn  # so matplotlib notes a text that it draws as paths
+    methods = {method: few for method in comparison_runs.METHODS}
+    points = comparison_plot.labels_figure(config, {"12": few}, methods).axes[0].containers
+    assert len({each.lines[0].get_marker() for each in points}) == len(methods), "two methods look alike"
 
 
-def test_the_tables_say_which_runs_are_to_come(benchmark, monkeypatch):
+def test_the_tables_say_which_runs_are_to_come(benchmark):
     config, _ = benchmark
-    comparison.main(config)
-    for path in (Training("s4gan", "12", 1).kept(config), Training("unimatch", "12", 0).kept(config)):
-        path.unlink()
+    comparison.compare(config)
+    for training in (of(config, "s4gan", 1), of(config, "unimatch", 0), of(config, "supervised", 0, "all")):
+        training.kept(config).unlink()
     for seed in config.seeds:
-        Training("mlmt", "12", seed).kept(config).unlink()
-    assert comparison.write_results(config).keys() == {"supervised", "s4gan", "unimatch"}
-    text = config.results.read_text()
+        of(config, "mlmt", seed).kept(config).unlink()
+    assert comparison_tables.write_results(config).keys() >= {"supervised", "s4gan", "unimatch"}
+    text = config.table.read_text()
     assert "| s4gan | 0.750, 0.750 | - |" in text
-    assert "| s4gan | 51.0 | - | 51.0 | - | +1.0 (mean +1.0) | 9 |" in text
-    assert "| unimatch | - | 41.0 | 41.0 | - | +1.0 (mean +1.0) | 9 |" in text
-    assert "mlmt" not in text.partition("```")[0]
+    assert "| s4gan | 51.0 | - | 51.0 | +1.0 (mean +1.0) | - | 1.50 | 1.0 |" in text
+    assert "| unimatch | - | 41.0 | 41.0 | +1.0 (mean +1.0) | 10 % | 1.50 | 2.0 |" in text
+    assert "| mlmt" not in text
+
+
+def test_the_tables_show_all_that_is_kept_whatever_was_asked_for_last(benchmark):
+    config, _ = benchmark
+    comparison.compare(config)
+    text = config.table.read_text()
+    comparison.compare(dataclasses.replace(config, methods=("supervised",), seeds=(0,)))
+    assert config.table.read_text() == text
+
+
+def test_the_share_that_is_closed_counts_the_seeds_that_all_have():
+    few, full = {0: 40.0, 1: 50.0, 2: 30.0}, {0: 60.0, 1: 60.0}
+    assert comparison_tables.closed_share({1: 55.0, 0: 56.0, 2: 90.0}, few, full) == pytest.approx(21 / 30)
+    assert comparison_tables.closed_share({2: 55.0}, few, full) is None
+    assert comparison_tables.closed_share({0: 55.0}, few, {0: 39.0}) is None, "more labels are worth nothing"
+
+
+def test_mean_and_standard_error():
+    assert comparison_tables.mean_and_error([1.0, 2.0, 6.0]) == "+3.0 ± 1.5"  # 7 / 3 under the root
+    assert comparison_tables.mean_and_error([-1.0]) == "-1.0" and comparison_tables.mean_and_error([]) == "-"
+
+
+def test_a_table_is_useful_early(benchmark):
+    config, trained = benchmark
+    config = dataclasses.replace(config, more_labels=("6", "all"))
+    comparison.compare(config)
+    first = [(method, labeled, 0) for method, labeled in [("supervised", "12"), ("supervised", "all")]]
+    first += [(method, "12", 0) for method in ("s4gan", "mlmt", "unimatch")]
+    second = [(method, labeled, 1) for method, labeled, _ in first]
+    assert [run[:3] for run in trained[:10]] == first + second
+    assert [(run.labeled, run.seed, run.steps) for run in trained[10:]] == [
+        *(("6", 0, 2), ("12", 0, TWICE)),
+        *(("6", 1, 2), ("12", 1, TWICE)),
+    ]
+
+
+def test_no_worker_waits_for_the_segmenter_of_mlmt(benchmark):
+    config, _ = benchmark
+    queue = comparison.Queue(dataclasses.replace(config, methods=("s4gan", "mlmt", "unimatch"), seeds=(0,)))
+    s4gan = queue.take()
+    assert s4gan.method == "s4gan"
+    assert queue.take().method == "unimatch", "mlmt cannot start yet"
+    assert queue.take() is None
+    queue.done(s4gan)
+    assert queue.take().method == "mlmt"
+
+
+def test_several_workers_train_everything_once(benchmark):
+    config, trained = benchmark
+    assert comparison.compare(config, jobs=2)["runs_to_come"] == 0
+    assert sorted(trained) == sorted(trainings(config))
 
 
 def test_kept_scores_stand_for_runs_that_are_gone(benchmark):
     config, trained = benchmark
-    comparison.main(config)
-    expected = [(method, "12", seed) for method in METHODS for seed in (0, 1)]
-    assert sorted(trained) == sorted(expected + [("supervised", "all", seed) for seed in (0, 1)])
-    kept = Training("supervised", "12", 1).kept(config).read_text()
-    assert json.loads(kept)["result"]["mIoU"] == 0.40 and config.dataset not in kept
+    comparison.compare(config)
+    assert len(trained) == 2 * (len(METHODS) + 2)
+    kept = of(config, "supervised", 1).kept(config).read_text()
+    assert json.loads(kept)["result"]["student"]["mIoU"] == 0.40 and config.dataset not in kept
 
     config.runs.rename(config.runs.with_name("gone"))
     trained.clear()
-    comparison.main(config)
+    comparison.compare(config)
     assert trained == []
 
     # The classifier of mlmt needs the segmenter of s4gan, not only its score.
-    Training("mlmt", "12", 1).kept(config).unlink()
-    comparison.main(config)
-    assert trained == [("s4gan", "12", 1), ("mlmt", "12", 1)]
+    of(config, "mlmt", 1).kept(config).unlink()
+    comparison.compare(config)
+    assert [run[:3] for run in trained] == [("s4gan", "12", 1), ("mlmt", "12", 1)]
 
 
-@pytest.mark.parametrize("name", ["backbone", "learning_rate"])
+@pytest.mark.parametrize("name", ["initial_weights", "split_fingerprint", "updates"])
 def test_scores_of_methods_with_other_segmenters_are_refused(benchmark, name):
     config, _ = benchmark
-    comparison.main(config)
-    for seed in config.seeds:
-        path = Training("supervised", "12", seed).kept(config)
-        kept = json.loads(path.read_text())
-        (kept["settings"] if name == "backbone" else kept["settings"]["fields"]["supervised"])[name] = "another"
-        path.write_text(json.dumps(kept))
-    with pytest.raises(ValueError, match=f"supervised and s4gan differ in {name}: delete"):
-        comparison.main(config)
+    config = dataclasses.replace(config, methods=("supervised", "ecs"), more_labels=("all",))
+    comparison.compare(config)
+    runs = {m: {s: json.loads(of(config, m, s).kept(config).read_text()) for s in (0, 1)} for m in config.methods}
+    for run in runs["ecs"].values():
+        if name == "updates":  # of a time when it always made two
+            del run["settings"]["fields"]["ecs"]["joint_update"]
+        else:
+            run["settings"][name] = "another"
+    words = f"supervised and ecs differ in {name}: delete"
+    with pytest.raises(ValueError, match="supervised had 2 updates, that of ecs 4" if name == "updates" else words):
+        comparison_runs.require_alike(runs)
 
 
-def test_scores_of_other_settings_are_refused(benchmark):
+def test_scores_of_other_seeds_settings_are_refused(benchmark):
     config, _ = benchmark
-    comparison.main(config)
-    path = Training("s4gan", "12", 1).kept(config)
-    path.write_text(path.read_text().replace('"steps": 2,', '"steps": 3,'))
-    with pytest.raises(ValueError, match="s4gan with seeds 0 and 1 differ in steps: delete"):
-        comparison.main(config)
+    comparison.compare(config)
+    change_kept(config, of(config, "s4gan", 1), lambda kept: kept["settings"]["fields"]["s4gan"].update(gamma=0.5))
+    with pytest.raises(ValueError, match="s4gan with seeds 0 and 1 differ in gamma: delete"):
+        comparison_tables.write_results(config)
+
+
+@pytest.mark.parametrize("name", ["cover", "backbone", "learning_rate", "average_weights", "a_field_no_longer_there"])
+def test_scores_of_settings_that_are_not_those_of_today_are_refused(benchmark, name):
+    config, trained = benchmark
+    comparison.compare(config)
+    trained.clear()
+
+    def change(kept):
+        settings = kept["settings"]
+        if name == "cover":  # from before there was such a thing
+            del settings["cover"]
+        elif name == "average_weights":
+            del kept["result"]["student"]
+        else:
+            (settings if name == "backbone" else settings["fields"]["supervised"])[name] = "another"
+
+    for seed in config.seeds:
+        change_kept(config, of(config, "supervised", seed), change)
+    with pytest.raises(ValueError, match=rf"seed0.json was run with other settings .* \({name}\)"):
+        comparison.compare(config)
+    assert not trained
+
+
+def test_settings_that_came_later_with_a_default_that_changes_nothing(benchmark):
+    config, _ = benchmark
+    comparison.compare(config)
+    text = config.table.read_text()
+
+    def older(kept):
+        del kept["settings"]["accumulate"], kept["settings"]["fields"]["supervised"]["freeze_batch_norm"]
+
+    for seed in config.seeds:
+        change_kept(config, of(config, "supervised", seed), older)
+    comparison_tables.write_results(config)
+    assert config.table.read_text() == text
+
+
+@pytest.mark.parametrize("method", ["supervised", "latent", "unimatch", "s4gan"])
+@pytest.mark.parametrize("dataset", ["shapes", "photographs"])
+def test_the_settings_of_now_are_those_of_the_command_line(benchmark, method, dataset):
+    config, _ = benchmark
+    config = dataclasses.replace(config, dataset=dataset, cover=False)
+    training = Training(method, "12", 0, 7)
+    flags = [flag for flag in training.flags(config) if flag != "--average-weights"] + ["--dataset", dataset]
+    default = configuration(flags)
+    run = tyro.cli(type(default), args=flags, default=default)
+    fields = comparison_runs.METHODS[method].with_split(run.method_fields, 12)
+    recorded = {name: getattr(run, name) for name in ("crop", "backbone", "labeled", "steps", "batch_size")}
+    recorded = json.loads(json.dumps(recorded | {"fields": fields}))
+    now = settings_now(config, training)
+    assert recorded == {name: now[name] for name in recorded}
+
+
+def test_a_run_that_failed_stops_no_other_and_is_reported(benchmark, monkeypatch):
+    config, trained = benchmark
+    working = comparison.subprocess.Popen
+
+    class Failing(working):
+        def __init__(self, command, **others):
+            if "s4gan" not in command:
+                super().__init__(command, **others)
+            self.status = 2 if "s4gan" in command else 0
+
+        def wait(self, timeout=None):
+            return self.status
+
+    monkeypatch.setattr(comparison.subprocess, "Popen", Failing)
+    with pytest.raises(
+        ValueError, match="2 runs failed, the first: s4gan_12_2steps_seed0 ended with exit status 2: see"
+    ):
+        comparison.compare(config)
+    assert {run.method for run in trained} == {"supervised", "unimatch"}, "mlmt has no segmenter to go on with"
+
+
+class Long:
+    """A run that goes on until it is stopped, and then ends as training.run does."""
+
+    def __init__(self, command, **_):
+        Long.commands.append(command)
+        self.status = None
+
+    def wait(self, timeout=None):
+        if self.status is None:
+            raise subprocess.TimeoutExpired("", timeout)
+        return self.status
+
+    def send_signal(self, number):
+        self.status = 128 + number
+
+
+def test_after_the_time_a_run_is_stopped_and_none_starts(benchmark, monkeypatch):
+    config, trained = benchmark
+    monkeypatch.setattr(Long, "commands", [], raising=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison.subprocess, "Popen", Long)
+        ended = comparison.compare(config, max_hours=0.1 / 3600)
+    assert ended["runs_to_come"] == 12 and "exit_status" not in ended
+    assert len(Long.commands) == 1 and "--resume" not in Long.commands[0]
+    assert comparison.compare(config, max_hours=1)["runs_to_come"] == 0, "the next call trains them"
 
 
 def test_a_run_that_was_stopped_is_resumed(benchmark, monkeypatch):
     config, _ = benchmark
-    run = Training("supervised", "12", 0)
-    folder = run.folder(config)
+    folder = of(config, "supervised", 0).folder(config)
     folder.mkdir(parents=True)
     settings = {"method": "", "dataset": "", "steps": 2, "classes": [], "palette": [], "split_fingerprint": ""}
     (folder / "config.json").write_text(json.dumps(settings))
-    commands = []
+    monkeypatch.setattr(Long, "commands", [], raising=False)
+    monkeypatch.setattr(comparison.subprocess, "Popen", Long)
+    comparison.compare(config, max_hours=0.1 / 3600)
+    assert [command[-1] for command in Long.commands] == ["--resume"]
 
-    def stopped(command, **_):
-        commands.append(command)
-        return subprocess.CompletedProcess(command, 130)
 
-    monkeypatch.setattr(comparison.subprocess, "run", stopped)
-    with pytest.raises(ValueError, match="exit status 130"):
-        comparison.train(config, run, [0])
-    assert commands[0][-1] == "--resume"
+def test_a_signal_stops_the_runs_and_is_the_exit_status(benchmark, monkeypatch):
+    config, _ = benchmark
+
+    class Interrupted(Long):
+        def __init__(self, command, **others):
+            super().__init__(command, **others)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Long, "commands", [], raising=False)
+    monkeypatch.setattr(comparison.subprocess, "Popen", Interrupted)
+    before = signal.getsignal(signal.SIGTERM)
+    assert comparison.compare(config)["exit_status"] == 128 + signal.SIGTERM
+    assert len(Long.commands) == 1 and signal.getsignal(signal.SIGTERM) == before
+
+
+def test_variants_are_compared_with_the_plain_run_of_their_seed(benchmark):
+    config, trained = benchmark
+    plain = dataclasses.replace(config, seeds=(10, 11), methods=("supervised", "unimatch"))
+    comparison.compare(plain)
+    assert len(trained) == 4, "no other labels on seeds for tuning"
+    low = dataclasses.replace(plain, methods=("unimatch",), variant="low", extra="--learning-rate 5e-4")
+    comparison.compare(low)
+    assert [run.variant for run in trained[4:]] == ["low", "low"]
+    kept = config.results / "camvid" / "tuning"
+    assert (kept / "unimatch@low_12_2steps_seed10.json").exists() and not config.table.exists()
+    table = kept.with_suffix(".md").read_text()
+    gained = "+2.0 +2.0 (mean +2.0 ± 0.0) | +7.0 +3.0 (mean +5.0 ± 2.0)"
+    assert f"| unimatch@low | `--learning-rate 5e-4` | 57.0 | 43.0 | 50.0 | {gained} |" in table
+    assert "| supervised | as in the recipe | 50.0 | 40.0 | 45.0 | - |" in table
+    with pytest.raises(ValueError, match="was run with --learning-rate 5e-4: choose another --variant"):
+        comparison.compare(dataclasses.replace(low, extra="--learning-rate 1e-4"))
+
+
+def test_one_table_of_all_datasets(benchmark):
+    config, _ = benchmark
+    with pytest.raises(ValueError, match="no scores of supervised yet"):
+        comparison_tables.write_summary(config.results)
+    comparison.compare(config)
+    comparison.compare(dataclasses.replace(config, dataset="msrc21", methods=("supervised", "unimatch"), seeds=(1,)))
+    about = config.results.with_suffix(".md")
+    about.write_text("A word.\n<!-- table -->\n<!-- end of table -->\n")
+    assert comparison.main(ComparisonConfig(summary=True, results=config.results)) == {"table": str(about)}
+    assert about.read_text().startswith("A word.\n")
+    rows = [line for line in about.read_text().splitlines() if line.startswith("| ")]
+    assert "[msrc21](comparison/msrc21.md), 12 of 367 labels | [camvid](comparison/camvid.md)" in rows[0]
+    assert rows[2:] == [
+        "| supervised | mIoU 40.0 % | mIoU 45.0 % | 1.50 | 2.0 |",
+        "| supervised, averaged weights | +1.0 | +1.0 ± 0.0 | 1.50 | 2.0 |",
+        "| supervised, twice the updates | +3.0 | +3.0 ± 0.0 | 1.50 | 2.0 |",
+        "| `mlmt` | - | **+3.0 ± 1.0** | - | - |",
+        "| `unimatch` | **+1.0** | **+3.0 ± 2.0** | 1.50 | 2.0 |",
+        "| `s4gan` | - | +2.0 ± 1.0 | - | - |",
+        "| supervised, all labels | +10.0 | +10.0 ± 0.0 | - | - |",
+    ]
 
 
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"methods": ("supervised", "mlmt")}, "give --methods s4gan too"),
         ({"methods": ("supervised", "cutmix")}, "--methods must be of supervised, .*; got cutmix"),
         ({"more_labels": ("12",)}, "further ones than the 12"),
+        ({"variant": "low", "extra": "--steps 3"}, "not reported: --seeds 10 or above"),
+        ({"variant": "low", "seeds": (10,)}, "goes with the flags"),
+        ({"variant": "a/b", "extra": "--steps 3", "seeds": (10,)}, "names a file"),
+        ({"seeds": (1, 10)}, "give one kind"),
+        ({"seeds": ()}, "one value at least"),
     ],
 )
-def test_impossible_requests(fields, message):
+def test_impossible_requests(benchmark, fields, message):
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(CAMVID, **fields)
+        dataclasses.replace(benchmark[0], **fields)
 
 
-def test_shapes_needs_no_data():
-    assert SHAPES.data_flags == {"--dataset": "shapes"}
-    assert SHAPES.count(SHAPES.labeled) / SHAPES.count("all") == 1 / 8
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"labeled": 0}, "--labeled must be at least 1"),
+        ({"more_labels": ("half",)}, "numbers of pictures, and all; got half"),
+        ({"dataset": "elsewhere"}, "--labeled N; it is known of msrc21, neu_seg, camvid, shapes only"),
+        ({}, "which dataset"),
+    ],
+)
+def test_impossible_flags(fields, message):
+    with pytest.raises(ValueError, match=message):
+        comparison.comparison(ComparisonConfig(**fields))
+
+
+def test_what_a_dataset_comes_to():
+    shapes = comparison.comparison(ComparisonConfig(dataset="shapes", cover=False))
+    assert shapes.data_flags == {"--dataset": "shapes"}
+    assert shapes.count(shapes.labeled) / shapes.count("all") == 1 / 8
+    assert shapes.more_labels == ("25", "100", "200", "all")
+    photographs = comparison.comparison(ComparisonConfig(dataset="a/msrc21"), train_images=150)
+    assert (photographs.labeled, photographs.more_labels) == ("42", ("21", "84", "all"))
+    assert (photographs.steps, photographs.classifier_steps, photographs.cover) == (1500, 750, True)
+    assert comparison.comparison(ComparisonConfig(dataset="msrc21", steps=100), 150).classifier_steps == 50
 
 
 def test_both_input_pipelines_give_the_same_kind_of_batch(tmp_path):

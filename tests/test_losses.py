@@ -52,19 +52,32 @@ def test_cross_entropy_is_the_mean_over_labelled_pixels(labels, logits):
     np.testing.assert_allclose(losses.cross_entropy(labels, logits), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("threshold, at_least", [(1.0, 1), (0.5, 1), (0.05, 1), (0.05, 40), (0.5, 10_000)], ids=str)
+@pytest.mark.parametrize("threshold, at_least", [(1.0, 0.01), (0.5, 0.01), (0.05, 0.5), (0.5, 1.0)], ids=str)
 def test_hard_pixels_are_the_unlikely_ones_and_enough(labels, logits, threshold, at_least):
     loss = -np.take_along_axis(log_softmax(logits), np.where(labels == 255, 0, labels)[..., None], axis=-1)[..., 0]
     known = labels != 255
     unlikely = known & (np.exp(-loss) <= threshold)
     hard = losses.hard_pixels(labels, logits, threshold, at_least).numpy()
-    assert hard.sum() == min(max(unlikely.sum(), at_least), known.sum())
+    assert hard.sum() == max(unlikely.sum(), np.ceil(at_least * known.sum()))
     assert not (hard & ~known).any() and (hard | ~unlikely).all()
     assert loss[hard].min() >= loss[known & ~hard].max(initial=0.0)
 
 
 def test_there_are_no_hard_pixels_where_all_are_ignored(labels, logits):
-    assert not losses.hard_pixels(np.full_like(labels, 255), logits, 0.7, 5).numpy().any()
+    assert not losses.hard_pixels(np.full_like(labels, 255), logits, 0.7, 0.5).numpy().any()
+
+
+def test_dice_counts_the_classes_of_the_labels_alike(labels, logits):
+    labels = np.where(labels == 1, 0, labels)  # no pixel is of class 1
+    p, t = np.exp(log_softmax(logits)), np.eye(logits.shape[-1])[np.where(labels == 255, 0, labels)]
+    p, t = (x * (labels != 255)[..., None] for x in (p, t))
+    present = [k for k in range(logits.shape[-1]) if t[..., k].any()]
+    assert 1 not in present and len(present) > 1
+    dice = [2 * (p * t)[..., k].sum() / (p[..., k].sum() + t[..., k].sum()) for k in present]
+    np.testing.assert_allclose(losses.dice_loss(labels, tf.constant(logits)), 1 - np.mean(dice), rtol=1e-5)
+    assert float(losses.dice_loss(np.full_like(labels, 255), tf.constant(logits))) == 0.0
+    perfect = tf.constant(100.0 * np.eye(logits.shape[-1], dtype=np.float32)[np.where(labels == 255, 0, labels)])
+    assert float(losses.dice_loss(labels, perfect)) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_cross_entropy_weights_classes(labels, logits):

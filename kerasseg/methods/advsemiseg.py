@@ -17,11 +17,12 @@ from kerasseg.losses import (
     valid_pixels,
     zero_unless,
 )
-from kerasseg.methods.method import AdversarialConfig, Method, require, require_shares, require_weights
+from kerasseg.methods.config import AdversarialConfig, PseudoLabelConfig, require, require_shares, require_weights
+from kerasseg.methods.method import Method
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdvSemiSegConfig(AdversarialConfig):
+class AdvSemiSegConfig(PseudoLabelConfig, AdversarialConfig):
     """Fields of AdvSemiSeg; the defaults are the paper's for PASCAL VOC (section 4)."""
 
     nesterov: bool = True
@@ -110,11 +111,13 @@ class AdvSemiSeg(Method):
             D_l = self.discriminator(zero_unless(valid_l, S_l), training=True)[..., 0]
             D_u = self.discriminator(zero_unless(valid_u, tf.nn.softmax(logits_u)), training=True)[..., 0]
 
-            L_ce = cross_entropy(y_l, logits_l)
+            L_ce = self.labeled_loss(y_l, logits_l)
             L_adv = binary_cross_entropy(D_l, 1.0, valid_l)
             L_adv_u = binary_cross_entropy(D_u, 1.0, valid_u)
             trusted_u = (tf.nn.sigmoid(D_u) > config.T_semi) & valid_u
-            L_semi = cross_entropy(pseudo_labels(logits_u, trusted_u), logits_u)
+            with tape.stop_recording():
+                targets_u = self.target_logits(x_u, logits_u)
+            L_semi = cross_entropy(pseudo_labels(targets_u, trusted_u), logits_u)
             L_S = (
                 L_ce
                 + config.lambda_adv * L_adv

@@ -24,11 +24,18 @@ from kerasseg.losses import (
     zero_unless,
 )
 from kerasseg.methods.class_swap import swap_classes
-from kerasseg.methods.method import AdversarialConfig, Method, require, require_shares, require_weights
+from kerasseg.methods.config import (
+    AdversarialConfig,
+    PseudoLabelConfig,
+    require,
+    require_shares,
+    require_weights,
+)
+from kerasseg.methods.method import Method
 
 
 @dataclass(frozen=True, kw_only=True)
-class DualGANConfig(AdversarialConfig):
+class DualGANConfig(PseudoLabelConfig, AdversarialConfig):
     """Fields of DualGAN; the defaults are the paper's for PASCAL VOC ("Implementation details")."""
 
     learning_rate: float = 1e-3
@@ -127,7 +134,7 @@ class DualGAN(Method):
         with tf.GradientTape(persistent=True) as tape:
             logits_l, logits_u = self.segment(x_l, x_u)  # train mode
             G_l, G_u = tf.nn.softmax(logits_l), tf.nn.softmax(logits_u)
-            L_G = terms["L_ce"] = cross_entropy(y_l, logits_l)
+            L_G = terms["L_ce"] = self.labeled_loss(y_l, logits_l)
             L_ad = 0.0
 
             # Train mode, in which the discriminators give the same. Each of their passes serves both networks' losses.
@@ -154,7 +161,9 @@ class DualGAN(Method):
                 if config.threshold != "static":
                     T = tf.nn.sigmoid(D1_u if config.threshold == "dynamic" else -D1_u)[..., tf.newaxis]
                 trusted_u = (tf.nn.sigmoid(D2_u) > T) & valid_u
-                terms["L_s"] = cross_entropy(pseudo_labels(logits_u, trusted_u), logits_u)
+                with tape.stop_recording():
+                    targets_u = self.target_logits(x_u, logits_u)
+                terms["L_s"] = cross_entropy(pseudo_labels(targets_u, trusted_u), logits_u)
                 terms["selected"] = mean_where(tf.cast(trusted_u, tf.float32), valid_u)
                 L_G += late * config.lambda_s * terms["L_s"]
             L_G += config.lambda_ad * L_ad

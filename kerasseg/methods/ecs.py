@@ -8,16 +8,19 @@ import numpy as np
 import tensorflow as tf
 
 from kerasseg.critics import build_corrector
+from kerasseg.critics.corrector import STRIDE as CORRECTOR_STRIDE
 from kerasseg.layers import register
 from kerasseg.losses import IGNORE_LABEL, cross_entropy, focal_loss, mean_where, one_hot, pixel_cross_entropy
 from kerasseg.methods.class_swap import swap_classes
-from kerasseg.methods.method import Method, SegmenterConfig, require, require_shares, require_weights
+from kerasseg.methods.config import PseudoLabelConfig, require, require_shares, require_weights
+from kerasseg.methods.method import Method
 from kerasseg.metrics import scores
 from kerasseg.optimizers import Adam, Poly
+from kerasseg.segmenters import DeepLabV3Plus, fitting_rates
 
 
 @dataclass(frozen=True, kw_only=True)
-class ECSConfig(SegmenterConfig):
+class ECSConfig(PseudoLabelConfig):
     """Fields of ECS; the defaults are the paper's for PASCAL VOC (section 4.4)."""
 
     steps: int = 22_000
@@ -58,6 +61,9 @@ class ECSConfig(SegmenterConfig):
     case. The paper starts from ImageNet, for which resnet34 has no published weights in Keras, but resnet50 has."""
     corrector_head_channels: int = 256
     """Width of the corrector's head."""
+    corrector_rates: tuple[int, ...] = ()
+    """Dilation rates of the corrector's head; none for the published ones. `training.run` puts in those that fit the
+    training crop."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -97,10 +103,17 @@ class ECS(Method):
                 config.corrector_backbone or segmenter.backbone,
                 config.corrector_weights,
                 config.corrector_head_channels,
+                config.corrector_rates,
             )
         super().__init__({"segmenter": segmenter, "corrector": corrector}, fields, name=name)
         if config.class_swap:
             self.random = keras.random.SeedGenerator(name="class_swap")
+
+    @classmethod
+    def with_data(cls, fields, data):
+        own = fields.get(cls.registry_name, {})
+        rates = own.get("corrector_rates") or fitting_rates(DeepLabV3Plus, data.crop, CORRECTOR_STRIDE)
+        return fields | {cls.registry_name: own | {"corrector_rates": rates}}
 
     def make_optimizers(self):
         config = self.config
@@ -120,7 +133,7 @@ class ECS(Method):
         return tf.nn.softmax(self.corrector([S_BHWK, images_BHW3], training=False))[..., -1]
 
     def observe(self, images_BHW3, labels_BHW):
-        logits_BHWK = self.segmenter(images_BHW3, training=False)
+        logits_BHWK = self.predictor(images_BHW3, training=False)
         C_BHWK1 = tf.nn.softmax(self.corrector([tf.nn.softmax(logits_BHWK), images_BHW3], training=False))
         y_cor = self.correction_map(logits_BHWK, labels_BHW)
         likelihood_BHW = -pixel_cross_entropy(labels_BHW, logits_BHWK)
@@ -169,7 +182,7 @@ class ECS(Method):
             S_l = tf.nn.softmax(logits_l)
             with tape.stop_recording():
                 corrector_terms = self.update_corrector(x_l, S_l, y_l, y_t)
-            L_ce = cross_entropy(y_l, logits_l)
+            L_ce = self.labeled_loss(y_l, logits_l)
             L_aux = cross_entropy(y_t, self.corrector([S_l, x_l], training=True))
             L_S = L_sup = L_ce + config.lambda_cor * L_aux
             terms = {"L_sup": L_sup, "L_ce": L_ce, "L_aux": L_aux} | corrector_terms
@@ -190,8 +203,9 @@ class ECS(Method):
         config = self.config
         logits_u = self.segmenter(x_u, training=True)
         with tape.stop_recording():
-            j = tf.nn.softmax(self.corrector([tf.nn.softmax(logits_u), x_u], training=True))
-            y_p, kept_u = corrected(logits_u, j)
+            targets_u = self.target_logits(x_u, logits_u)
+            j = tf.nn.softmax(self.corrector([tf.nn.softmax(targets_u), x_u], training=True))
+            y_p, kept_u = corrected(targets_u, j)
             gamma = config.gamma if config.loss == "nfl" else 0.0
             sureness = tf.reduce_max(j, axis=-1) ** gamma
         L_ecs = mean_where(sureness * pixel_cross_entropy(y_p, logits_u), valid_u)

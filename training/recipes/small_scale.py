@@ -4,12 +4,12 @@ from training.config import RunConfig
 from training.recipes.recipe import Fields, recipe, same_for_all
 
 
-@recipe(method="mlmt", measured="mIoU and times in benchmarks/results/shapes.md")
+@recipe(method="mlmt", measured="mIoU and times in benchmarks/results/before/shapes.md")
 def shapes(method: str) -> tuple[RunConfig, Fields]:
     """The built-in dataset from scratch, in minutes on two CPU cores.
 
     `python -m training.run --method mlmt`: 500 steps of s4gan, 500 of the classifier. Their mIoU without and with gate
-    and how long they take are in benchmarks/results/shapes.md.
+    and how long they take are in benchmarks/results/before/shapes.md.
     """
     config = RunConfig(
         method=method,
@@ -17,7 +17,7 @@ def shapes(method: str) -> tuple[RunConfig, Fields]:
         labeled="1/8",
         backbone="mobilenet_v2_c4",  # as good as the whole one here, and faster
         head_channels=64,
-        head_dropout=0.5,  # what benchmarks/results/shapes.md was measured with
+        head_dropout=0.5,  # what benchmarks/results/before/shapes.md was measured with
         weights="none",
         crop=(96, 128),
         scale=(1.0, 1.5),  # never smaller than the crop: padding would tell predictions from masks
@@ -29,16 +29,16 @@ def shapes(method: str) -> tuple[RunConfig, Fields]:
     return config, _small_scale(classifier_steps=500)
 
 
-@recipe(method="mlmt", needs={"--dataset": "a dataset folder"}, measured="mIoU in benchmarks/results/camvid.md")
+@recipe(method="mlmt", needs={"--dataset": "a dataset folder"}, measured="mIoU in benchmarks/results/before/camvid.md")
 def photos(method: str) -> tuple[RunConfig, Fields]:
     """A few labelled photographs, many unlabelled ones, a pretrained MobileNetV2, crops as a laptop can train them.
 
     `python -m training.run --method s4gan --dataset PATH --labeled 12`. What was measured on CamVid is in
-    benchmarks/results/camvid.md.
+    benchmarks/results/before/camvid.md.
     """
     config = RunConfig(
         method=method,
-        # This and AdamW learn faster than the full MobileNetV2 and SGD: see benchmarks/results/camvid.md.
+        # This and AdamW learn faster than the full MobileNetV2 and SGD: see benchmarks/results/before/camvid.md.
         backbone="mobilenet_v2_c4",
         head_channels=64,
         weights="imagenet",
@@ -82,7 +82,7 @@ def _small_scale(classifier_steps: int, optimizer: str = "sgd") -> Fields:
         ecs={
             "corrector_backbone": None,
             "corrector_head_channels": 64,
-            # The paper's 1e-4 is for 22,000 steps: in 1500 such a corrector learns to find nothing (camvid.md).
+            # The paper's 1e-4 is for 22,000 steps: in 1500 such a corrector learns to find nothing (before/camvid.md).
             "corrector_learning_rate": 1e-3,
             # The paper's two updates of the segmenter a step are twice the other methods'.
             "joint_update": True,

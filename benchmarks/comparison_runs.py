@@ -1,0 +1,389 @@
+"""What a comparison trains, in which order, and what it keeps of each run."""
+
+import dataclasses
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kerasseg.methods import METHODS
+from kerasseg.methods.method import SegmenterConfig
+from serving.files import write_atomically
+from training.compare import BASELINE, OF_A_MACHINE, OF_A_RUN, OF_THE_LOG
+from training.config import RunConfig, with_groups
+from training.recipes import choose
+from training.run_folder import Run
+
+TUNING_SEED = 10
+"""Seeds from here on are for choosing settings; the tables report those below."""
+METHOD_FLAGS = {
+    # One training gives the figures with and without averaged weights.
+    "supervised": ("--average-weights",),
+    # Its own second update of the segmenter would make twice as many as the other methods have.
+    "ecs": ("--ecs.joint-update",),
+}
+WHEN_MISSING = {"ecs": {"joint_update": False}}
+"""What a field meant before there was one, where that is not its default."""
+PLAIN = "student"
+"""The prediction of a run with averaged weights that is made without them."""
+
+Scores = dict[int, float]
+"""mIoU by seed, %."""
+KeptRuns = dict[int, dict[str, Any]]
+"""What is kept of the runs of one row, by seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What to train, and where things are."""
+
+    dataset: str
+    """shapes, or the path of a dataset folder."""
+    weights: Path | None = None
+    """Of the backbone; None for those of the recipe."""
+    train_images: int
+    """How many training pictures have a mask: what `all` of them are."""
+    labeled: str
+    """Labelled pictures of all methods."""
+    more_labels: tuple[str, ...]
+    """Further numbers of labelled pictures, for supervised."""
+    cover: bool
+    """Draw the labelled pictures so that they cover the classes."""
+    steps: int
+    """Of the segmenter's training."""
+    classifier_steps: int
+    """Of mlmt's classifier."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    methods: tuple[str, ...] = tuple(METHODS)
+    variant: str = ""
+    """What the methods are called that get the flags of `extra`."""
+    extra: str = ""
+    runs: Path = Path("runs/comparison")
+    results: Path = Path("benchmarks/results/comparison")
+
+    def __post_init__(self):
+        if unknown := set(self.methods) - set(METHODS):
+            raise ValueError(f"--methods must be of {', '.join(METHODS)}; got {', '.join(sorted(unknown))}")
+        if self.labeled in self.more_labels:
+            raise ValueError(f"--more-labels are further ones than the {self.labeled} of --labeled")
+        if bool(self.variant) != bool(self.extra):
+            raise ValueError('--variant NAME goes with the flags that it adds: --extra="--mlmt.tau 0.3"')
+        if not re.fullmatch(r"[\w.-]*", self.variant):
+            raise ValueError(f"--variant names a file: letters, digits, dots, - and _; got {self.variant!r}")
+        if not self.seeds or not self.methods:
+            raise ValueError("--seeds and --methods need one value at least")
+        tuning = [seed >= TUNING_SEED for seed in self.seeds]
+        if self.variant and not all(tuning):
+            raise ValueError(f"variants are tried on seeds that are not reported: --seeds {TUNING_SEED} or above")
+        if any(tuning) and not all(tuning):
+            raise ValueError(f"seeds below {TUNING_SEED} are reported, the others are for tuning: give one kind")
+
+    @property
+    def name(self) -> str:
+        return Path(self.dataset).resolve().name
+
+    @property
+    def tuning(self) -> bool:
+        return self.seeds[0] >= TUNING_SEED
+
+    @property
+    def table(self) -> Path:
+        """The file with the tables; the plot lies beside it."""
+        return self.results / f"{self.name}.md"
+
+    @property
+    def folder(self) -> Path:
+        """Where the scores of each run are kept."""
+        return self.results / self.name / ("tuning" if self.tuning else "")
+
+    def count(self, labeled: str) -> int:
+        """How many labelled pictures that is."""
+        return self.train_images if labeled == "all" else int(labeled)
+
+    @property
+    def data_flags(self) -> dict[str, str]:
+        """The flags that say where data and weights are."""
+        return {"--dataset": self.dataset} | ({"--weights": str(self.weights)} if self.weights else {})
+
+
+class Training(NamedTuple):
+    """One run of a comparison."""
+
+    method: str
+    labeled: str
+    seed: int
+    steps: int
+    variant: str = ""
+
+    @property
+    def row(self) -> str:
+        return f"{self.method}@{self.variant}" if self.variant else self.method
+
+    @property
+    def name(self) -> str:
+        return f"{self.row}_{self.labeled}_{self.steps}steps_seed{self.seed}"
+
+    def folder(self, config: Comparison) -> Path:
+        return config.runs / config.name / self.name
+
+    def kept(self, config: Comparison) -> Path:
+        """Where the scores of the run are kept, which stay when its folder is gone."""
+        return config.folder / f"{self.name}.json"
+
+    def finished(self, config: Comparison) -> bool:
+        folder = self.folder(config)
+        return (folder / "config.json").exists() and Run.read(folder).finished
+
+    def needs(self, config: Comparison) -> "Training | None":
+        """The run whose segmenter this one takes: the two branches of mlmt are trained separately, as in the paper."""
+        return Training("s4gan", self.labeled, self.seed, config.steps) if self.method == "mlmt" else None
+
+    def covers(self, config: Comparison) -> bool:
+        return config.cover and self.labeled != "all"
+
+    def flags(self, config: Comparison) -> list[str]:
+        """Its command line, less --dataset, --weights and --out."""
+        own = ["--method", self.method, "--labeled", self.labeled, "--seed", str(self.seed)]
+        own += ["--steps", str(self.steps), *METHOD_FLAGS.get(self.method, ())]
+        own += ["--cover"] if self.covers(config) else []
+        if needs := self.needs(config):
+            own += ["--branch-run", str(needs.folder(config))]
+        return own + (shlex.split(config.extra) if self.variant else [])
+
+
+# Which runs, in which order ---------------------------------------------------------------------------------
+
+
+def of_method(config: Comparison, method: str, seed: int) -> Training:
+    """A method's run with as many labels as all methods have."""
+    steps = config.classifier_steps if method == "mlmt" else config.steps
+    return Training(method, config.labeled, seed, steps, config.variant)
+
+
+def trainings(config: Comparison) -> list[Training]:
+    """All runs in the order in which a table needs them: seed by seed the methods and supervised with all labels, then
+    supervised with other numbers of labels and with twice as many updates."""
+    methods = sorted(config.methods, key=list(METHODS).index)
+    if config.tuning:
+        return [of_method(config, method, seed) for seed in config.seeds for method in methods]
+    rows, controls = [], []
+    for seed in config.seeds:
+        for method in methods:
+            rows.append(of_method(config, method, seed))
+            if method == BASELINE and "all" in config.more_labels:
+                rows.append(Training(BASELINE, "all", seed, config.steps))
+        if BASELINE in methods:
+            controls += [Training(BASELINE, labeled, seed, config.steps) for labeled in config.more_labels]
+            controls.append(Training(BASELINE, config.labeled, seed, 2 * config.steps))
+    return list(dict.fromkeys(rows + controls))
+
+
+def to_train(config: Comparison) -> list[Training]:
+    """The runs without kept scores, and before them those whose segmenter they take, where its folder is gone.
+
+    Raises:
+        ValueError: scores are kept of a run with other settings than it would have now.
+    """
+    found: dict[Training, None] = {}
+    for training in trainings(config):
+        kept = training.kept(config)
+        if kept.exists():
+            require_as_now(config, training, json.loads(kept.read_text()), kept)
+        else:
+            needs = training.needs(config)
+            if needs and not needs.finished(config):
+                found[needs] = None
+            found[training] = None
+    return list(found)
+
+
+# What is kept of them ---------------------------------------------------------------------------------------
+
+
+def keep(config: Comparison, training: Training) -> None:
+    """Keeps the settings and scores of a finished run, without the paths of the machine it ran on, and how far its
+    confidences are to be trusted.
+
+    Raises:
+        ValueError: it was run with other settings than it would be now.
+    """
+    run = Run.read_finished(training.folder(config))
+    settings = {key: value for key, value in run.config.items() if key not in OF_A_MACHINE}
+    day = date.fromtimestamp((run.folder / "result.json").stat().st_mtime)
+    confidence = {
+        name: {figure: summary[figure] for figure in ("error_detection_auc", "expected_calibration_error")}
+        for name, summary in (run.diagnostics or {}).get("confidence", {}).items()
+    }
+    scores = {"date": str(day), "settings": settings, "result": run.result, "confidence": confidence}
+    if training.variant:
+        scores["extra"] = config.extra
+    require_as_now(config, training, scores, run.folder)
+    path = training.kept(config)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(scores, indent=2) + "\n").encode())
+
+
+def seeds_kept(config: Comparison) -> list[int]:
+    """Those of the comparison, and further ones of which there are scores."""
+    found = {int(match[1]) for path in config.folder.glob("*.json") if (match := re.search(r"_seed(\d+)$", path.stem))}
+    return sorted(found | set(config.seeds))
+
+
+def read_kept(config: Comparison, method: str, labeled: str, steps: int) -> KeptRuns:
+    """What is kept of a method by seed; ValueError where it was not run with the same settings for all seeds, or where
+    they are not those of today."""
+    each = [Training(method, labeled, seed, steps) for seed in seeds_kept(config)]
+    runs = {one.seed: json.loads(one.kept(config).read_text()) for one in each if one.kept(config).exists()}
+    require_same_for_all_seeds(method, runs)
+    for one in each:
+        if one.seed in runs:
+            require_as_now(config, one, runs[one.seed], one.kept(config))
+    return runs
+
+
+def require_same_for_all_seeds(row: str, runs: KeptRuns) -> None:
+    for seed, run in runs.items():
+        first_seed, first = next(iter(runs.items()))
+        if changed := differing(settings_that_count(first["settings"]), settings_that_count(run["settings"])):
+            raise ValueError(
+                f"the kept scores of {row} with seeds {first_seed} and {seed} differ in {', '.join(changed)}: "
+                "delete those to be run again, and their run folders"
+            )
+
+
+def require_as_now(config: Comparison, training: Training, scores: dict[str, Any], where: Path) -> None:
+    """ValueError where a run had other settings than it would have if it started now. What the flags of a variant
+    change is not looked at: of them it must be the flags that are the same."""
+    if training.variant:
+        if scores["extra"] != config.extra:
+            raise ValueError(
+                f"{where} was run with {scores['extra']}: choose another --variant, or delete it and its run folder"
+            )
+        return
+    now = settings_now(config, training)
+    changed = differing(settings_that_count(scores["settings"]), now, everything=False)
+    if training.method == BASELINE and PLAIN not in scores["result"]:
+        changed.append("average_weights")
+    if changed:
+        raise ValueError(
+            f"{where} was run with other settings than it would be now ({', '.join(changed)}): delete it to run it "
+            "again, scores and run folder, or give the flags of then"
+        )
+
+
+def settings_now(config: Comparison, training: Training) -> dict[str, Any]:
+    """The settings that the run would record if it started now, as far as recipe and flags decide them."""
+    recipe, fields = choose("auto", training.method, config.dataset)
+    run = dataclasses.replace(with_groups(recipe, fields), labeled=training.labeled, steps=training.steps)
+    values = {entry.name: getattr(run, entry.name) for entry in dataclasses.fields(RunConfig)}
+    groups = METHODS[training.method].with_split(run.method_fields, config.count(training.labeled))
+    if training.method == "ecs":
+        groups["ecs"] = groups["ecs"] | {"joint_update": True}
+    if needs := training.needs(config):
+        groups["mlmt"] = groups["mlmt"] | {"branch": needs.method, "train_branch": False}
+        groups |= settings_now(config, needs)["fields"]
+    # Of the others it decides --average-weights or nothing, and is compared where it is recorded.
+    flags = {"cover": training.covers(config), "average_weights": training.method == BASELINE}
+    return settings_that_count(json.loads(json.dumps(values | flags | {"fields": groups}, default=str)))
+
+
+def settings_that_count(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The recorded settings that decide a result, and for those that are not recorded yet, because they came later,
+    the values that change nothing: the defaults of today.
+
+    The rate stands in the method's fields.
+    """
+    not_settings = {*OF_A_RUN, *OF_A_MACHINE, *OF_THE_LOG, "learning_rate"}
+    groups = {
+        name: defaults(METHODS[name].config_groups({})[name]) | WHEN_MISSING.get(name, {}) | own
+        for name, own in settings["fields"].items()
+    }
+    counted = {name: value for name, value in settings.items() if name not in not_settings}
+    later = {name: value for name, value in defaults(RunConfig).items() if name in DECIDING - not_settings}
+    return {"cover": False} | later | counted | {"fields": groups}
+
+
+DECIDING = {entry.name for entry in dataclasses.fields(RunConfig)} - {
+    *("out", "resume", "dry_run", "gradient_norms", "protocol", "protocol_settings", "checkpoint_every")
+}
+"""Fields of a run's configuration that config.json records."""
+
+
+def defaults(settings: type) -> dict[str, Any]:
+    """Default values of a dataclass' fields, as JSON has them."""
+    values = {entry.name: entry.default for entry in dataclasses.fields(settings)}
+    given = {name: value for name, value in values.items() if value is not dataclasses.MISSING}
+    return json.loads(json.dumps(given, default=str))
+
+
+def differing(settings: Mapping[str, Any], others: Mapping[str, Any], everything: bool = True) -> list[str]:
+    """Names of the settings with other values, sorted; fields of methods by their own names.
+
+    Args:
+        everything: also those that only one of them has; otherwise only fields of methods are compared so strictly.
+    """
+    names = settings.keys() | others.keys() if everything else settings.keys() & others.keys()
+    changed = set()
+    for name in names:
+        ours, theirs = settings.get(name), others.get(name)
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            changed |= set(differing(ours, theirs))
+        elif ours != theirs:
+            changed.add(name)
+    return sorted(changed)
+
+
+# What may stand in one table --------------------------------------------------------------------------------
+
+
+def require_alike(kept_runs: Mapping[str, KeptRuns]) -> None:
+    """ValueError unless all methods trained their segmenters with the same settings, with as many updates and, by seed,
+    on the same pictures."""
+    first, *others = kept_runs
+    for other in others:
+        ours, theirs = (first_settings(kept_runs[method]) for method in (first, other))
+        counts = [updates(settings, method) for settings, method in ((ours, first), (theirs, other))]
+        if counts[0] != counts[1]:
+            raise ValueError(
+                f"the segmenter of {first} had {counts[0]} updates, that of {other} {counts[1]}: no comparison of "
+                "methods; delete the kept scores of one, and their run folders"
+            )
+        changed = differing(of_the_segmenter(ours, first), of_the_segmenter(theirs, other))
+        seeds = kept_runs[first].keys() & kept_runs[other].keys()
+        splits = [
+            {s: kept_runs[method][s]["settings"]["split_fingerprint"] for s in seeds} for method in (first, other)
+        ]
+        if changed := changed + (["split_fingerprint"] if splits[0] != splits[1] else []):
+            raise ValueError(
+                f"the kept scores of {first} and {other} differ in {', '.join(changed)}: delete those to be run again, "
+                "and their run folders"
+            )
+
+
+def same_seeds_other_splits(runs: KeptRuns, others: KeptRuns) -> bool:
+    splits = (
+        [kept[seed]["settings"]["split_fingerprint"] for kept in (runs, others)] for seed in runs if seed in others
+    )
+    return any(ours != theirs for ours, theirs in splits)
+
+
+def first_settings(runs: KeptRuns) -> dict[str, Any]:
+    return settings_that_count(next(iter(runs.values()))["settings"])
+
+
+def updates(settings: Mapping[str, Any], method: str) -> int:
+    """How often the optimizer changed the segmenter."""
+    own = settings["fields"]["s4gan" if method == "mlmt" else method]
+    return own["steps"] * (2 if method == "ecs" and not own.get("joint_update") else 1)
+
+
+def of_the_segmenter(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """The settings that methods have to share for their difference to be the methods' own."""
+    of_the_method = ("method", "fields", "steps", "image_labels", "average_weights")
+    shared = {name: value for name, value in settings.items() if name not in of_the_method}
+    own = settings["fields"]["s4gan" if method == "mlmt" else method]
+    return shared | {entry.name: own[entry.name] for entry in dataclasses.fields(SegmenterConfig)}
