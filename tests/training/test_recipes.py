@@ -90,7 +90,8 @@ ECS = {
 LATENT = {"latent_classes": 20, "lambda_latent": 1.0, "lambda_adv": 0.01, "lambda_adv_unlabeled": 0.001}
 LATENT |= {"lambda_cons": 0.1, "cons_start": 0.25, **D}
 TWO = {"lambda_ad": 0.01, "lambda_s": 0.1, "semi_start": 0.25, "d2_structure": "stride16_up4", "d2_input": "maps", **D}
-UNIMATCH = {"lambda_s": 0.25, "lambda_fp": 0.5, "strength": 0.5, "channel_dropout": 0.5, "cutmix": 0.5}
+UNIMATCH = {"lambda_s": 0.25, "lambda_fp": 0.5, "channel_dropout": 0.5, "cutmix": 0.5}
+UNIMATCH |= {"jitter": 0.5, "hue": 0.25, "jitter_probability": 0.8, "grey_probability": 0.2, "blur_probability": 0.5}
 STREETS = {"gamma": 0.7, "discriminator_learning_rate": 1e-5}
 WHOLE, ANY = (0.5, 0.5), (0.5, 1.5)
 
