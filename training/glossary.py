@@ -10,6 +10,12 @@ METHODS = {
         "Learns from the labelled pictures alone. This is the baseline that the methods using unlabelled pictures "
         "have to beat."
     ),
+    "meanteacher": (
+        "Learns from the labelled pictures, and from the unlabelled ones through a teacher: a second copy of the network "
+        "whose weights are a running average of the student's. The teacher labels the unlabelled pictures as they are; "
+        "the student has to find these labels again in other colours and with a part of another picture pasted in. The "
+        "teacher is what predicts."
+    ),
     "advsemiseg": (
         "Learns from the labelled pictures, and from the unlabelled ones through a discriminator: a second network "
         "that scores, pixel by pixel and from 0 to 1, how much a segmentation resembles one drawn by hand. The "
@@ -192,8 +198,8 @@ TERMS = {
     ),
     "L_cons": Term(
         "consistency",
-        "how far student and teacher disagree about two versions of a picture (mlmt), or the two branches about an "
-        "unlabelled one (latent)",
+        "how far student and teacher disagree about two versions of a picture (mlmt, meanteacher), or the two branches "
+        "about an unlabelled one (latent)",
         "may rise while both begin to commit themselves, then stays small",
     ),
     "D_real": Term(
@@ -246,10 +252,20 @@ TERMS = {
         "share of the unlabelled pictures (s4gan) or pixels whose prediction passed the threshold, to be learned from",
         "comes to life as predictions improve; neither always 0 nor always 1",
     ),
+    "trust": Term(
+        "scores",
+        "how much of the teacher's labels of unlabelled pictures is learned, on average",
+        "rises as the teacher grows sure of its labels",
+    ),
     "val_mIoU": Term(
         "validation",
         "mean intersection over union on the validation pictures during training",
         "rises fast, then levels off; if it still rises where the segmenter's training ends, more steps would help",
+    ),
+    "val_mIoU_student": Term(
+        "validation",
+        "the same for the segmenter with its last weights, where an average of its weights is what predicts",
+        "lies below val_mIoU while the learning rate is high, and meets it at the end",
     ),
     "val_mIoU_without_gate": Term(
         "validation",

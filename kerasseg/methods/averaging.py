@@ -3,8 +3,10 @@
 import keras
 import tensorflow as tf
 
+from kerasseg.segmenters.weights import AVERAGED
 
-def averaged_copy(network: keras.Model, name: str = "averaged") -> keras.Model:
+
+def averaged_copy(network: keras.Model, name: str = AVERAGED) -> keras.Model:
     """A network of the same layers and weights that no optimizer trains."""
     copy = keras.models.clone_model(network)
     copy.set_weights(network.get_weights())

@@ -121,8 +121,12 @@ class ECS(Method):
         corrector = Adam(rate, beta_1=0.9, beta_2=0.99, l2=config.corrector_weight_decay)
         if config.corrector_only:
             return {"corrector": corrector}
-        updates = 1 if config.joint_update or config.lambda_ecs == 0 else 2
-        return {"segmenter": self.segmenter_optimizer(updates=updates), "corrector": corrector}
+        return {"segmenter": self.segmenter_optimizer(), "corrector": corrector}
+
+    @property
+    def main_updates(self):
+        config = self.config
+        return 1 if config.joint_update or config.lambda_ecs == 0 or config.corrector_only else 2
 
     @property
     def main_optimizer(self):

@@ -325,9 +325,14 @@ class Method(keras.Model):
     def get_compile_config(self):
         return None  # a saved model is for inference; training resumes from a checkpoint
 
-    def segmenter_optimizer(self, network: keras.Model | None = None, updates: int = 1) -> SGD | AdamW:
+    @property
+    def main_updates(self) -> int:
+        """How many updates by `main_optimizer` a step makes."""
+        return 1
+
+    def segmenter_optimizer(self, network: keras.Model | None = None) -> SGD | AdamW:
         """The optimizer that `SegmenterConfig` describes, for the segmenter or another `network`: all that is not of
-        the segmenter's backbone learns at the head's rate. `updates`: how many there are in a step."""
+        the segmenter's backbone learns at the head's rate."""
         config = self.config
         network = network or self.segmenter
         backbone = getattr(self.segmenter, "backbone", None)
@@ -336,7 +341,7 @@ class Method(keras.Model):
             1.0 if not backbone or variable.path in pretrained else config.head_multiplier
             for variable in network.trainable_variables
         ]
-        rate = Poly(config.learning_rate, updates * config.steps)
+        rate = Poly(config.learning_rate, self.main_updates * config.steps)
         if config.optimizer == "adamw":
             return AdamW(rate, weight_decay=config.weight_decay, multipliers=multipliers)
         return SGD(

@@ -17,6 +17,9 @@ import numpy as np
 LayerPath = tuple[str, ...]
 Layers = dict[LayerPath, list[np.ndarray]]
 
+AVERAGED = "averaged"
+"""The name of a segmenter's mean teacher, in a method that predicts with it."""
+
 
 @dataclass(frozen=True)
 class LoadedWeights:
@@ -145,6 +148,8 @@ def _read_archive(path: Path) -> Layers:
         model = keras.saving.load_model(path, compile=False)
         layers = {name: layer.get_weights() for name, layer in _layers(model)}
     segmenter = _segmenter_name(config)
+    if segmenter is not None and any(AVERAGED in name[:-1] for name in layers):
+        segmenter = AVERAGED
     return {name: arrays for name, arrays in layers.items() if segmenter is None or segmenter in name[:-1]}
 
 

@@ -208,8 +208,8 @@ def test_a_critic_of_pixels_and_logits_come_along(export, tmp_path):
     assert [tensor.name for tensor in artifact.info.outputs] == ["labels", "confidence", "reliability", "logits"]
     images_NHW3 = np.random.default_rng(0).integers(0, 256, (2, 33, 47, 3), np.uint8)
     outputs = Engine(artifact, "cpu").predict(images_NHW3)
-    probabilities = method(images_NHW3.astype(np.float32))
-    np.testing.assert_allclose(outputs["reliability"], method.reliability(images_NHW3, probabilities), atol=1e-5)
+    reliability = method.reliability(images_NHW3.astype(np.float32))
+    np.testing.assert_allclose(outputs["reliability"], reliability, atol=1e-5)
     assert np.ptp(outputs["reliability"]) > 1e-4
 
     # By windows, through the command.

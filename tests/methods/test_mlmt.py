@@ -41,12 +41,9 @@ class TestClassificationStage(TestSegmentationStage):
 
 def changes(method, update):
     """Names of the networks whose weights `update()` changes."""
-    networks = {
-        "segmenter": method.segmenter,
-        "discriminator": method.segmentation.discriminator,
-        "student": method.student,
-        "teacher": method.teacher,
-    }
+    branch = method.segmentation
+    networks = {name: getattr(branch, name) for name in branch.network_names}
+    networks |= {"student": method.student, "teacher": method.teacher}
     before = {name: network.get_weights() for name, network in networks.items()}
     update()
     return {
@@ -152,6 +149,16 @@ def test_any_method_may_train_the_segmenter(branch):
     images = np.random.default_rng(1).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
     S = np.asarray(method.segmentation(images))
     np.testing.assert_array_equal(method(images), S * np.float32([0, 1, 1]))
+
+
+def test_a_branch_of_two_updates_a_step_is_trained_to_its_end():
+    branch = METHODS["ecs"](tiny.segmenter(), tiny.judge(tiny.K + 1, "corrector"), steps=3)
+    method = MLMT(branch, tiny.classifier(), steps=1)
+    method.compile(run_eagerly=True)
+    data = tf.data.Dataset.from_tensors(tiny.batch(np.random.default_rng(0))).repeat()
+    assert "student" not in changes(method, lambda: fit(method, data, 3))
+    assert changes(method, lambda: fit(method, data, 1)) == {"student", "teacher"}
+    assert float(branch.main_optimizer.learning_rate) == 0.0
 
 
 def test_a_branch_has_to_be_another_method():

@@ -212,3 +212,14 @@ def test_the_stock_file_loads_into_the_dilated_backbone(backbone, layers, skippe
         if layer.weights:
             assert all(same(layer, stock.get_layer(layer.name)))
     assert len(segmenter.loaded_weights.loaded) == layers and len(segmenter.loaded_weights.skipped) == skipped
+
+
+@pytest.mark.parametrize("branch", [False, True], ids=["meanteacher", "mlmt on it"])
+def test_a_run_that_predicts_with_a_teacher_lends_the_teachers_weights(branch, tmp_path):
+    method = METHODS["meanteacher"](trained(build()))
+    method.averaged.set_weights([weight + 1.0 for weight in method.segmenter.get_weights()])
+    saved = METHODS["mlmt"](method) if branch else method
+    saved.save(tmp_path / "model.keras")
+    network = build()
+    load_weights(network, tmp_path / "model.keras")
+    assert all(same(network, method.averaged))

@@ -5,6 +5,8 @@ import pytest
 import tyro
 
 from kerasseg.methods import METHODS
+from kerasseg.segmenters import SEGMENTERS, fitting_rates
+from kerasseg.segmenters.segmenter import map_size
 from training.config import with_groups
 from training.recipes import RECIPES, choose, table
 from training.run import configuration
@@ -25,6 +27,23 @@ def test_every_recipe_configures_every_method(name, method):
 def test_auto_follows_the_dataset():
     assert choose("auto", "mlmt", "shapes") == RECIPES["shapes"]("mlmt")
     assert choose("auto", "mlmt", "some/folder") == RECIPES["photos"]("mlmt")
+
+
+def test_photos_takes_the_method_that_gains_most_where_none_is_named():
+    config, _ = choose("auto", None, "some/folder")
+    assert (config.method, config.recipe) == (RECIPES["photos"].method, "auto") == ("meanteacher", "auto")
+
+
+@pytest.mark.parametrize("segmenter", SEGMENTERS)
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_tap_of_every_dilated_convolution_learns_with_every_recipe(name, segmenter):
+    """Of the segmenter's head, of the corrector's, and of the backbone, which trades strides beyond 8 or 16 for
+    dilation: 4 or 2."""
+    config, _ = RECIPES[name]("ecs")
+    positions = min(map_size(config.crop, config.output_stride))
+    assert max(fitting_rates(SEGMENTERS[segmenter], config.crop, config.output_stride)) < positions
+    assert 32 // config.output_stride < positions
+    assert max(fitting_rates(SEGMENTERS["deeplab_v3plus"], config.crop, 16)) < min(map_size(config.crop, 16))
 
 
 def test_photos_trains_every_segmenter_alike():

@@ -29,12 +29,14 @@ def shapes(method: str) -> tuple[RunConfig, Fields]:
     return config, _small_scale(classifier_steps=500)
 
 
-@recipe(method="mlmt", needs={"--dataset": "a dataset folder"}, measured="mIoU in benchmarks/results/before/camvid.md")
+@recipe(
+    method="meanteacher", needs={"--dataset": "a dataset folder"}, measured="mIoU in benchmarks/results/comparison.md"
+)
 def photos(method: str) -> tuple[RunConfig, Fields]:
     """A few labelled photographs, many unlabelled ones, a pretrained MobileNetV2, crops as a laptop can train them.
 
-    `python -m training.run --method s4gan --dataset PATH --labeled 12`. What was measured on CamVid is in
-    benchmarks/results/before/camvid.md.
+    `python -m training.run --dataset PATH --labeled 42 --cover`. What every method makes of it is in
+    benchmarks/results/comparison.md.
     """
     config = RunConfig(
         method=method,
