@@ -154,4 +154,4 @@ def dead_taps(network: keras.Model, crop: Sequence[int]) -> dict[str, int]:
     size = max(2, min(map_size(crop, getattr(network, "output_stride", 16))))
     dilated = (layer for layer in network._flatten_layers() if isinstance(layer, AtrousConv2D | AtrousDepthwiseConv2D))
     reach = {layer.name: max(layer.dilation_rate) * (max(layer.kernel_size) // 2) for layer in dilated}
-    return {name: rate for name, rate in reach.items() if rate >= size}
+    return {name: rate for name, rate in sorted(reach.items(), key=lambda item: item[::-1]) if rate >= size}

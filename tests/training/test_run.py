@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tyro
 from PIL import Image
 
 from kerasseg.methods import METHODS
@@ -19,6 +20,7 @@ from tests.data.folders import CLASSES, make_folder, save
 from tests.training.commands import TINY, call, error_line, train
 from training import callbacks, evaluate, run
 from training.run_folder import ADDED_SETTINGS
+from training.session import assemble
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Even though the `tf.config:UserWarning")]
 
@@ -119,6 +121,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(dataset, tmp_path
         ("dualgan", {"L_D2", "L_s"}, ["--segmenter", "deeplab_v3plus", "--dualgan.d2-input", "maps_rgb"]),
         ("dualgan", {"L_D1", "L_D2", "L_s"}, ["--dualgan.use-d1", "--dualgan.threshold", "inverted"]),
         ("unimatch", {"L_s1", "L_fp"}, ["--segmenter", "deeplab_v2"]),
+        ("meanteacher", {"L_cons", "trust"}, ["--batch-size", "1", "--class-weights", "inverse_log"]),
     ],
 )
 def test_every_method_runs_from_the_command_line(eager, dataset, tmp_path, capsys, method, terms, flags):
@@ -268,6 +271,52 @@ def test_a_run_from_before_a_setting_existed_goes_on(eager, dataset, tmp_path, c
     for flags, name in ((["--cover"], "cover"), (["--supervised.freeze-batch-norm"], "fields")):
         status, _, err = train(dataset, out, capsys, "--resume", *flags, method="supervised", steps=1)
         assert status == 2 and f"was started with other settings ({name})" in error_line(err)
+
+
+def test_averaged_weights_are_evaluated_and_shown_beside_the_last_ones(eager, dataset, tmp_path, capsys):
+    out = tmp_path / "run"
+    flags = ["--average-weights", "--supervised.ema-decay", "0.9", "--learning-rate", "0.1"]
+    status, result, _ = train(dataset, out, capsys, *flags, method="supervised", steps=3)
+    assert status == 0 and set(result) >= {"mIoU", "student"}
+    stored = json.loads((out / "result.json").read_text())
+    assert stored["student"]["pixel_accuracy"] != stored["pixel_accuracy"]
+    method = keras.saving.load_model(out / "model.keras")
+    image = np.asarray(Image.open(next((dataset / "images/val").iterdir())))[None].astype(np.float32)
+    np.testing.assert_array_equal(method(image), tf.nn.softmax(method.averaged(image)))
+    assert lines(out)[-1]["val_mIoU_student"] == stored["student"]["mIoU"]
+    assert "mIoU of the averaged weights" in (out / "report.html").read_text()
+
+
+def test_taps_that_never_learn_are_said_at_the_start_and_in_the_report(eager, dataset, tmp_path, capsys):
+    out = tmp_path / "run"
+    status, _, err = train(dataset, out, capsys, "--rates", "1", "2", "6", method="supervised", steps=1)
+    assert status == 0
+    assert "warning: the outer taps of aspp_rate18_conv, 6 positions apart, never learn from crops of 24x32" in err
+    assert "The outer taps of aspp_rate12_conv, aspp_rate18_conv never learned" in (out / "report.html").read_text()
+    assert json.loads((out / "config.json").read_text())["rates"] == [1, 2, 6]
+    status, _, err = train(dataset, tmp_path / "fitting", capsys, method="supervised", steps=1)
+    assert status == 0 and "warning: the outer taps" not in err
+    assert json.loads((tmp_path / "fitting/config.json").read_text())["rates"] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("start_step", [0, 1, 3])
+def test_the_classifier_of_mlmt_learns_from_whole_images(dataset, start_step):
+    """Two steps on crops of a quarter of the image, then whole images squeezed to that size."""
+    save(dataset / "images/train/train_0.png", np.arange(24 * 32 * 3).reshape(24, 32, 3) % 251)
+    flags = ["--method", "mlmt", "--dataset", str(dataset), "--labeled", "all", "--steps", "2", *TINY]
+    flags += ["--scale", "1", "1", "--no-flip", "--crop", "12", "16", "--batch-size", "6"]
+    default = run.configuration(flags)
+    config = tyro.cli(type(default), args=flags, default=default)
+    session = assemble(config, tf.distribute.get_strategy())
+    squeezed = {
+        name: tf.image.resize(np.asarray(Image.open(dataset / f"images/train/{name}.png")), (12, 16), antialias=True)
+        for name in session.split.labeled
+    }
+    batches = iter(session.whole_batches(start_step))
+    for step in range(start_step, 4):
+        x, _ = next(batches)
+        whole = [any(np.allclose(image, each, atol=1.0) for each in squeezed.values()) for image in x["labeled"]]
+        assert all(whole) if step >= 2 else not all(whole), step
 
 
 def test_every_image_may_be_labelled_and_rare_classes_drawn(eager, dataset, tmp_path, capsys):
