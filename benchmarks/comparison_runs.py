@@ -353,11 +353,9 @@ def require_alike(kept_runs: Mapping[str, KeptRuns]) -> None:
                 "methods; delete the kept scores of one, and their run folders"
             )
         changed = differing(of_the_segmenter(ours, first), of_the_segmenter(theirs, other))
-        seeds = kept_runs[first].keys() & kept_runs[other].keys()
-        splits = [
-            {s: kept_runs[method][s]["settings"]["split_fingerprint"] for s in seeds} for method in (first, other)
-        ]
-        if changed := changed + (["split_fingerprint"] if splits[0] != splits[1] else []):
+        if same_seeds_other_splits(kept_runs[first], kept_runs[other]):
+            changed.append("split_fingerprint")
+        if changed:
             raise ValueError(
                 f"the kept scores of {first} and {other} differ in {', '.join(changed)}: delete those to be run again, "
                 "and their run folders"
@@ -365,19 +363,24 @@ def require_alike(kept_runs: Mapping[str, KeptRuns]) -> None:
 
 
 def same_seeds_other_splits(runs: KeptRuns, others: KeptRuns) -> bool:
-    splits = (
-        [kept[seed]["settings"]["split_fingerprint"] for kept in (runs, others)] for seed in runs if seed in others
-    )
-    return any(ours != theirs for ours, theirs in splits)
+    def split(kept: KeptRuns, seed: int) -> str:
+        return kept[seed]["settings"]["split_fingerprint"]
+
+    return any(split(runs, seed) != split(others, seed) for seed in runs.keys() & others.keys())
 
 
 def first_settings(runs: KeptRuns) -> dict[str, Any]:
     return settings_that_count(next(iter(runs.values()))["settings"])
 
 
+def segmenter_fields(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """Of the method that trained the segmenter: mlmt takes one of s4gan."""
+    return settings["fields"]["s4gan" if method == "mlmt" else method]
+
+
 def updates(settings: Mapping[str, Any], method: str) -> int:
     """How often the optimizer changed the segmenter."""
-    own = settings["fields"]["s4gan" if method == "mlmt" else method]
+    own = segmenter_fields(settings, method)
     return own["steps"] * (2 if method == "ecs" and not own.get("joint_update") else 1)
 
 
@@ -385,5 +388,5 @@ def of_the_segmenter(settings: Mapping[str, Any], method: str) -> dict[str, Any]
     """The settings that methods have to share for their difference to be the methods' own."""
     of_the_method = ("method", "fields", "steps", "image_labels", "average_weights")
     shared = {name: value for name, value in settings.items() if name not in of_the_method}
-    own = settings["fields"]["s4gan" if method == "mlmt" else method]
+    own = segmenter_fields(settings, method)
     return shared | {entry.name: own[entry.name] for entry in dataclasses.fields(SegmenterConfig)}
