@@ -103,7 +103,7 @@ class AdvSemiSeg(Step):
         logits_l, logits_u = self.segment(x_l, x_u)
         valid_l, valid_u = (y_l != IGNORE_LABEL).float()[:, None], valid_u[:, None]
         D_Y = self.discriminator(one_hot(y_l, self.classes))
-        D_l = self.discriminator(logits_l.softmax(1))
+        D_l = self.discriminator(logits_l.softmax(1) * valid_l)
         D_u = self.discriminator(logits_u.softmax(1) * valid_u)
 
         with torch.no_grad():

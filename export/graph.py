@@ -82,17 +82,14 @@ def serving_function(method: Method, logits: bool = False) -> tf.types.experimen
 
     @tf.function(input_signature=SIGNATURE)
     def serve(image):
-        images_NHW3 = tf.cast(image, tf.float32)
-        logits_NHWK = method.segmenter(images_NHW3, training=False)
-        predictions = method.variants_from(images_NHW3, tf.nn.softmax(logits_NHWK))
+        answer = method.infer(tf.cast(image, tf.float32))
         outputs = {
-            "labels": tf.cast(tf.argmax(predictions[""], axis=-1), tf.uint8),
-            "confidence": tf.cast(tf.reduce_max(predictions[""], axis=-1), tf.float32),
+            "labels": tf.cast(tf.argmax(answer.probabilities_BHWK, axis=-1), tf.uint8),
+            "confidence": tf.cast(tf.reduce_max(answer.probabilities_BHWK, axis=-1), tf.float32),
         }
-        reliability_NHW = method.reliability(images_NHW3, predictions[method.variants[-1]])
-        if reliability_NHW is not None:
-            outputs["reliability"] = reliability_NHW
-        return outputs | ({"logits": logits_NHWK} if logits else {})
+        if answer.reliability_BHW is not None:
+            outputs["reliability"] = answer.reliability_BHW
+        return outputs | ({"logits": answer.logits_BHWK} if logits else {})
 
     graph = serve.get_concrete_function().graph.as_graph_def()
     for node in [*graph.node, *(node for function in graph.library.function for node in function.node_def)]:

@@ -216,11 +216,9 @@ def reference(method: Method, logits: bool) -> Predictor:
     """What the trained model says, as `parity_report` wants it."""
 
     def predict(images_NHWC: np.ndarray) -> dict[str, np.ndarray]:
-        images_NHW3 = images_NHWC.astype(np.float32)
-        predictions = method.predictions(images_NHW3)
-        reliability_NHW = method.reliability(images_NHW3, predictions[method.variants[-1]])
-        said = {"probabilities": predictions[""], "reliability": reliability_NHW}
-        said |= {"logits": method.segmenter(images_NHW3, training=False)} if logits else {}
+        answer = method.infer(images_NHWC.astype(np.float32))
+        said = {"probabilities": answer.probabilities_BHWK, "reliability": answer.reliability_BHW}
+        said |= {"logits": answer.logits_BHWK} if logits else {}
         return {name: np.asarray(value) for name, value in said.items() if value is not None}
 
     return predict
@@ -264,7 +262,7 @@ def write_artifact(
     if config.precision == "fp16":
         graph = to_fp16(graph, kept=[getattr(method, network).name for network in method.gating])
     elif calibration is not None:
-        graph = to_int8(graph, calibration, method.segmenter.name)
+        graph = to_int8(graph, calibration, method.predictor.name)
     nodes = write_onnx(graph, folder / GRAPH_FILE, metadata)
     info = ModelInfo(
         **metadata | {"provenance": provenance | {"opset": OPSET, "nodes": nodes}},

@@ -82,17 +82,36 @@ def cross_entropy(labels_BHW: tf.Tensor, logits_BHWK: tf.Tensor, class_weights_K
     return mean_where(pixel_cross_entropy(labels_BHW, logits_BHWK), weights_BHW)
 
 
-def hard_pixels(labels_BHW: tf.Tensor, logits_BHWK: tf.Tensor, threshold: float, at_least: int) -> tf.Tensor:
-    """The labelled pixels whose class has a probability of at most `threshold`, or the `at_least` hardest of them where
-    those are fewer (online hard example mining, arXiv:1604.03540); (B,H,W) bool.
+def hard_pixels(labels_BHW: tf.Tensor, logits_BHWK: tf.Tensor, threshold: float, at_least: float) -> tf.Tensor:
+    """The labelled pixels whose class has a probability of at most `threshold`, or the hardest ones where those are
+    fewer than the share `at_least` of all labelled pixels (online hard example mining, arXiv:1604.03540); (B,H,W) bool.
 
     Under `tf.distribute` each replica counts its own.
     """
     known_BHW = labels_BHW != IGNORE_LABEL
     loss_BHW = pixel_cross_entropy(labels_BHW, logits_BHWK)
     losses_N = tf.boolean_mask(loss_BHW, known_BHW)
-    hardest_N, _ = tf.math.top_k(losses_N, tf.minimum(at_least, tf.size(losses_N)))
+    count = tf.cast(tf.math.ceil(at_least * tf.cast(tf.size(losses_N), tf.float32)), tf.int32)
+    hardest_N, _ = tf.math.top_k(losses_N, tf.minimum(count, tf.size(losses_N)))
     return known_BHW & (loss_BHW >= tf.minimum(-tf.math.log(threshold), tf.reduce_min(hardest_N)))
+
+
+def dice_loss(labels_BHW: tf.Tensor, logits_BHWK: tf.Tensor) -> tf.Tensor:
+    """1 - mean over the classes of the batch of 2 sum(p t) / (sum(p) + sum(t)) over its labelled pixels, p the softmax
+    probability of a class and t whether the pixel is of it (Milletari et al. 2016, arXiv:1606.04797, with sums in place
+    of sums of squares); scalar, 0..1. A class without a pixel in the labels has no part in the mean.
+    """
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    Y_BHWK = one_hot(labels_BHW, logits_BHWK.shape[-1])
+    S_BHWK = zero_unless(labels_BHW != IGNORE_LABEL, tf.nn.softmax(tf.cast(logits_BHWK, tf.float32)))
+    both_K, S_K, Y_K = tf.unstack(
+        sum_over_replicas(tf.stack([tf.reduce_sum(x, axis=(0, 1, 2)) for x in (S_BHWK * Y_BHWK, S_BHWK, Y_BHWK)]))
+    )
+    present_K = tf.cast(Y_K > 0, tf.float32)
+    dice = tf.math.divide_no_nan(
+        tf.reduce_sum(present_K * tf.math.divide_no_nan(2.0 * both_K, S_K + Y_K)), tf.reduce_sum(present_K)
+    )
+    return tf.where(tf.reduce_any(Y_K > 0), 1.0 - dice, 0.0) / replicas
 
 
 def binary_cross_entropy(logits: tf.Tensor, target: float | tf.Tensor, weights: tf.Tensor | None = None) -> tf.Tensor:
@@ -192,3 +211,37 @@ def conditional_entropy(latent_BHWL: tf.Tensor, one_hot_BHWK: tf.Tensor) -> tf.T
     P_L = tf.reduce_sum(P_KL, axis=0, keepdims=True)
     tiny = 1e-12  # P log P is 0 at 0
     return -tf.reduce_sum(P_KL * (tf.math.log(P_KL + tiny) - tf.math.log(P_L + tiny))) / replicas
+
+
+def focal_loss(
+    labels_BHW: tf.Tensor, logits_BHWK: tf.Tensor, gamma: float, class_weights_K: tf.Tensor | None = None
+) -> tf.Tensor:
+    """Mean over labelled pixels of -(1 - p)^gamma log p with p = softmax(logits)[label] (Lin et al. 2017,
+    arXiv:1708.02002): what is sure already counts less. Scalar, 0 or more; at gamma 0 it is `cross_entropy`.
+
+    Args:
+        class_weights_K: as in `cross_entropy`; both means have the same divisor.
+    """
+    if gamma == 0:
+        return cross_entropy(labels_BHW, logits_BHWK, class_weights_K)
+    weights_BHW = valid_pixels(labels_BHW)
+    if class_weights_K is not None:
+        weights_BHW *= tf.gather(class_weights_K, tf.where(labels_BHW == IGNORE_LABEL, 0, labels_BHW))
+    loss_BHW = pixel_cross_entropy(labels_BHW, logits_BHWK)
+    doubt_BHW = tf.maximum(1.0 - tf.exp(-loss_BHW), 1e-7)  # a power below 1 has no gradient at 0
+    return mean_where(doubt_BHW**gamma * loss_BHW, weights_BHW)
+
+
+def diffused_masks(one_hot_BHWK: tf.Tensor, S_BHWK: tf.Tensor, peak: float) -> tf.Tensor:
+    """Label maps as soft distributions ("Scale" of Luc et al. 2016, arXiv:1611.08408): the true class has the
+    probability max(peak, S), the others share the rest as a prediction has them; all zero where ignored. (B,H,W,K).
+
+    No gradient passes. With a peak of 1 the label maps stay as they are.
+    """
+    S_BHWK = tf.stop_gradient(tf.cast(S_BHWK, one_hot_BHWK.dtype))
+    predicted_BHW1 = tf.reduce_sum(S_BHWK * one_hot_BHWK, axis=-1, keepdims=True)
+    true_BHW1 = tf.maximum(predicted_BHW1, peak)
+    shares_BHWK = tf.math.divide_no_nan(S_BHWK, 1.0 - predicted_BHW1)
+    labeled_BHW1 = tf.reduce_sum(one_hot_BHWK, axis=-1, keepdims=True)
+    others_BHWK = labeled_BHW1 - one_hot_BHWK
+    return one_hot_BHWK * true_BHW1 + others_BHWK * shares_BHWK * (1.0 - true_BHW1)

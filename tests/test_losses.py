@@ -52,19 +52,32 @@ def test_cross_entropy_is_the_mean_over_labelled_pixels(labels, logits):
     np.testing.assert_allclose(losses.cross_entropy(labels, logits), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("threshold, at_least", [(1.0, 1), (0.5, 1), (0.05, 1), (0.05, 40), (0.5, 10_000)], ids=str)
+@pytest.mark.parametrize("threshold, at_least", [(1.0, 0.01), (0.5, 0.01), (0.05, 0.5), (0.5, 1.0)], ids=str)
 def test_hard_pixels_are_the_unlikely_ones_and_enough(labels, logits, threshold, at_least):
     loss = -np.take_along_axis(log_softmax(logits), np.where(labels == 255, 0, labels)[..., None], axis=-1)[..., 0]
     known = labels != 255
     unlikely = known & (np.exp(-loss) <= threshold)
     hard = losses.hard_pixels(labels, logits, threshold, at_least).numpy()
-    assert hard.sum() == min(max(unlikely.sum(), at_least), known.sum())
+    assert hard.sum() == max(unlikely.sum(), np.ceil(at_least * known.sum()))
     assert not (hard & ~known).any() and (hard | ~unlikely).all()
     assert loss[hard].min() >= loss[known & ~hard].max(initial=0.0)
 
 
 def test_there_are_no_hard_pixels_where_all_are_ignored(labels, logits):
-    assert not losses.hard_pixels(np.full_like(labels, 255), logits, 0.7, 5).numpy().any()
+    assert not losses.hard_pixels(np.full_like(labels, 255), logits, 0.7, 0.5).numpy().any()
+
+
+def test_dice_counts_the_classes_of_the_labels_alike(labels, logits):
+    labels = np.where(labels == 1, 0, labels)  # no pixel is of class 1
+    p, t = np.exp(log_softmax(logits)), np.eye(logits.shape[-1])[np.where(labels == 255, 0, labels)]
+    p, t = (x * (labels != 255)[..., None] for x in (p, t))
+    present = [k for k in range(logits.shape[-1]) if t[..., k].any()]
+    assert 1 not in present and len(present) > 1
+    dice = [2 * (p * t)[..., k].sum() / (p[..., k].sum() + t[..., k].sum()) for k in present]
+    np.testing.assert_allclose(losses.dice_loss(labels, tf.constant(logits)), 1 - np.mean(dice), rtol=1e-5)
+    assert float(losses.dice_loss(np.full_like(labels, 255), tf.constant(logits))) == 0.0
+    perfect = tf.constant(100.0 * np.eye(logits.shape[-1], dtype=np.float32)[np.where(labels == 255, 0, labels)])
+    assert float(losses.dice_loss(labels, perfect)) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_cross_entropy_weights_classes(labels, logits):
@@ -168,3 +181,40 @@ def test_replicas_shares_add_up_to_the_loss_of_the_global_batch(two_replicas, rn
         return two_replicas.experimental_local_results(two_replicas.run(share))
 
     np.testing.assert_allclose(sum(share.numpy() for share in shares()), loss(tf.range(4)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_loss(logits, labels, gamma):
+    weights = np.array([1.0, 2.0, 3.0, 0.5], np.float32)
+    known = labels != 255
+    log_p = np.take_along_axis(log_softmax(logits), np.where(known, labels, 0)[..., None], axis=-1)[..., 0][known]
+    weight = weights[labels[known]]
+    expected = (weight * (1 - np.exp(log_p)) ** gamma * -log_p).sum() / weight.sum()
+    assert losses.focal_loss(labels, logits, gamma, weights).numpy() == pytest.approx(expected, rel=1e-4)
+    unweighted = ((1 - np.exp(log_p)) ** gamma * -log_p).mean()
+    assert losses.focal_loss(labels, logits, gamma).numpy() == pytest.approx(unweighted, rel=1e-4)
+    assert losses.focal_loss(np.full_like(labels, 255), logits, gamma).numpy() == 0
+
+
+def test_focal_loss_has_a_gradient_where_a_pixel_is_wholly_sure():
+    logits = tf.Variable([[[[200.0, 0.0]]]])
+    with tf.GradientTape() as tape:
+        loss = losses.focal_loss(tf.constant([[[0]]]), logits, 0.5)
+    np.testing.assert_array_equal(tape.gradient(loss, logits), np.zeros((1, 1, 1, 2)))
+
+
+def test_diffused_masks(logits, labels):
+    S = np.exp(log_softmax(logits))
+    truth = np.eye(K)[np.where(labels == 255, 0, labels)] * (labels != 255)[..., None]
+    masks = losses.diffused_masks(tf.constant(truth, tf.float32), tf.constant(S, tf.float32), 0.9).numpy()
+    for place in np.ndindex(labels.shape):
+        expected = np.zeros(K)
+        if (label := labels[place]) != 255:
+            expected = S[place] * (1 - max(0.9, S[place][label])) / (1 - S[place][label])
+            expected[label] = max(0.9, S[place][label])
+            assert masks[place].sum() == pytest.approx(1, abs=1e-5)
+        np.testing.assert_allclose(masks[place], expected, atol=1e-5)
+    hard = losses.diffused_masks(tf.constant(truth, tf.float32), tf.constant(S, tf.float32), 1.0)
+    np.testing.assert_allclose(hard, truth, atol=1e-7)
+    sure = tf.one_hot([[[0]]], K)
+    np.testing.assert_array_equal(losses.diffused_masks(sure, sure, 0.9), sure)

@@ -24,13 +24,17 @@ class CheckData:
     seed: int = 0
     """The seed of that choice."""
 
+    cover: bool = False
+    """Choose the images of --labeled so that every class is in as many of them as possible, rare classes first."""
+
 
 def main(config: CheckData) -> dict:
     """Tells every problem on stderr; returns the counts, with exit status 2 where there is an error."""
     known = str(config.path) in DATASETS
     inspection = inspect_dataset(open_dataset(config.path)) if known else inspect_folder(config.path)
     if config.labeled is not None and not inspection.errors:
-        inspection.add_split(make_split(open_dataset(config.path), config.labeled, config.seed))
+        split = make_split(open_dataset(config.path), config.labeled, config.seed, cover=config.cover)
+        inspection.add_split(split, config.cover)
     for problem in inspection.problems:
         print(problem, file=sys.stderr)
     errors = len(inspection.errors)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from kerasseg.data import Augmentation
+from kerasseg.data.weighting import parse_class_weights
 from kerasseg.methods import METHODS, Method, MethodConfig
 from kerasseg.segmenters import BACKBONES, SEGMENTERS
 
@@ -52,12 +53,14 @@ class RunConfig:
     """Settings of a run. Those of the method itself are flags of their own, such as --s4gan.gamma."""
 
     method: str = "mlmt"
-    """supervised, advsemiseg, s4gan, mlmt, ecs, latent, dualgan or unimatch."""
+    """supervised, meanteacher, advsemiseg, s4gan, mlmt, ecs, latent, dualgan or unimatch."""
     dataset: str = "shapes"
     """The built-in shapes, the path of a dataset folder, or voc2012, pascal_context, cityscapes, oxford_iiit_pet:
     these are prepared once in the directory TFDS_DATA_DIR, from the archives in TFDS_MANUAL_DIR."""
     labeled: str = "1/8"
     """Which training images are labelled: a fraction (1/8, 0.125), a count (45), all, or a file of image names."""
+    cover: bool = False
+    """Choose the labelled images so that every class is in as many of them as possible, rare classes first."""
     image_labels: str | None = None
     """Which of the others have image-level labels (mlmt learns from them): same forms as --labeled; or a .csv file of
     `image,class` lines."""
@@ -76,6 +79,9 @@ class RunConfig:
     """Width of deeplab_v3plus' head; None for the paper's 256. deeplab_v2's head has no width."""
     head_dropout: float = 0.1
     """Share of the values that deeplab_v3plus' head drops while training; deeplab_v2's drops none."""
+    rates: tuple[int, ...] | None = None
+    """Dilation of the head's 3x3 convolutions, in positions of the backbone's last map: three for deeplab_v3plus, four
+    for deeplab_v2. None for the published ones where the crop has room for them, and smaller ones where not."""
     weights: str = "imagenet"
     """imagenet (of the backbone: Keras' own, from its cache or the network), none, or a file with weights of the
     backbone or of a whole segmenter: .keras (a run's model.keras, say), .weights.h5 or .h5."""
@@ -90,6 +96,13 @@ class RunConfig:
     """Random change of brightness, contrast, saturation and hue, 0 (none) to 1."""
     blur: float = 0.0
     """Largest standard deviation of a random Gaussian blur, pixels."""
+    rare_class_temperature: float | None = None
+    """Draw labelled crops by the classes they show, rare ones the more often the lower this is (DAFormer: 0.01)."""
+    copy_paste: float = 0.0
+    """Probability with which pixels of a rare class of another labelled picture are pasted onto a labelled crop."""
+    class_weights: str = "none"
+    """Weights of the classes in the labelled loss: none, inverse_log, effective_number, or a number for each class,
+    separated by commas."""
     batch_size: int = 8
     """Labelled images in a step, on all devices together."""
     unlabeled_batch_size: int | None = None
@@ -98,6 +111,9 @@ class RunConfig:
     """Training steps, in place of --METHOD.steps; for mlmt of each of its two branches."""
     learning_rate: float | None = None
     """Initial learning rate of the segmenter, in place of --METHOD.learning-rate."""
+    average_weights: bool = False
+    """Evaluate and export an average of the segmenter's weights over the last steps, in place of the last weights. The
+    report shows both."""
 
     branch_run: Path | None = None
     """For mlmt: the finished run whose segmenter gets a classifier; the segmenter is left as it is."""
@@ -148,6 +164,11 @@ class RunConfig:
             raise ValueError(f"--head-dropout must be in 0..1 (below 1); got {self.head_dropout}")
         if self.output_stride not in (8, 16):
             raise ValueError(f"--output-stride must be 8 or 16; got {self.output_stride}")
+        if self.rare_class_temperature is not None and not 0 < self.rare_class_temperature < float("inf"):
+            raise ValueError(f"--rare-class-temperature must be above 0; got {self.rare_class_temperature}")
+        if not 0 <= self.copy_paste <= 1:
+            raise ValueError(f"--copy-paste must be a probability 0..1; got {self.copy_paste}")
+        parse_class_weights(self.class_weights)
         _ = self.augmentation  # checks its fields
 
     @property
@@ -167,9 +188,13 @@ class RunConfig:
         return {name: fields | self.shared(group) for name, (group, fields) in groups.items()}
 
     def shared(self, group: type[MethodConfig]) -> dict[str, Any]:
-        """--steps and --learning-rate where they are given and the group has such a field."""
+        """--steps, --learning-rate and --average-weights where they are given and the group has such a field."""
         known = {entry.name for entry in dataclasses.fields(group)}
-        values = {"steps": self.steps, "learning_rate": self.learning_rate}
+        values = {
+            "steps": self.steps,
+            "learning_rate": self.learning_rate,
+            "average_weights": self.average_weights or None,
+        }
         return {key: value for key, value in values.items() if value is not None and key in known}
 
     groups: ClassVar[dict[str, MethodConfig]] = {}
@@ -181,7 +206,8 @@ class RunConfig:
             return self.out
         dataset = Path(self.dataset).resolve().name
         labeled = Path(self.labeled).stem if Path(self.labeled).is_file() else self.labeled.replace("/", "-")
-        return Path("runs") / f"{dataset}_{self.method}_{labeled}_seed{self.seed}"
+        covering = "-cover" if self.cover else ""
+        return Path("runs") / f"{dataset}_{self.method}_{labeled}{covering}_seed{self.seed}"
 
 
 def with_groups(config: RunConfig, fields: dict[str, dict[str, Any]]) -> RunConfig:
@@ -201,6 +227,6 @@ def with_groups(config: RunConfig, fields: dict[str, dict[str, Any]]) -> RunConf
     )
     # A recipe's steps and learning rate become the groups' defaults, which --steps and --learning-rate override.
     values = {entry.name: getattr(config, entry.name) for entry in dataclasses.fields(RunConfig)}
-    values |= {"steps": None, "learning_rate": None}
+    values |= {"steps": None, "learning_rate": None, "average_weights": False}
     groups = {name: group(**config.shared(group) | fields.get(name, {})) for name, group in classes.items()}
     return extended(**values, **groups)

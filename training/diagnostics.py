@@ -55,14 +55,12 @@ def diagnose(method: Method, dataset: Dataset, split: Split) -> dict[str, Any]:
 
     @tf.function(input_signature=any_size)
     def predict(images_BHW3, labels_BHW):
-        predictions = method.predictions(images_BHW3)
-        S_BHWK = predictions[""]
-        confidence = {"softmax": tf.reduce_max(S_BHWK, axis=-1)}
-        reliability_BHW = method.reliability(images_BHW3, predictions[method.variants[-1]])
-        if reliability_BHW is not None:
-            confidence["critic"] = reliability_BHW
+        answer = method.infer(images_BHW3)
+        confidence = {"softmax": tf.reduce_max(answer.probabilities_BHWK, axis=-1)}
+        if answer.reliability_BHW is not None:
+            confidence["critic"] = answer.reliability_BHW
         observed = method.observe(images_BHW3, labels_BHW)
-        return tf.argmax(S_BHWK, axis=-1, output_type=tf.int32), confidence, observed
+        return tf.argmax(answer.probabilities_BHWK, axis=-1, output_type=tf.int32), confidence, observed
 
     def measure(images: tf.data.Dataset) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """({"confidence": ...}, what the method observed)."""

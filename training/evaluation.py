@@ -101,8 +101,7 @@ class Measurement:
     def _count(self, images_1HW3, labels_1HW) -> None:
         """Adds one image to the confusion matrix (K,K) of each prediction."""
         images_1HW3, labels_1HW = self.protocol.prepare(images_1HW3, labels_1HW)
-        S_1HWK = self.protocol.segment(self.method, images_1HW3)
-        for variant, probabilities in self.method.variants_from(images_1HW3, S_1HWK).items():
+        for variant, probabilities in self.method.predictions(images_1HW3, self.protocol.segment).items():
             prediction_1HW = tf.argmax(probabilities, axis=-1)
             self.counts[variant].assign_add(count_pixels(labels_1HW, prediction_1HW, len(self.classes)))
 
@@ -163,7 +162,7 @@ def find_min_pixels(
     confusions = [ConfusionMatrix(dataset.num_classes) for _ in candidates]
     for images_1HW3, labels_1HW in eval_dataset(dataset, split):
         images_1HW3, labels_1HW = protocol.prepare(images_1HW3, labels_1HW)
-        S_1HWK = protocol.segment(method, images_1HW3)
+        S_1HWK = protocol.segment(method.class_probabilities, images_1HW3)
         pixels_1K = predicted_pixels(S_1HWK)
         for confusion, least in zip(confusions, candidates, strict=True):
             confusion.update_state(labels_1HW, tf.argmax(gated(S_1HWK, pixels_1K >= least), axis=-1))
@@ -185,8 +184,8 @@ class Examples:
     def _predict(self, images_BHW3):
         predictions = self.method.predictions(images_BHW3)
         labels = {name: tf.argmax(probabilities, axis=-1) for name, probabilities in predictions.items()}
-        judged = predictions[self.method.variants[-1]]
-        return labels, self.method.scores(images_BHW3, judged), self.method.reliability(images_BHW3, judged)
+        answer = self.method.infer(images_BHW3)
+        return labels, self.method.scores(images_BHW3, answer.segmentation_BHWK), answer.reliability_BHW
 
     def some(self, count: int):
         """Yields, of up to `count` pictures, (name, image uint8 (H,W,3), truth (H,W), {variant: label map (H,W)},

@@ -4,16 +4,18 @@ Legend: H, W size of a picture; h, w of a window; N windows; K classes.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import tensorflow as tf
 
 from kerasseg.data.augment import PAD_VALUE
-from kerasseg.methods import Method
 from serving.windows import corners, steps
 from training.config import one_of
+
+Predict = Callable[[tf.Tensor], tf.Tensor]
+"""Images (N,H,W,3) to class probabilities (N,H,W,K), such as `Method.class_probabilities`."""
 
 COUNTED = "ignored pixels left out; mean over all classes that occur in truth or prediction"
 
@@ -32,9 +34,9 @@ class Protocol:
         """An image and its labels as they are measured, of one size."""
         return images_1HW3, labels_1HW
 
-    def segment(self, method: Method, images_1HW3: tf.Tensor) -> tf.Tensor:
-        """The segmenter's class probabilities (1,H,W,K) of a prepared image."""
-        return method.class_probabilities(images_1HW3)
+    def segment(self, predict: Predict, images_1HW3: tf.Tensor) -> tf.Tensor:
+        """The class probabilities (1,H,W,K) of a prepared image, by a network's for images."""
+        return predict(images_1HW3)
 
     def settings(self) -> dict[str, Any]:
         """What decides its results; JSON types."""
@@ -71,16 +73,14 @@ class MultiscaleFlip(Protocol):
         if not self.scales or min(self.scales) <= 0:
             raise ValueError(f"--scales must be factors above 0, such as 0.5 1 1.5; got {_shown(self.scales)}")
 
-    def segment(self, method, images_1HW3):
+    def segment(self, predict, images_1HW3):
         size = tf.shape(images_1HW3)[1:3]
         views = []
         for scale in self.scales:
             scaled = tf.maximum(tf.round(scale * tf.cast(size, tf.float32)), 1.0)
             # As in training (kerasseg.data.augment): bilinear, and nothing is smoothed before it shrinks.
             view_1hw3 = tf.image.resize(images_1HW3, tf.cast(scaled, tf.int32))
-            S_1hwK = (
-                method.class_probabilities(view_1hw3) + method.class_probabilities(view_1hw3[:, :, ::-1])[:, :, ::-1]
-            ) / 2
+            S_1hwK = (predict(view_1hw3) + predict(view_1hw3[:, :, ::-1])[:, :, ::-1]) / 2
             views.append(tf.image.resize(S_1hwK, size))
         return tf.add_n(views) / len(views)
 
@@ -118,7 +118,7 @@ class SlidingWindow(Protocol):
         """The stride in pixels, rounded up."""
         return steps(self.window, self.stride)
 
-    def segment(self, method, images_1HW3):
+    def segment(self, predict, images_1HW3):
         height, width = tf.unstack(tf.shape(images_1HW3)[1:3])
         h, w = self.window
         # A picture smaller than the window gets mean grey below and to the right of it, as crops have in training.
@@ -132,11 +132,12 @@ class SlidingWindow(Protocol):
 
         def add(start, total_HWC):
             places_Nhw2 = corners_N2[start : start + self.window_batch_size, tf.newaxis, tf.newaxis] + offsets_hw2
-            S_NhwK = method.class_probabilities(tf.ensure_shape(tf.gather_nd(image_HW3, places_Nhw2), (None, h, w, 3)))
+            S_NhwK = predict(tf.ensure_shape(tf.gather_nd(image_HW3, places_Nhw2), (None, h, w, 3)))
             counted = tf.concat([S_NhwK, tf.ones_like(S_NhwK[..., :1])], axis=-1)  # the last channel counts windows
             return start + self.window_batch_size, tf.tensor_scatter_nd_add(total_HWC, places_Nhw2, counted)
 
-        total_HWC = tf.zeros([*tf.unstack(tf.shape(image_HW3)[:2]), method.num_classes + 1])
+        classes = predict(image_HW3[tf.newaxis, :h, :w]).shape[-1]  # a graph computes no more of it than this
+        total_HWC = tf.zeros([*tf.unstack(tf.shape(image_HW3)[:2]), classes + 1])
         _, total_HWC = tf.while_loop(
             lambda start, _: start < tf.shape(corners_N2)[0], add, (0, total_HWC), parallel_iterations=1
         )
@@ -179,10 +180,10 @@ class Resized(Protocol):
             return images_1HW3, labels_1HW
         return self.shrink(images_1HW3), tf.image.resize(labels_1HW[..., tf.newaxis], self.size, "nearest")[..., 0]
 
-    def segment(self, method, images_1HW3):
+    def segment(self, predict, images_1HW3):
         if self.labels == "resized":
-            return method.class_probabilities(images_1HW3)
-        return tf.image.resize(method.class_probabilities(self.shrink(images_1HW3)), tf.shape(images_1HW3)[1:3])
+            return predict(images_1HW3)
+        return tf.image.resize(predict(self.shrink(images_1HW3)), tf.shape(images_1HW3)[1:3])
 
     def shrink(self, images_1HW3: tf.Tensor) -> tf.Tensor:
         """Smoothed where it shrinks, as Pillow's bilinear filter does, which the reference code uses."""

@@ -109,6 +109,13 @@ def notes(run: Run, others: Sequence[Run] = ()) -> Iterator[str]:
                 f"The gate lowered mIoU by {lost:.1f} points, because most classes are in most "
                 "pictures here or because the classifier has not learnt enough; prefer the ungated output."
             )
+    if taps := run.config.get("untrained_taps"):
+        crop = "x".join(map(str, run.config["crop"]))
+        yield (
+            f"The outer taps of {', '.join(taps)} never learned: training crops of {crop} pixels are too small for "
+            "their dilation. They keep random weights, which count on larger pictures. Choose smaller --rates or a "
+            "larger --crop."
+        )
     yield from _discriminator_notes(run)
     for other in others:
         if other.config.get("split_fingerprint") != run.config.get("split_fingerprint"):

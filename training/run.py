@@ -20,7 +20,7 @@ import kerasseg  # noqa: F401 (first: it starts TensorFlow)
 # isort: on
 import tensorflow as tf
 
-from kerasseg.methods import Method
+from kerasseg.methods import METHODS, Method
 from kerasseg.segmenters import LoadedWeights
 from serving import cli
 from serving.files import locked, write_atomically
@@ -40,7 +40,7 @@ from training.evaluation import Examples, evaluate
 from training.recipes import RECIPES, choose, table
 from training.report import write_report
 from training.run_folder import Run, write_json
-from training.session import Look, Session, assemble, peak_memory, prepare_backend
+from training.session import Look, Session, assemble, peak_memory, prepare_backend, untrained_taps
 from training.workers import gather, is_chief, make_strategy, together, workplace
 
 DESCRIPTION = """Trains a segmentation model from a few labelled images and many unlabelled ones.
@@ -200,7 +200,8 @@ def open_folder(session: Session) -> dict[str, Any]:
     if config.resume:
         before = json.loads(path.read_text())
         free = ("versions", "commit", "command", "finished", "machine", "initial_weights")
-        changed = [key for key in sorted(settings) if key not in free and before.get(key) != settings[key]]
+        known = with_defaults(before)
+        changed = [key for key in sorted(settings) if key not in free and known.get(key) != settings[key]]
         if changed:
             raise ValueError(
                 f"{folder} was started with other settings ({', '.join(changed)}): resume with those, or start anew "
@@ -214,6 +215,19 @@ def open_folder(session: Session) -> dict[str, Any]:
         more = f"\n  all of them: {folder / 'weights.txt'}" if loaded.reinitialised or loaded.skipped else ""
         print(loaded.summary() + more, file=sys.stderr)
     return settings
+
+
+def with_defaults(before: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a config.json, and the defaults of those that did not exist when it was written."""
+    known = defaults(RunConfig) | before
+    groups = {name: defaults(METHODS[name].Config) | fields for name, fields in known.get("fields", {}).items()}
+    return known | {"fields": groups}
+
+
+def defaults(settings: type) -> dict[str, Any]:
+    """The default values of a dataclass as config.json has them."""
+    values = {field.name: field.default for field in dataclasses.fields(settings)}
+    return json.loads(json.dumps({k: v for k, v in values.items() if v is not dataclasses.MISSING}, default=str))
 
 
 def describe(session: Session) -> dict[str, Any]:
@@ -233,6 +247,8 @@ def describe(session: Session) -> dict[str, Any]:
         flags["initial_weights"] = branch.config.get("initial_weights")
     flags |= {"steps": method.total_steps, "fields": method.fields()}
     flags |= {"learning_rate": getattr(method.config, "learning_rate", config.learning_rate)}
+    flags |= {"rates": list(getattr(method.segmenter, "head_config", {}).get("rates") or ()) or config.rates}
+    flags |= {"untrained_taps": untrained_taps(method, config.crop)}
     flags |= {"classes": dataset.classes, "palette": dataset.palette, "split_fingerprint": session.split.fingerprint}
     flags |= {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},

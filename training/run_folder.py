@@ -19,6 +19,9 @@ METRICS, SPEED = "metrics.jsonl", "speed.jsonl"
 
 NOT_CURVES = {"step", "learning_rate"}
 
+ADDED_SETTINGS = {"cover": False, "rare_class_temperature": None, "copy_paste": 0.0, "class_weights": "none"}
+"""Settings that a config.json of before they existed lacks, and what they were then."""
+
 
 class Curve(NamedTuple):
     """Values over training steps."""
@@ -52,7 +55,7 @@ class Run:
         config_file = folder / "config.json"
         if not config_file.is_file():
             raise ValueError(f"{folder} is not a run folder: no config.json in it; give the --out of training.run")
-        config = _read_json(config_file)
+        config = ADDED_SETTINGS | _read_json(config_file)
         if missing := [key for key in KEYS if key not in config]:
             raise ValueError(f"{config_file} lacks {', '.join(missing)}; was it written by training.run?")
         result_file, diagnostics_file = folder / "result.json", folder / "diagnostics.json"

@@ -1,5 +1,6 @@
 """What a training is put together from: TensorFlow's settings, the images, the method, the batches."""
 
+import dataclasses
 import resource
 import sys
 from collections.abc import Sequence
@@ -11,10 +12,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasseg.data import Dataset, Split, make_split, open_dataset, train_dataset
+from kerasseg.data import Augmentation, Dataset, Split, make_split, open_dataset, train_dataset
 from kerasseg.data.check import require_sound
-from kerasseg.methods import Method
-from kerasseg.segmenters import build_segmenter
+from kerasseg.data.weighting import resolve_class_weights
+from kerasseg.methods import Method, TrainingData
+from kerasseg.segmenters import SEGMENTERS, build_segmenter, dead_taps, fitting_rates
 from training.config import RunConfig
 from training.diagnostics import GradientNorms
 from training.evaluation import Examples, Measurement
@@ -42,9 +44,11 @@ class Session:
     @property
     def unlabeled(self) -> int:
         """How many unlabelled images there are in a step."""
-        config = self.config
-        wanted = (config.unlabeled_batch_size or config.batch_size) * self.method.unlabeled_sets
-        return wanted if self.method.needs_unlabeled else 0
+        config, method = self.config, self.method
+        if not method.needs_unlabeled:
+            return 0
+        wanted = (config.unlabeled_batch_size or config.batch_size) * method.unlabeled_sets
+        return max(wanted, method.least_unlabeled * self.strategy.num_replicas_in_sync)
 
     @property
     def images_per_step(self) -> int:
@@ -52,16 +56,27 @@ class Session:
 
     def whole_batches(self, start_step: int, **share: Any) -> tf.data.Dataset:
         """Batches for all devices together, from that step on; `share` as `train_dataset` takes it."""
-        return train_dataset(
-            self.dataset,
-            self.split,
-            self.config.augmentation,
-            batch_size=self.config.batch_size,
-            unlabeled_batch_size=self.unlabeled,
-            seed=self.config.seed,
-            start_step=start_step,
-            **share,
-        )
+
+        def batches(augmentation: Augmentation, step: int) -> tf.data.Dataset:
+            return train_dataset(
+                self.dataset,
+                self.split,
+                augmentation,
+                batch_size=self.config.batch_size,
+                unlabeled_batch_size=self.unlabeled,
+                seed=self.config.seed,
+                start_step=step,
+                rare_class_temperature=self.config.rare_class_temperature,
+                copy_paste=self.config.copy_paste,
+                **share,
+            )
+
+        augmentation, crop_steps = self.config.augmentation, self.method.crop_steps
+        if crop_steps == self.method.total_steps:
+            return batches(augmentation, start_step)
+        whole = batches(dataclasses.replace(augmentation, whole=True), max(start_step, crop_steps))
+        crops = max(crop_steps - start_step, 0) * len(share.get("own_shares", (0,)))
+        return batches(augmentation, start_step).take(crops).concatenate(whole) if crops else whole
 
     def batches(self, start_step: int) -> tf.distribute.DistributedDataset:
         """The same, shared out among the strategy's devices."""
@@ -100,13 +115,20 @@ def assemble(config: RunConfig, strategy: tf.distribute.Strategy, resumed: bool 
     with together(strategy):
         dataset = dataset or open_dataset(config.dataset)
         split = open_split(config, dataset)
-        for warning in require_sound(dataset, split):
+        for warning in require_sound(dataset, split, config.cover):
             print(warning, file=sys.stderr)
     if len(set(gather(strategy, int(split.fingerprint[:7], 16)))) > 1:
         raise ValueError("the workers do not see the same images: give all of them the same --dataset and flags")
     with strategy.scope():
         method = build_method(config, dataset, split, weights="none" if resumed else config.weights)
         method.compile(sync_batch_norm=config.sync_batch_norm, accumulate=config.accumulate)
+    for name, rate in untrained_taps(method, config.crop).items():
+        print(
+            f"warning: the outer taps of {name}, {rate} positions apart, never learn from crops of "
+            f"{config.crop[0]}x{config.crop[1]} pixels and keep their random weights: choose smaller --rates or a "
+            "larger --crop",
+            file=sys.stderr,
+        )
     return Session(config, strategy, protocol, dataset, split, method)
 
 
@@ -116,23 +138,25 @@ def open_split(config: RunConfig, dataset: Dataset) -> Split:
         return Split.load(config.folder / "split")
     if config.image_labels is not None and not config.method_class.uses_weak:
         raise ValueError(f"{config.method} has no use for --image-labels: leave it out, or use --method mlmt")
-    split = make_split(dataset, config.labeled, config.seed, config.image_labels)
-    if config.method_class.needs_unlabeled and not split.without_masks:
-        raise ValueError(
-            f"{config.method} learns from unlabelled images, and --labeled {config.labeled} leaves none of "
-            f"{len(split.labeled)}: label fewer, or use --method supervised"
-        )
-    return split
+    return make_split(dataset, config.labeled, config.seed, config.image_labels, config.cover)
 
 
 def build_method(config: RunConfig, dataset: Dataset, split: Split, weights: str) -> Method:
     """The networks and the method around them, not yet compiled; the segmenter starts from `weights`."""
-    fields = config.method_class.with_split(config.method_fields, len(split.labeled))
+    fields = config.method_class.with_data(config.method_fields, TrainingData(len(split.labeled), config.crop))
+    if class_weights := resolve_class_weights(config.class_weights, dataset, split):
+        fields = {
+            name: group | ({"class_weights": class_weights} if "class_weights" in group else {})
+            for name, group in fields.items()
+        }
     if config.branch_run is not None:
-        return config.method_class.from_trained(open_branch(config.branch_run, dataset, split), fields)
-    head: dict[str, Any] = {}
+        branch = open_branch(config.branch_run, dataset, split)
+        start = weights if config.resume else Run.read(config.branch_run).config["weights"]
+        return config.method_class.from_trained(branch, fields, start)
+    rates = config.rates or fitting_rates(SEGMENTERS[config.segmenter], config.crop, config.output_stride)
+    head: dict[str, Any] = {"rates": rates}
     if config.segmenter == "deeplab_v3plus":
-        head = {"head_dropout": config.head_dropout}
+        head |= {"head_dropout": config.head_dropout}
         head |= {} if config.head_channels is None else {"head_channels": config.head_channels}
     segmenter = build_segmenter(
         config.segmenter,
@@ -143,6 +167,15 @@ def build_method(config: RunConfig, dataset: Dataset, split: Split, weights: str
         **head,
     )
     return config.method_class.from_segmenter(segmenter, fields)
+
+
+def untrained_taps(method: Method, crop: tuple[int, int]) -> dict[str, int]:
+    """`dead_taps` of all networks that a method trains."""
+    networks = [getattr(method, name) for name in method.network_names]
+    found: dict[str, int] = {}
+    for network in networks:
+        found |= untrained_taps(network, crop) if isinstance(network, Method) else dead_taps(network, crop)
+    return found
 
 
 def open_branch(folder: Path, dataset: Dataset, split: Split) -> Method:

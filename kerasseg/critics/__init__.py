@@ -4,7 +4,7 @@ from kerasseg.critics.classifier import build_classifier, build_classifier_like,
 from kerasseg.critics.confidence import build_d1, build_d2
 from kerasseg.critics.corrector import build_corrector
 from kerasseg.critics.image_discriminator import build_image_discriminator
-from kerasseg.critics.pixel_discriminator import build_pixel_discriminator
+from kerasseg.critics.pixel_discriminator import build_deeplab_discriminator, build_pixel_discriminator
 
 __all__ = [
     "build_classifier",
@@ -12,6 +12,7 @@ __all__ = [
     "build_corrector",
     "build_d1",
     "build_d2",
+    "build_deeplab_discriminator",
     "build_image_discriminator",
     "build_pixel_discriminator",
     "start_from_backbone",

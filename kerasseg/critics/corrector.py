@@ -1,5 +1,7 @@
 """The corrector of ECS (Mendel et al. 2020, section 4.3): a DeepLab-v3+ that reads a picture with its segmentation."""
 
+from collections.abc import Sequence
+
 import keras
 
 from kerasseg.layers import CropLike, PadToMultiple, PixelNormalization, Upsample
@@ -10,7 +12,11 @@ STRIDE = 16
 
 
 def build_corrector(
-    num_classes: int, backbone: str | keras.Model = "resnet34", weights: str = "none", head_channels: int = 256
+    num_classes: int,
+    backbone: str | keras.Model = "resnet34",
+    weights: str = "none",
+    head_channels: int = 256,
+    rates: Sequence[int] = (),
 ) -> keras.Model:
     """What should stand here instead?
 
@@ -23,6 +29,7 @@ def build_corrector(
             from. Its first convolution takes 3 + K channels, He-initialised.
         weights: of the rest of the backbone: as `build_backbone` takes them.
         head_channels: width of the head: 256 in the paper.
+        rates: dilation of the head's convolutions; none for the published ones.
 
     Raises:
         ValueError: for an unknown backbone or weights that cannot be had.
@@ -36,7 +43,9 @@ def build_corrector(
     features = build_backbone(name, STRIDE, weights, extra_channels=num_classes)
     if not isinstance(backbone, str):
         copy_weights(backbone, features)
-    head, stride = DeepLabV3Plus.build_head(features.outputs, num_classes + 1, STRIDE, head_channels)
+    head, stride = DeepLabV3Plus.build_head(
+        features.outputs, num_classes + 1, STRIDE, head_channels, rates=rates or None
+    )
     logits = head(features(PadToMultiple(STRIDE, name="pad")(x)))
     logits = Upsample(stride, dtype="float32", name="upsample")(logits)
     logits_BHWK1 = CropLike(dtype="float32", name="crop")([logits, image])

@@ -3,7 +3,12 @@
 import keras
 
 from kerasseg.critics.trunk import CHANNELS, convolution, trunk
-from kerasseg.layers import CropLike, Upsample
+from kerasseg.layers import CropLike, PadToMultiple, Upsample
+from kerasseg.segmenters.backbones import build_backbone
+from kerasseg.segmenters.deeplab_v3plus import DeepLabV3Plus
+
+STRIDE = 16
+RGB = 3
 
 
 def build_pixel_discriminator(num_classes: int, convolutional: bool = True, channels: int = CHANNELS) -> keras.Model:
@@ -28,4 +33,27 @@ def build_pixel_discriminator(num_classes: int, convolutional: bool = True, chan
         x = keras.layers.Dense(1, dtype="float32", name="dense")(x)
         x = x + keras.ops.zeros_like(segmentation[..., :1], dtype="float32")
     logits_BHW1 = CropLike(dtype="float32", name="crop")([x, segmentation])
+    return keras.Model(segmentation, logits_BHW1, name="discriminator")
+
+
+def build_deeplab_discriminator(num_classes: int, backbone: str = "resnet34", head_channels: int = 256) -> keras.Model:
+    """The same question answered by a DeepLab-v3+ (Mendel et al. 2020, section 4.7); inputs and outputs are the same.
+
+    It sees a segmentation and no picture, like the discriminator whose place it takes, and starts from random weights:
+    the paper says nothing of either.
+
+    Args:
+        num_classes: K.
+        backbone: a key of `BACKBONES`; its first convolution takes K channels.
+        head_channels: width of the head.
+
+    Raises:
+        ValueError: for an unknown backbone.
+    """
+    segmentation = keras.Input((None, None, num_classes), name="segmentation")
+    features = build_backbone(backbone, STRIDE, extra_channels=num_classes - RGB)
+    head, stride = DeepLabV3Plus.build_head(features.outputs, 1, STRIDE, head_channels)
+    logits = head(features(PadToMultiple(STRIDE, name="pad")(segmentation)))
+    logits = Upsample(stride, dtype="float32", name="upsample")(logits)
+    logits_BHW1 = CropLike(dtype="float32", name="crop")([logits, segmentation])
     return keras.Model(segmentation, logits_BHW1, name="discriminator")

@@ -5,6 +5,7 @@ from kerasseg.data.datasets import DATASETS, Dataset, default_palette, open_data
 from kerasseg.data.folder import FolderDataset
 from kerasseg.data.pipeline import eval_dataset, train_dataset
 from kerasseg.data.splits import Split, evenly_spaced, make_split
+from kerasseg.data.weighting import class_weights, resolve_class_weights
 
 __all__ = [
     "DATASETS",
@@ -12,10 +13,12 @@ __all__ = [
     "Dataset",
     "FolderDataset",
     "Split",
+    "class_weights",
     "default_palette",
     "eval_dataset",
     "evenly_spaced",
     "make_split",
     "open_dataset",
+    "resolve_class_weights",
     "train_dataset",
 ]

@@ -6,9 +6,9 @@ Legend: H, W size of the picture as stored; h, w the same after scaling; size wi
 
 from dataclasses import dataclass
 
-import keras
 import tensorflow as tf
 
+from kerasseg.colors import gaussian_blur, jitter_colors
 from kerasseg.data.datasets import IGNORE
 
 # Outside of the picture, the crop is mean grey, which the segmenter's normalisation turns into about 0. That
@@ -27,6 +27,9 @@ class Augmentation:
 
     scale: tuple[float, float] = (0.5, 1.5)
     """The picture's size is multiplied by a number drawn from this range."""
+
+    whole: bool = False
+    """Squeeze the whole picture to the size of the crop instead of cropping it; `scale` is then ignored."""
 
     flip: bool = True
     """Mirror left and right, half of the time."""
@@ -50,7 +53,11 @@ class Augmentation:
 
 
 def augment(
-    image_HWC: tf.Tensor, label_HW: tf.Tensor | None, seed: tf.Tensor, augmentation: Augmentation
+    image_HWC: tf.Tensor,
+    label_HW: tf.Tensor | None,
+    seed: tf.Tensor,
+    augmentation: Augmentation,
+    show: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor | None]:
     """One random view of a picture.
 
@@ -58,6 +65,7 @@ def augment(
         image_HWC: uint8 or float32, 0..255.
         label_HW: uint8, or None for a picture without one: nothing is computed for it.
         seed: two integers; the same seed gives the same view, with or without a label map.
+        show: a class of the label map; the crop is then placed so that a random pixel of it is inside.
 
     Returns:
         float32 (*crop, 3) in 0..255, and int32 (*crop) with 255 outside of the picture (or None).
@@ -65,15 +73,22 @@ def augment(
     scale_seed, y_seed, x_seed, flip_seed, color_seed, blur_seed = tf.unstack(
         tf.random.experimental.stateless_split(seed, 6)
     )
-    scale = tf.random.stateless_uniform((), scale_seed, *augmentation.scale)
     size_HW = tf.cast(tf.shape(image_HWC)[:2], tf.float32)
-    size_hw = tf.maximum(tf.round(size_HW * scale), 1.0)
+    if augmentation.whole:
+        size_hw = tf.constant(augmentation.crop, tf.float32)
+    else:
+        scale = tf.random.stateless_uniform((), scale_seed, *augmentation.scale)
+        size_hw = tf.maximum(tf.round(size_HW * scale), 1.0)
     ratio_hw = size_hw / size_HW
+    inside_y, inside_x = None, None
+    if show is not None and label_HW is not None:
+        pixel = _random_pixel(label_HW, show, tf.random.experimental.stateless_fold_in(seed, 6))
+        inside_y, inside_x = tf.unstack(tf.minimum(tf.floor((pixel + 0.5) * ratio_hw), size_hw - 1.0))
 
     # Scale and crop in one go: only the pixels of the crop that lie in the picture are computed, whatever the size of
     # the scaled picture. They equal those of tf.image.resize followed by a crop. The rest is padded at the end.
-    y, above, rows = _window(y_seed, size_hw[0], augmentation.crop[0], ratio_hw[0])
-    x, left, columns = _window(x_seed, size_hw[1], augmentation.crop[1], ratio_hw[1])
+    y, above, rows = _window(y_seed, size_hw[0], augmentation.crop[0], ratio_hw[0], inside_y)
+    x, left, columns = _window(x_seed, size_hw[1], augmentation.crop[1], ratio_hw[1], inside_x)
     size = tf.stack([tf.size(rows), tf.size(columns)])
     flipped = tf.random.stateless_uniform((), flip_seed) < 0.5 if augmentation.flip else tf.constant(False)
     left = tf.where(flipped, augmentation.crop[1] - size[1] - left, left)
@@ -85,13 +100,14 @@ def augment(
         scale=ratio_hw,
         translation=-tf.stack([y, x]),
         kernel_type="triangle",  # bilinear
-        antialias=False,
+        antialias=augmentation.whole,
     )[0]
     if augmentation.color_jitter:
-        image = jitter_color(image, color_seed, augmentation.color_jitter)
+        draws_41 = tf.random.stateless_uniform((4, 1), color_seed)
+        image = jitter_colors(image[None], draws_41, augmentation.color_jitter, augmentation.color_jitter / 4)[0]
     if augmentation.blur:
-        sigma = tf.random.stateless_uniform((), blur_seed, maxval=augmentation.blur)
-        image = gaussian_blur(image, sigma, augmentation.blur)
+        sigma_1 = tf.random.stateless_uniform((1,), blur_seed, maxval=augmentation.blur)
+        image = gaussian_blur(image[None], sigma_1, augmentation.blur)[0]
     if augmentation.flip:
         image = tf.cond(flipped, lambda: tf.reverse(image, [1]), lambda: image)  # a quarter of the time of [:, ::-1]
     image = tf.ensure_shape(tf.pad(image, [*around, [0, 0]], constant_values=PAD_VALUE), (*augmentation.crop, 3))
@@ -105,42 +121,27 @@ def augment(
     return image, label
 
 
-def _window(seed: tf.Tensor, scaled: tf.Tensor, crop: int, ratio: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+def _random_pixel(label_HW: tf.Tensor, value: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Row and column, float32, of a random pixel of a value that the label map has."""
+    found = tf.where(tf.reshape(label_HW, [-1]) == tf.cast(value, label_HW.dtype))[:, 0]
+    width = tf.shape(label_HW, tf.int64)[1]
+    pixel = found[tf.random.stateless_uniform((), seed, maxval=tf.size(found, tf.int64), dtype=tf.int64)]
+    return tf.cast(tf.stack([pixel // width, pixel % width]), tf.float32)
+
+
+def _window(
+    seed: tf.Tensor, scaled: tf.Tensor, crop: int, ratio: tf.Tensor, inside: tf.Tensor | None = None
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Along one axis: where in the scaled picture the crop's part of it begins, how much padding comes before, and for
-    each of its pixels the nearest source pixel."""
+    each of its pixels the nearest source pixel. The scaled picture's pixel `inside` is in the crop."""
     room = scaled - crop
-    draw = tf.minimum(tf.floor(tf.random.stateless_uniform((), seed) * (tf.abs(room) + 1.0)), tf.abs(room))
+    lowest, highest = tf.constant(0.0), tf.abs(room)
+    if inside is not None:  # where the picture is smaller than the crop, all of it is inside
+        lowest = tf.where(room > 0, tf.maximum(inside - (crop - 1.0), lowest), lowest)
+        highest = tf.where(room > 0, tf.minimum(inside, highest), highest)
+    draw = lowest + tf.floor(tf.random.stateless_uniform((), seed) * (highest - lowest + 1.0))
+    draw = tf.minimum(draw, highest)
     first, padding = tf.unstack(tf.where(room > 0, [draw, 0.0], [0.0, draw]))
     position = tf.range(tf.minimum(scaled, float(crop))) + first
     nearest = tf.floor((position + 0.5) / ratio)
     return first, tf.cast(padding, tf.int32), tf.cast(tf.minimum(nearest, tf.round(scaled / ratio) - 1.0), tf.int32)
-
-
-def jitter_color(image_HWC: tf.Tensor, seed: tf.Tensor, strength: float) -> tf.Tensor:
-    """Random brightness, contrast, saturation (each by up to `strength`) and hue (a quarter of it); float32
-    0..255."""
-    seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 4))
-    brightness, contrast, saturation = (
-        tf.random.stateless_uniform((), each, 1.0 - strength, 1.0 + strength) for each in seeds[:3]
-    )
-    hue = tf.random.stateless_uniform((), seeds[3], -strength / 4, strength / 4)
-    # Brightness, then contrast around the mean of each channel, in one: every pass over the picture counts.
-    mean_C = tf.reduce_mean(image_HWC, axis=(0, 1)) * brightness
-    image = tf.nn.bias_add(image_HWC[None] * (brightness * contrast), mean_C * (1.0 - contrast))[0]
-    image = tf.clip_by_value(image, 0.0, 255.0)
-    # Through HSV, whatever the unit of the value.
-    image = tf.image.adjust_hue(tf.image.adjust_saturation(image, saturation), hue)
-    return tf.clip_by_value(image, 0.0, 255.0)
-
-
-def gaussian_blur(image_HWC: tf.Tensor, sigma: tf.Tensor, largest_sigma: float) -> tf.Tensor:
-    """Blurs float32 (H, W, 3) by `sigma` <= `largest_sigma` pixels; the border repeats its outermost
-    pixels."""
-    radius = max(1, round(3 * largest_sigma))
-    for axis in (0, 1):
-        length = tf.shape(image_HWC)[axis]
-        repeated = tf.clip_by_value(tf.range(-radius, length + radius), 0, length - 1)
-        image_HWC = tf.gather(image_HWC, repeated, axis=axis)
-    sigma = tf.maximum(sigma, 1e-3)  # below, the kernel is the identity, and 0 would divide by 0
-    blurred = keras.ops.image.gaussian_blur(image_HWC, (2 * radius + 1,) * 2, tf.stack([sigma, sigma]), "channels_last")
-    return blurred[radius:-radius, radius:-radius]

@@ -4,7 +4,6 @@ fix.
 Legend: H, W size of a picture; K classes.
 """
 
-import functools
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from kerasseg.data.datasets import IGNORE, SPLITS, Dataset
+from kerasseg.data.datasets import IGNORE, SPLITS, Dataset, count_pixels
 from kerasseg.data.folder import (
     IMAGE_SUFFIXES,
     LABEL_SUFFIXES,
@@ -26,8 +25,7 @@ from kerasseg.data.folder import (
     list_files,
     parse_classes,
 )
-from kerasseg.data.prepared import PreparedDataset
-from kerasseg.data.splits import Split
+from kerasseg.data.splits import Split, first_few
 
 # What the pipeline decodes. MPO is what some telephones write: a JPEG with further pictures behind it.
 IMAGE_FORMATS = ("JPEG", "MPO", "PNG")
@@ -201,9 +199,13 @@ class Inspection:
     def add(self, severity: str, file: str, message: str, fix: str) -> None:
         self.problems.append(Problem(severity, file, message, fix))
 
-    def add_split(self, split: Split, known: set[int] | None = None) -> None:
-        """Adds what is wrong with this split of the training images; `known` are the classes that some image shows,
-        those of the label maps that were read when None."""
+    def add_split(self, split: Split, cover: bool = False, shown: set[int] | None = None) -> None:
+        """Adds what is wrong with this split of the training images.
+
+        Args:
+            cover: the split was made with `cover`.
+            shown: the classes that some label map of train shows; those of the label maps that were read when None.
+        """
         counts = self.label_pixels.get("train", {})
         if missing := [name for name in split.labeled if name not in counts]:
             self.add(
@@ -213,38 +215,56 @@ class Inspection:
                 "add the label map, or make the split anew",
             )
         labeled = _total(counts[name] for name in split.labeled if name in counts)
-        known = set(np.flatnonzero(self.pixels)) if known is None else known
-        if absent := [c for i, c in enumerate(self.classes) if i in known and not labeled[i]]:
+        shown = set(np.flatnonzero(_total(counts.values()))) if shown is None else shown
+        seen = shown | set(np.flatnonzero(self.pixels))  # of a class that no label map shows there is a warning already
+        absent = [k for k in range(len(self.classes)) if not labeled[k]]
+        search = f"`--labeled {len(split.labeled)} --cover` looks for images that show it"
+        for classes, where, remedy in (
+            ([k for k in absent if k in shown], "", "choose more images" if cover else search),
+            (
+                [k for k in absent if k in seen - shown],
+                ", nor in any other label map of train",
+                "label images that show it",
+            ),
+        ):
+            if classes:
+                names = first_few([self.classes[k] for k in classes])
+                self.add("warning", _labeled(split), f"no pixel of {names} to learn from{where}", remedy)
+        if len(split.labeled) < len(self.classes):
             self.add(
                 "warning",
-                f"the {len(split.labeled)} labelled images",
-                f"no pixel of {_list(absent)} to learn from",
-                "label images that show it, or choose more images or another seed",
+                _labeled(split),
+                f"there are more classes ({len(self.classes)}) than labelled images",
+                "label more"
+                + ("" if cover or not split.without_masks else ", or spread the classes over them with --cover"),
             )
 
 
-def check_dataset(path: str | Path, split: Split | None = None) -> list[Problem]:
-    """Every problem of a dataset folder; with a split, also of its labelled images. Reads every file in
-    it."""
+def check_dataset(path: str | Path, split: Split | None = None, cover: bool = False) -> list[Problem]:
+    """Every problem of a dataset folder; with a split, also of its labelled images (`cover`: it was made with that).
+    Reads every file in it."""
     inspection = inspect_folder(path)
     if split is not None:
-        inspection.add_split(split)
+        inspection.add_split(split, cover)
     return inspection.problems
 
 
-def require_sound(dataset: Dataset, split: Split | None = None) -> list[Problem]:
+def require_sound(dataset: Dataset, split: Split | None = None, cover: bool = False) -> list[Problem]:
     """Raises ValueError with the first error of a dataset folder and their number; returns the warnings.
 
-    Of a published dataset, whose files were checked when it was prepared, only what the labelled images show is looked
-    at; the built-in one is sound.
+    The files of other datasets are sound: those of published ones were checked when they were prepared. There, only the
+    label maps of the labelled images are read.
+
+    Args:
+        cover: the split was made with `cover`.
     """
-    if isinstance(dataset, PreparedDataset) and split is not None:
-        result = inspect_dataset(dataset, {"train": split.labeled})
-        result.add_split(split, set(range(dataset.num_classes)))
-        return result.problems
     if not isinstance(dataset, FolderDataset):
-        return []
-    problems = check_dataset(dataset.path, split)
+        if split is None:
+            return []
+        result = inspect_dataset(dataset, {"train": split.labeled})
+        result.add_split(split, cover, shown=set(range(dataset.num_classes)))
+        return result.problems
+    problems = check_dataset(dataset.path, split, cover)
     if errors := [problem for problem in problems if problem.severity == "error"]:
         first = errors[0]
         more = f" (the first of {len(errors)} problems)" if len(errors) > 1 else ""
@@ -262,16 +282,10 @@ def inspect_dataset(dataset: Dataset, chosen: Mapping[str, Sequence[str]] | None
         chosen: names by split; all when None.
     """
     result = Inspection(Path(dataset.name), classes=dataset.classes)
-
-    def count(split: str, name: str) -> np.ndarray:
-        return np.bincount(dataset.load_label(split, name).ravel(), minlength=256)
-
-    with ThreadPoolExecutor() as pool:
-        for split in dataset.splits if chosen is None else chosen:
-            names = dataset.label_names(split) if chosen is None else chosen[split]
-            result.images[split] = {"images": len(dataset.image_names(split)), "labeled": len(names)}
-            counts = pool.map(functools.partial(count, split), names)
-            result.label_pixels[split] = dict(zip(names, counts, strict=True))
+    for split in dataset.splits if chosen is None else chosen:
+        names = dataset.label_names(split) if chosen is None else chosen[split]
+        result.images[split] = {"images": len(dataset.image_names(split)), "labeled": len(names)}
+        result.label_pixels[split] = dict(zip(names, count_pixels(dataset, split, names), strict=True))
     return result
 
 
@@ -502,6 +516,10 @@ def _check_values(result: Inspection, values: np.ndarray, inferred: bool) -> Non
             if not inferred
             else "check that the label values are class numbers, not grey values",
         )
+
+
+def _labeled(split: Split) -> str:
+    return f"the {len(split.labeled)} labelled images" if len(split.labeled) > 1 else "the labelled image"
 
 
 def _total(counts: Iterable[np.ndarray]) -> np.ndarray:

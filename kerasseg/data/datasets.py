@@ -1,11 +1,12 @@
 """What a dataset is to the rest of kerasseg, and how one is found by name or by folder.
 
-Legend: H, W size of one picture; K number of classes.
+Legend: H, W size of one picture; K number of classes; N number of pictures.
 """
 
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,26 @@ def open_dataset(name_or_path: str | Path) -> Dataset:
             f"folder of that path was found (looked for {Path(name_or_path).absolute()})"
         )
     return pkgutil.resolve_name("kerasseg.data.folder:FolderDataset")(name_or_path)
+
+
+def count_pixels(dataset: Dataset, split: str, names: Sequence[str]) -> np.ndarray:
+    """int64 (N, 256): how many pixels of each value the label maps of some pictures have. Each is decoded once.
+
+    Raises:
+        ValueError: a label map cannot be read.
+    """
+
+    def count(name: str) -> np.ndarray:
+        try:
+            return np.bincount(dataset.load_label(split, name).ravel(), minlength=256)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"the label map of the {split} image {name!r} cannot be read: {error}; "
+                "`python -m training.check_data` names all such files"
+            ) from error
+
+    with ThreadPoolExecutor() as pool:
+        return np.array(list(pool.map(count, names)), np.int64).reshape(-1, 256)
 
 
 def _color(rgb: Sequence[int]) -> tuple[int, int, int]:

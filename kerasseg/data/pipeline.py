@@ -7,18 +7,22 @@ row of epochs, each a permutation computed from (seed, stream, epoch), seen thro
 Legend: B batch; H, W crop; K classes.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
 from kerasseg.data.augment import Augmentation, augment
-from kerasseg.data.datasets import IGNORE, Dataset
+from kerasseg.data.datasets import IGNORE, Dataset, count_pixels
+from kerasseg.data.rare_classes import DAFORMER_TEMPERATURE, RareClasses
 from kerasseg.data.splits import Split
 from kerasseg.losses import multi_hot
 
 # Streams have random numbers of their own: the labelled batches are the same whatever else a method asks for.
 LABELED, UNLABELED, WEAK = range(3)
+# What an item of the labelled stream draws beyond its view, folded into its seed.
+SAMPLING, PASTING = 7, 8
 
 
 def train_dataset(
@@ -32,8 +36,12 @@ def train_dataset(
     start_step: int = 0,
     shares: int = 1,
     own_shares: range | None = None,
+    rare_class_temperature: float | None = None,
+    copy_paste: float = 0.0,
 ) -> tf.data.Dataset:
     """Endless training batches.
+
+    Where the split leaves no image without a mask, the labelled images serve as the unlabelled ones too.
 
     Args:
         batch_size: labelled images in a batch, and image-labelled ones where the split has any.
@@ -43,18 +51,26 @@ def train_dataset(
             other: image i of `batch_size` is in share `i * shares // batch_size`.
         own_shares: the consecutive shares to give, those of one worker's devices; all when None. No item of another
             share is read.
+        rare_class_temperature: draw labelled images not in shuffled epochs but by a class they hold, rare classes more
+            often (`RareClasses`; DAFormer's temperature is 0.01), and place the crop so that a random pixel of that
+            class is inside. DAFormer draws crops until one has enough pixels of the class: this is simpler, and takes
+            one draw. None for shuffled epochs.
+        copy_paste: the probability with which a labelled crop gets the pixels of one class, picture and labels, of a
+            crop of another labelled image, at the same place: a simple form of the adaptive copy-paste of AEL (Hu et
+            al. 2021, arXiv:2110.05474). Class and image are drawn as for `rare_class_temperature`, with DAFormer's
+            temperature where that is None. Where no other image holds the class, nothing is pasted.
 
     Returns:
         A dataset of `(x, labels)`: `labels` int32 (B, H, W), 255 = ignore, and `x` a dict of
             "labeled": float32 (B, H, W, 3), 0..255;
             "unlabeled": the same, unless `unlabeled_batch_size` is 0, and "unlabeled_valid": bool (B, H, W), whether
             a pixel is of the picture, not of the padding around it;
-            "weak" and "weak_classes": whole images squeezed to the crop's size, and float32 (B, K), 1 for
-            each class in the image; only where `split.weak` is not empty.
+            "weak" and "weak_classes": whole images squeezed to the crop's size (as by `Augmentation.whole`), and
+            float32 (B, K), 1 for each class in the image; only where `split.weak` is not empty.
 
     Raises:
-        ValueError: the split has no labelled images, or no unlabelled ones where they are asked for, or a batch does
-            not divide into its shares.
+        ValueError: the split has no labelled images, a batch does not divide into its shares, the temperature is not
+            above 0, or the probability is not in 0..1.
     """
     if unlabeled_batch_size is None:
         unlabeled_batch_size = batch_size
@@ -63,14 +79,36 @@ def train_dataset(
             raise ValueError(f"a batch of {size} images does not divide into {shares} shares of equal size")
     if not split.labeled:
         raise ValueError("the split has no labelled image; label at least one")
-    if unlabeled_batch_size and not split.without_masks:
-        raise ValueError(
-            "every training image of the split is labelled, nothing is left to learn from without labels: "
-            "choose fewer labelled images, or a supervised method"
-        )
+    if not 0 <= copy_paste <= 1:
+        raise ValueError(f"copy_paste must be a probability 0..1, got {copy_paste}")
+    whole = dataclasses.replace(augmentation, whole=True)
+    fold_in = tf.random.experimental.stateless_fold_in
+    names = tf.constant(split.labeled)
+    if rare_class_temperature is not None or copy_paste:
+        pixels_NK = count_pixels(dataset, "train", split.labeled)[:, : dataset.num_classes]
+        temperature = DAFORMER_TEMPERATURE if rare_class_temperature is None else rare_class_temperature
+        rare_classes = RareClasses(pixels_NK, temperature)
 
-    def labeled(name: tf.Tensor, item_seed: tf.Tensor):
-        return augment(*_load(dataset, name), item_seed, augmentation)
+    def labeled(image: tf.Tensor, item_seed: tf.Tensor):
+        """A view of the labelled image of that number, or of another one where rare classes decide."""
+        shown = None
+        if rare_class_temperature is not None:
+            shown, image = rare_classes.draw(fold_in(item_seed, SAMPLING))
+        view = augment(*_load(dataset, names[image]), item_seed, augmentation, shown)
+        return pasted(image, *view, fold_in(item_seed, PASTING)) if copy_paste else view
+
+    def pasted(image: tf.Tensor, picture_HWC: tf.Tensor, label_HW: tf.Tensor, seed: tf.Tensor):
+        """The crop, perhaps with pixels of one class of another image."""
+        whether_seed, draw_seed, view_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 3))
+        shown, other = rare_classes.draw(draw_seed, other_than=image)
+
+        def paste():
+            other_HWC, other_HW = augment(*_load(dataset, names[other]), view_seed, augmentation, shown)
+            taken_HW = other_HW == shown
+            return tf.where(taken_HW[..., None], other_HWC, picture_HWC), tf.where(taken_HW, other_HW, label_HW)
+
+        wanted = tf.random.stateless_uniform((), whether_seed) < copy_paste
+        return tf.cond(wanted & (other >= 0), paste, lambda: (picture_HWC, label_HW))
 
     def unlabeled(name: tf.Tensor, item_seed: tf.Tensor):
         image_HWC = dataset.tf_image("train", name)
@@ -78,17 +116,16 @@ def train_dataset(
         return image, label != IGNORE
 
     def weak(name: tf.Tensor, item_seed: tf.Tensor):
-        image = tf.image.resize(dataset.tf_image("train", name), augmentation.crop, antialias=True)
-        if augmentation.flip:
-            image = tf.image.stateless_random_flip_left_right(image, item_seed)
+        image, _ = augment(dataset.tf_image("train", name), None, item_seed, whole)
         return image, classes_of(name)
 
     classes_of = _image_classes(dataset, split)
     own = range(shares) if own_shares is None else own_shares
     stream = functools.partial(_stream, seed=seed, start_step=start_step, shares=shares, own=own)
-    streams = {"labeled": stream(split.labeled, LABELED, batch_size, labeled)}
+    streams = {"labeled": stream(range(len(split.labeled)), LABELED, batch_size, labeled)}
     if unlabeled_batch_size:
-        streams["unlabeled"] = stream(split.without_masks, UNLABELED, unlabeled_batch_size, unlabeled)
+        unlabeled_names = split.without_masks or split.labeled
+        streams["unlabeled"] = stream(unlabeled_names, UNLABELED, unlabeled_batch_size, unlabeled)
     if split.weak:
         streams["weak"] = stream(split.weak, WEAK, batch_size, weak)
 
@@ -153,7 +190,7 @@ def _load(dataset: Dataset, name: tf.Tensor, split_name: str = "train") -> tuple
 
 
 def _stream(
-    names: Sequence[str],
+    images: Sequence[str] | Sequence[int],
     stream: int,
     batch_size: int,
     load: Callable,
@@ -162,9 +199,13 @@ def _stream(
     shares: int,
     own: range,
 ) -> tf.data.Dataset:
-    """Endless batches of `load(name, item_seed)` over shuffled epochs, or their own shares; every batch is full."""
-    count = len(names)
-    names = tf.constant(names)
+    """Endless batches of `load(image, item_seed)` over shuffled epochs, or their own shares; every batch is full.
+
+    Args:
+        images: what `load` knows the images by, names or numbers.
+    """
+    count = len(images)
+    rows = tf.constant(images)
     stream_seed = tf.random.experimental.stateless_fold_in(tf.constant([seed, 0], tf.int64), stream)
     order_seed, view_seed = tf.unstack(tf.random.experimental.stateless_split(stream_seed, 2))
 
@@ -176,7 +217,7 @@ def _stream(
         epoch_seed = tf.random.experimental.stateless_fold_in(order_seed, index // count)
         position = tf.random.experimental.index_shuffle(index % count, epoch_seed, count - 1)
         item_seed = tf.random.experimental.stateless_fold_in(view_seed, index)
-        return load(names[position], item_seed)
+        return load(rows[position], item_seed)
 
     items = tf.data.Dataset.range(start_step * own_size, tf.int64.max)
     items = items.map(item, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

@@ -10,7 +10,9 @@ from fractions import Fraction
 from pathlib import Path, PurePath
 from typing import TypeVar
 
-from kerasseg.data.datasets import Dataset
+import numpy as np
+
+from kerasseg.data.datasets import Dataset, count_pixels
 
 T = TypeVar("T")
 
@@ -91,12 +93,14 @@ def make_split(
     labeled: str | int | float = "1/8",
     seed: int = 0,
     image_labels: str | int | float | None = None,
+    cover: bool = False,
 ) -> Split:
     """Chooses the labelled and the image-labelled training images; every other training image is unlabelled.
 
     A function of the dataset's name and image names, the amounts and the seed, and of nothing else: images
     stand in the order of a hash of (dataset, seed, name), and the first of them are taken. So for one seed a
-    smaller split is part of every larger one, and an image added to the dataset moves no other.
+    smaller split is part of every larger one, and an image added to the dataset moves no other. With `cover` the
+    label maps decide too: smaller splits are still part of larger ones, but an added image may move others.
 
     Args:
         dataset: candidates are its train images that have label maps.
@@ -108,13 +112,23 @@ def make_split(
             labelled ones. Fractions are of all candidates; "all" means all that are left. Or a .csv file of image-level
             labels, for images without label maps too: a line `image,class` for each class of an image, the class by
             name or number, under a heading of these two words; labelled images in it are passed over.
+        cover: choose the labelled images so that every class is in as many of them as possible. The label map of every
+            candidate is read for it.
 
     Raises:
-        ValueError: no or too many images, names the dataset does not have, one image in both roles.
+        ValueError: no or too many images, names the dataset does not have, one image in both roles, `cover` with a
+            file of names, a label map that `cover` cannot read.
     """
     candidates = dataset.label_names("train")
     ordered = sorted(candidates, key=lambda name: hashlib.sha256(f"{dataset.name}/{seed}/{name}".encode()).digest())
     chosen = _choose("labeled", labeled, ordered, ordered, dataset)
+    if cover:
+        if not _is_amount("labeled", labeled, len(ordered)):
+            raise ValueError(
+                f"--cover chooses the labelled images, and --labeled {labeled} names them: leave --cover out, or give "
+                "an amount (1/8, 45)"
+            )
+        chosen = _covering(ordered, dataset)[: len(chosen)]
     weak: list[str] = []
     weak_classes: dict[str, tuple[int, ...]] = {}
     if image_labels is not None and Path(str(image_labels)).suffix == ".csv":
@@ -135,6 +149,32 @@ def make_split(
         unlabeled=tuple(name for name in dataset.image_names("train") if name not in used),
         weak_classes=weak_classes,
     )
+
+
+def _covering(ordered: list[str], dataset: Dataset) -> list[str]:
+    """All of `ordered`, so that its first images, however many, hold every class as often as possible.
+
+    Greedy: the next image is the first one that holds the class which the fewest images so far hold; of equal ones the
+    class that the fewest images hold at all, then the one with the lowest number. Classes whose images have all been
+    taken are passed over; images that are left at the end keep their order.
+    """
+    holds_NK = count_pixels(dataset, "train", ordered)[:, : dataset.num_classes] > 0
+    candidates_K = holds_NK.sum(axis=0)
+    left = [list(np.flatnonzero(holds_N)[::-1]) for holds_N in holds_NK.T]  # of each class, the next one at the end
+    taken_K = np.zeros_like(candidates_K)
+    taken: dict[int, None] = {}
+    while classes := [k for k, images in enumerate(left) if images]:
+        image = left[min(classes, key=lambda k: (taken_K[k], candidates_K[k], k))].pop()
+        if image not in taken:
+            taken[image] = None
+            taken_K += holds_NK[image]
+    return [ordered[i] for i in (*taken, *(i for i in range(len(ordered)) if i not in taken))]
+
+
+def _is_amount(flag: str, amount: str | int | float, total: int) -> bool:
+    """Whether it is a number or `all`, not a file of names."""
+    text = str(amount).strip()
+    return text.lower() in ALL or _count(flag, text, total) is not None
 
 
 def _choose(flag: str, amount: str | int | float, available: list[str], everything: list[str], dataset: Dataset):
@@ -252,10 +292,14 @@ def _image_name(line: str, known: set[str]) -> str:
     return next((name for name in names if name in known), whole.stem)
 
 
+def first_few(names: Sequence[str]) -> str:
+    """The first three names, and how many more: `a, b, c and 4 more`."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
 def _few(names: list[str]) -> str:
-    """The first three names, and how many more: `'a', 'b', 'c' and 4 more are`."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(map(repr, names[:3])) + more + (" are" if len(names) > 1 else " is")
+    """The same in quotes, with a verb: `'a', 'b', 'c' and 4 more are`."""
+    return first_few([repr(name) for name in names]) + (" are" if len(names) > 1 else " is")
 
 
 def evenly_spaced(items: Sequence[T], count: int) -> list[T]:

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-from kerasseg.critics import build_pixel_discriminator
+from kerasseg.critics import build_deeplab_discriminator, build_pixel_discriminator
 from kerasseg.layers import register
 from kerasseg.losses import (
     binary_cross_entropy,
     cross_entropy,
+    diffused_masks,
     discriminator_terms,
     mean_where,
     one_hot,
@@ -16,11 +17,12 @@ from kerasseg.losses import (
     valid_pixels,
     zero_unless,
 )
-from kerasseg.methods.method import AdversarialConfig, Method, require_shares, require_weights
+from kerasseg.methods.config import AdversarialConfig, PseudoLabelConfig, require, require_shares, require_weights
+from kerasseg.methods.method import Method
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdvSemiSegConfig(AdversarialConfig):
+class AdvSemiSegConfig(PseudoLabelConfig, AdversarialConfig):
     """Fields of AdvSemiSeg; the defaults are the paper's for PASCAL VOC (section 4)."""
 
     nesterov: bool = True
@@ -40,15 +42,27 @@ class AdvSemiSegConfig(AdversarialConfig):
     semi_start: float = 0.25
     """Share of training before the self-training loss sets in: 5000 of 20000 steps."""
     discriminator_sees_unlabeled: bool = False
-    """Whether the discriminator learns from predictions on unlabelled images too (reference code) or on labelled ones
-    alone (paper)."""
+    """Whether the discriminator learns from predictions on unlabelled images too (reference code) or only on labelled
+    ones (paper)."""
+    mask_peak: float = 1.0
+    """Least probability of the true class in the label maps shown to the discriminator; the other classes share the
+    rest as the prediction has them. That is the "Scale" of Luc et al. 2016, which has 0.9: no 0 and 1 give a label map
+    away. 1 shows label maps as they are (section 3 reports no difference)."""
     convolutional: bool = True
     """Whether the discriminator judges each pixel, or the picture as a whole (table 6)."""
+    discriminator_backbone: str | None = None
+    """A backbone whose DeepLab-v3+ judges the pixels in place of the five convolutions, from random weights: Mendel et
+    al. 2020 (section 4.7) found such a discriminator, presumably on their corrector's resnet34, to overpower the
+    segmenter."""
 
     def __post_init__(self):
         super().__post_init__()
         require_weights(self, "lambda_adv", "lambda_adv_unlabeled", "lambda_semi")
-        require_shares(self, "T_semi", "adv_unlabeled_start", "semi_start")
+        require_shares(self, "T_semi", "adv_unlabeled_start", "semi_start", "mask_peak")
+        require(
+            self.convolutional or self.discriminator_backbone is None,
+            "a discriminator on a backbone judges each pixel; leave out convolutional or discriminator_backbone",
+        )
 
 
 @register
@@ -67,9 +81,11 @@ class AdvSemiSeg(Method):
 
     def __init__(self, segmenter, discriminator=None, *, name=None, **fields):
         config = self.make_config(fields)
-        discriminator = discriminator or build_pixel_discriminator(
-            segmenter.output_shape[-1], config.convolutional, config.discriminator_channels
-        )
+        classes = segmenter.output_shape[-1]
+        if discriminator is None and config.discriminator_backbone is not None:
+            discriminator = build_deeplab_discriminator(classes, config.discriminator_backbone)
+        elif discriminator is None:
+            discriminator = build_pixel_discriminator(classes, config.convolutional, config.discriminator_channels)
         super().__init__({"segmenter": segmenter, "discriminator": discriminator}, fields, name=name)
 
     def make_optimizers(self):
@@ -85,16 +101,23 @@ class AdvSemiSeg(Method):
 
         with tf.GradientTape(persistent=True) as tape:
             logits_l, logits_u = self.segment(x_l, x_u)  # train mode
-            # Train mode, in which the discriminator gives the same. Each of its passes serves both networks' losses.
-            D_Y = self.discriminator(one_hot(y_l, self.num_classes), training=True)[..., 0]
-            D_l = self.discriminator(tf.nn.softmax(logits_l), training=True)[..., 0]
+            S_l, Y_l = tf.nn.softmax(logits_l), one_hot(y_l, self.num_classes)
+            if config.mask_peak < 1:
+                Y_l = diffused_masks(Y_l, S_l, config.mask_peak)
+            # Train mode, in which the paper's discriminator gives the same. Each of its passes serves both networks'
+            # losses. A mask is all zero where it is ignored or padded; predictions are shown the same way, or that
+            # tells them.
+            D_Y = self.discriminator(Y_l, training=True)[..., 0]
+            D_l = self.discriminator(zero_unless(valid_l, S_l), training=True)[..., 0]
             D_u = self.discriminator(zero_unless(valid_u, tf.nn.softmax(logits_u)), training=True)[..., 0]
 
-            L_ce = cross_entropy(y_l, logits_l)
+            L_ce = self.labeled_loss(y_l, logits_l)
             L_adv = binary_cross_entropy(D_l, 1.0, valid_l)
             L_adv_u = binary_cross_entropy(D_u, 1.0, valid_u)
             trusted_u = (tf.nn.sigmoid(D_u) > config.T_semi) & valid_u
-            L_semi = cross_entropy(pseudo_labels(logits_u, trusted_u), logits_u)
+            with tape.stop_recording():
+                targets_u = self.target_logits(x_u, logits_u)
+            L_semi = cross_entropy(pseudo_labels(targets_u, trusted_u), logits_u)
             L_S = (
                 L_ce
                 + config.lambda_adv * L_adv

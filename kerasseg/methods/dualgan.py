@@ -6,6 +6,7 @@ The paper's text has lost its equations; what stands here is rebuilt from its pr
 from dataclasses import dataclass
 from typing import Literal
 
+import keras
 import tensorflow as tf
 
 from kerasseg.critics import build_d1, build_d2
@@ -22,11 +23,19 @@ from kerasseg.losses import (
     valid_pixels,
     zero_unless,
 )
-from kerasseg.methods.method import AdversarialConfig, Method, require, require_shares, require_weights
+from kerasseg.methods.class_swap import swap_classes
+from kerasseg.methods.config import (
+    AdversarialConfig,
+    PseudoLabelConfig,
+    require,
+    require_shares,
+    require_weights,
+)
+from kerasseg.methods.method import Method
 
 
 @dataclass(frozen=True, kw_only=True)
-class DualGANConfig(AdversarialConfig):
+class DualGANConfig(PseudoLabelConfig, AdversarialConfig):
     """Fields of DualGAN; the defaults are the paper's for PASCAL VOC ("Implementation details")."""
 
     learning_rate: float = 1e-3
@@ -41,12 +50,20 @@ class DualGANConfig(AdversarialConfig):
     freeze_discriminators: bool = False
     """Whether the discriminators stay as they are from then on (the rate of the paper's optimizers is 0). The paper
     says that they are fixed, and also that labelled images train them throughout."""
-    threshold: Literal["dynamic", "static"] = "dynamic"
-    """Self-train on a pixel whose score by D2 is above D1's score of the picture, or above `T`."""
+    threshold: Literal["dynamic", "inverted", "static"] = "dynamic"
+    """Self-train on a pixel whose score by D2 is above this. `dynamic`: D1's score of the picture, as the paper says.
+    It falls as D1 grows surer that the picture is a prediction, so the worst pictures are trusted most, in the end with
+    nearly all their pixels. `inverted`: 1 less that score, which trusts pictures more the more real they look.
+    `static`: `T`, the paper's variant without D1 (table 3)."""
     T: float = 0.9
     """The static threshold."""
     use_d1: bool = True
     """Whether there is a D1 (tables 3 to 5); without it the threshold is static."""
+    wrong_weight: float = 1.0
+    """Weight of the wrong pixels in D2's loss, beside 1 of the right ones, which are soon most."""
+    class_swap: float = 0.0
+    """Probability, for each image, that the segments of one class in the labelled prediction take another class before
+    D2 learns from it. Labelled predictions are mostly right; swapped ones are wrong in known places."""
     use_d2: bool = True
     """Whether there is a D2 (tables 3 to 5); without it no pixel is trusted, so lambda_s has to be 0."""
     d2_input: Shown = "maps"
@@ -58,9 +75,13 @@ class DualGANConfig(AdversarialConfig):
     def __post_init__(self):
         super().__post_init__()
         require_weights(self, "lambda_ad", "lambda_s")
-        require_shares(self, "semi_start", "T")
+        require_shares(self, "semi_start", "T", "class_swap")
+        require(self.wrong_weight > 0, f"wrong_weight must be above 0; got {self.wrong_weight}")
         require(self.use_d1 or self.use_d2, "without d1 and d2 nothing is left of dualgan: use supervised")
-        require(self.use_d1 or self.threshold == "static", "the dynamic threshold is D1's score; without d1 use static")
+        require(
+            self.use_d1 or self.threshold == "static",
+            f"the {self.threshold} threshold comes from D1's score; without d1 use static",
+        )
         require(self.use_d2 or self.lambda_s == 0, "without d2 no pixel is trusted; set lambda_s to 0")
 
 
@@ -90,6 +111,8 @@ class DualGAN(Method):
                 classes, config.d2_input, config.d2_structure, config.discriminator_channels
             )
         super().__init__(networks, fields, name=name)
+        if config.class_swap:
+            self.random = keras.random.SeedGenerator(name="class_swap")
 
     def make_optimizers(self):
         until = self.config.semi_start if self.config.freeze_discriminators else 1.0
@@ -111,7 +134,7 @@ class DualGAN(Method):
         with tf.GradientTape(persistent=True) as tape:
             logits_l, logits_u = self.segment(x_l, x_u)  # train mode
             G_l, G_u = tf.nn.softmax(logits_l), tf.nn.softmax(logits_u)
-            L_G = terms["L_ce"] = cross_entropy(y_l, logits_l)
+            L_G = terms["L_ce"] = self.labeled_loss(y_l, logits_l)
             L_ad = 0.0
 
             # Train mode, in which the discriminators give the same. Each of their passes serves both networks' losses.
@@ -126,13 +149,21 @@ class DualGAN(Method):
                 D2_l = self.d2([G_l, x_l], training=True)[..., 0]
                 D2_u = self.d2([zero_unless(valid_u, G_u), x_u], training=True)[..., 0]
                 L_ad += binary_cross_entropy(D2_l, 1.0, valid_l) + late * binary_cross_entropy(D2_u, 1.0, valid_u)
-                right_l = tf.cast(tf.argmax(logits_l, axis=-1, output_type=tf.int32) == y_l, tf.float32)
-                terms["L_D2"] = binary_cross_entropy(D2_l, right_l, valid_l)
+                if config.class_swap:  # D2 learns from a pass of its own; the segmenter has no part in the swap
+                    G_l = swap_classes(G_l, valid_l > 0, config.class_swap, self.random)
+                    D2_l = self.d2([G_l, x_l], training=True)[..., 0]
+                right_l = tf.cast(tf.argmax(G_l, axis=-1, output_type=tf.int32) == y_l, tf.float32)
+                weights_l = valid_l * (right_l + config.wrong_weight * (1.0 - right_l))
+                terms["L_D2"] = binary_cross_entropy(D2_l, right_l, weights_l)
                 terms["acc_right"] = accuracy(D2_l, 1.0, valid_l * right_l)
                 terms["acc_wrong"] = accuracy(D2_l, 0.0, valid_l * (1.0 - right_l))
-                T = tf.nn.sigmoid(D1_u)[..., tf.newaxis] if config.threshold == "dynamic" else config.T
+                T = config.T
+                if config.threshold != "static":
+                    T = tf.nn.sigmoid(D1_u if config.threshold == "dynamic" else -D1_u)[..., tf.newaxis]
                 trusted_u = (tf.nn.sigmoid(D2_u) > T) & valid_u
-                terms["L_s"] = cross_entropy(pseudo_labels(logits_u, trusted_u), logits_u)
+                with tape.stop_recording():
+                    targets_u = self.target_logits(x_u, logits_u)
+                terms["L_s"] = cross_entropy(pseudo_labels(targets_u, trusted_u), logits_u)
                 terms["selected"] = mean_where(tf.cast(trusted_u, tf.float32), valid_u)
                 L_G += late * config.lambda_s * terms["L_s"]
             L_G += config.lambda_ad * L_ad

@@ -3,19 +3,24 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from kerasseg.critics import build_corrector
+from kerasseg.critics.corrector import STRIDE as CORRECTOR_STRIDE
 from kerasseg.layers import register
-from kerasseg.losses import IGNORE_LABEL, cross_entropy, mean_where, one_hot, pixel_cross_entropy
-from kerasseg.methods.method import Method, SegmenterConfig, require, require_weights
+from kerasseg.losses import IGNORE_LABEL, cross_entropy, focal_loss, mean_where, one_hot, pixel_cross_entropy
+from kerasseg.methods.class_swap import swap_classes
+from kerasseg.methods.config import PseudoLabelConfig, require, require_shares, require_weights
+from kerasseg.methods.method import Method
 from kerasseg.metrics import scores
 from kerasseg.optimizers import Adam, Poly
+from kerasseg.segmenters import DeepLabV3Plus, fitting_rates
 
 
 @dataclass(frozen=True, kw_only=True)
-class ECSConfig(SegmenterConfig):
+class ECSConfig(PseudoLabelConfig):
     """Fields of ECS; the defaults are the paper's for PASCAL VOC (section 4.4)."""
 
     steps: int = 22_000
@@ -24,12 +29,27 @@ class ECSConfig(SegmenterConfig):
     """With SGD an L2 penalty, added to the gradient; with AdamW decoupled from it."""
     lambda_cor: float = 0.1
     """Weight of the auxiliary objective: the corrector should find nothing to correct (table 2 has 0 too)."""
+    lambda_ecs: float = 1.0
+    """Weight of what is learned from unlabelled images. 0 leaves their update and their forward passes out, as the
+    first and the third row of table 2 do."""
+    joint_update: bool = False
+    """Whether one update of the segmenter a step, by L_sup + lambda_ecs L_ecs, takes the place of the paper's two.
+    Two a step are twice a baseline's; with one, both train equally long, and the schedule stretches over one a step."""
+    corrector_only: bool = False
+    """Whether the corrector learns and the segmenter stays as it is (figure 3). The segmenter has to come trained, from
+    a file."""
     loss: Literal["nfl", "ce"] = "nfl"
     """What the pseudo labels are learned by: negated focal loss, or plain cross-entropy (table 2)."""
     gamma: float = 2.0
     """Exponent of the negated focal loss: how much sure corrections count more."""
     class_weight: float = 2.0
-    """Weight of the dataset's classes in the corrector's loss, beside 1 of "right as it is" (figure 3 has 1 too)."""
+    """Weight of the dataset's classes in the corrector's loss, beside 1 of "right as it is" (figure 3 has 1 too). These
+    classes are the answers for wrong pixels, so this is what a wrong pixel weighs."""
+    corrector_gamma: float = 0.0
+    """Exponent of the focal loss that the corrector learns by (figure 3); 0 is cross-entropy, 2 the usual value."""
+    class_swap: float = 0.0
+    """Probability, for each image, that the segments of one class in the labelled prediction take another class before
+    the corrector learns from it. Labelled predictions are mostly right; swapped ones are wrong in known places."""
     corrector_learning_rate: float = 1e-4
     """Initial rate of the corrector's Adam."""
     corrector_weight_decay: float = 1e-4
@@ -38,13 +58,17 @@ class ECSConfig(SegmenterConfig):
     """The corrector's backbone; None for the segmenter's, which then also lends the weights it starts from."""
     corrector_weights: str = "none"
     """Of a backbone of its own: imagenet, none, or the path of a weights file. Its first convolution is fresh in any
-    case. The paper starts from ImageNet, for which resnet34 has no published weights in Keras."""
+    case. The paper starts from ImageNet, for which resnet34 has no published weights in Keras, but resnet50 has."""
     corrector_head_channels: int = 256
     """Width of the corrector's head."""
+    corrector_rates: tuple[int, ...] = ()
+    """Dilation rates of the corrector's head; none for the published ones. `training.run` puts in those that fit the
+    training crop."""
 
     def __post_init__(self):
         super().__post_init__()
-        require_weights(self, "lambda_cor", "gamma", "corrector_weight_decay")
+        require_weights(self, "lambda_cor", "lambda_ecs", "gamma", "corrector_gamma", "corrector_weight_decay")
+        require_shares(self, "class_swap")
         require(
             self.corrector_backbone is not None or self.corrector_weights == "none",
             "the corrector starts from the segmenter's weights where it has its backbone; leave out corrector_weights",
@@ -57,7 +81,8 @@ class ECSConfig(SegmenterConfig):
 class ECS(Method):
     """A corrector learns where segmentations are wrong and what belongs there; its corrections are the pseudo labels.
 
-    Three updates a step: L_cor (equation 2), L_sup (equation 3), L_ecs (equation 6).
+    Three updates a step: L_cor (equation 2), L_sup (equation 3), L_ecs (equation 6). With `joint_update` two: L_cor and
+    L_S = L_sup + lambda_ecs L_ecs.
 
     Args:
         segmenter: images (B,H,W,3) to logits (B,H,W,K).
@@ -78,21 +103,37 @@ class ECS(Method):
                 config.corrector_backbone or segmenter.backbone,
                 config.corrector_weights,
                 config.corrector_head_channels,
+                config.corrector_rates,
             )
         super().__init__({"segmenter": segmenter, "corrector": corrector}, fields, name=name)
+        if config.class_swap:
+            self.random = keras.random.SeedGenerator(name="class_swap")
+
+    @classmethod
+    def with_data(cls, fields, data):
+        own = fields.get(cls.registry_name, {})
+        rates = own.get("corrector_rates") or fitting_rates(DeepLabV3Plus, data.crop, CORRECTOR_STRIDE)
+        return fields | {cls.registry_name: own | {"corrector_rates": rates}}
 
     def make_optimizers(self):
         config = self.config
         rate = Poly(config.corrector_learning_rate, config.steps)
         corrector = Adam(rate, beta_1=0.9, beta_2=0.99, l2=config.corrector_weight_decay)
-        return {"segmenter": self.segmenter_optimizer(updates=2), "corrector": corrector}
+        if config.corrector_only:
+            return {"corrector": corrector}
+        updates = 1 if config.joint_update or config.lambda_ecs == 0 else 2
+        return {"segmenter": self.segmenter_optimizer(updates=updates), "corrector": corrector}
+
+    @property
+    def main_optimizer(self):
+        return self.training_optimizers.corrector if self.config.corrector_only else super().main_optimizer
 
     def scores(self, images_BHW3, S_BHWK):
         """The corrector's probability of "right as it is" (B,H,W)."""
         return tf.nn.softmax(self.corrector([S_BHWK, images_BHW3], training=False))[..., -1]
 
     def observe(self, images_BHW3, labels_BHW):
-        logits_BHWK = self.segmenter(images_BHW3, training=False)
+        logits_BHWK = self.predictor(images_BHW3, training=False)
         C_BHWK1 = tf.nn.softmax(self.corrector([tf.nn.softmax(logits_BHWK), images_BHW3], training=False))
         y_cor = self.correction_map(logits_BHWK, labels_BHW)
         likelihood_BHW = -pixel_cross_entropy(labels_BHW, logits_BHWK)
@@ -122,9 +163,9 @@ class ECS(Method):
         spearman_K = [float(column.mean()) if column.size else None for column in rho_K]
         return {"corrector": {"mIoU": corrector.mean_iou, "IoU": list(corrector.iou), "spearman": spearman_K}}
 
-    def correction_map(self, logits_BHWK, y) -> tf.Tensor:
-        """y_cor (equation 1): K where the prediction is right, else the true class; (B,H,W) int32."""
-        prediction_BHW = tf.argmax(logits_BHWK, axis=-1, output_type=tf.int32)
+    def correction_map(self, S_BHWK, y) -> tf.Tensor:
+        """y_cor (equation 1): K where a prediction or its logits are right, else the true class; (B,H,W) int32."""
+        prediction_BHW = tf.argmax(S_BHWK, axis=-1, output_type=tf.int32)
         return tf.where(prediction_BHW == y, self.num_classes, y)
 
     def update(self, data):
@@ -132,38 +173,56 @@ class ECS(Method):
         valid_u = self.unlabeled_valid(data)
         config = self.config
         y_t = tf.where(y_l == IGNORE_LABEL, IGNORE_LABEL, self.num_classes)  # "right as it is" everywhere
+        if config.corrector_only:  # the segmenter in inference mode, or its batch norm would learn
+            return self.update_corrector(x_l, tf.nn.softmax(self.segmenter(x_l, training=False)), y_l, y_t)
 
         # All passes of both networks are in train mode: batch norm goes by the batch.
         with tf.GradientTape(persistent=True) as tape:
             logits_l = self.segmenter(x_l, training=True)
+            S_l = tf.nn.softmax(logits_l)
             with tape.stop_recording():
-                of_corrector = self.update_corrector(x_l, logits_l, y_l, y_t)
-            L_ce = cross_entropy(y_l, logits_l)
-            L_aux = cross_entropy(y_t, self.corrector([tf.nn.softmax(logits_l), x_l], training=True))
-            L_sup = L_ce + config.lambda_cor * L_aux
-        self.minimize("segmenter", L_sup, tape)
+                corrector_terms = self.update_corrector(x_l, S_l, y_l, y_t)
+            L_ce = self.labeled_loss(y_l, logits_l)
+            L_aux = cross_entropy(y_t, self.corrector([S_l, x_l], training=True))
+            L_S = L_sup = L_ce + config.lambda_cor * L_aux
+            terms = {"L_sup": L_sup, "L_ce": L_ce, "L_aux": L_aux} | corrector_terms
+            if config.joint_update and config.lambda_ecs:
+                terms |= self.learn_corrections(x_u, valid_u, tape)
+                L_S = terms["L_S"] = L_sup + config.lambda_ecs * terms["L_ecs"]
+        self.minimize("segmenter", L_S, tape)
 
-        with tf.GradientTape(persistent=True) as tape:
-            logits_u = self.segmenter(x_u, training=True)
-            with tape.stop_recording():
-                j = tf.nn.softmax(self.corrector([tf.nn.softmax(logits_u), x_u], training=True))
-                y_p, kept_u = corrected(logits_u, j)
-                gamma = config.gamma if config.loss == "nfl" else 0.0
-                sureness = tf.reduce_max(j, axis=-1) ** gamma
-            L_ecs = mean_where(sureness * pixel_cross_entropy(y_p, logits_u), valid_u)
-        self.minimize("segmenter", L_ecs, tape)
-        terms = {"L_sup": L_sup, "L_ce": L_ce, "L_aux": L_aux, "L_ecs": L_ecs} | of_corrector
-        return terms | {"kept": mean_where(tf.cast(kept_u, tf.float32), valid_u)}
+        if config.lambda_ecs and not config.joint_update:
+            with tf.GradientTape(persistent=True) as tape:
+                terms |= self.learn_corrections(x_u, valid_u, tape)
+                weighted = config.lambda_ecs * terms["L_ecs"]
+            self.minimize("segmenter", weighted, tape)
+        return terms
 
-    def update_corrector(self, x_l, logits_l, y_l, y_t) -> dict[str, tf.Tensor]:
+    def learn_corrections(self, x_u, valid_u, tape) -> dict[str, tf.Tensor]:
+        """L_ecs on the tape, and the share of the pixels whose prediction the corrector keeps."""
+        config = self.config
+        logits_u = self.segmenter(x_u, training=True)
+        with tape.stop_recording():
+            targets_u = self.target_logits(x_u, logits_u)
+            j = tf.nn.softmax(self.corrector([tf.nn.softmax(targets_u), x_u], training=True))
+            y_p, kept_u = corrected(targets_u, j)
+            gamma = config.gamma if config.loss == "nfl" else 0.0
+            sureness = tf.reduce_max(j, axis=-1) ** gamma
+        L_ecs = mean_where(sureness * pixel_cross_entropy(y_p, logits_u), valid_u)
+        return {"L_ecs": L_ecs, "kept": mean_where(tf.cast(kept_u, tf.float32), valid_u)}
+
+    def update_corrector(self, x_l, S_l, y_l, y_t) -> dict[str, tf.Tensor]:
         """The corrector's update by L_cor: predictions and true segmentations of the labelled images. Its terms."""
-        y_cor = self.correction_map(logits_l, y_l)
+        gamma = self.config.corrector_gamma
+        if self.config.class_swap:
+            S_l = swap_classes(S_l, y_l != IGNORE_LABEL, self.config.class_swap, self.random)
+        y_cor = self.correction_map(S_l, y_l)
         weights_K1 = tf.constant([self.config.class_weight] * self.num_classes + [1.0])
         Y_l = one_hot(y_l, self.num_classes)
         with tf.GradientTape(persistent=True) as tape:
-            C_S = self.corrector([tf.nn.softmax(logits_l), x_l], training=True)
+            C_S = self.corrector([S_l, x_l], training=True)
             C_Y = self.corrector([Y_l, x_l], training=True)
-            L_cor = cross_entropy(y_cor, C_S, weights_K1) + cross_entropy(y_t, C_Y, weights_K1)
+            L_cor = focal_loss(y_cor, C_S, gamma, weights_K1) + focal_loss(y_t, C_Y, gamma, weights_K1)
         self.minimize("corrector", L_cor, tape)
         right_l, found_right_l = y_cor == self.num_classes, tf.argmax(C_S, axis=-1) == self.num_classes
         return {

@@ -19,7 +19,8 @@ from kerasseg.losses import (
     valid_pixels,
     zero_unless,
 )
-from kerasseg.methods.method import AdversarialConfig, Method, require, require_shares, require_weights
+from kerasseg.methods.config import AdversarialConfig, require, require_shares, require_weights
+from kerasseg.methods.method import Method
 
 EPSILON = 1e-7
 
@@ -120,9 +121,9 @@ class Latent(Method):
         )
 
     @classmethod
-    def with_split(cls, fields, labeled_images):
+    def with_data(cls, fields, data):
         own = fields.get(cls.registry_name, {})
-        return fields | {cls.registry_name: own | {"labeled_images": own.get("labeled_images") or labeled_images}}
+        return fields | {cls.registry_name: own | {"labeled_images": own.get("labeled_images") or data.labeled_images}}
 
     def make_optimizers(self):
         require(self.config.labeled_images is not None, "latent has to know how many labelled images: labeled_images=N")
@@ -160,10 +161,11 @@ class Latent(Method):
                 shown_l, shown_u = tf.concat([S_c_l, S_l_l], axis=0), tf.concat([S_c_u, S_l_u], axis=0)
                 valid_l, valid_u = (tf.concat([valid, valid], axis=0) for valid in (valid_l, valid_u))
             # Train mode, in which the discriminator gives the same. Each of its passes serves both networks' losses.
-            shown = Y_l, shown_l, zero_unless(valid_u, shown_u)
+            # A mask is all zero where it is ignored or padded; predictions are shown the same way, or that tells them.
+            shown = Y_l, zero_unless(valid_l, shown_l), zero_unless(valid_u, shown_u)
             D_Y, D_l, D_u = (self.discriminator(S, training=True)[..., 0] for S in shown)
 
-            L_ce = cross_entropy(y_l, c_l)
+            L_ce = self.labeled_loss(y_l, c_l)
             if config.branch == "latent":
                 L_latent = conditional_entropy(S_l_l, Y_l)
             else:

@@ -2,111 +2,42 @@
 
 import dataclasses
 import threading
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, Self
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from kerasseg import accumulation
-from kerasseg.losses import sum_over_replicas
+from kerasseg.losses import IGNORE_LABEL, cross_entropy, dice_loss, hard_pixels, sum_over_replicas
+from kerasseg.methods.averaging import averaged_copy, follow
+from kerasseg.methods.config import MethodConfig, require
 from kerasseg.metrics import ConfusionMatrix
 from kerasseg.optimizers import SGD, AdamW, LossScale, Poly
 
 
-def require(condition: bool, message: str) -> None:
-    """ValueError with the message unless the condition holds: for fields that are checked when built."""
-    if not condition:
-        raise ValueError(message)
+class TrainingData(NamedTuple):
+    """What a method may want to know of the data before its networks are built."""
+
+    labeled_images: int
+    """How many images have a label map."""
+    crop: tuple[int, int]
+    """Height and width of the training crops, pixels."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MethodConfig:
-    """Fields of every method. A `Literal` field is checked to hold one of its values."""
+class Inference(NamedTuple):
+    """What a method answers for images (B,H,W,3); see `Method.infer`."""
 
-    steps: int = 20_000
-    """Length of the training, in optimisation steps, over which schedules stretch."""
-
-    def __post_init__(self):
-        for name, hint in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if get_origin(hint) is Literal:
-                choices = ", ".join(get_args(hint))
-                require(value in get_args(hint), f"{name} must be one of {choices}; got {value!r}")
-            elif get_origin(hint) is tuple:
-                object.__setattr__(self, name, tuple(value))  # a list, where it comes out of a file
-        require(self.steps >= 1, f"steps must be at least 1; got {self.steps}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SegmenterConfig(MethodConfig):
-    """Fields of every method that trains a segmenter: SGD with momentum as in the papers, or AdamW; poly schedule."""
-
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    """The segmenter's. AdamW made more of a short training (benchmarks/results/before/camvid.md), with a rate of 1e-3;
-    SGD there wants 5e-3 and a `head_multiplier` of 10."""
-    learning_rate: float = 2.5e-4
-    """Initial rate of the segmenter's pretrained part."""
-    head_multiplier: float = 10.0
-    """The freshly initialised head learns this many times faster (reference code); 1 switches it off."""
-    momentum: float = 0.9
-    """Of SGD."""
-    nesterov: bool = False
-    """Nesterov's momentum, of SGD."""
-    weight_decay: float = 5e-4
-    """With SGD an L2 penalty, added to the gradient; with AdamW decoupled from it."""
-    freeze_batch_norm: bool = False
-    """Keep the segmenter's batch-norm statistics and affine parameters as they are."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        require(self.learning_rate > 0, f"learning_rate must be above 0; got {self.learning_rate}")
-        require(self.head_multiplier > 0, f"head_multiplier must be above 0; got {self.head_multiplier}")
-        require(0 <= self.momentum < 1, f"momentum must be in 0..1 (below 1); got {self.momentum}")
-        require(self.weight_decay >= 0, f"weight_decay must be 0 or more; got {self.weight_decay}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SemiSupervisedConfig(SegmenterConfig):
-    """Fields of every method whose segmenter learns from unlabelled images too."""
-
-    joint_batch_norm: bool = True
-    """Whether labelled and unlabelled images go through the segmenter in one pass, so that batch norm sees them
-    together; off for a pass each, as in the reference code of hung2018 and mittal2019."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AdversarialConfig(SemiSupervisedConfig):
-    """Fields of every method with a discriminator, which Adam trains (betas 0.9 and 0.99, poly schedule)."""
-
-    discriminator_learning_rate: float = 1e-4
-    """Initial rate of the discriminator's Adam."""
-    discriminator_channels: int = 64
-    """Of its first convolution; those after it have 2, 4 and 8 times as many."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        require(
-            self.discriminator_channels >= 1,
-            f"discriminator_channels must be at least 1; got {self.discriminator_channels}",
-        )
-        require(
-            self.discriminator_learning_rate > 0,
-            f"discriminator_learning_rate must be above 0; got {self.discriminator_learning_rate}",
-        )
-
-
-def require_weights(config: MethodConfig, *names: str) -> None:
-    """ValueError unless these fields are 0 or more: factors of loss terms."""
-    for name in names:
-        require(getattr(config, name) >= 0, f"{name} must be 0 or more; got {getattr(config, name)}")
-
-
-def require_shares(config: MethodConfig, *names: str) -> None:
-    """ValueError unless these fields are in 0..1: scores, and shares of training."""
-    for name in names:
-        require(0 <= getattr(config, name) <= 1, f"{name} must be in 0..1; got {getattr(config, name)}")
+    logits_BHWK: tf.Tensor
+    """The predicting network's own."""
+    segmentation_BHWK: tf.Tensor
+    """Their softmax: the class probabilities before any gate, which critics judge."""
+    probabilities_BHWK: tf.Tensor
+    """The answer: class probabilities, of a gated class 0."""
+    reliability_BHW: tf.Tensor | None
+    """How far a critic that judges pixels trusts the segmentation, 0..1; None where no critic does."""
 
 
 class Method(keras.Model):
@@ -132,12 +63,12 @@ class Method(keras.Model):
     config: Any
     needs_unlabeled = True
     """Whether a batch without unlabelled images is a mistake."""
+    keeps_teacher = False
+    """Whether it always has a mean teacher, which then is what predicts."""
     segmenting: tuple[str, ...] = ("segmenter",)
     """The networks that segment, by name: what `SegmenterConfig` says holds for them."""
     gating: tuple[str, ...] = ()
     """The networks by which classes are switched off, by name: a small change there may change a whole picture."""
-    unlabeled_sets = 1
-    """How many times `--unlabeled-batch-size` images a step takes from the unlabelled ones."""
     uses_weak = False
     """Whether it learns from image-level labels: `"weak"` and `"weak_classes"` of a batch."""
 
@@ -147,6 +78,12 @@ class Method(keras.Model):
         self.network_names = tuple(networks)
         for network_name, network in networks.items():
             setattr(self, network_name, network)
+        require(
+            len(getattr(self.config, "class_weights", ())) in (0, self.num_classes),
+            f"class_weights takes one number per class ({self.num_classes}), or none; got "
+            f"{len(getattr(self.config, 'class_weights', ()))}",
+        )
+        self.averaged: Any = averaged_copy(self.segmenter) if self.averages_weights else None
         self.confusion = {
             variant or "mIoU": ConfusionMatrix(self.num_classes, name=variant or "mIoU") for variant in self.variants
         }
@@ -154,6 +91,16 @@ class Method(keras.Model):
         self.accumulate = 1
         self.measuring = threading.local()  # each replica has a thread
         self.built = True  # every network is functional, so there is nothing left to build
+
+    @property
+    def unlabeled_sets(self) -> int:
+        """How many times `--unlabeled-batch-size` images a step takes from the unlabelled ones."""
+        return 1
+
+    @property
+    def least_unlabeled(self) -> int:
+        """How many unlabelled images of a step each device needs at least."""
+        return 1
 
     # --- building from a configuration ---
 
@@ -174,8 +121,8 @@ class Method(keras.Model):
         return {cls.registry_name: cls.Config}
 
     @classmethod
-    def with_split(cls, fields: dict[str, dict[str, Any]], labeled_images: int) -> dict[str, dict[str, Any]]:
-        """The fields, by registry name, with what a method has to know of the split."""
+    def with_data(cls, fields: dict[str, dict[str, Any]], data: TrainingData) -> dict[str, dict[str, Any]]:
+        """The fields, by registry name, with what a method has to know of the data."""
         return fields
 
     @classmethod
@@ -184,8 +131,12 @@ class Method(keras.Model):
         return cls(segmenter, **fields.get(cls.registry_name, {}))
 
     @classmethod
-    def from_trained(cls, branch: "Method", fields: dict[str, dict[str, Any]]) -> Self:
-        """The method around an already trained one that it leaves as it is; ValueError where that makes no sense."""
+    def from_trained(cls, branch: "Method", fields: dict[str, dict[str, Any]], weights: str = "none") -> Self:
+        """The method around an already trained one that it leaves as it is; ValueError where that makes no sense.
+
+        Args:
+            weights: what that one's backbone started from, as `build_backbone` takes it.
+        """
         raise ValueError(f"{cls.registry_name} trains its own segmenter: only mlmt can be added to a finished run")
 
     def fields(self) -> dict[str, dict[str, Any]]:
@@ -194,40 +145,70 @@ class Method(keras.Model):
 
     # --- inference ---
 
-    variants: tuple[str, ...] = ("",)
-    """Names of the predictions `predictions` gives, the method's own (named "") first."""
+    @property
+    def averages_weights(self) -> bool:
+        """Whether it keeps a mean teacher of the segmenter, `averaged`."""
+        fields = self.config
+        return self.keeps_teacher or getattr(fields, "average_weights", False) or self.targets == "teacher"
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Names of what `predictions` gives, the method's answer (named "") first."""
+        return ("",) if self.averaged is None else ("", "student")
 
     @property
     def num_classes(self) -> int:
         return self.segmenter.output_shape[-1]
 
+    @property
+    def predictor(self) -> keras.Model:
+        """The network that predicts, images (B,H,W,3) to logits (B,H,W,K): the mean teacher where there is one."""
+        return self.segmenter if self.averaged is None else self.averaged
+
     def call(self, images, training: bool = False):
         """Class probabilities (B,H,W,K) of images (B,H,W,3), or of the labelled images of a training batch."""
-        images_BHW3 = images["labeled"] if isinstance(images, dict) else images
-        return self.predictions(images_BHW3)[""]
+        return self.infer(images["labeled"] if isinstance(images, dict) else images).probabilities_BHWK
 
-    def predictions(self, images_BHW3) -> dict[str, tf.Tensor]:
-        """Class probabilities (B,H,W,K) by variant, in inference mode."""
-        return self.variants_from(images_BHW3, self.class_probabilities(images_BHW3))
+    def infer(self, images_BHW3) -> Inference:
+        """The method's answer, in inference mode: what is evaluated, drawn, exported and compared with exports."""
+        images_BHW3 = tf.convert_to_tensor(images_BHW3)  # Keras takes no array beside a tensor
+        logits_BHWK = self.predictor(images_BHW3, training=False)
+        S_BHWK = tf.nn.softmax(logits_BHWK)
+        probabilities_BHWK = self.variants_from(images_BHW3, S_BHWK)[""]
+        scores = self.scores(images_BHW3, S_BHWK)
+        reliability_BHW = scores if scores is not None and scores.shape.rank == 3 else None
+        return Inference(logits_BHWK, S_BHWK, probabilities_BHWK, reliability_BHW)
+
+    def predictions(self, images_BHW3, segment: Callable = lambda network, images: network(images)) -> dict:
+        """Class probabilities (B,H,W,K) by variant, in inference mode.
+
+        Args:
+            segment: from a function of images to class probabilities, and images, to class probabilities: for
+                protocols that average over scales, mirrorings and parts of an image.
+        """
+        predictions = self.variants_from(images_BHW3, segment(self.class_probabilities, images_BHW3))
+        if "student" in self.variants:
+            predictions["student"] = segment(
+                lambda images: tf.nn.softmax(self.segmenter(images, training=False)), images_BHW3
+            )
+        return predictions
 
     def class_probabilities(self, images_BHW3) -> tf.Tensor:
-        """The segmenter's own class probabilities (B,H,W,K): what may be averaged over scales, mirrorings and parts of
-        a picture before `variants_from` sees it."""
-        return tf.nn.softmax(self.segmenter(images_BHW3, training=False))
+        """The predicting network's own class probabilities (B,H,W,K), before `variants_from` sees them."""
+        return tf.nn.softmax(self.predictor(images_BHW3, training=False))
 
     def variants_from(self, images_BHW3, S_BHWK) -> dict[str, tf.Tensor]:
-        """Class probabilities (B,H,W,K) by variant, from the segmenter's for whole images."""
+        """Class probabilities (B,H,W,K) by variant, from the predicting network's for whole images."""
         return {"": S_BHWK}
 
     def scores(self, images_BHW3, probabilities_BHWK) -> tf.Tensor | None:
         """What the method's critic makes of a segmentation, 0..1: (B,), (B,H,W), or None where there is no critic."""
         return None
 
-    def reliability(self, images_BHW3, probabilities_BHWK) -> tf.Tensor | None:
-        """How far a critic that judges pixels trusts a segmentation: (B,H,W), 0..1; None where no critic does."""
-        # Keras takes no array beside a tensor.
-        scores = self.scores(tf.convert_to_tensor(images_BHW3), tf.convert_to_tensor(probabilities_BHWK))
-        return scores if scores is not None and scores.shape.rank == 3 else None
+    def reliability(self, images_BHW3) -> tf.Tensor | None:
+        """How far a critic that judges pixels trusts the segmentation of images: (B,H,W), 0..1; None where no critic
+        does."""
+        return self.infer(images_BHW3).reliability_BHW
 
     def observe(self, images_BHW3, labels_BHW) -> dict[str, tf.Tensor]:
         """What `diagnostics` wants to know of held-out images, a row for each."""
@@ -327,6 +308,11 @@ class Method(keras.Model):
         return sum(self.stages.values())
 
     @property
+    def crop_steps(self) -> int:
+        """For how many steps, from the first one, the batches hold crops; those after them hold whole images."""
+        return self.total_steps
+
+    @property
     def main_optimizer(self) -> keras.optimizers.Optimizer:
         """The optimizer whose learning rate the log shows."""
         return self.training_optimizers.segmenter
@@ -389,6 +375,33 @@ class Method(keras.Model):
             return concatenated(self.segmenter, x_l, x_u, training=True)
         return [self.segmenter(x, training=True) for x in (x_l, x_u)]
 
+    def labeled_loss(self, y_l: tf.Tensor, logits_l: tf.Tensor) -> tf.Tensor:
+        """The loss on labels: cross-entropy, with class weights, hard pixels and a Dice loss as the fields say."""
+        config = self.config
+        learned = y_l
+        if config.ohem_threshold < 1.0:
+            hard = hard_pixels(y_l, logits_l, config.ohem_threshold, config.ohem_share)
+            learned = tf.where(hard, y_l, IGNORE_LABEL)
+        loss = cross_entropy(learned, logits_l, tf.constant(config.class_weights) if config.class_weights else None)
+        return loss + config.dice_weight * dice_loss(y_l, logits_l) if config.dice_weight else loss
+
+    @property
+    def targets(self) -> str:
+        """`PseudoLabelConfig.targets`; "train_mode" where the method has no pseudo labels."""
+        return getattr(self.config, "targets", "train_mode")
+
+    def target_logits(self, x_u: tf.Tensor, logits_u: tf.Tensor) -> tf.Tensor:
+        """Logits (B,H,W,K) that pseudo labels come from (`PseudoLabelConfig.targets`), without a gradient.
+
+        Args:
+            x_u: unlabelled images.
+            logits_u: what the training pass gave for them.
+        """
+        if self.targets == "train_mode":
+            return tf.stop_gradient(logits_u)
+        network = self.averaged if self.targets == "teacher" else self.segmenter
+        return tf.stop_gradient(network(x_u, training=False))
+
     def once_at(self, share: float) -> tf.Tensor:
         """1 from that share of training on, 0 before: the factor of a term that sets in late."""
         step = tf.cast(self.training_optimizers.segmenter.iterations, tf.float32)
@@ -402,8 +415,15 @@ class Method(keras.Model):
         before = self.skipped()
         with accumulation.batches_in_parts(self.accumulate):
             terms = self.update(data)
+        self.update_average()
         skipped = {name: count - before[name] for name, count in self.skipped().items()}
         return self.report(terms | skipped)
+
+    def update_average(self) -> None:
+        """The mean teacher follows the segmenter, where there is one."""
+        if self.averaged is not None:
+            steps = self.training_optimizers.segmenter.iterations
+            follow(self.averaged, self.segmenter, steps, self.config.ema_decay)
 
     def skipped(self) -> dict[str, tf.Tensor]:
         """How many updates of each network an overflow has cost so far, this replica's share: with mixed_float16."""

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 import keras
 import tensorflow as tf
 
-from kerasseg.critics import build_classifier_like, start_from_backbone
+from kerasseg.critics import build_classifier, build_classifier_like, start_from_backbone
 from kerasseg.layers import register
 from kerasseg.losses import (
     binary_cross_entropy,
@@ -15,8 +15,10 @@ from kerasseg.losses import (
     mean_squared_error,
     multi_hot,
 )
-from kerasseg.methods.method import Method, MethodConfig, concatenated, require
-from kerasseg.methods.views import blur, color_jitter
+from kerasseg.methods.averaging import averaged_copy, follow
+from kerasseg.methods.config import require
+from kerasseg.methods.method import Method, concatenated
+from kerasseg.methods.views import StrongView, StrongViewConfig
 from kerasseg.metrics import roc
 from kerasseg.optimizers import SGD
 
@@ -24,7 +26,7 @@ Stage = Literal["segmentation", "classification"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MLMTConfig(MethodConfig):
+class MLMTConfig(StrongViewConfig):
     """Fields of MLMT's classification branch and of the fusion; the segmentation branch has its own, `steps` too."""
 
     steps: int = 20_000
@@ -46,9 +48,25 @@ class MLMTConfig(MethodConfig):
     """Mean squared error of probabilities (paper), or cosine distance of logits (reference code)."""
     classification: Literal["binary", "categorical"] = "binary"
     """Loss per class on sigmoids (reference code; what the gate needs), or the softmax of equation 6."""
-    jitter: float = 1.0
-    """How strongly colours change, and how often pictures blur, in the student's views: a share of the reference code's
-    amount, 0 for mirroring alone. Less where colour tells the classes."""
+    classifier_start: Literal["initial", "segmenter"] = "initial"
+    """The backbone that the classifier starts from: as the segmenter's was before its training, ImageNet's in the
+    paper, so that the two branches differ; or as it is after it."""
+    whole_images: bool = True
+    """Whether the classifier learns from whole images, squeezed to the size of the crops, as it judges whole images
+    (reference code); or from the segmenter's crops."""
+    perturb_labeled: bool = False
+    """Whether the student sees labelled images in other colours too; otherwise they are only mirrored (reference
+    code)."""
+    jitter: float = 0.4
+    """Brightness, contrast and saturation of the student's unlabelled images change by up to this share."""
+    hue: float = 0.1
+    """Their hue turns by up to this share of the color circle."""
+    jitter_probability: float = 1.0
+    """Probability that one of them has other colors."""
+    grey_probability: float = 0.0
+    """Probability that one of them is grey."""
+    blur_probability: float = 1.0
+    """Probability that one of them is blurred, with a standard deviation of 0.1 to 2 pixels."""
     ema_decay: float = 0.999
     """Largest decay of the teacher's moving average."""
     burn_in: float = 0.1
@@ -64,7 +82,6 @@ class MLMTConfig(MethodConfig):
         branch_class(self)
         require(0 <= self.tau < 1, f"tau is a probability in 0..1 (below 1); got {self.tau}")
         require(self.lambda_cons >= 0, f"lambda_cons must be 0 or more; got {self.lambda_cons}")
-        require(0 <= self.jitter <= 1, f"jitter is a share in 0..1; got {self.jitter}")
         require(0 <= self.ema_decay < 1, f"ema_decay must be in 0..1 (below 1); got {self.ema_decay}")
         require(0 <= self.burn_in <= 1, f"burn_in is a share of training in 0..1; got {self.burn_in}")
         require(0 < self.ramp <= 1, f"ramp is a share of training in 0..1 (above 0); got {self.ramp}")
@@ -107,11 +124,10 @@ class MLMT(Method):
             segmentation = branch.from_segmenter(segmentation, {branch.registry_name: {"steps": own.steps}})
         fields["branch"] = segmentation.registry_name
         self.segmenter = segmentation.segmenter
-        self.starts_from_segmenter = student is None
+        self.starts_from_segmenter = student is None and self.make_config(fields).classifier_start == "segmenter"
         student = student or build_classifier_like(self.segmenter, name="student")
         if teacher is None:
-            teacher = keras.models.clone_model(student)
-            teacher.set_weights(student.get_weights())
+            teacher = averaged_copy(student, name="teacher")
         teacher.trainable = False
         super().__init__({"segmentation": segmentation, "student": student, "teacher": teacher}, fields, name=name)
         require(
@@ -121,7 +137,7 @@ class MLMT(Method):
         self.stage: Stage = "segmentation" if self.config.train_branch else "classification"
         # "Different small perturbations": both are flipped, and the student sees other colours and a softer picture.
         self.flip = keras.layers.RandomFlip("horizontal", dtype="float32", name="flip")
-        self.jitter = build_jitter(self.config.jitter)
+        self.strong = StrongView(self.config)
 
     @classmethod
     def config_groups(cls, fields):
@@ -129,9 +145,9 @@ class MLMT(Method):
         return super().config_groups(fields) | branch_class(own).config_groups(fields)
 
     @classmethod
-    def with_split(cls, fields, labeled_images):
+    def with_data(cls, fields, data):
         own = cls.make_config(fields.get(cls.registry_name, {}))
-        return branch_class(own).with_split(fields, labeled_images)
+        return branch_class(own).with_data(fields, data)
 
     @classmethod
     def from_segmenter(cls, segmenter, fields):
@@ -143,10 +159,13 @@ class MLMT(Method):
         return cls(branch_class(own).from_segmenter(segmenter, fields), **fields.get(cls.registry_name, {}))
 
     @classmethod
-    def from_trained(cls, branch, fields):
+    def from_trained(cls, branch, fields, weights="none"):
         if isinstance(branch, cls):  # a new classifier in place of the old one
             branch = branch.segmentation
-        return cls(branch, **fields.get(cls.registry_name, {}) | {"train_branch": False})
+        own, student = fields.get(cls.registry_name, {}) | {"train_branch": False}, None
+        if cls.make_config(own).classifier_start == "initial":
+            student = build_classifier(branch.segmenter.backbone_name, branch.num_classes, weights, name="student")
+        return cls(branch, student, **own)
 
     def fields(self):
         return super().fields() | self.segmentation.fields()
@@ -156,8 +175,9 @@ class MLMT(Method):
     def scores(self, images_BHW3, S_BHWK):
         return self.segmentation.scores(images_BHW3, S_BHWK)
 
-    def class_probabilities(self, images_BHW3):
-        return self.segmentation.class_probabilities(images_BHW3)
+    @property
+    def predictor(self):
+        return self.segmentation.predictor
 
     def variants_from(self, images_BHW3, S_BHWK):
         return {"": gated(S_BHWK, self.present(images_BHW3, S_BHWK)), "without_gate": S_BHWK}
@@ -217,6 +237,19 @@ class MLMT(Method):
         return (self.segmentation.stages if self.config.train_branch else {}) | super().stages
 
     @property
+    def unlabeled_sets(self):
+        return self.segmentation.unlabeled_sets
+
+    @property
+    def least_unlabeled(self):
+        return self.segmentation.least_unlabeled
+
+    @property
+    def crop_steps(self):
+        branch_steps = self.segmentation.total_steps if self.config.train_branch else 0
+        return branch_steps if self.config.whole_images else self.total_steps
+
+    @property
     def main_optimizer(self):
         return self.segmentation.main_optimizer if self.stage == "segmentation" else self.training_optimizers.student
 
@@ -258,6 +291,10 @@ class MLMT(Method):
     def update(self, data):
         return self.segmentation.update(data) if self.stage == "segmentation" else self.update_classifier(data)
 
+    def update_average(self):
+        if self.stage == "segmentation":
+            self.segmentation.update_average()
+
     def gradient_norms(self, data):
         return self.segmentation.gradient_norms(data) if self.stage == "segmentation" else super().gradient_norms(data)
 
@@ -273,8 +310,10 @@ class MLMT(Method):
         )
         with tf.GradientTape(persistent=True) as tape:
             # Train mode, all images in one pass.
+            x_s = self.strong(self.flip(x_u, training=True))
+            x_l = self.flip(x, training=True)
             G_l, G_u = concatenated(
-                self.student, self.jitter(x, training=True), self.jitter(x_u, training=True), training=True
+                self.student, self.strong(x_l) if config.perturb_labeled else x_l, x_s, training=True
             )
             G, H = tf.concat([G_l, G_u], axis=0), tf.stop_gradient(tf.concat([H_l, H_u], axis=0))
 
@@ -288,7 +327,7 @@ class MLMT(Method):
             L_MT = L_cls + self.consistency_weight() * L_cons
 
         self.minimize("student", L_MT, tape)
-        self.update_teacher()
+        follow(self.teacher, self.student, self.training_optimizers.student.iterations, config.ema_decay)
         return {"L_MT": L_MT, "L_cls": L_cls, "L_cons": L_cons}
 
     def labeled_for_classifier(self, batch, y_l) -> tuple[tf.Tensor, tf.Tensor]:
@@ -303,13 +342,6 @@ class MLMT(Method):
         progress = tf.cast(self.training_optimizers.student.iterations, tf.float32) / self.config.steps
         return self.config.lambda_cons * tf.clip_by_value((progress - self.config.burn_in) / self.config.ramp, 0.0, 1.0)
 
-    def update_teacher(self) -> None:
-        """theta' = a theta' + (1 - a) theta over all weights, a = min(1 - 1 / (step + 1), ema_decay)."""
-        step = tf.cast(self.training_optimizers.student.iterations, tf.float32)
-        decay = tf.minimum(1.0 - 1.0 / (step + 1.0), self.config.ema_decay)
-        for teacher, student in zip(self.teacher.weights, self.student.weights, strict=True):
-            teacher.assign(decay * teacher + (1.0 - decay) * student)
-
 
 def steps_done(optimizer: keras.optimizers.Optimizer) -> int:
     return int(keras.ops.convert_to_numpy(optimizer.iterations))
@@ -322,17 +354,6 @@ def branch_class(config: MLMTConfig) -> type[Method]:
     branches = {name: method for name, method in METHODS.items() if method is not MLMT}
     require(config.branch in branches, f"branch must be one of {', '.join(branches)}; got {config.branch}")
     return branches[config.branch]
-
-
-def build_jitter(strength: float) -> keras.Sequential:
-    """The student's view of images (B,H,W,3) in 0..255: mirrored, other colours, blurred.
-
-    At 0 only mirrored, at 1 as in the reference code.
-    """
-    views = [keras.layers.RandomFlip("horizontal", dtype="float32")]
-    if strength:
-        views += [color_jitter(0.4 * strength, 0.1 * strength), blur(0.5 * strength)]
-    return keras.Sequential(views, name="jitter")
 
 
 def predicted_pixels(S_BHWK: tf.Tensor) -> tf.Tensor:

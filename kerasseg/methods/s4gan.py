@@ -18,11 +18,18 @@ from kerasseg.losses import (
     valid_pixels,
     zero_unless,
 )
-from kerasseg.methods.method import AdversarialConfig, Method, require, require_shares, require_weights
+from kerasseg.methods.config import (
+    AdversarialConfig,
+    PseudoLabelConfig,
+    require,
+    require_shares,
+    require_weights,
+)
+from kerasseg.methods.method import Method
 
 
 @dataclass(frozen=True, kw_only=True)
-class S4GANConfig(AdversarialConfig):
+class S4GANConfig(PseudoLabelConfig, AdversarialConfig):
     """Fields of s4GAN; the defaults are the paper's for PASCAL VOC (section 4.1.3).
 
     For Cityscapes: gamma 0.7, discriminator_learning_rate 1e-5.
@@ -113,13 +120,15 @@ class S4GAN(Method):
                 shown_u = zero_unless(valid_pixels(y_l), shown_u)
             features_fake, D_fake = self.discriminator([shown_u, x_u], training=True)
 
-            L_ce = cross_entropy(y_l, logits_l)
+            L_ce = self.labeled_loss(y_l, logits_l)
             if config.adversarial == "feature_matching":
                 L_fm = feature_matching(features_real, features_fake, config.fm_norm)
             else:
                 L_fm = binary_cross_entropy(D_fake, 1.0)
             trusted_B = tf.nn.sigmoid(D_fake[:, 0]) >= config.gamma
-            L_st = cross_entropy(pseudo_labels(logits_u, trusted_B[:, tf.newaxis, tf.newaxis] & valid_u), logits_u)
+            with tape.stop_recording():
+                targets_u = self.target_logits(x_u, logits_u)
+            L_st = cross_entropy(pseudo_labels(targets_u, trusted_B[:, tf.newaxis, tf.newaxis] & valid_u), logits_u)
             L_S = L_ce + config.lambda_fm * L_fm + self.once_at(config.self_training_start) * config.lambda_st * L_st
 
             of_D = discriminator_terms(D_real, D_fake)

@@ -3,8 +3,8 @@
 import tensorflow as tf
 
 from kerasseg.layers import register
-from kerasseg.losses import cross_entropy
-from kerasseg.methods.method import Method, SegmenterConfig
+from kerasseg.methods.config import SegmenterConfig
+from kerasseg.methods.method import Method
 
 
 @register
@@ -32,7 +32,7 @@ class Supervised(Method):
 
         with tf.GradientTape(persistent=True) as tape:
             logits_l = self.segmenter(x_l, training=True)  # train mode: batch norm sees the labelled batch
-            L_ce = cross_entropy(y_l, logits_l)
+            L_ce = self.labeled_loss(y_l, logits_l)
 
         self.minimize("segmenter", L_ce, tape)
         return {"L_ce": L_ce}

@@ -3,7 +3,7 @@
 from kerasseg.segmenters.backbones import BACKBONES, build_backbone
 from kerasseg.segmenters.deeplab_v2 import DeepLabV2
 from kerasseg.segmenters.deeplab_v3plus import DeepLabV3Plus
-from kerasseg.segmenters.segmenter import Segmenter
+from kerasseg.segmenters.segmenter import Segmenter, dead_taps, fitting_rates
 from kerasseg.segmenters.weights import LoadedWeights, load_weights
 
 SEGMENTERS: dict[str, type[Segmenter]] = {"deeplab_v2": DeepLabV2, "deeplab_v3plus": DeepLabV3Plus}
@@ -25,5 +25,7 @@ __all__ = [
     "Segmenter",
     "build_backbone",
     "build_segmenter",
+    "dead_taps",
+    "fitting_rates",
     "load_weights",
 ]

@@ -8,12 +8,21 @@ from kerasseg.segmenters.segmenter import Segmenter
 
 @register
 class DeepLabV2(Segmenter):
-    """Four parallel 3x3 convolutions of different dilation to K channels, summed. Arguments: `Segmenter`."""
+    """Four parallel 3x3 convolutions of different dilation to K channels, summed.
 
-    @staticmethod
-    def build_head(features, num_classes, output_stride):
+    Args:
+        rates: the dilation of the four, in positions of the backbone's last map; None for the published ones. See
+            `fitting_rates`.
+        Others: `Segmenter`.
+    """
+
+    RATES = (6, 12, 18, 24)
+    RATES_STRIDE = 8
+    RATES_CROP = 321
+
+    @classmethod
+    def build_head(cls, features, num_classes, output_stride, rates=None):
         _, high_level = [keras.Input(x.shape[1:]) for x in features]
-        rates = [rate * 8 // output_stride for rate in (6, 12, 18, 24)]
         branches = [
             AtrousConv2D(
                 num_classes,
@@ -21,9 +30,9 @@ class DeepLabV2(Segmenter):
                 padding="same",
                 dilation_rate=rate,
                 kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
-                name=f"aspp_rate{rate}",
+                name=name,
             )(high_level)
-            for rate in rates
+            for name, rate in cls.named_rates(rates, output_stride).items()
         ]
         logits = keras.layers.Add(name="logits")(branches)
         return keras.Model([_, high_level], logits, name="aspp"), output_stride

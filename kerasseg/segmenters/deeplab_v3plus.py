@@ -17,17 +17,25 @@ class DeepLabV3Plus(Segmenter):
         head_channels: width of ASPP and decoder: 256 in the paper; a quarter of it suits small backbones, where the
             decoder would otherwise cost more than the backbone.
         head_dropout: share of the values dropped after ASPP while training: 0.1 in the authors' code.
+        rates: the dilation of ASPP's three 3x3 convolutions, in positions of the backbone's last map; None for the
+            published ones. See `fitting_rates`.
         Others: `Segmenter`.
     """
 
-    @staticmethod
-    def build_head(features, num_classes, output_stride, head_channels: int = 256, head_dropout: float = 0.1):
+    RATES = (6, 12, 18)
+    RATES_STRIDE = 16
+    RATES_CROP = 513
+
+    @classmethod
+    def build_head(
+        cls, features, num_classes, output_stride, head_channels: int = 256, head_dropout: float = 0.1, rates=None
+    ):
         low_level, high_level = [keras.Input(x.shape[1:]) for x in features]
-        rates = [rate * 16 // output_stride for rate in (6, 12, 18)]
 
         branches = [_conv_bn_relu(high_level, head_channels, 1, name="aspp_1x1")]
         branches += [
-            _conv_bn_relu(high_level, head_channels, 3, dilation_rate=rate, name=f"aspp_rate{rate}") for rate in rates
+            _conv_bn_relu(high_level, head_channels, 3, dilation_rate=rate, name=name)
+            for name, rate in cls.named_rates(rates, output_stride).items()
         ]
         # The image-pooling branch has one value per image and channel. Batch norm over a batch of one would erase it
         # and drive the stored variance to zero; layer norm does the same in training and inference.

@@ -1,11 +1,11 @@
 """What every segmenter has in common: RGB pixels of any size in, class logits of that size out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import keras
 
-from kerasseg.layers import CropLike, PadToMultiple, PixelNormalization, Upsample
+from kerasseg.layers import AtrousConv2D, AtrousDepthwiseConv2D, CropLike, PadToMultiple, PixelNormalization, Upsample
 from kerasseg.segmenters.backbones import backbone_spec, build_backbone
 from kerasseg.segmenters.weights import LoadedWeights, load_weights
 
@@ -35,6 +35,11 @@ class Segmenter(keras.Model):
     Takes symbolic features `[low_level, high_level]`, num_classes and output_stride, and fields of its own; returns the
     model from features to logits (B,h,w,K), and the stride of those logits.
     """
+    RATES: ClassVar[tuple[int, ...]]
+    """The published dilation rates of the head's 3x3 convolutions, for the output stride `RATES_STRIDE` and training
+    crops of `RATES_CROP` pixels a side."""
+    RATES_STRIDE: ClassVar[int]
+    RATES_CROP: ClassVar[int]
 
     def __init__(
         self,
@@ -76,6 +81,21 @@ class Segmenter(keras.Model):
         if from_file:
             self.loaded_weights = load_weights(self, weights, backbone_spec(backbone).build)
 
+    @classmethod
+    def published_rates(cls, output_stride: int) -> tuple[int, ...]:
+        """`RATES` for another output stride: as many pixels."""
+        return tuple(rate * cls.RATES_STRIDE // output_stride for rate in cls.RATES)
+
+    @classmethod
+    def named_rates(cls, rates: Sequence[int] | None, output_stride: int) -> dict[str, int]:
+        """The head's rates by the names of their layers, which are those of the published rates whatever the rates are,
+        so that weights find their layers; ValueError for another number of rates, or one below 1."""
+        published = cls.published_rates(output_stride)
+        rates = published if rates is None else tuple(rates)
+        if len(rates) != len(published) or min(rates) < 1:
+            raise ValueError(f"{cls.__name__} takes {len(published)} rates of 1 or more; got {rates}")
+        return {f"aspp_rate{known}": rate for known, rate in zip(published, rates, strict=True)}
+
     def encode(self, images_BHW3, training: bool = False) -> list:
         """The backbone's features `[low_level, high_level]`."""
         return self.backbone(self.get_layer("pad")(self.get_layer("pixels")(images_BHW3)), training=training)
@@ -102,3 +122,36 @@ class Segmenter(keras.Model):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         return cls(**config)
+
+
+def fitting_rates(segmenter: type[Segmenter], crop: Sequence[int], output_stride: int) -> tuple[int, ...]:
+    """Dilation rates of a head with which every tap of its convolutions learns from training crops of that size.
+
+    A tap that is as far off as the crop's map is long lies in the padding at every position: it gets no gradient and
+    keeps its random weights, which then speak on larger pictures. The published rates stay where they fit; otherwise
+    they shrink by as much as the crop is smaller than the published one.
+
+    Args:
+        segmenter: the class.
+        crop: height and width, pixels.
+        output_stride: of the backbone.
+    """
+    published = segmenter.published_rates(output_stride)
+    if max(published) < min(map_size(crop, output_stride)):
+        return published
+    return tuple(max(1, round(rate * min(crop) / segmenter.RATES_CROP)) for rate in published)
+
+
+def map_size(crop: Sequence[int], output_stride: int) -> tuple[int, ...]:
+    """Height and width of the backbone's last map for pictures of that size, which are padded to its stride."""
+    return tuple(-(-side // output_stride) for side in crop)
+
+
+def dead_taps(network: keras.Model, crop: Sequence[int]) -> dict[str, int]:
+    """The dilated convolutions of a network some of whose taps get no gradient from training crops of that size, as
+    `fitting_rates` explains: their dilation by their names."""
+    # A map of one position holds no more than the middle tap of any convolution, so nothing can be said of it.
+    size = max(2, min(map_size(crop, getattr(network, "output_stride", 16))))
+    dilated = (layer for layer in network._flatten_layers() if isinstance(layer, AtrousConv2D | AtrousDepthwiseConv2D))
+    reach = {layer.name: max(layer.dilation_rate) * (max(layer.kernel_size) // 2) for layer in dilated}
+    return {name: rate for name, rate in reach.items() if rate >= size}

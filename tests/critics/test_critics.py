@@ -13,6 +13,7 @@ from kerasseg.critics import (
     build_corrector,
     build_d1,
     build_d2,
+    build_deeplab_discriminator,
     build_image_discriminator,
     build_pixel_discriminator,
 )
@@ -90,6 +91,18 @@ def test_the_pixel_discriminator_in_numpy(convolutional):
         expected = np.broadcast_to(verdict[:, None, None], (2, 64, 96, 1))
     np.testing.assert_allclose(discriminator(segmentation), expected, rtol=1e-3, atol=1e-4)
     assert discriminator(segmentation[:, :33, :47]).shape == (2, 33, 47, 1)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_the_deeplab_discriminator_judges_each_pixel_by_its_surroundings(classes):
+    discriminator = with_random_weights(build_deeplab_discriminator(classes, "tiny", head_channels=8))
+    assert discriminator.get_layer("tiny").get_layer("conv").kernel.shape[2] == classes
+    S = np.random.default_rng(0).random((2, 33, 47, classes)).astype(np.float32)
+    verdict = discriminator(S).numpy()
+    assert verdict.shape == (2, 33, 47, 1) and verdict.dtype == np.float32 and verdict.std() > 0
+    changed = S.copy()
+    changed[:, 10:12, 10:12] = 1 - changed[:, 10:12, 10:12]
+    assert np.abs(discriminator(changed).numpy() - verdict)[:, 20, 20].min() > 0
 
 
 def test_d1_in_numpy():

@@ -1,11 +1,10 @@
-import colorsys
-
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from kerasseg.colors import gaussian_blur, jitter_colors
 from kerasseg.data import Augmentation
-from kerasseg.data.augment import PAD_VALUE, augment, gaussian_blur, jitter_color
+from kerasseg.data.augment import PAD_VALUE, augment
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 256, (40, 56, 3)).astype(np.uint8)
@@ -67,6 +66,25 @@ def test_scale_and_crop_equal_resize_then_crop(scale):
         assert (resized_label[y : y + 16, x : x + 20] == label).all()
 
 
+@pytest.mark.parametrize("crop", [(16, 20), (40, 56), (61, 70)])
+def test_a_whole_picture_is_squeezed(crop):
+    """Antialiased where it gets smaller: every pixel counts. The scale does not."""
+    squeezed = tf.image.resize(IMAGE, crop, antialias=True).numpy()
+    rows, columns = ((np.arange(to) + 0.5) * of / to for to, of in zip(crop, LABEL.shape, strict=True))
+    nearest = LABEL[rows.astype(int)][:, columns.astype(int)]
+    for scale in ((0.5, 1.5), (3.0, 3.0)):
+        for image, label in views(3, crop=crop, whole=True, flip=False, scale=scale):
+            np.testing.assert_allclose(image, squeezed, atol=1e-3)
+            np.testing.assert_array_equal(label, nearest)
+    mirrored = [
+        np.allclose(image, squeezed[:, ::-1], atol=1e-3) and np.array_equal(label, nearest[:, ::-1])
+        for image, label in views(100, crop=crop, whole=True)
+    ]
+    assert 30 < sum(mirrored) < 70
+    image, _ = views(1, crop=crop, whole=True, flip=False, color_jitter=0.5, blur=2.0)[0]
+    assert np.abs(image - squeezed).mean() > 5
+
+
 def test_picture_and_label_stay_together():
     """The label's value is painted into the picture: wherever both are sharp, they must agree."""
     painted = (LABEL * 50)[..., None].repeat(3, -1)
@@ -118,30 +136,6 @@ def test_the_seed_decides_and_the_label_map_does_not():
     assert image.dtype == np.float32 and label.dtype == np.int32
 
 
-def test_colour_jitter_stays_in_its_bounds():
-    grey = np.full((8, 8, 3), 100, np.float32)
-    levels = []
-    for seed in range(100):
-        out = jitter_color(tf.constant(grey), tf.constant([seed, 0]), 0.4).numpy()
-        assert np.ptp(out) < 1e-3  # a grey picture has no contrast, saturation or hue to change
-        levels.append(out.mean())
-    assert 60 - 1e-3 <= min(levels) < 70 and 130 < max(levels) <= 140 + 1e-3
-    colourful = tf.constant(IMAGE[:8, :8].astype(np.float32))
-    outs = [jitter_color(colourful, tf.constant([seed, 0]), 1.0).numpy() for seed in range(50)]
-    assert min(map(np.min, outs)) >= 0 and max(map(np.max, outs)) <= 255
-
-
-def test_colour_jitter_turns_the_hue_by_a_quarter_of_its_strength():
-    """A dim picture of one colour: nothing is clipped, and only the hue's own step changes the hue."""
-    orange = tf.fill((4, 4, 3), 1.0) * tf.constant([100.0, 50.0, 25.0])
-    before = colorsys.rgb_to_hsv(100, 50, 25)[0]
-    turns = []
-    for seed in range(60):
-        out = jitter_color(orange, tf.constant([seed, 0]), 0.4).numpy()
-        turns.append((colorsys.rgb_to_hsv(*out[0, 0].tolist())[0] - before + 0.5) % 1 - 0.5)
-    assert -0.1 - 1e-4 < min(turns) < -0.08 and 0.08 < max(turns) < 0.1 + 1e-4
-
-
 def test_contrast_changes_around_the_mean_of_the_picture_and_not_of_its_padding():
     """Of a picture of one grey it changes nothing: only its brightness may be another one."""
     picture = np.full((8, 8, 3), 40, np.uint8)
@@ -150,22 +144,17 @@ def test_contrast_changes_around_the_mean_of_the_picture_and_not_of_its_padding(
         assert 20 <= value <= 60 and (image[label == 255] == PAD_VALUE).all()
 
 
-def test_blur_is_gaussian():
-    dot = np.zeros((15, 15, 3), np.float32)
-    dot[7, 7] = 1.0
-    x = np.arange(-6, 7)
-    kernel = np.exp(-0.5 * (x / 1.5) ** 2)
-    expected = np.zeros((15, 15))
-    expected[1:14, 1:14] = np.outer(kernel, kernel) / kernel.sum() ** 2
-    blurred = gaussian_blur(tf.constant(dot), tf.constant(1.5), 2.0).numpy()
-    np.testing.assert_allclose(blurred, expected[..., None].repeat(3, -1), atol=1e-6)
-
-
-def test_blur_keeps_a_flat_picture_and_zero_changes_nothing():
-    flat = tf.fill((5, 4, 3), 80.0)
-    np.testing.assert_allclose(gaussian_blur(flat, tf.constant(3.0), 3.0), flat, atol=1e-3)
-    picture = tf.constant(IMAGE, tf.float32)
-    np.testing.assert_allclose(gaussian_blur(picture, tf.constant(0.0), 2.0), picture, atol=1e-4)
+def test_colours_and_blur_are_those_of_the_views_of_methods():
+    """One implementation: kerasseg.colors."""
+    fields = {"crop": (40, 56), "scale": (1, 1), "flip": False}
+    draws = tf.random.stateless_uniform((4, 1), tf.random.experimental.stateless_split(tf.constant([0, 0]), 6)[4])
+    expected = jitter_colors(tf.constant(IMAGE, tf.float32)[None], draws, 0.4, 0.1)[0]
+    image, _ = augment(tf.constant(IMAGE), None, tf.constant([0, 0]), Augmentation(color_jitter=0.4, **fields))
+    np.testing.assert_allclose(image, expected, atol=1e-3)
+    sigma = tf.random.stateless_uniform((1,), tf.random.experimental.stateless_split(tf.constant([0, 0]), 6)[5], 0, 2.0)
+    expected = gaussian_blur(tf.constant(IMAGE, tf.float32)[None], sigma, 2.0)[0]
+    image, _ = augment(tf.constant(IMAGE), None, tf.constant([0, 0]), Augmentation(blur=2.0, **fields))
+    np.testing.assert_allclose(image, expected, atol=1e-3)
 
 
 @pytest.mark.parametrize(

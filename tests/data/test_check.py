@@ -356,15 +356,58 @@ def test_many_files_are_one_line(folder):
 def test_classes_absent_from_the_labelled_images(folder):
     for name in ("train_0", "train_1"):
         save(folder / f"labels/train/{name}.png", LABEL == 1)
-    assert told(folder, Split(("train_0", "train_2"))) == []
-    assert only(folder, Split(("train_0", "train_1"))) == (
-        "warning: the 2 labelled images: no pixel of dog to learn from; "
-        "label images that show it, or choose more images or another seed"
+    three = ("train_0", "train_1", "train_2")
+    assert told(folder, Split(three)) == []
+    save(folder / "labels/train/train_2.png", LABEL == 1)
+    assert only(folder, Split(three)) == (
+        "warning: the 3 labelled images: no pixel of dog to learn from; "
+        "`--labeled 3 --cover` looks for images that show it"
+    )
+    (line,) = map(str, check_dataset(folder, Split(three), cover=True))
+    assert line == "warning: the 3 labelled images: no pixel of dog to learn from; choose more images"
+    save(folder / "labels/train/train_3.png", LABEL == 1)
+    assert only(folder, Split(three)) == (
+        "warning: the 3 labelled images: no pixel of dog to learn from, nor in any other label map of train; "
+        "label images that show it"
     )
 
 
+def test_the_first_of_many_absent_classes_are_named_and_the_others_counted(folder):
+    write_classes(folder, classes=["ground", *(f"c{k}" for k in range(1, 7))])
+    save(folder / "labels/train/train_0.png", np.zeros((24, 32)))
+    save(folder / "labels/train/train_1.png", np.arange(32) * 7 // 32 * np.ones((24, 1)))
+    first, second = told(folder, Split(("train_0",), (), ("train_1",)))
+    assert first == (
+        "warning: the labelled image: no pixel of c1, c2, c3 and 3 more to learn from; "
+        "`--labeled 1 --cover` looks for images that show it"
+    )
+    assert second == (
+        "warning: the labelled image: there are more classes (7) than labelled images; "
+        "label more, or spread the classes over them with --cover"
+    )
+
+
+def test_fewer_labelled_images_than_classes(folder):
+    assert only(folder, Split(("train_0", "train_1"))) == (
+        "warning: the 2 labelled images: there are more classes (3) than labelled images; label more"
+    )
+
+
+def test_a_split_of_the_built_in_dataset_is_looked_at_too(monkeypatch):
+    """Only the label maps of its labelled images are read."""
+    dataset, read = ShapesDataset(), []
+    load_label = dataset.load_label
+    monkeypatch.setattr(dataset, "load_label", lambda split, name: read.append(name) or load_label(split, name))
+    (absent, few) = map(str, require_sound(dataset, Split(("train_0030",), (), ("train_0000",))))
+    shown = np.unique(load_label("train", "train_0030"))
+    names = [name for k, name in enumerate(dataset.classes) if k not in shown]
+    assert absent.startswith(f"warning: the labelled image: no pixel of {', '.join(names[:3])}") and "--cover" in absent
+    assert "there are more classes (7) than labelled images" in few
+    assert read == ["train_0030"]
+
+
 def test_labelled_images_without_label_maps(folder):
-    assert told(folder, Split(("train_0", "gone")))[-1] == (
+    assert told(folder, Split(("train_0", "gone")))[0] == (
         "error: labels/train/gone.png: labelled in the split, but there is no label map that can be read; "
         "add the label map, or make the split anew"
     )

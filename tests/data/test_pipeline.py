@@ -169,10 +169,149 @@ def test_image_labelled_pictures_are_learned_from_as_unlabelled_ones_too(numbere
 def test_impossible_requests(numbered):
     with pytest.raises(ValueError, match="no labelled image"):
         train_dataset(numbered, Split((), (), ("1",)), WHOLE, batch_size=1)
-    everything = Split(tuple("0123456"))
-    with pytest.raises(ValueError, match="nothing is left to learn from without labels"):
-        train_dataset(numbered, everything, WHOLE, batch_size=1)
-    assert len(batches(train_dataset(numbered, everything, WHOLE, batch_size=1, unlabeled_batch_size=0), 1)) == 1
+    for temperature in (0.0, -0.01, float("nan")):
+        with pytest.raises(ValueError, match=f"rare_class_temperature must be above 0, got {temperature}"):
+            train_dataset(numbered, Split(("1",)), WHOLE, batch_size=1, rare_class_temperature=temperature)
+    for probability in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=f"copy_paste must be a probability 0..1, got {probability}"):
+            train_dataset(numbered, Split(("1",)), WHOLE, batch_size=1, copy_paste=probability)
+
+
+def test_a_fully_labelled_split_has_its_labelled_images_as_unlabelled_ones_too(numbered):
+    """In an order of their own, and without their labels."""
+    rows = batches(train_dataset(numbered, Split(tuple("0123456")), WHOLE, batch_size=7), 3)
+    for x, labels in rows:
+        assert sorted(x) == ["labeled", "unlabeled", "unlabeled_valid"]
+        assert sorted(x["unlabeled"][:, 0, 0, 0].tolist()) == [10.0 * i for i in range(7)]
+        assert x["unlabeled_valid"].all()
+        assert x["unlabeled"][:, 0, 0, 0].tolist() != (10 * labels[:, 0, 0]).tolist()
+
+
+def test_unlabelled_images_fewer_than_a_batch_are_repeated(numbered):
+    pipeline = train_dataset(numbered, Split(("0",), (), ("5", "6")), VIEW, batch_size=1, unlabeled_batch_size=5)
+    rows = batches(pipeline, 2)
+    seen = [
+        round(float(image[valid].mean()), 3)
+        for x, _ in rows
+        for image, valid in zip(x["unlabeled"], x["unlabeled_valid"], strict=True)
+    ]
+    assert seen.count(50) == seen.count(60) == 5
+    views = {image.tobytes() for x, _ in rows for image in x["unlabeled"]}
+    assert len(views) == 10  # each time another view
+
+
+@pytest.fixture
+def rare(tmp_path):
+    """Pictures of 24 x 24 of class 0, "b" and "d" with a small square of class 1, "c" with one pixel of class 2.
+
+    Everything is painted in 10 + 40 times its class, so that it is seen in the picture, too.
+    """
+    squares = {"b": (1, 20, 3, 3), "d": (1, 2, 17, 3), "c": (2, 23, 0, 1)}
+    for name in "abcd":
+        label = np.zeros((24, 24))
+        if name in squares:
+            value, y, x, size = squares[name]
+            label[y : y + size, x : x + size] = value
+        save(tmp_path / f"images/train/{name}.png", (10 + 40 * label)[..., None].repeat(3, -1))
+        save(tmp_path / f"labels/train/{name}.png", label)
+    return FolderDataset(tmp_path)
+
+
+PIECE = Augmentation(crop=(8, 10), scale=(1, 1))
+RARE = Split(tuple("abcd"))
+
+
+def crops(dataset, count, augmentation=PIECE, split=RARE, **fields):
+    pipeline = train_dataset(dataset, split, augmentation, batch_size=count, unlabeled_batch_size=0, **fields)
+    assert pipeline.element_spec[0]["labeled"].shape == (count, *augmentation.crop, 3)
+    ((x, labels),) = batches(pipeline, 1)
+    return x["labeled"], labels
+
+
+def test_rare_classes_are_drawn_more_often_and_seen_in_the_crop(rare):
+    _, labels = crops(rare, 300)
+    assert np.mean([2 in label for label in labels]) < 0.1
+    pictures, labels = crops(rare, 300, rare_class_temperature=0.01)
+    np.testing.assert_allclose(pictures[..., 0], 10 + 40 * labels, atol=1e-3)
+    # f_1 = 18/2304, f_2 = 1/2304: softmax of their difference by 0.01.
+    expected = 1 / (1 + np.exp((1 - 17) / 2304 / 0.01))
+    assert all(label.any() for label in labels)
+    assert np.mean([2 in label for label in labels]) == pytest.approx(expected, abs=0.08)
+    places = {(int(y), int(x)) for label in labels if 2 in label for y, x in np.argwhere(label == 2)}
+    # The pixel is in the last row and the first column, mirrored in the last column: the crop cannot lie elsewhere.
+    assert places == {(7, 0), (7, 9)}
+
+
+def test_the_crop_lies_anywhere_around_the_pixel(rare):
+    save(rare.path / "labels/train/c.png", np.eye(1, 576, 12 * 24 + 12).reshape(24, 24) * 2)
+    straight = Augmentation(crop=(8, 10), scale=(1, 1), flip=False)
+    _, labels = crops(rare, 800, straight, Split(("c",)), rare_class_temperature=0.001)
+    places = [tuple(np.argwhere(label == 2)[0]) for label in labels]
+    assert set(places) == {(y, x) for y in range(8) for x in range(10)}
+    assert max(map(places.count, set(places))) < 30  # 10 in the mean
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.8, 1.5, 2.0])
+def test_scaled_crops_show_the_class_too(rare, scale):
+    scaled = Augmentation(crop=(8, 10), scale=(scale, scale))
+    split = Split(("a", "b"))
+    _, labels = crops(rare, 100, scaled, split, rare_class_temperature=0.001)
+    assert all((label == 1).any() for label in labels)
+    larger = Augmentation(crop=(64, 64), scale=(scale, scale))  # than the picture
+    _, labels = crops(rare, 20, larger, split, rare_class_temperature=0.001)
+    assert all((label == 1).any() for label in labels)
+    assert len({label.tobytes() for label in labels}) > 15
+
+
+def test_pixels_of_a_rare_class_are_pasted_from_another_image(rare):
+    same = Augmentation(crop=(24, 24), scale=(1, 1), flip=False)
+    split = Split(("a", "b"))
+    before = dict(zip("ab", (rare.load_label("train", name) for name in "ab"), strict=True))
+    pictures, labels = crops(rare, 200, same, split, copy_paste=1.0)
+    np.testing.assert_allclose(pictures[..., 0], 10 + 40 * labels, atol=1e-3)
+    # "a" gets the square of "b"; for "b", no other image has one.
+    assert all(np.array_equal(label, before["b"]) for label in labels)
+
+    _, labels = crops(rare, 400, same, split, copy_paste=0.3)
+    assert np.mean([label.any() for label in labels]) == pytest.approx(0.5 + 0.5 * 0.3, abs=0.05)
+    _, labels = crops(rare, 200, same, Split(("b", "d")), copy_paste=1.0)
+    both = rare.load_label("train", "b") + rare.load_label("train", "d")
+    assert all(np.array_equal(label, both) for label in labels)
+
+
+def test_what_is_pasted_is_a_crop_that_shows_the_class(rare):
+    pictures, labels = crops(rare, 100, split=Split(("a", "b")), copy_paste=1.0)
+    np.testing.assert_allclose(pictures[..., 0], 10 + 40 * labels, atol=1e-3)
+    assert np.mean([label.any() for label in labels]) >= 0.5  # all of "a"
+    assert len({label.tobytes() for label in labels}) > 10
+
+
+def test_the_temperature_decides_what_is_pasted(rare):
+    """With a low one always class 2. With a high one all three classes alike, for the crop and for what is pasted:
+    4 of 9 crops are "c", and a third of those lose their pixel to class 0; a third of the others get it."""
+    same = Augmentation(crop=(24, 24), scale=(1, 1), flip=False)
+    for temperature, share in ((1e-4, 1.0), (1e4, 4 / 9 * 2 / 3 + 5 / 9 / 3)):
+        fields = {"copy_paste": 1.0, "rare_class_temperature": temperature}
+        _, labels = crops(rare, 200, same, Split(tuple("abc")), **fields)
+        assert np.mean([2 in label for label in labels]) == pytest.approx(share, abs=0.1)
+
+
+def test_nothing_is_pasted_onto_a_single_labelled_image(rare):
+    plain = crops(rare, 20, split=Split(("b",)))
+    tf.nest.map_structure(np.testing.assert_array_equal, crops(rare, 20, split=Split(("b",)), copy_paste=1.0), plain)
+
+
+def test_rare_classes_leave_the_other_streams_alone_and_need_no_state(rare):
+    split = Split(("a", "b"), ("c",), ("d",))
+    fields = {"batch_size": 4, "seed": 2}
+    settings = {"rare_class_temperature": 0.01, "copy_paste": 0.5}
+    plain = batches(train_dataset(rare, split, VIEW, **fields), 8)
+    changed = batches(train_dataset(rare, split, VIEW, **fields, **settings), 8)
+    later = batches(train_dataset(rare, split, VIEW, **fields, **settings, start_step=5), 3)
+    tf.nest.map_structure(np.testing.assert_array_equal, later, changed[5:])
+    for (x, _), (other, _) in zip(plain, changed, strict=True):
+        assert not np.array_equal(x.pop("labeled"), other.pop("labeled"))
+        tf.nest.map_structure(np.testing.assert_array_equal, x, other)
 
 
 def test_a_label_map_of_another_size_stops_the_pipeline(numbered):

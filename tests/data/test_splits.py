@@ -1,8 +1,9 @@
+import numpy as np
 import pytest
 
 from kerasseg.data import FolderDataset, Split, evenly_spaced, make_split
 from kerasseg.data.shapes import ShapesDataset
-from tests.data.folders import make_folder, save
+from tests.data.folders import make_folder, save, write_classes
 
 SHAPES = ShapesDataset()
 
@@ -29,6 +30,77 @@ def test_smaller_splits_are_part_of_larger_ones():
     assert all(small < large for small, large in zip(splits, splits[1:], strict=False))
     without_weak = make_split(SHAPES, "1/8", seed=2)
     assert make_split(SHAPES, "1/8", seed=2, image_labels="1/8").labeled == without_weak.labeled
+
+
+@pytest.fixture
+def four_classes(tmp_path):
+    """16 images: all show class 0, "b" and "d" class 1 too, "c" classes 1 and 2, "e" class 3 and one that is none."""
+    shown = {"b": [1], "c": [1, 2], "d": [1], "e": [3, 77]}
+    for name in "abcdefghijklmnop":
+        save(tmp_path / f"images/train/{name}.png", np.zeros((1, 4, 3)))
+        save(tmp_path / f"labels/train/{name}.png", [([0, *shown.get(name, [])] + [255] * 3)[:4]])
+    save(tmp_path / "labels/train/p.png", [[255, 255, 255, 255]])
+    write_classes(tmp_path, classes=["ground", "x", "y", "z", "nowhere"])
+    return FolderDataset(tmp_path)
+
+
+def rank(dataset, seed, names):
+    """Names in the order in which a split without `cover` takes them."""
+    order = [make_split(dataset, str(count + 1), seed).labeled for count in range(16)]
+    return sorted(names, key=lambda name: sum(name not in labeled for labeled in order))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_cover_takes_rare_classes_first_and_all_classes_evenly(four_classes, seed):
+    splits = [set(make_split(four_classes, str(count), seed, cover=True).labeled) for count in range(1, 17)]
+    assert all(small < large for small, large in zip(splits, splits[1:], strict=False))
+    order = [*splits[0], *(name for a, b in zip(splits, splits[1:], strict=False) for name in b - a)]
+    # y and z are in one image each, x in three, ground in 15. "c" shows x too, so z is next; then x is in one image, y
+    # and z have none left, and ground is in two: so x, then x again (in two images, as ground would be in four).
+    x = rank(four_classes, seed, "bd")
+    rest = rank(four_classes, seed, "afghijklmno")
+    assert order == ["c", "e", *x, *rest, "p"]
+
+
+def test_cover_is_a_function_of_dataset_amount_and_seed(four_classes):
+    first, again = (make_split(four_classes, "5", 1, cover=True) for _ in range(2))
+    assert first == again and first.fingerprint == again.fingerprint
+    assert len({make_split(four_classes, "5", seed, cover=True).fingerprint for seed in range(9)}) > 1
+    split = make_split(SHAPES, "5", cover=True)
+    assert split.labeled == ("train_0030", "train_0080", "train_0315", "train_0346", "train_0364")
+    assert split.fingerprint == "0cbf08daa583f8acb1f799aa3071af82147af59418df7844455916aea7b0e8ce"
+    assert make_split(SHAPES, "all", cover=True) == make_split(SHAPES, "all")
+
+
+def test_cover_reaches_every_class_with_few_images():
+    for seed in range(5):
+        labeled = make_split(SHAPES, "5", seed, cover=True).labeled
+        shown = set().union(*(np.unique(SHAPES.load_label("train", name)) for name in labeled))
+        assert shown == set(range(7))
+
+
+def test_cover_leaves_the_image_level_labels_to_others(four_classes):
+    split = make_split(four_classes, "2", 3, image_labels="2", cover=True)
+    assert split.labeled == ("c", "e")
+    assert list(split.weak) == sorted(rank(four_classes, 3, set("abdfghijklmnop"))[:2])
+
+
+def test_cover_has_nothing_to_choose_of_a_file_of_names(tmp_path):
+    (tmp_path / "names.txt").write_text("train_0001\n")
+    with pytest.raises(
+        ValueError, match="--cover chooses the labelled images, and --labeled .*names.txt names them: le"
+    ):
+        make_split(SHAPES, tmp_path / "names.txt", cover=True)
+    with pytest.raises(ValueError, match="--labeled few: expected a fraction"):
+        make_split(SHAPES, "few", cover=True)
+    with pytest.raises(ValueError, match="--labeled 401 means 401 images"):
+        make_split(SHAPES, "401", cover=True)
+
+
+def test_cover_names_a_label_map_that_it_cannot_read(four_classes):
+    (four_classes.path / "labels/train/f.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="the label map of the train image 'f' cannot be read: cannot identify"):
+        make_split(four_classes, "2", cover=True)
 
 
 @pytest.mark.parametrize(

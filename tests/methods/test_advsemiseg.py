@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+import tests.backbone  # noqa: F401
 from kerasseg.critics import build_pixel_discriminator
 from kerasseg.methods import AdvSemiSeg
 from tests.methods import tiny
@@ -31,14 +32,14 @@ def make(**fields):
     return method
 
 
-def losses(x, y, S, D, targets, *, lambda_adv, lambda_adv_unlabeled, lambda_semi, sees_unlabeled):
-    """(the segmenter's loss, the discriminator's, the terms); `targets` are the pseudo labels."""
+def losses(x, y, S, D, targets, *, lambda_adv, lambda_adv_unlabeled, lambda_semi, sees_unlabeled, shown_Y=None):
+    """The terms; `targets` are the pseudo labels, `shown_Y` what stands in for the masks."""
     twin = tiny.Segmenter.of(S)
     logits = {name: twin.forward(image)[0] for name, image in x.items() if name != "unlabeled_valid"}
     valid_l, valid_u = y != 255, x["unlabeled_valid"]
-    D_l = tiny.pixel_verdicts(D, tiny.softmax(logits["labeled"]))
+    D_l = tiny.pixel_verdicts(D, tiny.softmax(logits["labeled"]) * valid_l[..., None])
     D_u = tiny.pixel_verdicts(D, tiny.softmax(logits["unlabeled"]) * valid_u[..., None])
-    D_Y = tiny.pixel_verdicts(D, tiny.one_hot(y))
+    D_Y = tiny.pixel_verdicts(D, tiny.one_hot(y) if shown_Y is None else shown_Y)
     terms = {
         "L_ce": tiny.cross_entropy(y, logits["labeled"])[0],
         "L_adv": tiny.binary_cross_entropy(D_l, 1, valid_l),
@@ -75,7 +76,8 @@ def test_a_step_updates_each_network_by_its_own_loss(weights, sees_unlabeled, T_
     x, y = tiny.batch(rng)
     x["unlabeled_valid"] = rng.random(y.shape) < 0.8
     method = make(**weights, discriminator_sees_unlabeled=sees_unlabeled, adv_unlabeled_start=0.0, semi_start=0.0)
-    score = np.asarray(method.scores(x["unlabeled"], method(x["unlabeled"])))
+    shown_u = method(x["unlabeled"]) * x["unlabeled_valid"][..., None]
+    score = np.asarray(method.scores(x["unlabeled"], shown_u))
     threshold = float(np.median(score)) if T_semi == "between" else T_semi
     before = [w.astype(np.float64) for w in method.segmenter.get_weights()]
     before_D = [w.astype(np.float64) for w in method.discriminator.get_weights()]
@@ -96,6 +98,44 @@ def test_a_step_updates_each_network_by_its_own_loss(weights, sees_unlabeled, T_
     gradients = tiny.numeric_gradient(lambda D: losses(x, y, before, D, **given)["L_D"], before_D)
     for weight, old, gradient in zip(again.discriminator.get_weights(), before_D, gradients, strict=True):
         np.testing.assert_allclose(weight, old - gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_the_discriminator_is_shown_soft_masks():
+    """Luc's "Scale": it learns from them, and the segmenter learns nothing through them."""
+    x, y = tiny.batch(np.random.default_rng(0))
+    x["unlabeled_valid"] = np.ones(y.shape, bool)
+    weights = {"lambda_adv": 3.0, "lambda_adv_unlabeled": 0.0, "lambda_semi": 0.0}
+    method = make(**weights, mask_peak=0.6)
+    S, D = tiny.float64_weights(method.segmenter), tiny.float64_weights(method.discriminator)
+    S_l = tiny.softmax(tiny.Segmenter.of(S).forward(x["labeled"])[0])
+    truth = tiny.one_hot(y)
+    p = (S_l * truth).sum(axis=-1, keepdims=True)
+    peak = np.maximum(p, 0.6)
+    soft = np.where(truth > 0, peak, S_l * (1 - peak) / (1 - p)) * (y != 255)[..., None]
+    given = {"targets": np.full(y.shape, 255), "sees_unlabeled": False, "shown_Y": soft} | weights
+    terms = losses(x, y, S, D, **given)
+
+    logs = method.train_step(tiny.tensors(x, y))
+
+    for name in ("L_S", "L_adv", "L_D", "D_real"):
+        assert float(logs[name]) == pytest.approx(terms[name], rel=1e-4), name
+    tiny.assert_moved(method.segmenter, S, tiny.numeric_gradient(lambda w: losses(x, y, w, D, **given)["L_S"], S))
+    tiny.assert_moved(method.discriminator, D, tiny.numeric_gradient(lambda w: losses(x, y, S, w, **given)["L_D"], D))
+
+
+def test_a_deeplab_may_judge_the_pixels():
+    method = AdvSemiSeg(tiny.segmenter(), discriminator_backbone="tiny", steps=10)
+    method.compile(run_eagerly=True)
+    before = method.discriminator.get_layer("decoder").get_layer("logits").kernel.numpy()
+    x, y = tiny.batch(np.random.default_rng(0), height=33, width=20)
+    logs = method.train_step(tiny.tensors(x, y))
+    assert np.isfinite([float(value) for value in logs.values()]).all()
+    assert (method.discriminator.get_layer("decoder").get_layer("logits").kernel.numpy() != before).any()
+    assert method.scores(x["labeled"], method(x["labeled"])).shape == (2, 33, 20)
+    with pytest.raises(ValueError, match="leave out convolutional or discriminator_backbone"):
+        make(convolutional=False, discriminator_backbone="tiny")
+    with pytest.raises(ValueError, match="backbone must be one of"):
+        AdvSemiSeg(tiny.segmenter(), discriminator_backbone="resnet1")
 
 
 @pytest.mark.parametrize(
@@ -163,6 +203,7 @@ def test_the_discriminator_that_is_not_convolutional_gives_one_verdict():
         ("T_semi", 1.5),
         ("adv_unlabeled_start", -0.1),
         ("semi_start", 2),
+        ("mask_peak", 1.5),
         ("discriminator_learning_rate", 0),
         ("discriminator_channels", 0),
     ],

@@ -30,7 +30,8 @@ def make(**fields):
     return method
 
 
-def losses(x, y, G, D1, D2, targets, late=1.0, lambda_ad=0.01, lambda_s=0.1):
+def losses(x, y, G, D1, D2, targets, late=1.0, lambda_ad=0.01, lambda_s=0.1, wrong_weight=1.0, rolled=0):
+    """`rolled`: by how much the class maps are moved on before D2 learns from them."""
     twin = tiny.Segmenter.of(G)
     (z_l, _), (z_u, _) = twin.forward(x["labeled"]), twin.forward(x["unlabeled"])
     G_l, G_u = tiny.softmax(z_l), tiny.softmax(z_u)
@@ -38,8 +39,7 @@ def losses(x, y, G, D1, D2, targets, late=1.0, lambda_ad=0.01, lambda_s=0.1):
     terms = {"L_ce": tiny.cross_entropy(y, z_l)[0], "L_ad": 0.0}
     if D1:
         D1_Y, D1_l, D1_u = (
-            tiny.pixel_verdicts(D1, S).mean(axis=(1, 2))
-            for S in (tiny.one_hot(y), G_l * valid_l[..., None], G_u * valid_u[..., None])
+            tiny.image_verdicts(D1, S) for S in (tiny.one_hot(y), G_l * valid_l[..., None], G_u * valid_u[..., None])
         )
         terms["L_ad"] += tiny.binary_cross_entropy(D1_l, 1) + late * tiny.binary_cross_entropy(D1_u, 1)
         terms["L_D1"] = tiny.binary_cross_entropy(D1_Y, 1) + tiny.binary_cross_entropy(D1_l, 0)
@@ -54,8 +54,10 @@ def losses(x, y, G, D1, D2, targets, late=1.0, lambda_ad=0.01, lambda_s=0.1):
         terms["L_ad"] += tiny.binary_cross_entropy(D2_l, 1, valid_l) + late * tiny.binary_cross_entropy(
             D2_u, 1, valid_u
         )
-        right_l = np.argmax(z_l, axis=-1) == y
-        terms["L_D2"] = tiny.binary_cross_entropy(D2_l, right_l, valid_l)
+        shown_l = np.roll(G_l, rolled, axis=-1)
+        right_l = np.argmax(shown_l, axis=-1) == y
+        D2_l = tiny.judgement(D2, shown_l, x["labeled"])[..., 0]
+        terms["L_D2"] = tiny.binary_cross_entropy(D2_l, right_l, valid_l * np.where(right_l, 1, wrong_weight))
         terms |= {"acc_right": (D2_l > 0)[right_l].mean(), "acc_wrong": (D2_l <= 0)[valid_l & ~right_l].mean()}
         terms["L_s"] = tiny.cross_entropy(targets, z_u)[0]
         terms["selected"] = (targets != 255).sum() / valid_u.sum()
@@ -69,6 +71,9 @@ def losses(x, y, G, D1, D2, targets, late=1.0, lambda_ad=0.01, lambda_s=0.1):
     [
         {},
         {"lambda_ad": 2.0, "lambda_s": 3.0},
+        {"threshold": "inverted", "lambda_s": 2.0},
+        {"wrong_weight": 5.0},
+        {"class_swap": 0.5, "lambda_ad": 2.0},
         {"threshold": "static", "T": 0.5, "lambda_s": 2.0},
         {"threshold": "static", "T": 0.5, "use_d1": False, "lambda_ad": 2.0},
         {"use_d2": False, "lambda_s": 0.0, "lambda_ad": 2.0},
@@ -76,7 +81,8 @@ def losses(x, y, G, D1, D2, targets, late=1.0, lambda_ad=0.01, lambda_s=0.1):
     ],
     ids=str,
 )
-def test_a_step_updates_each_network_by_its_own_loss(fields):
+def test_a_step_updates_each_network_by_its_own_loss(fields, monkeypatch):
+    monkeypatch.setattr("kerasseg.methods.dualgan.swap_classes", lambda G_l, *_: tf.roll(G_l, 1, axis=-1))
     keras.utils.set_random_seed(2)
     rng = np.random.default_rng(0)
     x, y = tiny.batch(rng)
@@ -95,11 +101,16 @@ def test_a_step_updates_each_network_by_its_own_loss(fields):
         score = tiny.sigmoid(tiny.judgement(D2, shown, x["unlabeled"])[..., 0])
         T = fields.get("T")
         if T is None:  # D1's score of each picture
-            T = tiny.sigmoid(tiny.pixel_verdicts(D1, shown).mean(axis=(1, 2)))[:, None, None]
+            T = tiny.sigmoid(tiny.image_verdicts(D1, shown))[:, None, None]
+            T = 1 - T if fields.get("threshold") == "inverted" else T
         targets = np.where((score > T) & x["unlabeled_valid"], np.argmax(G_u, axis=-1), 255)
         assert 0 < (targets != 255).sum() < x["unlabeled_valid"].sum()
-    weights = {name: fields[name] for name in ("lambda_ad", "lambda_s") if name in fields}
-    given = {"targets": targets, "late": float(fields.get("semi_start", 0) == 0)} | weights
+    given = {name: fields[name] for name in ("lambda_ad", "lambda_s", "wrong_weight") if name in fields}
+    given |= {
+        "targets": targets,
+        "late": float(fields.get("semi_start", 0) == 0),
+        "rolled": int("class_swap" in fields),
+    }
     terms = losses(x, y, G, D1, D2, **given)
 
     logs = method.train_step(tiny.tensors(x, y))
@@ -123,6 +134,35 @@ def test_the_discriminators_can_stay_as_they_are_from_then_on(frozen):
         after = method.d1.get_weights() + method.d2.get_weights()
         moved = any((a != b).any() for a, b in zip(after, before, strict=True))
         assert moved == (step < 2 or not frozen), step
+
+
+def test_the_inverted_threshold_trusts_more_the_more_real_a_picture_looks():
+    x, y = tiny.batch(np.random.default_rng(0))
+    selected = {}
+    for threshold in ("dynamic", "inverted"):
+        for verdict in (-4.0, 4.0):  # D1's, on any prediction
+            keras.utils.set_random_seed(2)
+            method = make(threshold=threshold)
+            u, v = method.d1.get_weights()
+            method.d1.set_weights([np.full_like(u, 10), np.full_like(v, verdict / len(v))])
+            selected[threshold, verdict] = float(method.update(tiny.tensors(x, y))["selected"])
+    assert selected["dynamic", -4.0] == selected["inverted", 4.0] == 1
+    assert selected["dynamic", 4.0] == selected["inverted", -4.0] == 0
+
+
+def test_swapped_classes_come_from_a_generator_that_is_saved(monkeypatch):
+    x, y = tiny.batch(np.random.default_rng(0))
+    given = []
+    monkeypatch.setattr(
+        "kerasseg.methods.dualgan.swap_classes", lambda *arguments: given.append(arguments) or arguments[0]
+    )
+    method = make(class_swap=0.25)
+    method.train_step(tiny.tensors(x, y))
+    ((_, valid, probability, random),) = given
+    np.testing.assert_array_equal(valid, y != 255)
+    assert probability == 0.25 and random is method.random
+    for each, has_one in ((method, True), (make(), False)):
+        assert any(v.path.startswith("class_swap") for v in each.non_trainable_variables) == has_one
 
 
 def test_all_ignored_labels_teach_nothing_but_what_looks_real():
@@ -168,7 +208,10 @@ def test_scores_are_d2s_confidence_by_pixel():
         ({"threshold": "fixed"}, "threshold .*got"),
         ({"d2_input": "rgb"}, "d2_input .*got"),
         ({"d2_structure": "stride8"}, "d2_structure .*got"),
-        ({"use_d1": False}, "without d1 use static"),
+        ({"wrong_weight": 0}, "wrong_weight .*got"),
+        ({"class_swap": 1.5}, "class_swap .*got"),
+        ({"use_d1": False}, "dynamic threshold .* without d1 use static"),
+        ({"use_d1": False, "threshold": "inverted"}, "inverted threshold .* without d1 use static"),
         ({"use_d2": False}, "set lambda_s to 0"),
         ({"use_d1": False, "use_d2": False}, "use supervised"),
     ],

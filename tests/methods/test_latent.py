@@ -58,7 +58,8 @@ def losses(x, y, S, H, D, fixed, config):
     if branch == "symmetric_kl":
         shown_l, shown_u = np.concatenate([S_l, latent_l]), np.concatenate([S_u, latent_u])
         where_l, where_u = np.concatenate([valid_l] * 2), np.concatenate([valid_u] * 2)
-    D_l, D_u, D_Y = (tiny.pixel_verdicts(D, shown) for shown in (shown_l, shown_u * where_u[..., None], Y))
+    shown = shown_l * where_l[..., None], shown_u * where_u[..., None], Y
+    D_l, D_u, D_Y = (tiny.pixel_verdicts(D, segmentation) for segmentation in shown)
 
     terms = {"L_ce": tiny.cross_entropy(y, z_l)[0]}
     if branch == "latent":

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kerasseg.methods import METHODS, MLMT, S4GAN, Supervised
+from kerasseg.methods import METHODS, MLMT, S4GAN, Supervised, TrainingData
 from kerasseg.methods.mlmt import gated
-from kerasseg.segmenters import build_segmenter
+from kerasseg.segmenters import build_backbone, build_segmenter
 from tests.methods import tiny
 from tests.methods.contract import MethodContract
 
@@ -92,11 +92,14 @@ def test_an_overflow_costs_one_update_of_one_network_and_the_classifier_no_step(
     assert float(method.training_optimizers.segmenter.learning_rate) == 0.0  # the schedule's end
 
 
-def test_the_classifier_starts_from_the_trained_segmenters_backbone_and_rules_nothing_out():
+@pytest.mark.parametrize("start", ["initial", "segmenter"])
+def test_the_classifier_starts_from_a_backbone_of_the_segmenters_and_rules_nothing_out(start):
     segmenter = build_segmenter("deeplab_v3plus", backbone="tiny", num_classes=tiny.K, weights="none", head_channels=8)
     data = tf.data.Dataset.from_tensors(tiny.batch(np.random.default_rng(0), height=32, width=32)).repeat()
-    method = MLMT.from_segmenter(segmenter, {"mlmt": {"steps": 1, "branch": "supervised"}, "supervised": {"steps": 1}})
+    own = {"steps": 1, "branch": "supervised", "classifier_start": start}
+    method = MLMT.from_segmenter(segmenter, {"mlmt": own, "supervised": {"steps": 1}})
     method.compile({"student": keras.optimizers.SGD(0.0)})
+    initial = {layer.name: layer.get_weights() for layer in segmenter.backbone.layers}
     images = np.random.default_rng(1).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
     for steps in (1, 1):
         fit(method, data, steps)
@@ -106,7 +109,21 @@ def test_the_classifier_starts_from_the_trained_segmenters_backbone_and_rules_no
     for network in (method.student, method.teacher):
         for name in convolutions:
             started = network.get_layer("tiny").get_layer(name).kernel
-            np.testing.assert_array_equal(started, segmenter.backbone.get_layer(name).kernel)
+            trained = segmenter.backbone.get_layer(name).kernel
+            assert np.abs(trained - initial[name][0]).max() > 0
+            np.testing.assert_array_equal(started, initial[name][0] if start == "initial" else trained)
+
+
+def test_a_classifier_for_a_finished_run_starts_from_the_weights_that_the_run_started_from(tmp_path):
+    segmenter = build_segmenter("deeplab_v3plus", backbone="tiny", num_classes=tiny.K, weights="none", head_channels=8)
+    build_backbone("tiny").save_weights(tmp_path / "tiny.weights.h5")
+    start = build_backbone("tiny", weights=str(tmp_path / "tiny.weights.h5"))
+    for choice, expected in (("initial", start), ("segmenter", segmenter.backbone)):
+        fields = {"mlmt": {"classifier_start": choice, "steps": 1}}
+        method = MLMT.from_trained(Supervised(segmenter), fields, str(tmp_path / "tiny.weights.h5"))
+        for network in (method.student, method.teacher):
+            kernel = network.get_layer("tiny").get_layer("conv").kernel
+            np.testing.assert_array_equal(kernel, expected.get_layer("conv").kernel)
 
 
 NARROW = {"discriminator_channels": 4}
@@ -118,6 +135,7 @@ BRANCHES = {
     "latent": NARROW,
     "dualgan": NARROW,
     "unimatch": {},
+    "meanteacher": {},
 }
 
 
@@ -125,7 +143,7 @@ BRANCHES = {
 def test_any_method_may_train_the_segmenter(branch):
     segmenter = build_segmenter("deeplab_v3plus", backbone="tiny", num_classes=tiny.K, weights="none", head_channels=8)
     fields = {"mlmt": {"steps": 1, "branch": branch}, branch: {"steps": 1} | BRANCHES[branch]}
-    method = MLMT.from_segmenter(segmenter, MLMT.with_split(fields, 2))
+    method = MLMT.from_segmenter(segmenter, MLMT.with_data(fields, TrainingData(labeled_images=2, crop=(32, 32))))
     assert type(method.segmentation) is METHODS[branch] and set(MLMT.config_groups(fields)) == {"mlmt", branch}
     method.compile(run_eagerly=True)
     data = tf.data.Dataset.from_tensors(tiny.batch(np.random.default_rng(0), height=32, width=32)).repeat()
@@ -222,7 +240,7 @@ def test_the_pixel_count_gate_switches_off_classes_on_few_pixels():
 
 def still(method):
     """Takes the random views away, so that losses can be computed by hand."""
-    method.flip = method.jitter = lambda images, training: images
+    method.flip, method.strong = (lambda images, training: images), (lambda images: images)
     return method
 
 
@@ -337,19 +355,22 @@ def test_weak_labels_feed_the_classifier_only():
 def test_student_and_teacher_see_different_views():
     method = make()
     image = np.random.default_rng(0).uniform(0, 255, (4, 8, 8, 3)).astype(np.float32)
-    flipped, jittered = method.flip(image, training=True).numpy(), method.jitter(image, training=True).numpy()
+    flipped, jittered = method.flip(image, training=True).numpy(), method.strong(image).numpy()
     for view, original in zip(flipped, image, strict=True):  # colours as they were, at most mirrored
         assert np.array_equal(view, original) or np.array_equal(view, original[:, ::-1])
     assert not np.allclose(jittered, image, atol=5) and jittered.min() >= 0 and jittered.max() <= 255
 
 
-def test_jitter_grows_with_its_strength():
-    image = np.broadcast_to(np.float32([90, 130, 170]), (64, 8, 8, 3))
-    change = []
-    for strength in (0.0, 0.3, 1.0):
-        keras.utils.set_random_seed(3)
-        change.append(np.abs(make(jitter=strength).jitter(image, training=True) - image).mean())
-    assert change[0] == 0 and 1 < 2 * change[1] < change[2]
+@pytest.mark.parametrize("perturb_labeled", [False, True])
+def test_labeled_images_are_only_mirrored_unless_they_are_to_be_perturbed(perturb_labeled):
+    x, y = tiny.batch(np.random.default_rng(0))
+    method = still(make(perturb_labeled=perturb_labeled))
+    method.compile()
+    seen = []
+    method.strong = lambda images: seen.append(np.asarray(images)) or images
+    method.update_classifier(tiny.tensors(x, y))
+    np.testing.assert_array_equal(seen[0], x["unlabeled"])
+    assert len(seen) == 1 + perturb_labeled
 
 
 @pytest.mark.parametrize(

@@ -65,9 +65,10 @@ def image_judge(name: str) -> keras.Model:
 
 
 def pixel_discriminator(classes: int = K) -> keras.Model:
-    """logits = tanh(segmentation U) v, pixel by pixel."""
+    """logits = tanh((segmentation + its left neighbours) U) v: what is ignored shows in the verdict beside it."""
     segmentation = keras.Input((None, None, classes))
-    x = keras.layers.Dense(4, activation="tanh", use_bias=False, name="u")(segmentation)
+    x = segmentation + keras.ops.pad(segmentation[:, :, :-1], [[0, 0], [0, 0], [1, 0], [0, 0]])
+    x = keras.layers.Dense(4, activation="tanh", use_bias=False, name="u")(x)
     logits = keras.layers.Dense(1, use_bias=False, dtype="float32", name="v")(x)
     return keras.Model(segmentation, logits, name="discriminator")
 
@@ -153,7 +154,14 @@ def through_softmax(probabilities, d_probabilities):
 def pixel_verdicts(weights, segmentation):
     """The pixel discriminator's logits (B,H,W) in NumPy."""
     u, v = weights
-    return (np.tanh(segmentation @ u) @ v)[..., 0]
+    seen = segmentation + np.pad(segmentation, [(0, 0), (0, 0), (1, 0), (0, 0)])[:, :, :-1]
+    return (np.tanh(seen @ u) @ v)[..., 0]
+
+
+def image_verdicts(weights, segmentation):
+    """The logits (B,) of `image_judge` in NumPy."""
+    u, v = weights
+    return (np.tanh(segmentation @ u) @ v).mean(axis=(1, 2, 3))
 
 
 def judgement(weights, segmentation, image):

@@ -1,8 +1,11 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from kerasseg.segmenters import build_segmenter
+import tests.backbone  # noqa: F401
+from kerasseg.critics import build_corrector
+from kerasseg.segmenters import SEGMENTERS, build_segmenter, dead_taps, fitting_rates
 
 
 def build(name, **arguments):
@@ -77,3 +80,64 @@ def test_mistakes():
         build("deeplab_v2", num_classes=1)
     with pytest.raises(ValueError, match="output_stride must be 8 or 16; got 32"):
         build("deeplab_v2", output_stride=32)
+
+
+def tap_gradients(network, inputs):
+    """By the dilated convolutions' names: the norm of each tap's gradient, (3,3), where every output pixel counts."""
+    dilated = [layer for layer in network._flatten_layers() if max(getattr(layer, "dilation_rate", (1,))) > 1]
+    with tf.GradientTape() as tape:
+        outputs = network(inputs, training=True)
+        loss = tf.reduce_mean(outputs * tf.random.stateless_normal(tf.shape(outputs), (1, 2)))
+    gradients = tape.gradient(loss, [layer.kernel.value for layer in dilated])
+    return {layer.name: np.linalg.norm(g, axis=(2, 3)) for layer, g in zip(dilated, gradients, strict=True)}
+
+
+@pytest.mark.parametrize("crop", [(176, 240), (96, 128), (321, 321)], ids=str)
+@pytest.mark.parametrize("name", ["deeplab_v2", "deeplab_v3plus"])
+def test_every_tap_learns_from_a_training_crop(name, crop):
+    rates = fitting_rates(SEGMENTERS[name], crop, 16)
+    segmenter = build(name, backbone="tiny", rates=rates)
+    images = np.random.default_rng(0).uniform(0, 255, (1, *crop, 3)).astype(np.float32)
+    assert dead_taps(segmenter, crop) == {}
+    for layer, norms in tap_gradients(segmenter, images).items():
+        assert norms.min() > 0, layer
+
+
+def test_taps_that_reach_beyond_the_crop_do_not_learn_and_are_named():
+    """The published rates on crops of 176x240 pixels: maps of 11x15."""
+    segmenter = build("deeplab_v3plus", backbone="tiny")
+    images = np.random.default_rng(0).uniform(0, 255, (1, 176, 240, 3)).astype(np.float32)
+    norms = tap_gradients(segmenter, images)
+    assert (norms["aspp_rate18_conv"] == 0).sum() == 8 and (norms["aspp_rate12_conv"] == 0).sum() == 6
+    assert dead_taps(segmenter, (176, 240)) == {"aspp_rate12_conv": 12, "aspp_rate18_conv": 18}
+
+
+def test_every_tap_of_the_corrector_learns_from_a_training_crop():
+    rates = fitting_rates(SEGMENTERS["deeplab_v3plus"], (176, 240), 16)
+    corrector = build_corrector(3, "tiny", head_channels=8, rates=rates)
+    rng = np.random.default_rng(0)
+    inputs = [rng.random((1, 176, 240, 3)).astype(np.float32), rng.uniform(0, 255, (1, 176, 240, 3)).astype(np.float32)]
+    assert all(norms.min() > 0 for norms in tap_gradients(corrector, inputs).values())
+    assert dead_taps(corrector, (176, 240)) == {} != dead_taps(build_corrector(3, "tiny", head_channels=8), (176, 240))
+
+
+def test_fitting_rates_are_the_published_ones_where_the_crop_has_room():
+    v2, v3plus = SEGMENTERS["deeplab_v2"], SEGMENTERS["deeplab_v3plus"]
+    assert fitting_rates(v3plus, (513, 513), 16) == fitting_rates(v3plus, (321, 321), 16) == (6, 12, 18)
+    assert fitting_rates(v3plus, (513, 513), 8) == (12, 24, 36)
+    assert fitting_rates(v2, (321, 321), 8) == (6, 12, 18, 24)
+    assert fitting_rates(v3plus, (176, 240), 16) == (2, 4, 6)
+    assert fitting_rates(v3plus, (96, 128), 16) == (1, 2, 3)
+
+
+def test_rates_are_a_field_and_the_weights_find_their_layers():
+    segmenter = build("deeplab_v3plus", backbone="tiny", rates=(2, 4, 6), head_channels=8)
+    other = build("deeplab_v3plus", backbone="tiny", head_channels=8)
+    other.set_weights(segmenter.get_weights())
+    assert [layer.name for layer in segmenter.head.layers if "aspp" in layer.name] == [
+        layer.name for layer in other.head.layers if "aspp" in layer.name
+    ]
+    again = type(segmenter).from_config(segmenter.get_config())
+    assert again.head.get_layer("aspp_rate18_conv").dilation_rate == (6, 6)
+    with pytest.raises(ValueError, match="DeepLabV3Plus takes 3 rates of 1 or more; got"):
+        build("deeplab_v3plus", backbone="tiny", rates=(2, 4))

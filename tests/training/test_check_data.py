@@ -66,8 +66,18 @@ def test_a_split_is_checked_too(tmp_path, capsys):
     assert status == 0
     assert lines == [
         "warning: the 2 labelled images: no pixel of cat, dog to learn from; "
-        "label images that show it, or choose more images or another seed"
+        "`--labeled 2 --cover` looks for images that show it",
+        "warning: the 2 labelled images: there are more classes (3) than labelled images; "
+        "label more, or spread the classes over them with --cover",
     ]
+    status, _, lines = check(capsys, str(tmp_path), "--labeled", "2", "--cover")
+    assert (status, [line.split(": ")[2] for line in lines]) == (
+        0,
+        ["there are more classes (3) than labelled images; label more"],
+    )
+    status, _, lines = check(capsys, str(tmp_path), "--labeled", str(names), "--cover")
+    assert status == 2
+    assert lines[-1].startswith("error: --cover chooses the labelled images, and --labeled ")
     status, _, lines = check(capsys, str(tmp_path), "--labeled", "0")
     assert status == 2
     assert lines[-1].startswith("error: --labeled 0 means 0 of the 8 labelled train images")
@@ -89,7 +99,8 @@ def test_from_the_shell(tmp_path):
 def test_a_known_dataset(tfds_directories, capsys):
     archives.voc2012(tfds_directories[0])
     status, result, lines = check(capsys, "voc2012", "--labeled", "1")
-    assert (status, result["errors"], result["warnings"]) == (0, 0, 0)
+    assert (status, result["errors"], result["warnings"]) == (0, 0, 1)
+    assert "there are more classes (21) than labelled images" in lines[-1]
     assert result["images"] == {s: {"images": n, "labeled": n} for s, n in archives.VOC2012_COUNTS.items()}
     train = [archives.voc_label(n) for n in archives.VOC_TRAIN] + [
         archives.sbd_label(f"2008_00000{n}") for n in (2, 3, 7)

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from training.compare import CompareConfig, main
+from training.run_folder import ADDED_SETTINGS
 
 PROTOCOL = {"name": "native", "split": "val", "images": 101, "description": "each at its own size"}
 
@@ -80,6 +81,13 @@ def test_runs_of_other_settings_are_not_averaged(write, capsys):
     names = [row["method"] for row in compare(*runs)["rows"]]
     assert names[1:] == ["s4gan (backbone None, learning_rate 0.01)", "s4gan (backbone resnet50, learning_rate 0.1)"]
     assert "note: these methods were also run with different backbone" in capsys.readouterr().err
+
+
+def test_runs_from_before_a_setting_existed_are_averaged_with_those_that_leave_it_off(write):
+    runs = [write("s4gan", 0, 0.4), write("s4gan", 1, 0.5, **ADDED_SETTINGS)]
+    (row,) = compare(*runs)["rows"]
+    assert row["mean"] == pytest.approx(0.45)
+    assert len(compare(*runs, write("s4gan", 1, 0.6, cover=True), mixed_splits=True)["rows"]) == 2
 
 
 def test_seeds_that_share_a_split_count_as_one_split(write):

@@ -16,8 +16,10 @@ PAPERS = [name for name, entry in RECIPES.items() if entry.source]
 def flags_of(name: str) -> list[str]:
     """What makes a recipe fit a test; nothing else about it changes."""
     flags = ["--recipe", name, "--steps", "2", "--labeled", "2", *TINY]
-    if RECIPES[name].method == "ecs":
-        flags += ["--ecs.corrector-backbone", "None"]  # the segmenter's, in place of a ResNet-34
+    if RECIPES[name].method == "ecs":  # the segmenter's, in place of a pretrained ResNet-50
+        flags += ["--ecs.corrector-backbone", "None", "--ecs.corrector-weights", "none"]
+    if RECIPES[name]()[1]["advsemiseg"].get("discriminator_backbone"):
+        flags += ["--advsemiseg.discriminator-backbone", "tiny"]
     return flags
 
 

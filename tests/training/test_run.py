@@ -18,6 +18,7 @@ from tests.data import archives
 from tests.data.folders import CLASSES, make_folder, save
 from tests.training.commands import TINY, call, error_line, train
 from training import callbacks, evaluate, run
+from training.run_folder import ADDED_SETTINGS
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Even though the `tf.config:UserWarning")]
 
@@ -210,7 +211,13 @@ def test_mistakes_are_answered_by_one_line(dataset, tmp_path, capsys):
         ),
         (["--backbone", "vgg"], "--backbone must be one of"),
         (["--recipe", "voc"], "there is no recipe 'voc': auto, or one that --list-recipes shows"),
-        (["--labeled", "all"], "learns from unlabelled images"),
+        (["--labeled", "names.txt", "--cover"], "--labeled names.txt: expected a fraction"),
+        (["--rare-class-temperature", "-1"], "--rare-class-temperature must be above 0; got -1"),
+        (
+            ["--class-weights", "1,-1,1"],
+            "--class-weights must be none, inverse_log, effective_number, or numbers 0 or more",
+        ),
+        (["--copy-paste", "2"], "--copy-paste must be a probability 0..1; got 2"),
         (["--mlmt.tau", "1.5"], "tau is a probability"),
         (["--weights", str(tmp_path / "none.h5")], "weights must be 'imagenet', 'none' or an existing file"),
         (["--resume"], "holds no run to resume"),
@@ -248,6 +255,44 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(eager, dataset, tmp_path, 
     status, _, err = train(dataset, out, capsys, "--resume", method="supervised", steps=2)
     assert status == 2 and "was started with other settings (fields, steps)" in error_line(err)
     assert (out / "model.keras").read_bytes() == before
+
+
+def test_a_run_from_before_a_setting_existed_goes_on(eager, dataset, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(dataset, out, capsys, method="supervised", steps=1)[0] == 0
+    config = json.loads((out / "config.json").read_text())
+    assert config.pop("cover") is False and config["fields"]["supervised"].pop("freeze_batch_norm") is False
+    (out / "config.json").write_text(json.dumps(config))
+    assert train(dataset, out, capsys, "--resume", method="supervised", steps=1)[0] == 0
+    for flags, name in ((["--cover"], "cover"), (["--supervised.freeze-batch-norm"], "fields")):
+        status, _, err = train(dataset, out, capsys, "--resume", *flags, method="supervised", steps=1)
+        assert status == 2 and f"was started with other settings ({name})" in error_line(err)
+
+
+def test_every_image_may_be_labelled_and_rare_classes_drawn(eager, dataset, tmp_path, capsys):
+    flags = ["--labeled", "all", "--rare-class-temperature", "0.01", "--copy-paste", "0.5"]
+    status, result, _ = train(dataset, tmp_path / "run", capsys, *flags, method="s4gan", steps=2)
+    assert status == 0 and result["finished"]
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert (config["rare_class_temperature"], config["copy_paste"]) == (0.01, 0.5)
+    assert (tmp_path / "run/split/unlabeled.txt").read_text() == ""
+    assert len((tmp_path / "run/split/labeled.txt").read_text().split()) == 6
+
+
+def test_what_older_runs_are_taken_to_have_had_are_the_defaults():
+    assert ADDED_SETTINGS.items() <= run.defaults(run.RunConfig).items()
+
+
+def test_cover_is_recorded_and_shapes_the_split(eager, dataset, tmp_path, capsys):
+    save(dataset / "labels/train/train_4.png", np.full((24, 32), 2))
+    for index in (0, 1, 2, 3, 5):
+        save(dataset / f"labels/train/train_{index}.png", np.full((24, 32), 1))
+    out = tmp_path / "run"
+    status, _, err = train(dataset, out, capsys, "--cover", method="supervised", steps=1)
+    assert status == 0 and json.loads((out / "config.json").read_text())["cover"] is True
+    assert "train_4" in (out / "split/labeled.txt").read_text().split()
+    assert "the 2 labelled images: there are more classes (3) than labelled images; label more\n" in err
+    assert run.RunConfig(cover=True, labeled="1/8").folder.name == "shapes_mlmt_1-8-cover_seed0"
 
 
 def test_a_folder_in_use_is_left_alone(dataset, tmp_path, capsys):

@@ -1,0 +1,145 @@
+"""Mean teacher with CutMix (French et al. 2020, arXiv:1906.01916): a teacher labels pictures, and the student has to
+find its labels again where parts of other pictures cover them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import keras
+import tensorflow as tf
+
+from kerasseg.layers import register
+from kerasseg.losses import mean_where, pixel_cross_entropy, sum_over_replicas
+from kerasseg.methods.config import SemiSupervisedConfig, require, require_shares, require_weights
+from kerasseg.methods.method import Method
+from kerasseg.methods.views import StrongView, StrongViewConfig, random_boxes, random_classes
+
+CONFIDENCE_DECAY = 0.99
+"""Of the classes' mean confidences (`trust="class"`): they go by about the last hundred steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanTeacherConfig(StrongViewConfig, SemiSupervisedConfig):
+    """Fields of the mean teacher. The teacher's `ema_decay` is French et al.'s; pixels are trusted as in DACS
+    (arXiv:2007.08702), which weights a picture by its share of sure pixels."""
+
+    mixing: Literal["cutmix", "classmix", "none"] = "cutmix"
+    """Which part of another unlabelled picture is pasted into the student's: one rectangle, the pixels of half of its
+    classes (ClassMix, arXiv:2007.07936), or none."""
+    trust: Literal["picture", "pixel", "class"] = "picture"
+    """Which of the teacher's labels are learned: all, each weighted by the share of its picture's pixels that are sure
+    (picture); the sure ones only (pixel); or the sure ones, where a class that the teacher is less sure of has a lower
+    threshold (class)."""
+    threshold: float = 0.9
+    """A pixel is sure whose likeliest class has at least this probability."""
+    lambda_cons: float = 1.0
+    """Weight of the loss on unlabelled pictures."""
+    cons_start: float = 0.1
+    """Share of training before that loss sets in: the first teacher knows nothing."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_weights(self, "lambda_cons")
+        require_shares(self, "threshold", "cons_start")
+
+
+@register
+class MeanTeacher(Method):
+    """L = L_ce + lambda_cons L_cons. The teacher, whose weights are an average of the student's, is what predicts.
+
+    Args:
+        segmenter: the student, images (B,H,W,3) to logits (B,H,W,K).
+        fields: of `MeanTeacherConfig`.
+    """
+
+    registry_name = "meanteacher"
+    Config = MeanTeacherConfig
+    config: MeanTeacherConfig
+    keeps_teacher = True
+
+    def __init__(self, segmenter, *, name=None, **fields):
+        super().__init__({"segmenter": segmenter}, fields, name=name)
+        self.random = keras.random.SeedGenerator(name="mixing")
+        self.strong = StrongView(self.config)
+        self.class_confidence = self.add_weight(
+            (self.num_classes,),
+            initializer="ones",
+            trainable=False,
+            dtype="float32",
+            aggregation="mean",  # replicas all compute the same
+            name="class_confidence",
+        )
+
+    @property
+    def least_unlabeled(self):
+        return 1 if self.config.mixing == "none" else 2
+
+    def make_optimizers(self):
+        return {"segmenter": self.segmenter_optimizer()}
+
+    def update(self, data):
+        x_l, x_u, y_l = self.unpack(data)
+        valid_u = self.unlabeled_valid(data)
+        config = self.config
+
+        # Inference mode: the teacher sees the pictures as they are.
+        H_u = tf.nn.softmax(self.averaged(x_u, training=False))
+        target_u, weight_u = tf.argmax(H_u, axis=-1, output_type=tf.int32), self.trust(H_u, valid_u)
+        pasted_u = self.pasted(target_u)
+        x_s = mixed(self.strong(x_u), pasted_u[..., tf.newaxis])
+        target_s, weight_s, valid_s = (mixed(values_u, pasted_u) for values_u in (target_u, weight_u, valid_u))
+
+        with tf.GradientTape(persistent=True) as tape:
+            logits_l, logits_s = self.segment(x_l, x_s)  # train mode
+            L_ce = self.labeled_loss(y_l, logits_l)
+            L_cons = mean_where(weight_s * pixel_cross_entropy(target_s, logits_s), valid_s)
+            L_S = L_ce + self.once_at(config.cons_start) * config.lambda_cons * L_cons
+
+        self.minimize("segmenter", L_S, tape)
+        return {"L_S": L_S, "L_ce": L_ce, "L_cons": L_cons, "trust": mean_where(weight_u, valid_u)}
+
+    def trust(self, H_BHWK, valid_BHW) -> tf.Tensor:
+        """How much each of the teacher's labels counts, 0..1: (B,H,W), float32."""
+        config = self.config
+        confidence_BHW = tf.reduce_max(H_BHWK, axis=-1)
+        threshold = config.threshold
+        if config.trust == "class":
+            threshold *= tf.gather(self.relative_confidence(H_BHWK, valid_BHW), tf.argmax(H_BHWK, axis=-1))
+        sure_BHW = tf.cast(confidence_BHW >= threshold, tf.float32)
+        if config.trust != "picture":
+            return sure_BHW
+        valid_BHW = tf.cast(valid_BHW, tf.float32)
+        share_B = tf.math.divide_no_nan(
+            tf.reduce_sum(sure_BHW * valid_BHW, axis=(1, 2)), tf.reduce_sum(valid_BHW, axis=(1, 2))
+        )
+        return tf.ones_like(sure_BHW) * share_B[:, tf.newaxis, tf.newaxis]
+
+    def relative_confidence(self, H_BHWK, valid_BHW) -> tf.Tensor:
+        """The mean confidence of the pixels that the teacher gives to a class, a moving average, as a share of the
+        largest of all classes (FreeMatch, arXiv:2205.07246, equation 7): (K,)."""
+        found_BHWK = tf.one_hot(tf.argmax(H_BHWK, axis=-1), self.num_classes)
+        found_BHWK *= tf.cast(valid_BHW, tf.float32)[..., tf.newaxis]
+        count_K, sum_K = (
+            sum_over_replicas(tf.reduce_sum(x, axis=(0, 1, 2))) for x in (found_BHWK, found_BHWK * H_BHWK)
+        )
+        before_K = tf.convert_to_tensor(self.class_confidence)
+        new_K = CONFIDENCE_DECAY * before_K + (1.0 - CONFIDENCE_DECAY) * tf.math.divide_no_nan(sum_K, count_K)
+        self.class_confidence.assign(tf.where(count_K > 0, new_K, before_K))
+        confidence_K = tf.convert_to_tensor(self.class_confidence)
+        return confidence_K / tf.reduce_max(confidence_K)
+
+    def pasted(self, target_BHW) -> tf.Tensor:
+        """Where each picture is covered by a part of the one before it in the batch: (B,H,W) bool."""
+        if self.config.mixing == "none":
+            return tf.zeros_like(target_BHW, tf.bool)
+        require(
+            target_BHW.shape[0] != 1,
+            f"{self.config.mixing} pastes parts of another image: give at least 2 unlabelled images, or mixing none",
+        )
+        if self.config.mixing == "classmix":
+            return random_classes(tf.roll(target_BHW, 1, axis=0), self.num_classes, self.random)
+        return random_boxes(tf.shape(target_BHW), area=(0.1, 0.5), ratio=(0.4, 2.5), random=self.random)
+
+
+def mixed(values_B, pasted_B) -> tf.Tensor:
+    """Each item of a batch, and where `pasted_B` says so the one before it (before the first one: the last)."""
+    return tf.where(pasted_B, tf.roll(values_B, 1, axis=0), values_B)

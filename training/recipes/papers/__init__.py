@@ -1,0 +1,18 @@
+"""Recipes for the papers' tables: one for each dataset, setting and amount of labels, in one file for each paper.
+
+`python -m training.run --recipe NAME` trains the paper's method; with `--method supervised` its baseline, and with any
+other method that one under the same conditions. The numbers of a recipe are the paper's, for each method that it
+reports; `--list-recipes` shows them all. What a paper does not say is its reference code's, or the methods' default
+(docs/decisions.md).
+
+The end of a name says what a recipe changes: `full` labels all images, `lambda_semi_0` sets that field to 0.
+"""
+
+from training.recipes.papers import (  # noqa: F401 (they enter their recipes)
+    dualgan,
+    hung2018,
+    mendel2020,
+    mittal2019,
+    sawatzky2020,
+    yang2023,
+)
