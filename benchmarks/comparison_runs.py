@@ -10,8 +10,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kerasseg.methods import METHODS
-from kerasseg.methods.method import SegmenterConfig
+from kerasseg.methods import METHODS, SegmenterConfig, TrainingData
+from kerasseg.segmenters import SEGMENTERS, fitting_rates
 from serving.files import write_atomically
 from training.compare import BASELINE, OF_A_MACHINE, OF_A_RUN, OF_THE_LOG
 from training.config import RunConfig, with_groups
@@ -278,17 +278,19 @@ def require_as_now(config: Comparison, training: Training, scores: dict[str, Any
 def settings_now(config: Comparison, training: Training) -> dict[str, Any]:
     """The settings that the run would record if it started now, as far as recipe and flags decide them."""
     recipe, fields = choose("auto", training.method, config.dataset)
-    run = dataclasses.replace(with_groups(recipe, fields), labeled=training.labeled, steps=training.steps)
+    flags = {"labeled": training.labeled, "steps": training.steps, "cover": training.covers(config)}
+    flags["average_weights"] = training.method == BASELINE
+    run = dataclasses.replace(with_groups(recipe, fields), **flags)
     values = {entry.name: getattr(run, entry.name) for entry in dataclasses.fields(RunConfig)}
-    groups = METHODS[training.method].with_split(run.method_fields, config.count(training.labeled))
+    values["rates"] = run.rates or fitting_rates(SEGMENTERS[run.segmenter], run.crop, run.output_stride)
+    data = TrainingData(config.count(training.labeled), run.crop)
+    groups = METHODS[training.method].with_data(run.method_fields, data)
     if training.method == "ecs":
         groups["ecs"] = groups["ecs"] | {"joint_update": True}
     if needs := training.needs(config):
         groups["mlmt"] = groups["mlmt"] | {"branch": needs.method, "train_branch": False}
         groups |= settings_now(config, needs)["fields"]
-    # Of the others it decides --average-weights or nothing, and is compared where it is recorded.
-    flags = {"cover": training.covers(config), "average_weights": training.method == BASELINE}
-    return settings_that_count(json.loads(json.dumps(values | flags | {"fields": groups}, default=str)))
+    return settings_that_count(json.loads(json.dumps(values | {"fields": groups}, default=str)))
 
 
 def settings_that_count(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -299,12 +301,12 @@ def settings_that_count(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     not_settings = {*OF_A_RUN, *OF_A_MACHINE, *OF_THE_LOG, "learning_rate"}
     groups = {
-        name: defaults(METHODS[name].config_groups({})[name]) | WHEN_MISSING.get(name, {}) | own
-        for name, own in settings["fields"].items()
+        name: defaults(METHODS[name].config_groups({})[name]) | WHEN_MISSING.get(name, {}) | own | {"class_weights": []}
+        for name, own in settings["fields"].items()  # whose class weights follow from the split and the run's setting
     }
     counted = {name: value for name, value in settings.items() if name not in not_settings}
     later = {name: value for name, value in defaults(RunConfig).items() if name in DECIDING - not_settings}
-    return {"cover": False} | later | counted | {"fields": groups}
+    return later | counted | {"fields": groups}
 
 
 DECIDING = {entry.name for entry in dataclasses.fields(RunConfig)} - {
@@ -386,7 +388,7 @@ def updates(settings: Mapping[str, Any], method: str) -> int:
 
 def of_the_segmenter(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
     """The settings that methods have to share for their difference to be the methods' own."""
-    of_the_method = ("method", "fields", "steps", "image_labels", "average_weights")
-    shared = {name: value for name, value in settings.items() if name not in of_the_method}
-    own = segmenter_fields(settings, method)
-    return shared | {entry.name: own[entry.name] for entry in dataclasses.fields(SegmenterConfig)}
+    of_the_method = {"method", "fields", "steps", "image_labels", "average_weights", "ema_decay", "untrained_taps"}
+    shared = settings | segmenter_fields(settings, method)
+    names = settings.keys() | {entry.name for entry in dataclasses.fields(SegmenterConfig)}
+    return {name: shared[name] for name in names - of_the_method}
