@@ -10,8 +10,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kerasseg.methods import METHODS
-from kerasseg.methods.method import SegmenterConfig
+from kerasseg.methods import METHODS, SegmenterConfig, TrainingData
+from kerasseg.segmenters import SEGMENTERS, fitting_rates
 from serving.files import write_atomically
 from training.compare import BASELINE, OF_A_MACHINE, OF_A_RUN, OF_THE_LOG
 from training.config import RunConfig, with_groups
@@ -278,17 +278,19 @@ def require_as_now(config: Comparison, training: Training, scores: dict[str, Any
 def settings_now(config: Comparison, training: Training) -> dict[str, Any]:
     """The settings that the run would record if it started now, as far as recipe and flags decide them."""
     recipe, fields = choose("auto", training.method, config.dataset)
-    run = dataclasses.replace(with_groups(recipe, fields), labeled=training.labeled, steps=training.steps)
+    flags = {"labeled": training.labeled, "steps": training.steps, "cover": training.covers(config)}
+    flags["average_weights"] = training.method == BASELINE
+    run = dataclasses.replace(with_groups(recipe, fields), **flags)
     values = {entry.name: getattr(run, entry.name) for entry in dataclasses.fields(RunConfig)}
-    groups = METHODS[training.method].with_split(run.method_fields, config.count(training.labeled))
+    values["rates"] = run.rates or fitting_rates(SEGMENTERS[run.segmenter], run.crop, run.output_stride)
+    data = TrainingData(config.count(training.labeled), run.crop)
+    groups = METHODS[training.method].with_data(run.method_fields, data)
     if training.method == "ecs":
         groups["ecs"] = groups["ecs"] | {"joint_update": True}
     if needs := training.needs(config):
         groups["mlmt"] = groups["mlmt"] | {"branch": needs.method, "train_branch": False}
         groups |= settings_now(config, needs)["fields"]
-    # Of the others it decides --average-weights or nothing, and is compared where it is recorded.
-    flags = {"cover": training.covers(config), "average_weights": training.method == BASELINE}
-    return settings_that_count(json.loads(json.dumps(values | flags | {"fields": groups}, default=str)))
+    return settings_that_count(json.loads(json.dumps(values | {"fields": groups}, default=str)))
 
 
 def settings_that_count(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -299,12 +301,12 @@ def settings_that_count(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     not_settings = {*OF_A_RUN, *OF_A_MACHINE, *OF_THE_LOG, "learning_rate"}
     groups = {
-        name: defaults(METHODS[name].config_groups({})[name]) | WHEN_MISSING.get(name, {}) | own
-        for name, own in settings["fields"].items()
+        name: defaults(METHODS[name].config_groups({})[name]) | WHEN_MISSING.get(name, {}) | own | {"class_weights": []}
+        for name, own in settings["fields"].items()  # whose class weights follow from the split and the run's setting
     }
     counted = {name: value for name, value in settings.items() if name not in not_settings}
     later = {name: value for name, value in defaults(RunConfig).items() if name in DECIDING - not_settings}
-    return {"cover": False} | later | counted | {"fields": groups}
+    return later | counted | {"fields": groups}
 
 
 DECIDING = {entry.name for entry in dataclasses.fields(RunConfig)} - {
@@ -353,11 +355,9 @@ def require_alike(kept_runs: Mapping[str, KeptRuns]) -> None:
                 "methods; delete the kept scores of one, and their run folders"
             )
         changed = differing(of_the_segmenter(ours, first), of_the_segmenter(theirs, other))
-        seeds = kept_runs[first].keys() & kept_runs[other].keys()
-        splits = [
-            {s: kept_runs[method][s]["settings"]["split_fingerprint"] for s in seeds} for method in (first, other)
-        ]
-        if changed := changed + (["split_fingerprint"] if splits[0] != splits[1] else []):
+        if same_seeds_other_splits(kept_runs[first], kept_runs[other]):
+            changed.append("split_fingerprint")
+        if changed:
             raise ValueError(
                 f"the kept scores of {first} and {other} differ in {', '.join(changed)}: delete those to be run again, "
                 "and their run folders"
@@ -365,25 +365,30 @@ def require_alike(kept_runs: Mapping[str, KeptRuns]) -> None:
 
 
 def same_seeds_other_splits(runs: KeptRuns, others: KeptRuns) -> bool:
-    splits = (
-        [kept[seed]["settings"]["split_fingerprint"] for kept in (runs, others)] for seed in runs if seed in others
-    )
-    return any(ours != theirs for ours, theirs in splits)
+    def split(kept: KeptRuns, seed: int) -> str:
+        return kept[seed]["settings"]["split_fingerprint"]
+
+    return any(split(runs, seed) != split(others, seed) for seed in runs.keys() & others.keys())
 
 
 def first_settings(runs: KeptRuns) -> dict[str, Any]:
     return settings_that_count(next(iter(runs.values()))["settings"])
 
 
+def segmenter_fields(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """Of the method that trained the segmenter: mlmt takes one of s4gan."""
+    return settings["fields"]["s4gan" if method == "mlmt" else method]
+
+
 def updates(settings: Mapping[str, Any], method: str) -> int:
     """How often the optimizer changed the segmenter."""
-    own = settings["fields"]["s4gan" if method == "mlmt" else method]
+    own = segmenter_fields(settings, method)
     return own["steps"] * (2 if method == "ecs" and not own.get("joint_update") else 1)
 
 
 def of_the_segmenter(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
     """The settings that methods have to share for their difference to be the methods' own."""
-    of_the_method = ("method", "fields", "steps", "image_labels", "average_weights")
-    shared = {name: value for name, value in settings.items() if name not in of_the_method}
-    own = settings["fields"]["s4gan" if method == "mlmt" else method]
-    return shared | {entry.name: own[entry.name] for entry in dataclasses.fields(SegmenterConfig)}
+    of_the_method = {"method", "fields", "steps", "image_labels", "average_weights", "ema_decay", "untrained_taps"}
+    shared = settings | segmenter_fields(settings, method)
+    names = settings.keys() | {entry.name for entry in dataclasses.fields(SegmenterConfig)}
+    return {name: shared[name] for name in names - of_the_method}

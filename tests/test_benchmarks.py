@@ -27,6 +27,7 @@ from benchmarks import (
 )
 from benchmarks.comparison import ComparisonConfig
 from benchmarks.comparison_runs import Comparison, Training, of_method, settings_now, trainings
+from kerasseg.methods import TrainingData
 from serving.engine import has_gpu
 from training.run import configuration
 
@@ -148,9 +149,9 @@ def test_the_plot_names_what_it_draws(benchmark):
     drawn = comparison_plot.svg(figure).decode()
     for word in ("unimatch", "labelled pictures (all but supervised: 12, side by side)", "367"):
         assert f"<!-- {word} -->" in drawn  # so matplotlib notes a text that it draws as paths
-    methods = {method: few for method in comparison_runs.METHODS}
+    methods = {f"method {number}": few for number in range(11)}
     points = comparison_plot.labels_figure(config, {"12": few}, methods).axes[0].containers
-    assert len({each.lines[0].get_marker() for each in points}) == len(methods), "two methods look alike"
+    assert len({each.lines[0].get_marker() for each in points}) == len(methods) + 1, "two methods look alike"
 
 
 def test_the_tables_say_which_runs_are_to_come(benchmark):
@@ -253,6 +254,16 @@ def test_scores_of_methods_with_other_segmenters_are_refused(benchmark, name):
         comparison_runs.require_alike(runs)
 
 
+@pytest.mark.parametrize("dataset", ["shapes", "photographs"])
+def test_the_recipe_trains_all_methods_so_that_they_can_be_compared(benchmark, dataset):
+    config = dataclasses.replace(benchmark[0], dataset=dataset)
+    runs = {}
+    for method in comparison_runs.METHODS:
+        now = settings_now(config, of_method(config, method, 0))
+        runs[method] = {0: {"settings": now | {"split_fingerprint": "f"}}}
+    comparison_runs.require_alike(runs)
+
+
 def test_scores_of_other_seeds_settings_are_refused(benchmark):
     config, _ = benchmark
     comparison.compare(config)
@@ -297,17 +308,19 @@ def test_settings_that_came_later_with_a_default_that_changes_nothing(benchmark)
     assert config.table.read_text() == text
 
 
-@pytest.mark.parametrize("method", ["supervised", "latent", "unimatch", "s4gan"])
+@pytest.mark.parametrize("method", ["supervised", "latent", "unimatch", "s4gan", "ecs"])
 @pytest.mark.parametrize("dataset", ["shapes", "photographs"])
 def test_the_settings_of_now_are_those_of_the_command_line(benchmark, method, dataset):
     config, _ = benchmark
-    config = dataclasses.replace(config, dataset=dataset, cover=False)
+    config = dataclasses.replace(config, dataset=dataset)
     training = Training(method, "12", 0, 7)
-    flags = [flag for flag in training.flags(config) if flag != "--average-weights"] + ["--dataset", dataset]
+    flags = [*training.flags(config), "--dataset", dataset]
     default = configuration(flags)
     run = tyro.cli(type(default), args=flags, default=default)
-    fields = comparison_runs.METHODS[method].with_split(run.method_fields, 12)
-    recorded = {name: getattr(run, name) for name in ("crop", "backbone", "labeled", "steps", "batch_size")}
+    fields = comparison_runs.METHODS[method].with_data(run.method_fields, TrainingData(12, run.crop))
+    recorded = {
+        name: getattr(run, name) for name in ("crop", "backbone", "labeled", "batch_size", "cover", "average_weights")
+    }
     recorded = json.loads(json.dumps(recorded | {"fields": fields}))
     now = settings_now(config, training)
     assert recorded == {name: now[name] for name in recorded}
