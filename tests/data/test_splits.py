@@ -34,8 +34,8 @@ def test_smaller_splits_are_part_of_larger_ones():
 
 @pytest.fixture
 def four_classes(tmp_path):
-    """16 images: all show class 0, "b" and "d" class 1 too, "c" classes 1 and 2, "e" class 3 and one that is none."""
-    shown = {"b": [1], "c": [1, 2], "d": [1], "e": [3, 77]}
+    """16 images: all show class 0, "b" and "d" class 1 too, "c" classes 1 and 2, "e" class 3, "m" a value that is no class."""
+    shown = {"b": [1], "c": [1, 2], "d": [1], "e": [3], "m": [77]}
     for name in "abcdefghijklmnop":
         save(tmp_path / f"images/train/{name}.png", np.zeros((1, 4, 3)))
         save(tmp_path / f"labels/train/{name}.png", [([0, *shown.get(name, [])] + [255] * 3)[:4]])
@@ -60,6 +60,16 @@ def test_cover_takes_rare_classes_first_and_all_classes_evenly(four_classes, see
     x = rank(four_classes, seed, "bd")
     rest = rank(four_classes, seed, "afghijklmno")
     assert order == ["c", "e", *x, *rest, "p"]
+
+
+def test_cover_takes_turns_between_classes(tmp_path):
+    for index in range(8):
+        save(tmp_path / f"images/train/{index}.png", np.zeros((1, 1, 3)))
+        save(tmp_path / f"labels/train/{index}.png", [[int(index >= 3)]])
+    for seed in range(3):
+        splits = [make_split(FolderDataset(tmp_path), str(count), seed, cover=True) for count in range(1, 9)]
+        of_class_0 = [sum(name in "012" for name in split.labeled) for split in splits]
+        assert of_class_0 == [1, 1, 2, 2, 3, 3, 3, 3]
 
 
 def test_cover_is_a_function_of_dataset_amount_and_seed(four_classes):
