@@ -29,7 +29,7 @@ README = (ROOT / "README.md").read_text()
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w.-]*\w")
 # What makes the README's commands fit a test; nothing else about them changes.
 SMALL = "--weights none --steps 2 --crop 32 32 --batch-size 2 --head-channels 8 --no-gradient-norms"
-TINY = {"s4gan": SMALL, "supervised": f"{SMALL} --backbone tiny", "export.run": "--parity-pictures 1"}
+TINY = {"my_pictures": SMALL, "supervised": f"{SMALL} --backbone tiny", "export.run": "--parity-pictures 1"}
 # Each in a process of its own, which has nothing but the files that the others left.
 ALONE = ("training.evaluate", "training.report", "serving.batch")
 
@@ -156,7 +156,7 @@ def test_your_own_pictures(tmp_path, eager):
     by_module = dict(results)
     trained = next(result for module, result in results if module == "training.run")
     assert by_module["training.evaluate"]["mIoU"] == pytest.approx(trained["mIoU"])
-    assert "runs/supervised" in (tmp_path / "runs/s4gan/report.html").read_text()
+    assert "runs/supervised" in (tmp_path / "runs/first/report.html").read_text()
     assert by_module["serving.batch"]["written"] == 2
     labels = np.asarray(Image.open(tmp_path / "segmented/labels/val_0.png"))
     manifest = [json.loads(line) for line in (tmp_path / "segmented/manifest.jsonl").read_text().splitlines()]

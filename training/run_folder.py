@@ -19,7 +19,14 @@ METRICS, SPEED = "metrics.jsonl", "speed.jsonl"
 
 NOT_CURVES = {"step", "learning_rate"}
 
-ADDED_SETTINGS = {"cover": False, "rare_class_temperature": None, "copy_paste": 0.0, "class_weights": "none"}
+ADDED_SETTINGS = {
+    "cover": False,
+    "rare_class_temperature": None,
+    "copy_paste": 0.0,
+    "class_weights": "none",
+    "average_weights": False,
+    "rates": None,
+}
 """Settings that a config.json of before they existed lacks, and what they were then."""
 
 
