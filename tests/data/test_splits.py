@@ -34,7 +34,7 @@ def test_smaller_splits_are_part_of_larger_ones():
 
 @pytest.fixture
 def four_classes(tmp_path):
-    """16 images: all show class 0, "b" and "d" class 1 too, "c" classes 1 and 2, "e" class 3, "m" a value that is no class."""
+    """16 images: all show class 0, "b" and "d" class 1 too, "c" 1 and 2, "e" 3, "m" a value that is no class."""
     shown = {"b": [1], "c": [1, 2], "d": [1], "e": [3], "m": [77]}
     for name in "abcdefghijklmnop":
         save(tmp_path / f"images/train/{name}.png", np.zeros((1, 4, 3)))
