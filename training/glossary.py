@@ -12,9 +12,9 @@ METHODS = {
     ),
     "meanteacher": (
         "Learns from the labelled pictures, and from the unlabelled ones through a teacher: a second copy of the "
-        "network whose weights are a running average of the student's. The teacher labels the unlabelled pictures as they are; "
-        "the student has to find these labels again in other colours and with a part of another picture pasted in. The "
-        "teacher is what predicts."
+        "network whose weights are a running average of the student's. The teacher labels the unlabelled pictures as "
+        "they are; the student has to find these labels again in other colours and with a part of another picture "
+        "pasted in. The teacher is what predicts."
     ),
     "advsemiseg": (
         "Learns from the labelled pictures, and from the unlabelled ones through a discriminator: a second network "
