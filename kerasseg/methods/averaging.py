@@ -14,13 +14,7 @@ def averaged_copy(network: keras.Model, name: str = AVERAGED) -> keras.Model:
     return copy
 
 
-def follow(averaged: keras.Model, network: keras.Model, steps, ema_decay: float) -> None:
-    """theta' = a theta' + (1 - a) theta over all weights, batch-norm statistics included; a = min(1 - 1 / (steps + 1),
-    ema_decay).
-
-    Args:
-        steps: how many updates the network has had, a scalar.
-    """
-    decay = tf.minimum(1.0 - 1.0 / (tf.cast(steps, tf.float32) + 1.0), ema_decay)
+def follow(averaged: keras.Model, network: keras.Model, decay: tf.Tensor) -> None:
+    """theta' = decay theta' + (1 - decay) theta over all weights, batch-norm statistics included."""
     for average, weight in zip(averaged.weights, network.weights, strict=True):
         average.assign(decay * average + (1.0 - decay) * weight)

@@ -425,10 +425,12 @@ class Method(keras.Model):
         return self.report(terms | skipped)
 
     def update_average(self) -> None:
-        """The mean teacher follows the segmenter, where there is one."""
+        """The mean teacher follows the segmenter, where there is one: with decay min((1 + t) / (10 + t), `ema_decay`)
+        after t updates, TensorFlow's. min(1 - 1 / (t + 1), ...) remembers the first steps for too long: from random
+        weights batch norm's variances then fall by orders of magnitude, and the average of them fits no network."""
         if self.averaged is not None:
-            steps = self.training_optimizers.segmenter.iterations
-            follow(self.averaged, self.segmenter, steps, self.config.ema_decay)
+            steps = tf.cast(self.training_optimizers.segmenter.iterations, tf.float32)
+            follow(self.averaged, self.segmenter, tf.minimum((1.0 + steps) / (10.0 + steps), self.config.ema_decay))
 
     def skipped(self) -> dict[str, tf.Tensor]:
         """How many updates of each network an overflow has cost so far, this replica's share: with mixed_float16."""

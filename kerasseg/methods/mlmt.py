@@ -327,7 +327,8 @@ class MLMT(Method):
             L_MT = L_cls + self.consistency_weight() * L_cons
 
         self.minimize("student", L_MT, tape)
-        follow(self.teacher, self.student, self.training_optimizers.student.iterations, config.ema_decay)
+        steps = tf.cast(self.training_optimizers.student.iterations, tf.float32)
+        follow(self.teacher, self.student, tf.minimum(1.0 - 1.0 / (steps + 1.0), config.ema_decay))
         return {"L_MT": L_MT, "L_cls": L_cls, "L_cons": L_cons}
 
     def labeled_for_classifier(self, batch, y_l) -> tuple[tf.Tensor, tf.Tensor]:

@@ -76,7 +76,7 @@ def test_a_step_updates_the_student_and_then_the_teacher(fields):
     for teacher, old, student in zip(
         method.averaged.get_weights(), before, method.segmenter.get_weights(), strict=True
     ):
-        np.testing.assert_allclose(teacher, 0.5 * old + 0.5 * student, rtol=1e-5)  # after 1 step: 1 - 1 / (1 + 1)
+        np.testing.assert_allclose(teacher, 2 / 11 * old + 9 / 11 * student, rtol=1e-5)  # decay (1 + 1) / (10 + 1)
 
 
 def test_the_loss_on_unlabelled_images_sets_in_late():
