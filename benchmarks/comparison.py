@@ -49,8 +49,8 @@ class ComparisonConfig:
     """Labelled pictures of all methods; None for 42 of msrc21, 28 of neu_seg, 12 of camvid and 50 of shapes."""
     more_labels: tuple[str, ...] | None = None
     """Further numbers of labelled pictures, for supervised; None for half, twice and four times as many, and all."""
-    cover: bool = True
-    """Draw labelled pictures so that they cover the classes; for shapes this is off unless given."""
+    cover: bool | None = None
+    """Draw labelled pictures so that they cover the classes; None for yes, but for shapes no."""
     weights: Path | None = None
     """File with the backbone's weights; None for those of the recipe."""
     steps: int | None = None
@@ -112,7 +112,7 @@ def comparison(config: ComparisonConfig, train_images: int | None = None) -> Com
         train_images=train_images,
         labeled=str(labeled),
         more_labels=usual if config.more_labels is None else config.more_labels,
-        cover=config.cover,
+        cover=config.dataset != "shapes" if config.cover is None else config.cover,
         steps=steps,
         classifier_steps=max(1, round(fields["mlmt"]["steps"] * steps / recipe.steps)),
         seeds=config.seeds,
@@ -255,5 +255,4 @@ def compare(config: Comparison, jobs: int = 1, max_hours: float | None = None) -
 
 
 if __name__ == "__main__":
-    shapes = "shapes" in sys.argv[1:]
-    cli.run(main, ComparisonConfig, __doc__ or "", default=ComparisonConfig(cover=not shapes))
+    cli.run(main, ComparisonConfig, __doc__ or "")

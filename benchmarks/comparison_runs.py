@@ -23,8 +23,6 @@ TUNING_SEED = 10
 METHOD_FLAGS = {
     # One training gives the figures with and without averaged weights.
     "supervised": ("--average-weights",),
-    # Its own second update of the segmenter would make twice as many as the other methods have.
-    "ecs": ("--ecs.joint-update",),
 }
 WHEN_MISSING = {"ecs": {"joint_update": False}}
 """What a field meant before there was one, where that is not its default."""
@@ -285,8 +283,6 @@ def settings_now(config: Comparison, training: Training) -> dict[str, Any]:
     values["rates"] = run.rates or fitting_rates(SEGMENTERS[run.segmenter], run.crop, run.output_stride)
     data = TrainingData(config.count(training.labeled), run.crop)
     groups = METHODS[training.method].with_data(run.method_fields, data)
-    if training.method == "ecs":
-        groups["ecs"] = groups["ecs"] | {"joint_update": True}
     if needs := training.needs(config):
         groups["mlmt"] = groups["mlmt"] | {"branch": needs.method, "train_branch": False}
         groups |= settings_now(config, needs)["fields"]
@@ -383,7 +379,8 @@ def segmenter_fields(settings: Mapping[str, Any], method: str) -> dict[str, Any]
 def updates(settings: Mapping[str, Any], method: str) -> int:
     """How often the optimizer changed the segmenter."""
     own = segmenter_fields(settings, method)
-    return own["steps"] * (2 if method == "ecs" and not own.get("joint_update") else 1)
+    two = method == "ecs" and not own.get("joint_update") and own.get("lambda_ecs", 1.0) > 0
+    return own["steps"] * (2 if two else 1)
 
 
 def of_the_segmenter(settings: Mapping[str, Any], method: str) -> dict[str, Any]:

@@ -162,3 +162,12 @@ def test_your_own_pictures(tmp_path, eager):
     manifest = [json.loads(line) for line in (tmp_path / "segmented/manifest.jsonl").read_text().splitlines()]
     [record] = [record for record in manifest if record["input"] == "val_0.png"]
     assert (record["height"], record["width"]) == labels.shape == (24, 32)
+
+
+def test_readme_and_help_say_when_to_take_each_method():
+    from kerasseg.methods import METHODS
+    from training.run import DESCRIPTION
+
+    for name, method in METHODS.items():
+        assert method.when and f"| `{name}` | {method.when} |" in README
+        assert method.when in DESCRIPTION

@@ -15,7 +15,7 @@ import tyro
 from serving import cli
 from training.run_folder import Run
 
-OF_A_RUN = ("seed", "split_fingerprint", "commit", "machine", "versions")
+OF_A_RUN = ("seed", "split_fingerprint", "commit", "machine", "versions", "untrained_taps")
 """Settings in which runs of one method may differ and be averaged all the same."""
 OF_A_MACHINE = ("command", "dataset", "weights", "branch_run", "palette", "finished")
 """Further ones that say where files are, or nothing of the result."""
@@ -116,6 +116,11 @@ def settings(run: Run) -> dict[str, Any]:
     shared = {key: value for key, value in run.config.items() if key not in OF_A_RUN + OF_A_MACHINE + OF_THE_LOG}
     # How many images have labels, however that was asked for: 1/8, 50, or a list of names for each seed.
     shared |= {"labeled": len(run.split["labeled"]), "image_labels": len(run.split["weak"])}
+    if shared.get("class_weights", "none") != "none":  # numbers that follow from the split of each seed
+        shared["fields"] = {
+            name: {field: value for field, value in fields.items() if field != "class_weights"}
+            for name, fields in shared["fields"].items()
+        }
     return shared | {"dataset": run.dataset, "weights": Path(str(run.config.get("weights"))).name}
 
 

@@ -182,10 +182,9 @@ class Examples:
         self.predict = tf.function(self._predict, input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32)])
 
     def _predict(self, images_BHW3):
-        predictions = self.method.predictions(images_BHW3)
+        answer, predictions = self.method.infer(images_BHW3), self.method.predictions(images_BHW3)
         labels = {name: tf.argmax(probabilities, axis=-1) for name, probabilities in predictions.items()}
-        answer = self.method.infer(images_BHW3)
-        return labels, self.method.scores(images_BHW3, answer.segmentation_BHWK), answer.reliability_BHW
+        return labels, answer.scores, answer.reliability_BHW
 
     def some(self, count: int):
         """Yields, of up to `count` pictures, (name, image uint8 (H,W,3), truth (H,W), {variant: label map (H,W)},

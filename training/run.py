@@ -21,7 +21,7 @@ import kerasseg  # noqa: F401 (first: it starts TensorFlow)
 import tensorflow as tf
 
 from kerasseg.methods import METHODS, Method
-from kerasseg.segmenters import LoadedWeights
+from kerasseg.segmenters import SEGMENTERS, LoadedWeights
 from serving import cli
 from serving.files import locked, write_atomically
 from training.callbacks import (
@@ -46,7 +46,11 @@ from training.workers import gather, is_chief, make_strategy, together, workplac
 DESCRIPTION = """Trains a segmentation model from a few labelled images and many unlabelled ones.
 
 Defaults come from --recipe; --list-recipes shows them all. The method's own fields are flags too, such as
---s4gan.gamma: --method NAME --help."""
+--s4gan.gamma: --method NAME --help.
+
+Which method?
+
+""" + "\n".join(f"  {name:12}{method.when}" for name, method in METHODS.items())
 PACKAGES = ("tensorflow", "keras", "keras-cv", "numpy")
 EXAMPLES = 8
 
@@ -199,7 +203,7 @@ def open_folder(session: Session) -> dict[str, Any]:
     path = folder / "config.json"
     if config.resume:
         before = json.loads(path.read_text())
-        free = ("versions", "commit", "command", "finished", "machine", "initial_weights")
+        free = ("versions", "commit", "command", "finished", "machine", "initial_weights", "untrained_taps")
         known = with_defaults(before)
         changed = [key for key in sorted(settings) if key not in free and known.get(key) != settings[key]]
         if changed:
@@ -220,6 +224,8 @@ def open_folder(session: Session) -> dict[str, Any]:
 def with_defaults(before: dict[str, Any]) -> dict[str, Any]:
     """The settings of a config.json, and the defaults of those that did not exist when it was written."""
     known = defaults(RunConfig) | before
+    if "rates" not in before:  # the published ones, whatever the crop was
+        known["rates"] = list(SEGMENTERS[known["segmenter"]].published_rates(known["output_stride"]))
     groups = {name: defaults(METHODS[name].Config) | fields for name, fields in known.get("fields", {}).items()}
     return known | {"fields": groups}
 

@@ -3,7 +3,7 @@
 import dataclasses
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,32 @@ class Session:
         config, method = self.config, self.method
         if not method.needs_unlabeled:
             return 0
-        wanted = (config.unlabeled_batch_size or config.batch_size) * method.unlabeled_sets
-        return max(wanted, method.least_unlabeled * self.strategy.num_replicas_in_sync)
+        wanted, replicas = (config.unlabeled_batch_size or config.batch_size) * method.unlabeled_sets, self.replicas
+        if wanted // replicas % method.unlabeled_sets:
+            raise ValueError(
+                f"{config.method} takes {method.unlabeled_sets} unlabelled images for each that it learns from, so "
+                f"each device needs a multiple of that; got {wanted // replicas}: choose another --unlabeled-batch-size"
+            )
+        return max(wanted, method.least_unlabeled * replicas)
+
+    @property
+    def replicas(self) -> int:
+        return self.strategy.num_replicas_in_sync
+
+    def warnings(self) -> Iterator[str]:
+        """What is likely to cost points, a line each."""
+        crop = "x".join(map(str, self.config.crop))
+        for name, rate in untrained_taps(self.method, self.config.crop).items():
+            yield (
+                f"the outer taps of {name}, {rate} positions apart, never learn from crops of {crop} pixels and keep "
+                "their random weights: choose smaller rates or a larger --crop"
+            )
+        images = len(self.split.without_masks or self.split.labeled)
+        if self.unlabeled > images:
+            yield (
+                f"a step takes {self.unlabeled} unlabelled images, and there are {images}: images repeat within a "
+                "step; give a smaller --unlabeled-batch-size, or more images"
+            )
 
     @property
     def images_per_step(self) -> int:
@@ -115,21 +139,17 @@ def assemble(config: RunConfig, strategy: tf.distribute.Strategy, resumed: bool 
     with together(strategy):
         dataset = dataset or open_dataset(config.dataset)
         split = open_split(config, dataset)
-        for warning in require_sound(dataset, split, config.cover):
-            print(warning, file=sys.stderr)
+        for problem in require_sound(dataset, split, config.cover):
+            print(problem, file=sys.stderr)
     if len(set(gather(strategy, int(split.fingerprint[:7], 16)))) > 1:
         raise ValueError("the workers do not see the same images: give all of them the same --dataset and flags")
     with strategy.scope():
-        method = build_method(config, dataset, split, weights="none" if resumed else config.weights)
+        method = build_method(config, dataset, split, resumed)
         method.compile(sync_batch_norm=config.sync_batch_norm, accumulate=config.accumulate)
-    for name, rate in untrained_taps(method, config.crop).items():
-        print(
-            f"warning: the outer taps of {name}, {rate} positions apart, never learn from crops of "
-            f"{config.crop[0]}x{config.crop[1]} pixels and keep their random weights: choose smaller --rates or a "
-            "larger --crop",
-            file=sys.stderr,
-        )
-    return Session(config, strategy, protocol, dataset, split, method)
+    session = Session(config, strategy, protocol, dataset, split, method)
+    for warning in session.warnings():
+        print(f"warning: {warning}", file=sys.stderr)
+    return session
 
 
 def open_split(config: RunConfig, dataset: Dataset) -> Split:
@@ -141,8 +161,12 @@ def open_split(config: RunConfig, dataset: Dataset) -> Split:
     return make_split(dataset, config.labeled, config.seed, config.image_labels, config.cover)
 
 
-def build_method(config: RunConfig, dataset: Dataset, split: Split, weights: str) -> Method:
-    """The networks and the method around them, not yet compiled; the segmenter starts from `weights`."""
+def build_method(config: RunConfig, dataset: Dataset, split: Split, resumed: bool) -> Method:
+    """The networks and the method around them, not yet compiled.
+
+    Args:
+        resumed: a checkpoint will bring the weights.
+    """
     fields = config.method_class.with_data(config.method_fields, TrainingData(len(split.labeled), config.crop))
     if class_weights := resolve_class_weights(config.class_weights, dataset, split):
         fields = {
@@ -150,8 +174,13 @@ def build_method(config: RunConfig, dataset: Dataset, split: Split, weights: str
             for name, group in fields.items()
         }
     if config.branch_run is not None:
+        if config.average_weights or class_weights or config.rates:
+            raise ValueError(
+                "--average-weights, --class-weights and --rates decide how a segmenter is trained, and that of "
+                "--branch-run is trained already: give them to its own run"
+            )
         branch = open_branch(config.branch_run, dataset, split)
-        start = weights if config.resume else Run.read(config.branch_run).config["weights"]
+        start = "none" if resumed else Run.read(config.branch_run).config["weights"]
         return config.method_class.from_trained(branch, fields, start)
     rates = config.rates or fitting_rates(SEGMENTERS[config.segmenter], config.crop, config.output_stride)
     head: dict[str, Any] = {"rates": rates}
@@ -163,18 +192,21 @@ def build_method(config: RunConfig, dataset: Dataset, split: Split, weights: str
         backbone=config.backbone,
         num_classes=dataset.num_classes,
         output_stride=config.output_stride,
-        weights=weights,
+        weights="none" if resumed else config.weights,
         **head,
     )
     return config.method_class.from_segmenter(segmenter, fields)
 
 
 def untrained_taps(method: Method, crop: tuple[int, int]) -> dict[str, int]:
-    """`dead_taps` of all networks that a method trains."""
-    networks = [getattr(method, name) for name in method.network_names]
+    """`dead_taps` of all networks that a method trains, by the names of network and layer."""
     found: dict[str, int] = {}
-    for network in networks:
-        found |= untrained_taps(network, crop) if isinstance(network, Method) else dead_taps(network, crop)
+    for name in method.network_names:
+        network = getattr(method, name)
+        if isinstance(network, Method):
+            found |= untrained_taps(network, crop)
+        else:
+            found |= {f"{name}/{layer}": rate for layer, rate in dead_taps(network, crop).items()}
     return found
 
 

@@ -49,4 +49,6 @@ def build_corrector(
     logits = head(features(PadToMultiple(STRIDE, name="pad")(x)))
     logits = Upsample(stride, dtype="float32", name="upsample")(logits)
     logits_BHWK1 = CropLike(dtype="float32", name="crop")([logits, image])
-    return keras.Model([segmentation, image], logits_BHWK1, name="corrector")
+    corrector = keras.Model([segmentation, image], logits_BHWK1, name="corrector")
+    corrector.output_stride = STRIDE
+    return corrector

@@ -1,5 +1,7 @@
 """The fully convolutional discriminator of AdvSemiSeg (Hung et al. 2018, section 3.2), which latent classes use too."""
 
+from collections.abc import Sequence
+
 import keras
 
 from kerasseg.critics.trunk import CHANNELS, convolution, trunk
@@ -36,7 +38,9 @@ def build_pixel_discriminator(num_classes: int, convolutional: bool = True, chan
     return keras.Model(segmentation, logits_BHW1, name="discriminator")
 
 
-def build_deeplab_discriminator(num_classes: int, backbone: str = "resnet34", head_channels: int = 256) -> keras.Model:
+def build_deeplab_discriminator(
+    num_classes: int, backbone: str = "resnet34", head_channels: int = 256, rates: Sequence[int] = ()
+) -> keras.Model:
     """The same question answered by a DeepLab-v3+ (Mendel et al. 2020, section 4.7); inputs and outputs are the same.
 
     It sees a segmentation and no picture, like the discriminator whose place it takes, and starts from random weights:
@@ -46,14 +50,17 @@ def build_deeplab_discriminator(num_classes: int, backbone: str = "resnet34", he
         num_classes: K.
         backbone: a key of `BACKBONES`; its first convolution takes K channels.
         head_channels: width of the head.
+        rates: dilation of the head's convolutions; none for the published ones.
 
     Raises:
         ValueError: for an unknown backbone.
     """
     segmentation = keras.Input((None, None, num_classes), name="segmentation")
     features = build_backbone(backbone, STRIDE, extra_channels=num_classes - RGB)
-    head, stride = DeepLabV3Plus.build_head(features.outputs, 1, STRIDE, head_channels)
+    head, stride = DeepLabV3Plus.build_head(features.outputs, 1, STRIDE, head_channels, rates=rates or None)
     logits = head(features(PadToMultiple(STRIDE, name="pad")(segmentation)))
     logits = Upsample(stride, dtype="float32", name="upsample")(logits)
     logits_BHW1 = CropLike(dtype="float32", name="crop")([logits, segmentation])
-    return keras.Model(segmentation, logits_BHW1, name="discriminator")
+    discriminator = keras.Model(segmentation, logits_BHW1, name="discriminator")
+    discriminator.output_stride = STRIDE
+    return discriminator

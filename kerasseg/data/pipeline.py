@@ -212,12 +212,23 @@ def _stream(
     share_size = batch_size // shares
     own_size = share_size * len(own)  # of a batch
 
+    def shuffled(place: tf.Tensor, epoch: tf.Tensor) -> tf.Tensor:
+        epoch_seed = tf.random.experimental.stateless_fold_in(order_seed, epoch)
+        return tf.random.experimental.index_shuffle(place, epoch_seed, count - 1)
+
+    def position(index: tf.Tensor) -> tf.Tensor:
+        """Which image has its turn. No image follows itself where one epoch follows another, because methods paste
+        parts of one neighbour into the other: then the first two of the epoch change places."""
+        epoch, place = index // count, index % count
+        if count < 3:
+            return place
+        again = (epoch > 0) & (shuffled(tf.zeros_like(place), epoch) == shuffled(count - 1 + 0 * place, epoch - 1))
+        return shuffled(tf.where(again & (place < 2), 1 - place, place), epoch)
+
     def item(number: tf.Tensor):
         index = number // own_size * batch_size + own.start * share_size + number % own_size
-        epoch_seed = tf.random.experimental.stateless_fold_in(order_seed, index // count)
-        position = tf.random.experimental.index_shuffle(index % count, epoch_seed, count - 1)
         item_seed = tf.random.experimental.stateless_fold_in(view_seed, index)
-        return load(rows[position], item_seed)
+        return load(rows[position(index)], item_seed)
 
     items = tf.data.Dataset.range(start_step * own_size, tf.int64.max)
     items = items.map(item, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

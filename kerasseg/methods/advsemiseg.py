@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import tensorflow as tf
 
 from kerasseg.critics import build_deeplab_discriminator, build_pixel_discriminator
+from kerasseg.critics.pixel_discriminator import STRIDE as DISCRIMINATOR_STRIDE
 from kerasseg.layers import register
 from kerasseg.losses import (
     binary_cross_entropy,
@@ -19,6 +20,7 @@ from kerasseg.losses import (
 )
 from kerasseg.methods.config import AdversarialConfig, PseudoLabelConfig, require, require_shares, require_weights
 from kerasseg.methods.method import Method
+from kerasseg.segmenters import DeepLabV3Plus, fitting_rates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,9 @@ class AdvSemiSegConfig(PseudoLabelConfig, AdversarialConfig):
     """A backbone whose DeepLab-v3+ judges the pixels in place of the five convolutions, from random weights: Mendel et
     al. 2020 (section 4.7) found such a discriminator, presumably on their corrector's resnet34, to overpower the
     segmenter."""
+    discriminator_rates: tuple[int, ...] = ()
+    """Dilation rates of that discriminator's head; none for the published ones. `training.run` puts in those that fit
+    the training crop."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -76,6 +81,7 @@ class AdvSemiSeg(Method):
     """
 
     registry_name = "advsemiseg"
+    when = "to compare with its paper, or for a discriminator that scores every pixel"
     Config = AdvSemiSegConfig
     config: AdvSemiSegConfig
 
@@ -83,10 +89,20 @@ class AdvSemiSeg(Method):
         config = self.make_config(fields)
         classes = segmenter.output_shape[-1]
         if discriminator is None and config.discriminator_backbone is not None:
-            discriminator = build_deeplab_discriminator(classes, config.discriminator_backbone)
+            discriminator = build_deeplab_discriminator(
+                classes, config.discriminator_backbone, rates=config.discriminator_rates
+            )
         elif discriminator is None:
             discriminator = build_pixel_discriminator(classes, config.convolutional, config.discriminator_channels)
         super().__init__({"segmenter": segmenter, "discriminator": discriminator}, fields, name=name)
+
+    @classmethod
+    def with_data(cls, fields, data):
+        own = fields.get(cls.registry_name, {})
+        if own.get("discriminator_backbone") is None:
+            return fields
+        rates = own.get("discriminator_rates") or fitting_rates(DeepLabV3Plus, data.crop, DISCRIMINATOR_STRIDE)
+        return fields | {cls.registry_name: own | {"discriminator_rates": rates}}
 
     def make_optimizers(self):
         return {"segmenter": self.segmenter_optimizer(), "discriminator": self.discriminator_optimizer()}

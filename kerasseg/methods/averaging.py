@@ -1,5 +1,7 @@
 """Mean teachers (Tarvainen and Valpola 2017, arXiv:1703.01780): networks whose weights follow another one's."""
 
+import random
+
 import keras
 import tensorflow as tf
 
@@ -8,7 +10,9 @@ from kerasseg.segmenters.weights import AVERAGED
 
 def averaged_copy(network: keras.Model, name: str = AVERAGED) -> keras.Model:
     """A network of the same layers and weights that no optimizer trains."""
+    chance = random.getstate()
     copy = keras.models.clone_model(network)
+    random.setstate(chance)  # Keras draws seeds from it: a training with an average is to be the one without, too
     copy.set_weights(network.get_weights())
     copy.name, copy.trainable = name, False
     return copy

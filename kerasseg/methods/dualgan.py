@@ -97,6 +97,7 @@ class DualGAN(Method):
     """
 
     registry_name = "dualgan"
+    when = "to compare with its paper, or for a critic that tells right pixels from wrong ones"
     Config = DualGANConfig
     config: DualGANConfig
 

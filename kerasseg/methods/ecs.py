@@ -73,6 +73,10 @@ class ECSConfig(PseudoLabelConfig):
             self.corrector_backbone is not None or self.corrector_weights == "none",
             "the corrector starts from the segmenter's weights where it has its backbone; leave out corrector_weights",
         )
+        require(
+            not (self.corrector_only and (self.average_weights or self.targets == "teacher")),
+            "corrector_only leaves the segmenter as it is, so it has no average: leave out average_weights and targets",
+        )
         for name in ("class_weight", "corrector_learning_rate", "corrector_head_channels"):
             require(getattr(self, name) > 0, f"{name} must be above 0; got {getattr(self, name)}")
 
@@ -92,6 +96,7 @@ class ECS(Method):
     """
 
     registry_name = "ecs"
+    when = "to compare with its paper, or for a corrector that says what should stand where a prediction is wrong"
     Config = ECSConfig
     config: ECSConfig
 

@@ -92,6 +92,7 @@ class Latent(Method):
     """
 
     registry_name = "latent"
+    when = "to compare with its paper, or to see which classes are hard to tell apart"
     segmenting = ("segmenter", "latent_head")
     Config = LatentConfig
     config: LatentConfig

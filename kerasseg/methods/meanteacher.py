@@ -52,6 +52,7 @@ class MeanTeacher(Method):
     """
 
     registry_name = "meanteacher"
+    when = "the first to try: few labelled photographs, many unlabelled ones"
     Config = MeanTeacherConfig
     config: MeanTeacherConfig
     keeps_teacher = True
@@ -62,7 +63,7 @@ class MeanTeacher(Method):
         self.strong = StrongView(self.config)
         self.class_confidence = self.add_weight(
             (self.num_classes,),
-            initializer="ones",
+            initializer="zeros",
             trainable=False,
             dtype="float32",
             aggregation="mean",  # replicas all compute the same
@@ -83,7 +84,10 @@ class MeanTeacher(Method):
 
         # Inference mode: the teacher sees the pictures as they are.
         H_u = tf.nn.softmax(self.averaged(x_u, training=False))
-        target_u, weight_u = tf.argmax(H_u, axis=-1, output_type=tf.int32), self.trust(H_u, valid_u)
+        target_u = tf.argmax(H_u, axis=-1, output_type=tf.int32)
+        if config.trust == "class":
+            self.update_class_confidence(H_u, valid_u)
+        weight_u = self.pixel_weights(H_u, valid_u)
         pasted_u = self.pasted(target_u)
         x_s = mixed(self.strong(x_u), pasted_u[..., tf.newaxis])
         target_s, weight_s, valid_s = (mixed(values_u, pasted_u) for values_u in (target_u, weight_u, valid_u))
@@ -97,13 +101,15 @@ class MeanTeacher(Method):
         self.minimize("segmenter", L_S, tape)
         return {"L_S": L_S, "L_ce": L_ce, "L_cons": L_cons, "trust": mean_where(weight_u, valid_u)}
 
-    def trust(self, H_BHWK, valid_BHW) -> tf.Tensor:
+    def pixel_weights(self, H_BHWK, valid_BHW) -> tf.Tensor:
         """How much each of the teacher's labels counts, 0..1: (B,H,W), float32."""
         config = self.config
         confidence_BHW = tf.reduce_max(H_BHWK, axis=-1)
         threshold = config.threshold
         if config.trust == "class":
-            threshold *= tf.gather(self.relative_confidence(H_BHWK, valid_BHW), tf.argmax(H_BHWK, axis=-1))
+            confidence_K = tf.convert_to_tensor(self.class_confidence)
+            # FreeMatch (arXiv:2205.07246), equation 7: as a share of the largest of all classes.
+            threshold *= tf.gather(confidence_K / tf.reduce_max(confidence_K), tf.argmax(H_BHWK, axis=-1))
         sure_BHW = tf.cast(confidence_BHW >= threshold, tf.float32)
         if config.trust != "picture":
             return sure_BHW
@@ -113,33 +119,39 @@ class MeanTeacher(Method):
         )
         return tf.ones_like(sure_BHW) * share_B[:, tf.newaxis, tf.newaxis]
 
-    def relative_confidence(self, H_BHWK, valid_BHW) -> tf.Tensor:
-        """The mean confidence of the pixels that the teacher gives to a class, a moving average, as a share of the
-        largest of all classes (FreeMatch, arXiv:2205.07246, equation 7): (K,)."""
+    def update_class_confidence(self, H_BHWK, valid_BHW) -> None:
+        """A moving average of the mean confidence of the pixels that the teacher gives to each class; 0 for a class
+        that it has not given to any pixel yet."""
         found_BHWK = tf.one_hot(tf.argmax(H_BHWK, axis=-1), self.num_classes)
         found_BHWK *= tf.cast(valid_BHW, tf.float32)[..., tf.newaxis]
         count_K, sum_K = (
             sum_over_replicas(tf.reduce_sum(x, axis=(0, 1, 2))) for x in (found_BHWK, found_BHWK * H_BHWK)
         )
         before_K = tf.convert_to_tensor(self.class_confidence)
-        new_K = CONFIDENCE_DECAY * before_K + (1.0 - CONFIDENCE_DECAY) * tf.math.divide_no_nan(sum_K, count_K)
+        mean_K = tf.math.divide_no_nan(sum_K, count_K)
+        new_K = tf.where(before_K > 0, CONFIDENCE_DECAY * before_K + (1.0 - CONFIDENCE_DECAY) * mean_K, mean_K)
         self.class_confidence.assign(tf.where(count_K > 0, new_K, before_K))
-        confidence_K = tf.convert_to_tensor(self.class_confidence)
-        return confidence_K / tf.reduce_max(confidence_K)
 
     def pasted(self, target_BHW) -> tf.Tensor:
-        """Where each picture is covered by a part of the one before it in the batch: (B,H,W) bool."""
+        """Where each picture is covered by a part of its partner: (B,H,W) bool."""
         if self.config.mixing == "none":
             return tf.zeros_like(target_BHW, tf.bool)
         require(
             target_BHW.shape[0] != 1,
-            f"{self.config.mixing} pastes parts of another image: give at least 2 unlabelled images, or mixing none",
+            f"{self.config.mixing} pastes parts of another image: give at least 2 unlabelled images a step, got 1; or "
+            "mixing none",
         )
         if self.config.mixing == "classmix":
-            return random_classes(tf.roll(target_BHW, 1, axis=0), self.num_classes, self.random)
+            return random_classes(partners(target_BHW), self.num_classes, self.random)
         return random_boxes(tf.shape(target_BHW), area=(0.1, 0.5), ratio=(0.4, 2.5), random=self.random)
 
 
+def partners(values_B) -> tf.Tensor:
+    """For each item of a batch the one before it, for the first one the second: neighbours in the stream of unlabelled
+    pictures are different pictures, also where one epoch follows another."""
+    return tf.concat([values_B[1:2], values_B[:-1]], axis=0)
+
+
 def mixed(values_B, pasted_B) -> tf.Tensor:
-    """Each item of a batch, and where `pasted_B` says so the one before it (before the first one: the last)."""
-    return tf.where(pasted_B, tf.roll(values_B, 1, axis=0), values_B)
+    """Each item of a batch, and where `pasted_B` says so its partner."""
+    return tf.where(pasted_B, partners(values_B), values_B)

@@ -36,8 +36,13 @@ class Inference(NamedTuple):
     """Their softmax: the class probabilities before any gate, which critics judge."""
     probabilities_BHWK: tf.Tensor
     """The answer: class probabilities, of a gated class 0."""
-    reliability_BHW: tf.Tensor | None
-    """How far a critic that judges pixels trusts the segmentation, 0..1; None where no critic does."""
+    scores: tf.Tensor | None
+    """What the method's critic makes of the segmentation, 0..1: (B,), (B,H,W), or None where there is no critic."""
+
+    @property
+    def reliability_BHW(self) -> tf.Tensor | None:
+        """How far a critic that judges pixels trusts the segmentation, 0..1; None where no critic does."""
+        return self.scores if self.scores is not None and self.scores.shape.rank == 3 else None
 
 
 class Method(keras.Model):
@@ -78,10 +83,11 @@ class Method(keras.Model):
         self.network_names = tuple(networks)
         for network_name, network in networks.items():
             setattr(self, network_name, network)
+        weights = len(getattr(self.config, "class_weights", ()))
         require(
-            len(getattr(self.config, "class_weights", ())) in (0, self.num_classes),
-            f"class_weights takes one number per class ({self.num_classes}), or none; got "
-            f"{len(getattr(self.config, 'class_weights', ()))}",
+            weights in (0, self.num_classes),
+            f"{self.registry_name}'s class_weights takes one number for each of the {self.num_classes} classes, or "
+            f"none; got {weights}",
         )
         self.averaged: Any = averaged_copy(self.segmenter) if self.averages_weights else None
         self.confusion = {
@@ -106,6 +112,8 @@ class Method(keras.Model):
 
     registry_name: str
     """The method's `--method`."""
+    when: str = ""
+    """When to take it: the rest of a line that begins with its name."""
 
     @classmethod
     def make_config(cls, fields: dict[str, Any]) -> Any:
@@ -167,7 +175,8 @@ class Method(keras.Model):
 
     def call(self, images, training: bool = False):
         """Class probabilities (B,H,W,K) of images (B,H,W,3), or of the labelled images of a training batch."""
-        return self.infer(images["labeled"] if isinstance(images, dict) else images).probabilities_BHWK
+        images_BHW3 = images["labeled"] if isinstance(images, dict) else images
+        return self.variants_from(images_BHW3, self.class_probabilities(images_BHW3))[""]
 
     def infer(self, images_BHW3) -> Inference:
         """The method's answer, in inference mode: what is evaluated, drawn, exported and compared with exports."""
@@ -175,9 +184,7 @@ class Method(keras.Model):
         logits_BHWK = self.predictor(images_BHW3, training=False)
         S_BHWK = tf.nn.softmax(logits_BHWK)
         probabilities_BHWK = self.variants_from(images_BHW3, S_BHWK)[""]
-        scores = self.scores(images_BHW3, S_BHWK)
-        reliability_BHW = scores if scores is not None and scores.shape.rank == 3 else None
-        return Inference(logits_BHWK, S_BHWK, probabilities_BHWK, reliability_BHW)
+        return Inference(logits_BHWK, S_BHWK, probabilities_BHWK, self.scores(images_BHW3, S_BHWK))
 
     def predictions(self, images_BHW3, segment: Callable = lambda network, images: network(images)) -> dict:
         """Class probabilities (B,H,W,K) by variant, in inference mode.

@@ -103,19 +103,19 @@ class MLMT(Method):
 
     Args:
         segmentation: the method that trains the segmenter, or a bare segmenter, which `fields` says how to train.
-        student: images (B,H,W,3) to one logit per class (B,K); when None, `build_classifier_like` the segmenter, whose
-            trained backbone it starts from.
+        student: images (B,H,W,3) to one logit per class (B,K); when None, `build_classifier_like` the segmenter, which
+            starts from its backbone, as `classifier_start` says.
         teacher: of the same kind; its weights follow the student's, batch-norm statistics included.
         fields: of `MLMTConfig`.
     """
 
     registry_name = "mlmt"
+    when = "where a picture holds few of many classes: its gate switches the others off"
     gating = ("student", "teacher")
     uses_weak = True
     Config = MLMTConfig
     config: MLMTConfig
     train_function: Any
-    variants = ("", "without_gate")
 
     def __init__(self, segmentation, student=None, teacher=None, *, name=None, **fields):
         if not isinstance(segmentation, Method):
@@ -174,6 +174,10 @@ class MLMT(Method):
 
     def scores(self, images_BHW3, S_BHWK):
         return self.segmentation.scores(images_BHW3, S_BHWK)
+
+    @property
+    def variants(self):
+        return ("", "without_gate", *self.segmentation.variants[1:])
 
     @property
     def predictor(self):
@@ -283,7 +287,7 @@ class MLMT(Method):
         return "classification"
 
     def start_classifier(self) -> None:
-        """Hands the classifier the segmenter's trained backbone, unless the classifier was given."""
+        """Hands the classifier the segmenter's trained backbone, where `classifier_start` says so."""
         if self.starts_from_segmenter:
             start_from_backbone(self.student, self.segmenter)
             self.teacher.set_weights(self.student.get_weights())

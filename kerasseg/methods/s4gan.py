@@ -84,6 +84,7 @@ class S4GAN(Method):
     """
 
     registry_name = "s4gan"
+    when = "to compare with its paper; it is what mlmt trains its segmenter by"
     Config = S4GANConfig
     config: S4GANConfig
 

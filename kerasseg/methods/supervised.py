@@ -17,6 +17,7 @@ class Supervised(Method):
     """
 
     registry_name = "supervised"
+    when = "the yardstick: train it beside any other method"
     Config = SegmenterConfig
     config: SegmenterConfig
     needs_unlabeled = False

@@ -51,6 +51,7 @@ class UniMatch(Method):
     """
 
     registry_name = "unimatch"
+    when = "as meanteacher, where a step may take two to three times as long"
     Config = UniMatchConfig
     config: UniMatchConfig
 

@@ -108,7 +108,9 @@ class Segmenter(keras.Model):
     def second_head(self, num_classes: int, name: str) -> keras.Model:
         """Another head of the same kind, untrained, with `num_classes` outputs; for `decode`."""
         head, _ = self.build_head(self.backbone.outputs, num_classes, self.output_stride, **self.head_config)
-        return keras.Model(head.inputs, head.outputs[0], name=name)
+        head = keras.Model(head.inputs, head.outputs[0], name=name)
+        head.output_stride = self.output_stride
+        return head
 
     def get_config(self):
         return {
@@ -150,8 +152,10 @@ def map_size(crop: Sequence[int], output_stride: int) -> tuple[int, ...]:
 def dead_taps(network: keras.Model, crop: Sequence[int]) -> dict[str, int]:
     """The dilated convolutions of a network some of whose taps get no gradient from training crops of that size, as
     `fitting_rates` explains: their dilation by their names."""
+    if not hasattr(network, "output_stride"):  # no network of ours with dilated convolutions
+        return {}
     # A map of one position holds no more than the middle tap of any convolution, so nothing can be said of it.
-    size = max(2, min(map_size(crop, getattr(network, "output_stride", 16))))
+    size = max(2, min(map_size(crop, network.output_stride)))
     dilated = (layer for layer in network._flatten_layers() if isinstance(layer, AtrousConv2D | AtrousDepthwiseConv2D))
     reach = {layer.name: max(layer.dilation_rate) * (max(layer.kernel_size) // 2) for layer in dilated}
     return {name: rate for name, rate in sorted(reach.items(), key=lambda item: item[::-1]) if rate >= size}

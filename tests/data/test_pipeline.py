@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from kerasseg.data import Augmentation, FolderDataset, Split, eval_dataset, make_split, train_dataset
+from kerasseg.data.pipeline import _stream
 from tests.data.folders import make_folder, save
 
 VIEW = Augmentation(crop=(16, 24))
@@ -342,3 +343,15 @@ def test_evaluation_needs_label_maps(numbered):
     save(numbered.path / "images/test/a.png", np.zeros((8, 8, 3)))
     with pytest.raises(ValueError, match="split 'test' .* has no label maps"):
         eval_dataset(FolderDataset(numbered.path), "test")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+def test_no_image_follows_itself_and_every_epoch_has_all(count):
+    """Methods paste parts of one neighbour into the other."""
+    names = [f"image_{number}" for number in range(count)]
+    stream = _stream(names, 1, 4, lambda name, seed: name, seed=5, start_step=0, shares=1, own=range(1))
+    drawn = [name for batch in stream.take(150).as_numpy_iterator() for name in batch.tolist()]
+    epochs = [drawn[start : start + count] for start in range(0, len(drawn) - count, count)]
+    assert all(len(set(epoch)) == count for epoch in epochs)
+    assert count == 1 or all(first != second for first, second in zip(drawn, drawn[1:], strict=False))
+    assert count < 3 or len({tuple(epoch) for epoch in epochs}) > 2

@@ -30,8 +30,9 @@ def make(**fields):
 
 
 def after(pasted, values):
-    """Every item with a part of the one before it."""
-    return np.where(pasted.reshape(pasted.shape + (1,) * (values.ndim - 3)), np.roll(values, 1, axis=0), values)
+    """Every item with a part of the one before it, the first one with a part of the second."""
+    partners = values[[1, *range(len(values) - 1)]]
+    return np.where(pasted.reshape(pasted.shape + (1,) * (values.ndim - 3)), partners, values)
 
 
 def losses(x, y, w, target, trust, pasted, valid, lambda_cons):
@@ -101,20 +102,24 @@ def test_the_teacher_predicts_and_the_student_is_a_variant():
 
 
 def test_a_class_that_the_teacher_is_less_sure_of_has_a_lower_threshold():
-    """FreeMatch's: 0.9 times the class's mean confidence, as a share of the largest of all classes."""
+    """FreeMatch's: 0.9 times the class's mean confidence, as a share of the largest of all classes seen so far."""
     method = make(trust="class", threshold=0.9)
     H = np.zeros((1, 2, 4, 3), np.float32)
-    H[0, 0] = [0.96, 0.02, 0.02]
+    H[0, 0] = [0.80, 0.10, 0.10]
     H[0, 1] = [[0.1, 0.6, 0.3], [0.1, 0.6, 0.3], [0.1, 0.5, 0.4], [0.1, 0.5, 0.4]]
     valid = np.ones((1, 2, 4), bool)
-    for _ in range(600):  # until the moving averages have settled
-        trust = method.trust(tf.constant(H), tf.constant(valid)).numpy()
-    np.testing.assert_allclose(method.class_confidence, [0.96, 0.55, 1.0], atol=3e-3)  # no pixel is of class 2
-    np.testing.assert_array_equal(trust[0], [[1, 1, 1, 1], [1, 1, 1, 1]])  # thresholds 0.864 and 0.495
-    valid[0, 1, 2:] = False  # so the mean is 0.6, the threshold 0.54
-    for _ in range(600):
-        trust = method.trust(tf.constant(H), tf.constant(valid)).numpy()
-    np.testing.assert_array_equal(trust[0], [[1, 1, 1, 1], [1, 1, 0, 0]])
+    method.update_class_confidence(tf.constant(H), tf.constant(valid))
+    np.testing.assert_allclose(method.class_confidence, [0.80, 0.55, 0.0], rtol=1e-5)  # no pixel is of class 2
+    trust = method.pixel_weights(tf.constant(H), tf.constant(valid)).numpy()
+    # Thresholds: 0.9 * 0.80 / 0.80 and 0.9 * 0.55 / 0.80 = 0.62.
+    np.testing.assert_array_equal(trust[0], [[0, 0, 0, 0], [0, 0, 0, 0]])
+    H[0, 0], H[0, 1, :2] = [0.95, 0.05, 0.0], [0.1, 0.65, 0.25]
+    valid[0, 1, 2:] = False
+    method.update_class_confidence(tf.constant(H), tf.constant(valid))
+    expected = [0.99 * 0.80 + 0.01 * 0.95, 0.99 * 0.55 + 0.01 * 0.65, 0.0]
+    np.testing.assert_allclose(method.class_confidence, expected, rtol=1e-5)
+    trust = method.pixel_weights(tf.constant(H), tf.constant(valid)).numpy()
+    np.testing.assert_array_equal(trust[0], [[1, 1, 1, 1], [1, 1, 0, 0]])  # 0.9 and 0.62
 
 
 def test_a_part_of_the_image_before_is_pasted():
@@ -122,7 +127,7 @@ def test_a_part_of_the_image_before_is_pasted():
     pasted = np.zeros((3, 2, 2), bool)
     pasted[0, 0, 0] = pasted[1, 1, 1] = True
     np.testing.assert_array_equal(mixed(tf.constant(values), tf.constant(pasted)), after(pasted, values))
-    assert mixed(tf.constant(values), tf.constant(pasted)).numpy()[0, 0, 0] == values[2, 0, 0]
+    assert mixed(tf.constant(values), tf.constant(pasted)).numpy()[0, 0, 0] == values[1, 0, 0]
 
 
 def test_what_mixing_pastes():

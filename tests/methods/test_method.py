@@ -60,7 +60,9 @@ def test_every_method_takes_the_fields_of_the_loss_on_labels(name):
 
 
 def test_impossible_fields_of_the_loss_on_labels():
-    with pytest.raises(ValueError, match=r"class_weights takes one number per class \(3\), or none; got 2"):
+    with pytest.raises(
+        ValueError, match="supervised's class_weights takes one number for each of the 3 classes, or none; got 2"
+    ):
         Supervised(tiny.segmenter(), class_weights=(1.0, 2.0))
     for field, value in (("class_weights", (1, -1, 1)), ("dice_weight", -1), ("ohem_threshold", 0), ("ema_decay", 1)):
         with pytest.raises(ValueError, match=f"{field} .*got"):
@@ -86,6 +88,20 @@ def test_averaged_weights_follow_all_weights_and_predict():
     assert np.abs(np.asarray(method.predictions(images)["student"]) - answer).max() > 1e-3
 
 
+@pytest.mark.parametrize("name", ["supervised", "unimatch"])
+def test_a_training_with_an_average_is_the_one_without(name):
+    data = tf.data.Dataset.from_tensors(tiny.batch(np.random.default_rng(0))).repeat()
+    weights = []
+    for average in (False, True):
+        keras.utils.set_random_seed(3)
+        method = METHODS[name](tiny.BranchingSegmenter(), steps=4, learning_rate=0.1, average_weights=average)
+        method.compile(run_eagerly=True)
+        method.fit(data, steps_per_epoch=2, epochs=1, shuffle=False, verbose=0)
+        weights.append(method.segmenter.get_weights())
+    for without, with_average in zip(*weights, strict=True):
+        np.testing.assert_array_equal(without, with_average)
+
+
 def test_averaged_weights_have_the_statistics_of_batch_norm():
     network = tiny.classifier()
     average = averaged_copy(network)
@@ -107,6 +123,9 @@ def test_mlmt_predicts_with_the_average_of_its_branch():
     images = np.random.default_rng(1).uniform(0, 255, (2, 4, 5, 3)).astype(np.float32)
     np.testing.assert_allclose(method(images), branch(images), rtol=1e-5)
     np.testing.assert_allclose(method.infer(images).logits_BHWK, branch.averaged(images), rtol=1e-5)
+    assert method.variants == ("", "without_gate", "student")
+    student = method.predictions(images)["student"]
+    np.testing.assert_allclose(student, tf.nn.softmax(branch.segmenter(images)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("targets", ["train_mode", "inference_mode", "teacher"])

@@ -4,12 +4,14 @@ import re
 import pytest
 import tyro
 
-from kerasseg.methods import METHODS
-from kerasseg.segmenters import SEGMENTERS, fitting_rates
+import tests.backbone  # noqa: F401 (the backbone "tiny")
+from kerasseg.methods import METHODS, TrainingData
+from kerasseg.segmenters import SEGMENTERS, build_segmenter, fitting_rates
 from kerasseg.segmenters.segmenter import map_size
 from training.config import with_groups
 from training.recipes import RECIPES, choose, table
 from training.run import configuration
+from training.session import untrained_taps
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -323,3 +325,43 @@ def test_the_list_has_a_line_for_each_recipe():
     assert lines.keys() == {"recipe", *RECIPES}
     assert "advsemiseg 69.5" in lines["hung2018_voc_1_8"] and "Hung et al. 2018, table 1" in lines["hung2018_voc_1_8"]
     assert "--labeled" in lines["yang2023_voc_183"] and "not measured yet" in lines["yang2023_voc_183"]
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "mlmt"])
+def test_no_method_has_taps_that_never_learn_with_any_recipe(method):
+    """Of all its networks: second heads, correctors and discriminators too."""
+    seen = set()
+    for name in RECIPES:
+        config = with_groups(*RECIPES[name](method))
+        own = config.method_fields[method]
+        key = (config.segmenter, config.output_stride, config.crop, own.get("discriminator_backbone"))
+        if key in seen:
+            continue
+        seen.add(key)
+        rates = fitting_rates(SEGMENTERS[config.segmenter], config.crop, config.output_stride)
+        head = {"head_channels": 4} if config.segmenter == "deeplab_v3plus" else {}
+        segmenter = build_segmenter(
+            config.segmenter, backbone="tiny", num_classes=3, output_stride=config.output_stride, rates=rates, **head
+        )
+        small = {"discriminator_channels": 4, "corrector_head_channels": 4, "corrector_backbone": None}
+        small |= {"corrector_weights": "none", "discriminator_backbone": own.get("discriminator_backbone") and "tiny"}
+        own |= {field: value for field, value in small.items() if field in own}
+        fields = METHODS[method].with_data({method: own}, TrainingData(labeled_images=9, crop=config.crop))
+        assert untrained_taps(METHODS[method].from_segmenter(segmenter, fields), config.crop) == {}, name
+    assert len(seen) > 5
+
+
+def test_the_taps_of_every_network_are_looked_at():
+    """Built with the published rates, which crops of 176x240 have no room for."""
+    segmenter = build_segmenter("deeplab_v2", backbone="tiny", num_classes=3, output_stride=8)
+    own = {"corrector_backbone": None, "corrector_head_channels": 4}
+    taps = untrained_taps(METHODS["ecs"](segmenter, **own), (176, 176))
+    assert taps == {
+        "segmenter/aspp_rate24": 24,
+        "corrector/aspp_rate12_conv": 12,
+        "corrector/aspp_rate18_conv": 18,
+    }
+    latent = METHODS["latent"](segmenter, discriminator_channels=4)
+    assert untrained_taps(latent, (176, 176)) == {"segmenter/aspp_rate24": 24, "latent_head/aspp_rate24": 24}
+    critic = {"discriminator_backbone": "tiny"}
+    assert "discriminator/aspp_rate18_conv" in untrained_taps(METHODS["advsemiseg"](segmenter, **critic), (176, 176))

@@ -262,14 +262,15 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(eager, dataset, tmp_path, 
 
 
 def test_a_run_from_before_a_setting_existed_goes_on(eager, dataset, tmp_path, capsys):
-    out = tmp_path / "run"
-    assert train(dataset, out, capsys, method="supervised", steps=1)[0] == 0
+    out, old = tmp_path / "run", ["--rates", "6", "12", "18"]  # as they were before they followed the crop
+    assert train(dataset, out, capsys, *old, method="supervised", steps=1)[0] == 0
     config = json.loads((out / "config.json").read_text())
     assert config.pop("cover") is False and config["fields"]["supervised"].pop("freeze_batch_norm") is False
+    assert config.pop("untrained_taps") != {} and config.pop("rates") == [6, 12, 18]
     (out / "config.json").write_text(json.dumps(config))
-    assert train(dataset, out, capsys, "--resume", method="supervised", steps=1)[0] == 0
+    assert train(dataset, out, capsys, *old, "--resume", method="supervised", steps=1)[0] == 0
     for flags, name in ((["--cover"], "cover"), (["--supervised.freeze-batch-norm"], "fields")):
-        status, _, err = train(dataset, out, capsys, "--resume", *flags, method="supervised", steps=1)
+        status, _, err = train(dataset, out, capsys, *old, "--resume", *flags, method="supervised", steps=1)
         assert status == 2 and f"was started with other settings ({name})" in error_line(err)
 
 
@@ -291,8 +292,14 @@ def test_taps_that_never_learn_are_said_at_the_start_and_in_the_report(eager, da
     out = tmp_path / "run"
     status, _, err = train(dataset, out, capsys, "--rates", "1", "2", "6", method="supervised", steps=1)
     assert status == 0
-    assert "warning: the outer taps of aspp_rate18_conv, 6 positions apart, never learn from crops of 24x32" in err
-    assert "The outer taps of aspp_rate12_conv, aspp_rate18_conv never learned" in (out / "report.html").read_text()
+    assert (
+        "warning: the outer taps of segmenter/aspp_rate18_conv, 6 positions apart, never learn from crops of 24x32"
+        in err
+    )
+    assert (
+        "The outer taps of segmenter/aspp_rate12_conv, segmenter/aspp_rate18_conv never learned"
+        in (out / "report.html").read_text()
+    )
     assert json.loads((out / "config.json").read_text())["rates"] == [1, 2, 6]
     status, _, err = train(dataset, tmp_path / "fitting", capsys, method="supervised", steps=1)
     assert status == 0 and "warning: the outer taps" not in err
