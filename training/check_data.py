@@ -30,6 +30,8 @@ class CheckData:
 
 def main(config: CheckData) -> dict:
     """Tells every problem on stderr; returns the counts, with exit status 2 where there is an error."""
+    if config.cover and config.labeled is None:
+        raise ValueError("--cover says how the images of --labeled are chosen: give --labeled too")
     known = str(config.path) in DATASETS
     inspection = inspect_dataset(open_dataset(config.path)) if known else inspect_folder(config.path)
     if config.labeled is not None and not inspection.errors:

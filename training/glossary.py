@@ -265,7 +265,7 @@ TERMS = {
     "val_mIoU_student": Term(
         "validation",
         "the same for the segmenter with its last weights, where an average of its weights is what predicts",
-        "lies below val_mIoU while the learning rate is high, and meets it at the end",
+        "lies below val_mIoU while the learning rate is high, and near it at the end",
     ),
     "val_mIoU_without_gate": Term(
         "validation",

@@ -60,9 +60,9 @@ class MLMTConfig(StrongViewConfig):
     jitter: float = 0.4
     """Brightness, contrast and saturation of the student's unlabelled images change by up to this share."""
     hue: float = 0.1
-    """Their hue turns by up to this share of the color circle."""
+    """Their hue turns by up to this share of the colour circle."""
     jitter_probability: float = 1.0
-    """Probability that one of them has other colors."""
+    """Probability that one of them has other colours."""
     grey_probability: float = 0.0
     """Probability that one of them is grey."""
     blur_probability: float = 1.0

@@ -20,9 +20,9 @@ class StrongViewConfig(MethodConfig):
     jitter: float = 0.5
     """Brightness, contrast and saturation of a strong view change by up to this share."""
     hue: float = 0.25
-    """The hue of a strong view turns by up to this share of the color circle."""
+    """The hue of a strong view turns by up to this share of the colour circle."""
     jitter_probability: float = 0.8
-    """Probability that a strong view has other colors."""
+    """Probability that a strong view has other colours."""
     grey_probability: float = 0.2
     """Probability that a strong view is grey."""
     blur_probability: float = 0.5

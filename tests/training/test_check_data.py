@@ -83,6 +83,12 @@ def test_a_split_is_checked_too(tmp_path, capsys):
     assert lines[-1].startswith("error: --labeled 0 means 0 of the 8 labelled train images")
 
 
+def test_cover_wants_to_know_how_many(tmp_path):
+    make_folder(tmp_path / "pets")
+    with pytest.raises(ValueError, match="give --labeled too"):
+        main(CheckData(tmp_path / "pets", cover=True))
+
+
 def test_from_the_shell(tmp_path):
     """Without a folder, as the user types it."""
     command = [sys.executable, "-m", "training.check_data", str(tmp_path / "nowhere")]

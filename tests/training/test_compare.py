@@ -160,3 +160,20 @@ def test_two_baselines_are_refused(write):
     runs = [write("supervised", 0, 0.4), write("supervised", 0, 0.5, backbone="resnet50")]
     with pytest.raises(ValueError, match="gains are over supervised, of which there are 2: supervised .backbone None"):
         compare(*runs)
+
+
+def test_class_weights_of_a_scheme_follow_from_the_split_and_split_no_row(write):
+    runs = [
+        write(
+            "supervised",
+            seed,
+            0.5,
+            class_weights=scheme,
+            fields={"supervised": {"learning_rate": 0.01, "class_weights": [1.0 + seed, 2.0]}},
+        )
+        for scheme in ("inverse_log", "none")
+        for seed in (0, 1)
+    ]
+    assert len(compare(*runs[:2])["rows"]) == 1
+    with pytest.raises(ValueError, match=r"supervised \(class_weights \[1.0, 2.0\]\) was trained on the splits"):
+        compare(*runs[2:])  # given ones are settings like any other

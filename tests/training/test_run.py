@@ -1,9 +1,11 @@
 """`python -m training.run` and `training.evaluate` on a tiny folder: what they write, and what they answer."""
 
+import dataclasses
 import errno
 import json
 import re
 import signal
+import types
 
 import keras
 import numpy as np
@@ -158,6 +160,9 @@ def test_a_classifier_for_a_finished_run(eager, dataset, tmp_path, capsys):
 
     status, _, err = train(dataset, tmp_path / "other", capsys, "--branch-run", str(branch), "--seed", "1")
     assert status == 2 and "was trained on another split" in error_line(err)
+    for flags in (["--average-weights"], ["--class-weights", "inverse_log"], ["--rates", "1", "1", "1"]):
+        status, _, err = train(dataset, tmp_path / "other", capsys, "--branch-run", str(branch), *flags)
+        assert status == 2 and "give them to its own run" in error_line(err)
     again, *_ = train(dataset, tmp_path / "again", capsys, "--branch-run", str(fused))
     assert again == 0, "an mlmt run gets a new classifier"
     (branch / "result.json").unlink()
@@ -304,6 +309,27 @@ def test_taps_that_never_learn_are_said_at_the_start_and_in_the_report(eager, da
     status, _, err = train(dataset, tmp_path / "fitting", capsys, method="supervised", steps=1)
     assert status == 0 and "warning: the outer taps" not in err
     assert json.loads((tmp_path / "fitting/config.json").read_text())["rates"] == [1, 1, 1]
+
+
+def test_each_device_has_what_a_method_takes_of_unlabelled_images(dataset):
+    """unimatch learns from every other unlabelled image; meanteacher pastes parts of one into another."""
+
+    def unlabeled(method, flags, devices=1):
+        arguments = ["--method", method, "--dataset", str(dataset), "--labeled", "2", *TINY, *flags]
+        default = run.configuration(arguments)
+        config = tyro.cli(type(default), args=arguments, default=default)
+        session = assemble(config, tf.distribute.get_strategy())
+        strategy = types.SimpleNamespace(num_replicas_in_sync=devices)
+        return list(session.warnings()), dataclasses.replace(session, strategy=strategy).unlabeled
+
+    assert unlabeled("meanteacher", ["--batch-size", "1"]) == ([], 2)
+    assert unlabeled("meanteacher", ["--batch-size", "2"], devices=2)[1] == 4
+    assert unlabeled("meanteacher", ["--unlabeled-batch-size", "1", "--meanteacher.mixing", "none"])[1] == 1
+    (warning,), count = unlabeled("meanteacher", ["--unlabeled-batch-size", "5"])
+    assert count == 5 and warning.startswith("a step takes 5 unlabelled images, and there are 4: images repeat")
+    assert unlabeled("unimatch", ["--batch-size", "2"])[1] == 4
+    with pytest.raises(ValueError, match="unimatch takes 2 unlabelled images for each .* multiple of that; got 5"):
+        unlabeled("unimatch", ["--unlabeled-batch-size", "5"], devices=2)
 
 
 @pytest.mark.parametrize("start_step", [0, 1, 3])
