@@ -18,17 +18,23 @@ dev_installed := $(VENV)/.installed-$(EXTRAS),dev
 .PHONY: help train test test-fast lint format clean
 
 help:
-	@echo "make train      train mlmt on the built-in pictures and write a report to $(RUN)"
+	@echo "make train      train supervised and mlmt on the built-in pictures, write a report of both to $(RUN)"
 	@echo "make test       run all tests"
 	@echo "make test-fast  run the tests that take less than 5 seconds each"
 	@echo "make lint       check style and types"
 	@echo "make format     apply the style"
 	@echo "make clean      remove $(VENV) and the tools' caches"
 
-# A run that was stopped goes on where it was.
+# The yardstick first, which learns from the labelled pictures alone. FLAGS go to both runs, less those of mlmt's own
+# fields for the former. Runs that were stopped go on where they were.
+resume           = $(if $(wildcard $(1)/config.json),--resume)
+supervised_flags = $(shell printf '%s' '$(FLAGS)' | sed -E 's/--((mlmt|s4gan)\.|branch-run)[^ ]*( +[^- ][^ ]*)*//g')
+
 train: $(installed)
-	$(bin)/python -m training.run --method mlmt --dataset shapes --out $(RUN) \
-		$(if $(wildcard $(RUN)/config.json),--resume) $(FLAGS)
+	$(bin)/python -m training.run --method supervised --dataset shapes --out $(RUN)_supervised \
+		$(call resume,$(RUN)_supervised) $(supervised_flags)
+	$(bin)/python -m training.run --method mlmt --dataset shapes --out $(RUN) $(call resume,$(RUN)) $(FLAGS)
+	$(bin)/python -m training.report $(RUN) --compare $(RUN)_supervised
 	@echo "Open the report: $(abspath $(RUN))/report.html"
 
 test: $(dev_installed)

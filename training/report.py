@@ -459,10 +459,11 @@ def examples(run: Run, others: Sequence[Run] = ()) -> Iterator[dict[str, Any]]:
         if truth is not None:
             cells.append({"title": "label map", "uri": _label_uri(truth, palette), "score": ""})
         known = {"image.png", "truth.png", "prediction.png", "reliability.png"}
-        variants = [
-            *((_title(file.stem), file) for file in sorted(folder.glob("*.png")) if file.name not in known),
-            ("prediction", folder / "prediction.png"),
+        answer = "with gate" if (folder / "without_gate.png").is_file() else "prediction"
+        variants = [  # in the order of the page's first figures
             *((other.title, other.folder / "examples" / name / "prediction.png") for other in others),
+            *((_title(file.stem), file) for file in sorted(folder.glob("*.png")) if file.name not in known),
+            (answer, folder / "prediction.png"),
         ]
         for title, file in variants:
             if (labels := _label_map(file)) is not None:

@@ -426,6 +426,7 @@ def test_compares_with_a_run_on_the_same_split(tmp_path):
     other = write_run(tmp_path / "base", method="supervised", result={"mIoU": 0.5}, example=False)
     write_example(other / "examples" / "drive" / "frame_7", wrong=8)
     page = Page(report.write_report(folder, compare=[other]))
+    assert "50.0 % mIoU of supervised (base) 56.8 % mIoU, on 101 val pictures" in page.text
     assert "6.8 points above supervised (base), which reached 50.0 %." in page.text
     assert "drive/frame_7: supervised (base), 80 % of pixels right" in page.images()
     assert "mean (mIoU) 56.8 % 50.0 %" in page.text
@@ -434,6 +435,22 @@ def test_compares_with_a_run_on_the_same_split(tmp_path):
     assert "another split" not in page.text
     back = Page(report.write_report(other, compare=[folder]))
     assert "6.8 points below s4gan (semi), which reached 56.8 %." in back.text
+
+
+def test_the_first_figures_are_supervised_ungated_gated_and_so_are_the_pictures(tmp_path):
+    ungated = {"mIoU": 0.54, "per_class_IoU": dict.fromkeys(CLASSES, 0.54), "pixel_accuracy": 0.8}
+    folder = write_run(tmp_path / "first", method="mlmt", result={"without_gate": ungated})
+    other = write_run(tmp_path / "first_supervised", method="supervised", result={"mIoU": 0.5})
+    example = folder / "examples" / "drive" / "frame_7"
+    (example / "without_gate.png").write_bytes((example / "prediction.png").read_bytes())
+    page = Page(report.write_report(folder, compare=[other]))
+    figures = page.text[page.text.index("50.0 %") :]
+    assert figures.startswith(
+        "50.0 % mIoU of supervised (first_supervised) 54.0 % mIoU without gate "
+        "56.8 % mIoU with gate, on 101 val pictures"
+    )
+    titles = [name.split(": ")[1].split(", ")[0] for name in page.images()]
+    assert titles == ["picture", "label map", "supervised (first_supervised)", "without gate", "with gate"]
 
 
 def edit_json(file, **changes):
