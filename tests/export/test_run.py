@@ -289,7 +289,7 @@ def test_large_pictures_come_out_as_the_protocol_of_windows_has_them(name, runs,
     outputs = engine.predict_large(image_HW3, window=(32, 40), stride=0.5, batch_size=3)
     method = keras.saving.load_model(runs[name] / "model.keras")
     protocol = SlidingWindow(window=(32, 40), stride=0.5)
-    S_HWK = protocol.segment(method, tf.constant(image_HW3[None], tf.float32))[0].numpy()
+    S_HWK = protocol.segment(method.class_probabilities, tf.constant(image_HW3[None], tf.float32))[0].numpy()
     np.testing.assert_array_equal(outputs["labels"], S_HWK.argmax(-1))
     np.testing.assert_allclose(outputs["confidence"], S_HWK.max(-1), atol=1e-5)
 

@@ -198,7 +198,7 @@ def test_the_gate_judges_the_whole_picture_once_and_the_average_is_gated(dataset
     made.teacher = judge
     protocol = MultiscaleFlip(scales=(0.5, 1.0))
     image = dataset.load_image("val", "1")[None].astype(np.float32)
-    S = np.asarray(protocol.segment(made, image))
+    S = np.asarray(protocol.segment(made.class_probabilities, image))
     assert not seen
     found = made.variants_from(image, S)
     np.testing.assert_array_equal(seen, [image])
