@@ -458,12 +458,13 @@ def examples(run: Run, others: Sequence[Run] = ()) -> Iterator[dict[str, Any]]:
         cells = [{"title": "picture", "uri": _picture_uri(folder / "image.png"), "score": ""}]
         if truth is not None:
             cells.append({"title": "label map", "uri": _label_uri(truth, palette), "score": ""})
-        known = {"image.png", "truth.png", "prediction.png", "reliability.png"}
+        known = {"image.png", "truth.png", "prediction.png", "student.png", "reliability.png"}
         answer = "with gate" if (folder / "without_gate.png").is_file() else "prediction"
         variants = [  # in the order of the page's first figures
             *((other.title, other.folder / "examples" / name / "prediction.png") for other in others),
             *((_title(file.stem), file) for file in sorted(folder.glob("*.png")) if file.name not in known),
             (answer, folder / "prediction.png"),
+            ("student", folder / "student.png"),
         ]
         for title, file in variants:
             if (labels := _label_map(file)) is not None:

@@ -1,12 +1,11 @@
-"""The built-in dataset: procedural scenes of six shapes, drawn from a seed, nothing on disk.
+"""The built-in dataset: procedural scenes of six kinds of animals, drawn from a seed, nothing on disk.
 
-What makes it a small model of the real task: colour tells a pair of classes at most, only the outline tells which of
-the two (disc or ring, square or triangle, star or cross); texture tells nothing; shapes hide each other; light,
-shadows, noise and clutter of any colour get in the way. Each scene has its own one to three classes, and each class a
-ground that it is mostly found on, as cows are found on grass, another one than its pair's: so the picture as a whole
-tells something about what is in it, and that in turn which of two a half-hidden outline is.
+What makes it a small model of photographs: an animal is told by its coat, in pattern and colour, so that every piece of
+it still is of its class; outlines are free and tell nothing. Light, its colour, shade, size, turn and noise vary so
+much that a few labelled scenes do not show them all. Two animals share each coat: one lives on land, the other in
+water, and only the ground around it says which of the two it is. Stones of nearly no colour belong to the background.
 
-Legend: H, W size of a scene; x, y pixel coordinates; colours and brightness 0..1.
+Legend: H, W size of a scene; x, y pixel coordinates; u, v those of a pattern; colours and brightness 0..1.
 """
 
 import hashlib
@@ -18,20 +17,18 @@ from kerasseg.data.datasets import Dataset
 
 CLASSES = {
     "background": (38, 40, 48),
-    "disc": (230, 85, 75),
-    "ring": (245, 180, 60),
-    "square": (70, 130, 220),
-    "triangle": (80, 190, 200),
-    "star": (170, 100, 210),
-    "cross": (110, 195, 90),
+    "zebra": (230, 85, 75),
+    "angelfish": (245, 180, 60),
+    "leopard": (70, 130, 220),
+    "ray": (80, 190, 200),
+    "giraffe": (170, 100, 210),
+    "turtle": (110, 195, 90),
 }
-NUM_SHAPES = len(CLASSES) - 1
-# Around which the colours of a pair of classes lie, as differences from grey: warm, cool, green.
-TINTS = np.array([[0.2, 0.0, -0.2], [-0.2, 0.0, 0.2], [-0.1, 0.2, -0.1]])
-# The same for the grounds: rose, teal, straw; and which of them each class is at home on.
-GROUNDS = np.array([[0.15, -0.15, 0.0], [-0.15, 0.07, 0.08], [0.07, 0.08, -0.15]])
-HOMES = np.arange(NUM_SHAPES) % len(GROUNDS)
-AT_HOME = 20.0  # weight of a class there, beside 1 elsewhere, in each of a scene's one to three draws
+COATS = ("stripes", "spots", "patches")
+"""Of the classes after the background, two by two: the first of each pair lives on land, the second in water."""
+# As differences from grey: colours around which those of an animal with each coat lie, and those of the grounds.
+TINTS = np.array([[0.3, -0.1, -0.2], [0.1, -0.25, 0.15], [-0.15, 0.25, -0.1]])
+GROUNDS = np.array([[0.16, 0.02, -0.18], [-0.18, 0.02, 0.16]])  # land, water
 
 
 class ShapesDataset(Dataset):
@@ -74,122 +71,80 @@ class ShapesDataset(Dataset):
 
 def draw_scene(rng: np.random.RandomState, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """A picture uint8 (H, W, 3) and its label map uint8 (H, W)."""
-    y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
     unit = min(size) / 96  # everything below is measured in pixels of a scene 96 high
-    brightness, ground = rng.uniform(0.25, 0.75), rng.randint(len(GROUNDS))
-    picture = _texture(rng, x / unit, y / unit, brightness, GROUNDS[ground])
+    y, x = np.mgrid[: size[0], : size[1]].astype(np.float32) / unit
+    height, width = size[0] / unit, size[1] / unit
+    world, light = rng.randint(len(GROUNDS)), rng.uniform(0, 2 * math.pi)
+    picture = _ground(rng, x, y, world)
     label = np.zeros(size, np.uint8)
 
-    likely = np.where(ground == HOMES, AT_HOME, 1.0)
-    theme = 1 + rng.choice(NUM_SHAPES, size=rng.randint(1, 4), replace=False, p=likely / likely.sum())
-    shapes = rng.choice(theme, size=rng.randint(len(theme) + 1, 7))
-    shapes[: len(theme)] = theme
-    things = np.concatenate([np.zeros(rng.randint(2, 6), int), shapes])  # 0 is clutter: part of the background
-    light = rng.uniform(0, 2 * math.pi)
-    for shape in rng.permutation(things):
-        distance = _outline(rng, shape, x, y, size, unit)
-        shade = _contrasting(rng, brightness)
-        tint = TINTS[(shape - 1) // 2] if shape else None
-        shadow = np.clip(
-            np.roll(distance, (round(2 * math.sin(light)), round(2 * math.cos(light))), (0, 1)) / unit, 0, 6
-        )
-        picture *= 1 - 0.35 * np.exp(-shadow / 2)[..., None]
-        cover = np.clip(0.5 - distance, 0, 1)[..., None]
-        picture += cover * (_texture(rng, x / unit, y / unit, shade, tint) - picture)
-        label[distance < 0] = shape
+    coats = rng.choice(len(COATS), size=rng.randint(1, 3), replace=False)
+    animals = rng.choice(coats, size=rng.randint(2, 6))
+    animals[: len(coats)] = coats
+    for coat in rng.permutation(np.concatenate([np.full(rng.randint(1, 4), -1), animals])):  # -1 is a stone
+        radius = rng.uniform(16, 32) if coat >= 0 else rng.uniform(5, 14)
+        dx, dy = x - width * rng.uniform(0.05, 0.95), y - height * rng.uniform(0.05, 0.95)
+        distance = radius * _outline(rng, dx / radius, dy / radius)
+        surface = _coat(rng, x, y, coat) if coat >= 0 else _stone(rng, x, y)
+        # Round as a body is: bright towards the light and dark away from it.
+        slope = (math.cos(light) * dx + math.sin(light) * dy) / radius
+        surface = surface * np.clip(1 - rng.uniform(0.1, 0.5) * slope, 0.3, 1.6)[..., None]
+        picture *= 1 - 0.35 * np.exp(-np.clip(distance, 0, 12) / 3)[..., None]
+        picture += np.clip(0.5 - distance, 0, 1)[..., None] * (surface - picture)
+        label[distance < 0] = 1 + 2 * coat + world if coat >= 0 else 0
 
-    slope = math.cos(light) * (x / size[1] - 0.5) + math.sin(light) * (y / size[0] - 0.5)
+    slope = math.cos(light) * (x / width - 0.5) + math.sin(light) * (y / height - 0.5)
     picture *= (1 - rng.uniform(0, 0.9) * slope)[..., None]
-    picture += rng.normal(0, rng.uniform(0.01, 0.05), picture.shape)
+    picture = rng.uniform(0.6, 1.3) * picture * rng.uniform(0.8, 1.2, 3)  # exposure, colour of the light
+    picture += rng.normal(0, rng.uniform(0.01, 0.04), picture.shape)
     return np.round(255 * np.clip(picture, 0, 1)).astype(np.uint8), label
 
 
-def _outline(
-    rng: np.random.RandomState, shape: int, x: np.ndarray, y: np.ndarray, size: tuple[int, int], unit: float
-) -> np.ndarray:
-    """Signed distance (H, W) in pixels, roughly, to the border of a thing at a random place; negative
-    inside."""
-    radius = unit * (rng.uniform(12, 26) if shape else rng.uniform(4, 14))
-    turn, stretch = rng.uniform(0, 2 * math.pi), math.exp(rng.uniform(-0.2, 0.2))
-    dx, dy = x - size[1] * rng.uniform(0.05, 0.95), y - size[0] * rng.uniform(0.05, 0.95)
-    u = (math.cos(turn) * dx + math.sin(turn) * dy) / (radius * stretch)
-    v = (math.cos(turn) * dy - math.sin(turn) * dx) / (radius / stretch)
-    if not shape:
-        return radius * _clutter(rng, u, v)
-    return radius * _SHAPES[shape - 1](u, v)
+def _outline(rng: np.random.RandomState, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Signed distance, roughly, to the border of a blob of radius 1 of any form; negative inside."""
+    turn, stretch = rng.uniform(0, 2 * math.pi), math.exp(rng.uniform(0, 0.35))
+    u, v = (math.cos(turn) * u + math.sin(turn) * v) / stretch, (math.cos(turn) * v - math.sin(turn) * u) * stretch
+    angle = np.arctan2(v, u)
+    waves = sum(rng.uniform(0, 0.3) / k * np.sin(k * angle + rng.uniform(0, 6)) for k in (2, 3, 4, 5))
+    return np.hypot(u, v) - 0.85 - waves
 
 
-def _clutter(rng: np.random.RandomState, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """A stick or a blob: distance to its border, in its own coordinates."""
-    if rng.rand() < 0.5:
-        return np.maximum(np.abs(v) - rng.uniform(0.06, 0.14), np.abs(u) - 2.5)
-    angle, waves = np.arctan2(v, u), rng.randint(2, 6)
-    return np.hypot(u, v) - 0.7 - 0.3 * np.sin(waves * angle + rng.uniform(0, 6)) * np.sin(angle + rng.uniform(0, 6))
+def _coat(rng: np.random.RandomState, x: np.ndarray, y: np.ndarray, coat: int) -> np.ndarray:
+    """The surface (H, W, 3) of an animal: its pattern, at any turn and in a wide range of sizes and colours."""
+    u, v = _coordinates(rng, x, y, rng.uniform(8, 16))
+    if COATS[coat] == "stripes":
+        pattern = np.sin(u)
+    elif COATS[coat] == "spots":
+        pattern = 4 * (np.cos(u) + np.cos(v) - 0.9)
+    else:
+        pattern = 4 * np.sin(u) * np.sin(v)
+    light = rng.uniform(0.4, 0.7) + TINTS[coat] + rng.uniform(-0.12, 0.12, 3)
+    dark = light - rng.choice([-1, 1], p=[0.3, 0.7]) * rng.uniform(0.15, 0.4) + rng.uniform(-0.06, 0.06, 3)
+    return light + (0.5 + 0.5 * np.clip(pattern, -1, 1))[..., None] * (dark - light)
 
 
-def _disc(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.hypot(u, v) - 0.9
+def _stone(rng: np.random.RandomState, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The surface (H, W, 3) of a stone: cloudy, of nearly no colour."""
+    return _cloudy(rng, x, y, rng.uniform(0.2, 0.8) + rng.uniform(-0.04, 0.04, 3))
 
 
-def _ring(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.abs(np.hypot(u, v) - 0.68) - 0.25
+def _ground(rng: np.random.RandomState, x: np.ndarray, y: np.ndarray, world: int) -> np.ndarray:
+    """The surface (H, W, 3) of land or water."""
+    return _cloudy(rng, x, y, rng.uniform(0.3, 0.7) + GROUNDS[world] + rng.uniform(-0.08, 0.08, 3))
 
 
-def _square(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.maximum(np.abs(u), np.abs(v)) - 0.8
+def _cloudy(rng: np.random.RandomState, x: np.ndarray, y: np.ndarray, color: np.ndarray) -> np.ndarray:
+    u, v = _coordinates(rng, x, y, rng.uniform(8, 24))
+    clouds = np.sin(0.6 * u + 1.5 * np.sin(0.4 * v)) + np.sin(0.5 * v + 1.5 * np.sin(0.3 * u))
+    return color + 0.25 * clouds[..., None] * (rng.uniform(-0.3, 0.3) + rng.uniform(-0.08, 0.08, 3))
 
 
-def _triangle(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return _sector(u, v, 3)[0] - 0.58
-
-
-def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    # Within a sector half the star's edge is a line, from the inner corner on the sector's axis to the tip on
-    # its rim.
-    along, across = _sector(u, v, 5)
-    tip, inner = np.array([np.cos(np.pi / 5), np.sin(np.pi / 5)]) * 1.15, np.array([0.46, 0.0])
-    normal = np.array([tip[1] - inner[1], inner[0] - tip[0]]) / np.hypot(*(tip - inner))
-    return (along - inner[0]) * normal[0] + (across - inner[1]) * normal[1]
-
-
-def _cross(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    u, v = np.abs(u), np.abs(v)
-    return np.maximum(np.minimum(u, v) - 0.3, np.maximum(u, v) - 1.0)
-
-
-def _sector(u: np.ndarray, v: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Folds the plane into one of `count` equal sectors: coordinates along its axis and, >= 0, across it."""
-    width = 2 * math.pi / count
-    angle = np.abs((np.arctan2(v, u) + width / 2) % width - width / 2)
-    radius = np.hypot(u, v)
-    return radius * np.cos(angle), radius * np.sin(angle)
-
-
-_SHAPES = (_disc, _ring, _square, _triangle, _star, _cross)
-
-
-def _contrasting(rng: np.random.RandomState, brightness: float) -> float:
-    """A brightness away from that of the ground, so that a thing can be seen."""
-    return (brightness + rng.uniform(0.2, 0.5) * rng.choice([-1, 1])) % 1.0
-
-
-def _texture(
-    rng: np.random.RandomState, x: np.ndarray, y: np.ndarray, brightness: float, tint: np.ndarray | None = None
-) -> np.ndarray:
-    """A surface (H, W, 3): one of four patterns between two shades of a colour, any colour unless near a tint."""
-    color = brightness + (rng.uniform(-0.25, 0.25, 3) if tint is None else tint + rng.uniform(-0.12, 0.12, 3))
-    color = np.clip(color, 0, 1)
-    other = np.clip(color + rng.uniform(-0.22, 0.22) + rng.uniform(-0.06, 0.06, 3), 0, 1)
-    turn, wavelength, phase = rng.uniform(0, 2 * math.pi), rng.uniform(4, 16), rng.uniform(0, 2 * math.pi)
-    u = (math.cos(turn) * x + math.sin(turn) * y) * 2 * math.pi / wavelength + phase
+def _coordinates(
+    rng: np.random.RandomState, x: np.ndarray, y: np.ndarray, wavelength: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """x and y turned, bent a little, and in units in which a pattern repeats after 2 pi."""
+    turn, phase = rng.uniform(0, 2 * math.pi), rng.uniform(0, 2 * math.pi, 4)
+    u = (math.cos(turn) * x + math.sin(turn) * y) * 2 * math.pi / wavelength
     v = (math.cos(turn) * y - math.sin(turn) * x) * 2 * math.pi / wavelength
-    pattern = rng.randint(4)
-    if pattern == 0:  # stripes
-        mix = 0.5 + 0.5 * np.sin(u)
-    elif pattern == 1:  # checks
-        mix = 0.5 + 0.5 * np.clip(4 * np.sin(u) * np.sin(v), -1, 1)
-    elif pattern == 2:  # cloudy
-        mix = 0.5 + 0.25 * (np.sin(0.6 * u + 1.5 * np.sin(0.4 * v)) + np.sin(0.5 * v + 1.5 * np.sin(0.3 * u + phase)))
-    else:  # plain
-        mix = np.zeros_like(u)
-    return (color + mix[..., None] * (other - color)).astype(np.float32)
+    bend = rng.uniform(0, 1.2)
+    return u + phase[0] + bend * np.sin(0.35 * v + phase[2]), v + phase[1] + bend * np.sin(0.35 * u + phase[3])

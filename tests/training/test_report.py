@@ -439,18 +439,20 @@ def test_compares_with_a_run_on_the_same_split(tmp_path):
 
 def test_the_first_figures_are_supervised_ungated_gated_and_so_are_the_pictures(tmp_path):
     ungated = {"mIoU": 0.54, "per_class_IoU": dict.fromkeys(CLASSES, 0.54), "pixel_accuracy": 0.8}
-    folder = write_run(tmp_path / "first", method="mlmt", result={"without_gate": ungated})
+    student = ungated | {"mIoU": 0.53}
+    folder = write_run(tmp_path / "first", method="mlmt", result={"student": student, "without_gate": ungated})
     other = write_run(tmp_path / "first_supervised", method="supervised", result={"mIoU": 0.5})
     example = folder / "examples" / "drive" / "frame_7"
-    (example / "without_gate.png").write_bytes((example / "prediction.png").read_bytes())
+    for variant in ("student", "without_gate"):
+        (example / f"{variant}.png").write_bytes((example / "prediction.png").read_bytes())
     page = Page(report.write_report(folder, compare=[other]))
     figures = page.text[page.text.index("50.0 %") :]
     assert figures.startswith(
         "50.0 % mIoU of supervised (first_supervised) 54.0 % mIoU without gate "
-        "56.8 % mIoU with gate, on 101 val pictures"
+        "56.8 % mIoU with gate, on 101 val pictures 53.0 % mIoU of the last weights (student)"
     )
     titles = [name.split(": ")[1].split(", ")[0] for name in page.images()]
-    assert titles == ["picture", "label map", "supervised (first_supervised)", "without gate", "with gate"]
+    assert titles == ["picture", "label map", "supervised (first_supervised)", "without gate", "with gate", "student"]
 
 
 def edit_json(file, **changes):
