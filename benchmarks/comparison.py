@@ -33,7 +33,7 @@ from kerasseg.methods import METHODS
 from serving import cli
 from training.recipes import choose
 
-LABELED = {"msrc21": 42, "neu_seg": 28, "camvid": 12, "shapes": 50}
+LABELED = {"msrc21": 42, "neu_seg": 28, "camvid": 12, "shapes": 20}
 """Labelled pictures of known datasets, by the folder's name."""
 STOPPED = {sign * number + base for number in (signal.SIGINT, signal.SIGTERM) for sign, base in ((1, 128), (-1, 0))}
 """Exit statuses of a run that a signal ended; --resume goes on with it."""
@@ -46,11 +46,11 @@ class ComparisonConfig:
     dataset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")] = ""
     """shapes, or the path of a dataset folder."""
     labeled: int | None = None
-    """Labelled pictures of all methods; None for 42 of msrc21, 28 of neu_seg, 12 of camvid and 50 of shapes."""
+    """Labelled pictures of all methods; None for 42 of msrc21, 28 of neu_seg, 12 of camvid and 20 of shapes."""
     more_labels: tuple[str, ...] | None = None
     """Further numbers of labelled pictures, for supervised; None for half, twice and four times as many, and all."""
-    cover: bool | None = None
-    """Draw labelled pictures so that they cover the classes; None for yes, but for shapes no."""
+    cover: bool = True
+    """Draw labelled pictures so that they cover the classes."""
     weights: Path | None = None
     """File with the backbone's weights; None for those of the recipe."""
     steps: int | None = None
@@ -112,7 +112,7 @@ def comparison(config: ComparisonConfig, train_images: int | None = None) -> Com
         train_images=train_images,
         labeled=str(labeled),
         more_labels=usual if config.more_labels is None else config.more_labels,
-        cover=config.dataset != "shapes" if config.cover is None else config.cover,
+        cover=config.cover,
         steps=steps,
         classifier_steps=max(1, round(fields["mlmt"]["steps"] * steps / recipe.steps)),
         seeds=config.seeds,

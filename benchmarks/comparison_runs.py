@@ -147,7 +147,7 @@ class Training(NamedTuple):
         """Its command line, less --dataset, --weights and --out."""
         own = ["--method", self.method, "--labeled", self.labeled, "--seed", str(self.seed)]
         own += ["--steps", str(self.steps), *METHOD_FLAGS.get(self.method, ())]
-        own += ["--cover"] if self.covers(config) else []
+        own += ["--cover" if self.covers(config) else "--no-cover"]
         if needs := self.needs(config):
             own += ["--branch-run", str(needs.folder(config))]
         return own + (shlex.split(config.extra) if self.variant else [])

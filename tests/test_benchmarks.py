@@ -474,10 +474,10 @@ def test_impossible_flags(fields, message):
 
 
 def test_what_a_dataset_comes_to():
-    shapes = comparison.comparison(ComparisonConfig(dataset="shapes", cover=False))
+    shapes = comparison.comparison(ComparisonConfig(dataset="shapes"))
     assert shapes.data_flags == {"--dataset": "shapes"}
-    assert shapes.count(shapes.labeled) / shapes.count("all") == 1 / 8
-    assert shapes.more_labels == ("25", "100", "200", "all")
+    assert shapes.count(shapes.labeled) / shapes.count("all") == 1 / 20  # the recipe's
+    assert shapes.more_labels == ("10", "40", "80", "all")
     photographs = comparison.comparison(ComparisonConfig(dataset="a/msrc21"), train_images=150)
     assert (photographs.labeled, photographs.more_labels) == ("42", ("21", "84", "all"))
     assert (photographs.steps, photographs.classifier_steps, photographs.cover) == (1500, 750, True)
