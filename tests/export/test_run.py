@@ -58,10 +58,11 @@ def test_run_to_artifact_that_serves(method, runs, export, tmp_path):
         assert report["agreement_where_clear"] >= 0.999
         assert report["largest_confidence_error"] < 1e-4
         assert report["mIoU"] == pytest.approx(info.parity["mIoU"]["keras"], abs=1e-3)
-    image_HWC = open_dataset("shapes").load_image("val", open_dataset("shapes").image_names("val")[0])
-    outputs = Engine(artifact, "cpu").predict(image_HWC[None])
+    names = open_dataset("shapes").image_names("val")[:4]
+    images_NHWC = np.stack([open_dataset("shapes").load_image("val", name) for name in names])
+    outputs = Engine(artifact, "cpu").predict(images_NHWC)
     loaded = keras.saving.load_model(run / "model.keras")
-    probabilities_NHWK = np.asarray(loaded(image_HWC[None].astype(np.float32)))
+    probabilities_NHWK = np.asarray(loaded(images_NHWC.astype(np.float32)))
     np.testing.assert_array_equal(outputs["labels"], probabilities_NHWK.argmax(-1))
     assert len(np.unique(outputs["labels"])) > 1
     assert [child.name for child in out.iterdir()] == ["1"]

@@ -219,7 +219,8 @@ def test_names_lead_to_models_and_nowhere_else(server, path):
 # Limits
 
 
-def test_limits(toy_model):
+def test_limits(toy_model, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 89_478_485)  # Pillow's own; a library that was imported may lift it
     with (
         running(toy_model.parent, max_body_mb=1, max_pixels=200, batch_size=2) as server,
         client_of(server) as client,
