@@ -35,7 +35,7 @@ from training.recipes import choose
 
 LABELED = {"msrc21": 42, "neu_seg": 28, "camvid": 12, "shapes": 20}
 """Labelled pictures of known datasets, by the folder's name."""
-STOPPED = {sign * number + base for number in (signal.SIGINT, signal.SIGTERM) for sign, base in ((1, 128), (-1, 0))}
+STOPPED = {status for number in (signal.SIGINT, signal.SIGTERM) for status in (128 + number, -number)}
 """Exit statuses of a run that a signal ended; --resume goes on with it."""
 
 

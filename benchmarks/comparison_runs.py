@@ -14,7 +14,7 @@ from kerasseg.methods import METHODS, SegmenterConfig, TrainingData
 from kerasseg.segmenters import SEGMENTERS, fitting_rates
 from serving.files import write_atomically
 from training.compare import BASELINE, OF_A_MACHINE, OF_A_RUN, OF_THE_LOG
-from training.config import RunConfig, with_groups
+from training.config import DECIDE_NOTHING, RunConfig, defaults, with_groups
 from training.recipes import choose
 from training.run_folder import Run
 
@@ -24,8 +24,6 @@ METHOD_FLAGS = {
     # One training gives the figures with and without averaged weights.
     "supervised": ("--average-weights",),
 }
-WHEN_MISSING = {"ecs": {"joint_update": False}}
-"""What a field meant before there was one, where that is not its default."""
 PLAIN = "student"
 """The prediction of a run with averaged weights that is made without them."""
 
@@ -297,25 +295,12 @@ def settings_that_count(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     not_settings = {*OF_A_RUN, *OF_A_MACHINE, *OF_THE_LOG, "learning_rate"}
     groups = {
-        name: defaults(METHODS[name].config_groups({})[name]) | WHEN_MISSING.get(name, {}) | own | {"class_weights": []}
+        name: defaults(METHODS[name].config_groups({})[name]) | own | {"class_weights": []}
         for name, own in settings["fields"].items()  # whose class weights follow from the split and the run's setting
     }
     counted = {name: value for name, value in settings.items() if name not in not_settings}
-    later = {name: value for name, value in defaults(RunConfig).items() if name in DECIDING - not_settings}
+    later = {name: value for name, value in defaults(RunConfig).items() if name not in DECIDE_NOTHING | not_settings}
     return later | counted | {"fields": groups}
-
-
-DECIDING = {entry.name for entry in dataclasses.fields(RunConfig)} - {
-    *("out", "resume", "dry_run", "gradient_norms", "protocol", "protocol_settings", "checkpoint_every")
-}
-"""Fields of a run's configuration that config.json records."""
-
-
-def defaults(settings: type) -> dict[str, Any]:
-    """Default values of a dataclass' fields, as JSON has them."""
-    values = {entry.name: entry.default for entry in dataclasses.fields(settings)}
-    given = {name: value for name, value in values.items() if value is not dataclasses.MISSING}
-    return json.loads(json.dumps(given, default=str))
 
 
 def differing(settings: Mapping[str, Any], others: Mapping[str, Any], everything: bool = True) -> list[str]:
@@ -378,9 +363,8 @@ def segmenter_fields(settings: Mapping[str, Any], method: str) -> dict[str, Any]
 
 def updates(settings: Mapping[str, Any], method: str) -> int:
     """How often the optimizer changed the segmenter."""
-    own = segmenter_fields(settings, method)
-    two = method == "ecs" and not own.get("joint_update") and own.get("lambda_ecs", 1.0) > 0
-    return own["steps"] * (2 if two else 1)
+    config = METHODS["s4gan" if method == "mlmt" else method].make_config(segmenter_fields(settings, method))
+    return config.main_updates * config.steps
 
 
 def of_the_segmenter(settings: Mapping[str, Any], method: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a run is: every flag of `training.run`, checked when built."""
 
 import dataclasses
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -14,6 +15,25 @@ from kerasseg.segmenters import BACKBONES, SEGMENTERS
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 STRATEGIES = ("auto", "single", "mirrored", "multiworker")
+
+
+DECIDE_NOTHING = {
+    "out",
+    "resume",
+    "gradient_norms",
+    "protocol",
+    "protocol_settings",
+    "checkpoint_every",
+    "dry_run",
+}
+"""Settings of a run that decide nothing of its result, and that config.json leaves out."""
+
+
+def defaults(settings: type) -> dict[str, Any]:
+    """The default values of a dataclass's fields, as JSON has them."""
+    values = {entry.name: entry.default for entry in dataclasses.fields(settings)}
+    given = {name: value for name, value in values.items() if value is not dataclasses.MISSING}
+    return json.loads(json.dumps(given, default=str))
 
 
 def one_of(name: str, value: str, choices) -> None:

@@ -182,7 +182,8 @@ class Examples:
         self.predict = tf.function(self._predict, input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32)])
 
     def _predict(self, images_BHW3):
-        answer, predictions = self.method.infer(images_BHW3), self.method.predictions(images_BHW3)
+        answer = self.method.infer(images_BHW3)
+        predictions = answer.variants | self.method.of_last_weights(images_BHW3)
         labels = {name: tf.argmax(probabilities, axis=-1) for name, probabilities in predictions.items()}
         return labels, answer.scores, answer.reliability_BHW
 

@@ -130,16 +130,22 @@ class SlidingWindow(Protocol):
         corners_N2 = tf.ensure_shape(corners_N2, (None, 2))
         offsets_hw2 = tf.stack(tf.meshgrid(tf.range(h), tf.range(w), indexing="ij"), axis=-1)
 
-        def add(start, total_HWC):
+        def windows(start):
             places_Nhw2 = corners_N2[start : start + self.window_batch_size, tf.newaxis, tf.newaxis] + offsets_hw2
             S_NhwK = predict(tf.ensure_shape(tf.gather_nd(image_HW3, places_Nhw2), (None, h, w, 3)))
-            counted = tf.concat([S_NhwK, tf.ones_like(S_NhwK[..., :1])], axis=-1)  # the last channel counts windows
-            return start + self.window_batch_size, tf.tensor_scatter_nd_add(total_HWC, places_Nhw2, counted)
+            # The last channel counts windows.
+            return places_Nhw2, tf.concat([S_NhwK, tf.ones_like(S_NhwK[..., :1])], axis=-1)
 
-        classes = predict(image_HW3[tf.newaxis, :h, :w]).shape[-1]  # a graph computes no more of it than this
-        total_HWC = tf.zeros([*tf.unstack(tf.shape(image_HW3)[:2]), classes + 1])
+        def add(start, total_HWC):
+            return start + self.window_batch_size, tf.tensor_scatter_nd_add(total_HWC, *windows(start))
+
+        places_Nhw2, counted = windows(0)  # apart, because only now it is known how many classes there are
+        total_HWC = tf.scatter_nd(places_Nhw2, counted, [*tf.unstack(tf.shape(image_HW3)[:2]), counted.shape[-1]])
         _, total_HWC = tf.while_loop(
-            lambda start, _: start < tf.shape(corners_N2)[0], add, (0, total_HWC), parallel_iterations=1
+            lambda start, _: start < tf.shape(corners_N2)[0],
+            add,
+            (self.window_batch_size, total_HWC),
+            parallel_iterations=1,
         )
         total_HWC = total_HWC[:height, :width]
         return (total_HWC[..., :-1] / total_HWC[..., -1:])[tf.newaxis]

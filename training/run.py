@@ -33,7 +33,7 @@ from training.callbacks import (
     StopAtNonFinite,
 )
 from training.checkpoints import Checkpoint, Checkpoints
-from training.config import RunConfig, with_groups
+from training.config import DECIDE_NOTHING, RunConfig, defaults, with_groups
 from training.diagnostics import diagnose
 from training.dry_run import dry_run
 from training.evaluation import Examples, evaluate
@@ -230,17 +230,10 @@ def with_defaults(before: dict[str, Any]) -> dict[str, Any]:
     return known | {"fields": groups}
 
 
-def defaults(settings: type) -> dict[str, Any]:
-    """The default values of a dataclass as config.json has them."""
-    values = {field.name: field.default for field in dataclasses.fields(settings)}
-    return json.loads(json.dumps({k: v for k, v in values.items() if v is not dataclasses.MISSING}, default=str))
-
-
 def describe(session: Session) -> dict[str, Any]:
     """Everything that decides a run's result, resolved; JSON types only."""
     config, method, dataset = session.config, session.method, session.dataset
-    decide_nothing = {"out", "resume", "gradient_norms", "protocol", "protocol_settings", "checkpoint_every", "dry_run"}
-    recorded = {field.name for field in dataclasses.fields(RunConfig)} - decide_nothing
+    recorded = {field.name for field in dataclasses.fields(RunConfig)} - DECIDE_NOTHING
     flags = {name: getattr(config, name) for name in sorted(recorded)}
     loaded = loaded_weights(method)
     flags["initial_weights"] = loaded.counts() if loaded else {"source": Path(config.weights).name}

@@ -47,17 +47,14 @@ class Session:
         config, method = self.config, self.method
         if not method.needs_unlabeled:
             return 0
-        wanted, replicas = (config.unlabeled_batch_size or config.batch_size) * method.unlabeled_sets, self.replicas
+        wanted = (config.unlabeled_batch_size or config.batch_size) * method.unlabeled_sets
+        replicas = self.strategy.num_replicas_in_sync
         if wanted // replicas % method.unlabeled_sets:
             raise ValueError(
                 f"{config.method} takes {method.unlabeled_sets} unlabelled images for each that it learns from, so "
                 f"each device needs a multiple of that; got {wanted // replicas}: choose another --unlabeled-batch-size"
             )
         return max(wanted, method.least_unlabeled * replicas)
-
-    @property
-    def replicas(self) -> int:
-        return self.strategy.num_replicas_in_sync
 
     def warnings(self) -> Iterator[str]:
         """What is likely to cost points, a line each."""

@@ -222,7 +222,8 @@ def _stream(
         epoch, place = index // count, index % count
         if count < 3:
             return place
-        again = (epoch > 0) & (shuffled(tf.zeros_like(place), epoch) == shuffled(count - 1 + 0 * place, epoch - 1))
+        first, last = tf.constant(0, tf.int64), tf.constant(count - 1, tf.int64)
+        again = (epoch > 0) & (shuffled(first, epoch) == shuffled(last, epoch - 1))
         return shuffled(tf.where(again & (place < 2), 1 - place, place), epoch)
 
     def item(number: tf.Tensor):

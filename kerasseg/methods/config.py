@@ -17,6 +17,11 @@ class MethodConfig:
     steps: int = 20_000
     """Length of the training, in optimisation steps, over which schedules stretch."""
 
+    @property
+    def main_updates(self) -> int:
+        """How many updates by the method's `main_optimizer` a step makes."""
+        return 1
+
     def __post_init__(self):
         for name, hint in get_type_hints(type(self)).items():
             value = getattr(self, name)

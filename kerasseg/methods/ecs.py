@@ -80,6 +80,10 @@ class ECSConfig(PseudoLabelConfig):
         for name in ("class_weight", "corrector_learning_rate", "corrector_head_channels"):
             require(getattr(self, name) > 0, f"{name} must be above 0; got {getattr(self, name)}")
 
+    @property
+    def main_updates(self):
+        return 1 if self.joint_update or self.lambda_ecs == 0 or self.corrector_only else 2
+
 
 @register
 class ECS(Method):
@@ -127,11 +131,6 @@ class ECS(Method):
         if config.corrector_only:
             return {"corrector": corrector}
         return {"segmenter": self.segmenter_optimizer(), "corrector": corrector}
-
-    @property
-    def main_updates(self):
-        config = self.config
-        return 1 if config.joint_update or config.lambda_ecs == 0 or config.corrector_only else 2
 
     @property
     def main_optimizer(self):

@@ -17,6 +17,14 @@ from kerasseg.methods.config import MethodConfig, require
 from kerasseg.metrics import ConfusionMatrix
 from kerasseg.optimizers import SGD, AdamW, LossScale, Poly
 
+Segment = Callable[[Callable[[tf.Tensor], tf.Tensor], tf.Tensor], tf.Tensor]
+"""From a network (images (B,H,W,3) to class probabilities (B,H,W,K)), and images, to class probabilities."""
+
+
+def at_once(network: Callable[[tf.Tensor], tf.Tensor], images_BHW3: tf.Tensor) -> tf.Tensor:
+    """The `Segment` that takes images as they are."""
+    return network(images_BHW3)
+
 
 class TrainingData(NamedTuple):
     """What a method may want to know of the data before its networks are built."""
@@ -34,10 +42,15 @@ class Inference(NamedTuple):
     """The predicting network's own."""
     segmentation_BHWK: tf.Tensor
     """Their softmax: the class probabilities before any gate, which critics judge."""
-    probabilities_BHWK: tf.Tensor
-    """The answer: class probabilities, of a gated class 0."""
+    variants: dict[str, tf.Tensor]
+    """What `Method.variants_from` makes of them."""
     scores: tf.Tensor | None
     """What the method's critic makes of the segmentation, 0..1: (B,), (B,H,W), or None where there is no critic."""
+
+    @property
+    def probabilities_BHWK(self) -> tf.Tensor:
+        """The answer: class probabilities, of a gated class 0."""
+        return self.variants[""]
 
     @property
     def reliability_BHW(self) -> tf.Tensor | None:
@@ -183,22 +196,21 @@ class Method(keras.Model):
         images_BHW3 = tf.convert_to_tensor(images_BHW3)  # Keras takes no array beside a tensor
         logits_BHWK = self.predictor(images_BHW3, training=False)
         S_BHWK = tf.nn.softmax(logits_BHWK)
-        probabilities_BHWK = self.variants_from(images_BHW3, S_BHWK)[""]
-        return Inference(logits_BHWK, S_BHWK, probabilities_BHWK, self.scores(images_BHW3, S_BHWK))
+        variants = self.variants_from(images_BHW3, S_BHWK)
+        return Inference(logits_BHWK, S_BHWK, variants, self.scores(images_BHW3, S_BHWK))
 
-    def predictions(self, images_BHW3, segment: Callable = lambda network, images: network(images)) -> dict:
-        """Class probabilities (B,H,W,K) by variant, in inference mode.
+    def predictions(self, images_BHW3, segment: Segment = at_once) -> dict[str, tf.Tensor]:
+        """Class probabilities (B,H,W,K) by variant, in inference mode; `segment` for protocols that average over
+        scales, mirrorings and parts of an image."""
+        S_BHWK = segment(self.class_probabilities, images_BHW3)
+        return self.variants_from(images_BHW3, S_BHWK) | self.of_last_weights(images_BHW3, segment)
 
-        Args:
-            segment: from a function of images to class probabilities, and images, to class probabilities: for
-                protocols that average over scales, mirrorings and parts of an image.
-        """
-        predictions = self.variants_from(images_BHW3, segment(self.class_probabilities, images_BHW3))
-        if "student" in self.variants:
-            predictions["student"] = segment(
-                lambda images: tf.nn.softmax(self.segmenter(images, training=False)), images_BHW3
-            )
-        return predictions
+    def of_last_weights(self, images_BHW3, segment: Segment = at_once) -> dict[str, tf.Tensor]:
+        """The class probabilities of the segmenter's last weights under "student", where their average predicts;
+        nothing elsewhere."""
+        if "student" not in self.variants:
+            return {}
+        return {"student": segment(lambda images: tf.nn.softmax(self.segmenter(images, training=False)), images_BHW3)}
 
     def class_probabilities(self, images_BHW3) -> tf.Tensor:
         """The predicting network's own class probabilities (B,H,W,K), before `variants_from` sees them."""
@@ -332,11 +344,6 @@ class Method(keras.Model):
     def get_compile_config(self):
         return None  # a saved model is for inference; training resumes from a checkpoint
 
-    @property
-    def main_updates(self) -> int:
-        """How many updates by `main_optimizer` a step makes."""
-        return 1
-
     def segmenter_optimizer(self, network: keras.Model | None = None) -> SGD | AdamW:
         """The optimizer that `SegmenterConfig` describes, for the segmenter or another `network`: all that is not of
         the segmenter's backbone learns at the head's rate."""
@@ -348,7 +355,7 @@ class Method(keras.Model):
             1.0 if not backbone or variable.path in pretrained else config.head_multiplier
             for variable in network.trainable_variables
         ]
-        rate = Poly(config.learning_rate, self.main_updates * config.steps)
+        rate = Poly(config.learning_rate, config.main_updates * config.steps)
         if config.optimizer == "adamw":
             return AdamW(rate, weight_decay=config.weight_decay, multipliers=multipliers)
         return SGD(

@@ -282,7 +282,10 @@ class MLMT(Method):
 
     def next_stage(self) -> Stage:
         branch = self.segmentation
-        if self.config.train_branch and steps_done(branch.main_optimizer) < branch.main_updates * branch.total_steps:
+        if (
+            self.config.train_branch
+            and steps_done(branch.main_optimizer) < branch.config.main_updates * branch.total_steps
+        ):
             return "segmentation"
         return "classification"
 

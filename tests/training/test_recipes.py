@@ -31,7 +31,7 @@ def test_auto_follows_the_dataset():
     assert choose("auto", "mlmt", "some/folder") == RECIPES["photos"]("mlmt")
 
 
-def test_photos_takes_the_method_that_gains_most_where_none_is_named():
+def test_photos_takes_meanteacher_where_no_method_is_named():
     config, _ = choose("auto", None, "some/folder")
     assert (config.method, config.recipe) == (RECIPES["photos"].method, "auto") == ("meanteacher", "auto")
 

@@ -21,6 +21,7 @@ from tests.data import archives
 from tests.data.folders import CLASSES, make_folder, save
 from tests.training.commands import TINY, call, error_line, train
 from training import callbacks, evaluate, run
+from training.config import defaults
 from training.run_folder import ADDED_SETTINGS
 from training.session import assemble
 
@@ -363,7 +364,7 @@ def test_every_image_may_be_labelled_and_rare_classes_drawn(eager, dataset, tmp_
 
 
 def test_what_older_runs_are_taken_to_have_had_are_the_defaults():
-    assert ADDED_SETTINGS.items() <= run.defaults(run.RunConfig).items()
+    assert ADDED_SETTINGS.items() <= defaults(run.RunConfig).items()
 
 
 def test_cover_is_recorded_and_shapes_the_split(eager, dataset, tmp_path, capsys):

@@ -71,7 +71,7 @@ def photos(method: str) -> tuple[RunConfig, Fields]:
     )
     fields = _small_scale(classifier_steps=750, optimizer="adamw")
     fields["unimatch"] = fields["unimatch"] | {
-        # Labels made in train mode cost 6 points on photographs, those of no teacher 3 more (docs/decisions.md).
+        # Labels made in train mode cost points on photographs, outside of this project (docs/decisions.md).
         "targets": "teacher",
         # As sure and as often pasted as meanteacher, and each strong view as heavy as the one with dropped features.
         "threshold": 0.9,
