@@ -1,6 +1,5 @@
 """`python -m training.run` and `training.evaluate` on a tiny folder: what they write, and what they answer."""
 
-import dataclasses
 import errno
 import json
 import re
@@ -14,16 +13,18 @@ import tensorflow as tf
 import tyro
 from PIL import Image
 
+from kerasseg.data import make_split, open_dataset
 from kerasseg.methods import METHODS
 from kerasseg.segmenters import build_segmenter
 from serving.files import locked
 from tests.data import archives
 from tests.data.folders import CLASSES, make_folder, save
+from tests.methods import tiny
 from tests.training.commands import TINY, call, error_line, train
 from training import callbacks, evaluate, run
 from training.config import defaults
 from training.run_folder import ADDED_SETTINGS
-from training.session import assemble
+from training.session import Session, assemble
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Even though the `tf.config:UserWarning")]
 
@@ -315,13 +316,16 @@ def test_taps_that_never_learn_are_said_at_the_start_and_in_the_report(eager, da
 def test_each_device_has_what_a_method_takes_of_unlabelled_images(dataset):
     """unimatch learns from every other unlabelled image; meanteacher pastes parts of one into another."""
 
+    split = make_split(open_dataset(dataset), 2)
+
     def unlabeled(method, flags, devices=1):
-        arguments = ["--method", method, "--dataset", str(dataset), "--labeled", "2", *TINY, *flags]
+        arguments = ["--method", method, "--dataset", str(dataset), *flags]
         default = run.configuration(arguments)
         config = tyro.cli(type(default), args=arguments, default=default)
-        session = assemble(config, tf.distribute.get_strategy())
+        made = METHODS[method](tiny.BranchingSegmenter(), **config.method_fields[method])
         strategy = types.SimpleNamespace(num_replicas_in_sync=devices)
-        return list(session.warnings()), dataclasses.replace(session, strategy=strategy).unlabeled
+        session = Session(config, strategy, None, None, split, made)
+        return list(session.warnings()), session.unlabeled
 
     assert unlabeled("meanteacher", ["--batch-size", "1"]) == ([], 2)
     assert unlabeled("meanteacher", ["--batch-size", "2"], devices=2)[1] == 4

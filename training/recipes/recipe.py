@@ -11,12 +11,15 @@ Fields = dict[str, dict[str, Any]]
 """Fields of methods by registry name."""
 
 
+Settings = Callable[[str], tuple[RunConfig, Fields]]
+"""From a method's name to the run's settings and the methods' fields."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A named set of defaults for `training.run`; any flag overrides them."""
 
-    settings: Callable[[str], tuple[RunConfig, Fields]]
-    """From a method's name to the run's settings and the methods' fields."""
+    settings: Settings
     method: str
     """The one that is trained where --method is not given."""
     expected: Mapping[str, float] = field(default_factory=dict)
@@ -39,14 +42,19 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {}
 
 
-def recipe(**about):
-    """Enters a function from a method's name to settings into `RECIPES`, by its own name. Arguments: `Recipe`."""
+def enter(name: str, settings: Settings, **about) -> None:
+    """Enters a recipe into `RECIPES`. Arguments: `Recipe`."""
+    RECIPES[name] = Recipe(settings=settings, **about)
 
-    def enter(settings: Callable[[str], tuple[RunConfig, Fields]]) -> Callable[[str], tuple[RunConfig, Fields]]:
-        RECIPES[settings.__name__] = Recipe(settings=settings, **about)
+
+def recipe(**about):
+    """`enter` for a function, by its own name."""
+
+    def entered(settings: Settings) -> Settings:
+        enter(settings.__name__, settings, **about)
         return settings
 
-    return enter
+    return entered
 
 
 def same_for_all(fields: Mapping[str, Any], **of_one: Mapping[str, Any]) -> Fields:
