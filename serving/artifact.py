@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from serving.inputs import in_place_of, read_text
+
 SCHEMA = 1
 """Raised when a field changes meaning; an artifact of another schema is refused."""
 
@@ -118,7 +120,7 @@ def open_artifact(path: str | Path) -> Artifact:
         folder = folder / str(found[-1])
     again = "export the run again with python -m export.run"
     try:
-        info = ModelInfo.from_json((folder / INFO_FILE).read_text(encoding="utf-8"))
+        info = ModelInfo.from_json(read_text(folder / INFO_FILE))
     except FileNotFoundError as error:
         raise ValueError(f"{folder} has no {INFO_FILE}: {again}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -131,6 +133,8 @@ def open_artifact(path: str | Path) -> Artifact:
     if not artifact.graph.is_file():
         raise ValueError(f"{folder} has no {GRAPH_FILE}: {again}")
     if sha256_of(artifact.graph) != info.sha256:
+        if known := in_place_of(artifact.graph):
+            raise ValueError(f"{artifact.graph} is {known.what}, and no graph: {known.remedy}")
         raise ValueError(f"{artifact.graph} is not the graph its parity report speaks of (sha256 differs): {again}")
     return artifact
 

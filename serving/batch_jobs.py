@@ -1,16 +1,18 @@
 """What a batch job has to do: the pictures that INPUT names, what their results are called, and a shard of them."""
 
+import functools
 import glob
 import hashlib
+import io
 import itertools
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal
 
+from serving.inputs import Names, decode_text, is_text, look
 from serving.pictures import PICTURE_SUFFIXES
 
 Kind = Literal["labels", "overlay", "confidence", "reliability", "rle"]
@@ -42,22 +44,21 @@ def find_jobs(input: str, output: Path, recursive: bool) -> list[Job]:
         input: a folder or a pattern, of which files with a picture's suffix are taken, hidden ones and earlier
             results left out; a picture; or a list, a `.txt` file or `-` for standard input, with the path of a picture
             on each line, from the list's folder (the working directory) on where it is relative. What a list names is
-            taken as it is: a picture that is not there fails when its turn comes.
+            taken as it is, or else as the only file whose name looks the same (`serving.inputs.look`): a picture that
+            is not there fails when its turn comes.
         output: where results go.
         recursive: take the pictures of a folder's subfolders too.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or a list is in another encoding than `serving.inputs.read_text` knows.
     """
     path = Path(input)
     if input == "-":
         if sys.stdin is None:
             raise ValueError("INPUT is -, and standard input is closed: pipe a list of pictures in")
-        return _name_outputs(_listed(sys.stdin, Path()))
+        return _name_outputs(_listed(sys.stdin.buffer.read(), "standard input", Path()))
     if path.is_file() and path.suffix.lower() == ".txt":
-        # With or without a byte order mark; names need not be text.
-        with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
-            return _name_outputs(_listed(lines, path.parent))
+        return _name_outputs(_listed(path.read_bytes(), str(path), path.parent))
     if path.is_file():
         return _name_outputs({path.name: path})
     if path.is_dir():
@@ -104,14 +105,20 @@ def parse_shard(shard: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
-def _listed(lines: Iterable[str], folder: Path) -> dict[str, Path]:
+def _listed(contents: bytes, list_name: str, folder: Path) -> dict[str, Path]:
     """Sources by name: the path below `folder` where they are there, and from the root of the file system elsewhere."""
     sources: dict[str, Path] = {}
-    for line in lines:
-        if written := line.rstrip("\r\n"):
+    names_in = functools.cache(_names_in)
+    # Names need not be text: bytes that are none may still be a file's.
+    for line in io.StringIO(decode_text(contents, list_name, "surrogateescape"), newline=None):
+        if written := line.rstrip("\n"):
             source = Path(os.path.abspath(folder / written))
             inside = source.is_relative_to(folder.absolute())
             name = source.relative_to(folder.absolute() if inside else source.anchor).as_posix()
+            if not os.path.lexists(source):
+                if not is_text(written):
+                    decode_text(contents, list_name)  # which says where it is not UTF-8
+                source = source.with_name(names_in(source.parent).find(source.name) or source.name)
             if sources.setdefault(name, source) != source:
                 raise ValueError(f"{sources[name]} and {source} would both be called {name}: use two lists")
     if not sources:
@@ -119,14 +126,21 @@ def _listed(lines: Iterable[str], folder: Path) -> dict[str, Path]:
     return sources
 
 
+def _names_in(folder: Path) -> Names:
+    try:
+        return Names(os.listdir(folder))
+    except OSError:  # then its pictures fail, each when its turn comes
+        return Names(())
+
+
 def _name_outputs(sources: dict[str, Path]) -> list[Job]:
     """Drops the suffix from output names; inputs that would then share one keep their whole name.
 
-    a.jpg and A.png share one too, since upper and lower case are the same to some file systems.
+    a.jpg and A.png share one too: what looks alike is the same to some file systems.
     """
-    stems = {name: name.removesuffix(source.suffix) for name, source in sources.items()}
-    taken = Counter(stem.casefold() for stem in stems.values()) + Counter(name.casefold() for name in sources)
+    stems = {name: name.removesuffix(PurePath(name).suffix) for name in sources}
+    taken = Counter(map(look, stems.values())) + Counter(map(look, sources))
     return [
-        Job(os.path.abspath(sources[name]), name, stems[name] if taken[stems[name].casefold()] == 1 else name)
+        Job(os.path.abspath(sources[name]), name, stems[name] if taken[look(stems[name])] == 1 else name)
         for name in sorted(sources)
     ]

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -35,6 +36,8 @@ def run(
     Exit status: 0; 2 for a user's mistake (`ValueError`, `OSError`), told in one line on stderr, or by its traceback
     where the environment variable KERASSEG_TRACEBACK is set; 130 for Ctrl-C.
     """
+    # What Pillow thinks of a file (its size, damaged EXIF data): what matters is told by us, with the file's name.
+    warnings.filterwarnings("ignore", module=r"PIL\b")
     try:
         result = main(_parse(config, description, args, default))
     except (ValueError, OSError) as error:

@@ -3,14 +3,19 @@
 Needs Pillow and NumPy only. Shapes: H, W height and width in pixels; K classes.
 """
 
+import contextlib
 import io
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
+from PIL.ImageFile import ImageFile
+
+from serving import tiff
+from serving.inputs import contents_of
 
 Palette = Sequence[Sequence[int]]
 
@@ -21,7 +26,10 @@ WEB_FORMATS = ("JPEG", "PNG", "WEBP")
 """Pillow's names of what cameras and browsers make; each further decoder is one more that strangers' bytes reach."""
 
 MAX_PIXELS = 178_956_970
-"""Largest picture decoded unless told otherwise; beyond it Pillow itself suspects a decompression bomb."""
+"""Largest picture decoded unless told otherwise. Beyond it Pillow suspects a decompression bomb, and the decoders that
+training uses give up."""
+
+SMALLER = "cut it into tiles or scale it down"
 
 IGNORE_COLOR = (224, 224, 192)
 """How label 255 ("ignore") is shown: the off-white of the Pascal VOC colour map."""
@@ -35,6 +43,52 @@ def warm_up() -> None:
 
 class TooManyPixels(ValueError):
     """A picture larger than accepted."""
+
+
+@contextlib.contextmanager
+def open_picture(
+    contents: bytes, *, formats: tuple[str, ...] | None = None, max_pixels: int = MAX_PIXELS
+) -> Iterator[ImageFile]:
+    """The picture in the bytes of a file, of which nothing but the header has been decoded.
+
+    Args:
+        formats, max_pixels: as of `load_picture`.
+
+    Raises:
+        TooManyPixels: it exceeds `max_pixels`; a ValueError.
+        ValueError: no picture in one of the formats, or what Pillow trips over while it decodes the picture. The
+            message is the reason, and leaves it to the caller to name the file.
+    """
+    try:
+        with Image.open(io.BytesIO(contents), formats=formats) as picture:
+            width, height = picture.size
+            if width * height > max_pixels:
+                raise TooManyPixels(f"larger than {max_pixels} pixels ({width}x{height}): {SMALLER}")
+            yield picture
+    except ValueError:
+        raise
+    except Image.DecompressionBombError as error:  # Pillow's own limit, which comes before ours can be asked
+        raise TooManyPixels(f"larger than {min(max_pixels, MAX_PIXELS)} pixels: {SMALLER}") from error
+    except Image.UnidentifiedImageError as error:
+        raise ValueError(_why_unknown(contents, formats)) from error
+    # Decoders raise whatever they trip over (SyntaxError, struct.error, EOFError, ...): to a caller it is one
+    # thing.
+    except Exception as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
+def _why_unknown(contents: bytes, formats: Sequence[str] | None) -> str:
+    """Why Pillow knows no picture in these bytes, and what to do."""
+    wanted = f"in one of the formats {', '.join(formats)}" if formats else "in a known format"
+    known = contents_of(contents)
+    if known is None:
+        return f"not a picture {wanted}"
+    if known.what == "TIFF data" and not formats:
+        with contextlib.suppress(Exception):  # what a damaged one comes to
+            return tiff.why_unknown(contents)
+    if known.what.removesuffix(" data") in (formats or Image.MIME):  # its own format: then it is damaged
+        return f"damaged {known.what}"
+    return f"{known.what}, not a picture {wanted}: {known.remedy}"
 
 
 def load_picture(
@@ -69,27 +123,28 @@ def load_picture(
         source = Path(source).read_bytes()
     name = name or "picture"
     try:
-        with Image.open(io.BytesIO(source), formats=formats) as picture:
-            width, height = picture.size
-            if width * height > max_pixels:
-                raise TooManyPixels(f"{width}x{height} pixels, at most {max_pixels} are accepted: make it smaller")
+        with open_picture(source, formats=formats, max_pixels=max_pixels) as picture:
+            if isinstance(picture, TiffImagePlugin.TiffImageFile):
+                tiff.require_readable(picture.tag_v2)
             ImageOps.exif_transpose(picture, in_place=True)  # else it copies what needs no turning
             return _to_rgb(picture)
-    # Decoders raise whatever they trip over (SyntaxError, struct.error, EOFError, ...): to a caller it is one
-    # thing.
-    except Exception as error:
-        known = f"not a picture in {'one of the formats ' + ', '.join(formats) if formats else 'a known format'}"
-        reason = known if isinstance(error, Image.UnidentifiedImageError) else error
-        too_large = isinstance(error, (TooManyPixels, Image.DecompressionBombError))
-        raise (TooManyPixels if too_large else ValueError)(f"{name} cannot be read: {reason}") from error
+    except ValueError as error:
+        kind = TooManyPixels if isinstance(error, TooManyPixels) else ValueError
+        raise kind(f"{name} cannot be read: {error}") from error
 
 
 def _to_rgb(picture: Image.Image) -> np.ndarray:
-    if picture.mode.startswith("I;16"):  # Pillow's own conversion clips at 255 instead of scaling
-        grey_HW = (np.asarray(picture) >> 8).astype(np.uint8)
+    # Pillow's own conversion of 16 bits clips at 255 instead of scaling; those of a PGM are its mode I.
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PPM"):
+        values_HW = np.asarray(picture)
+        if isinstance(picture, TiffImagePlugin.TiffImageFile):
+            grey_HW = tiff.high_byte(values_HW, picture.tag_v2)
+        else:
+            grey_HW = (values_HW >> 8).astype(np.uint8)
         return np.repeat(grey_HW[..., None], 3, axis=-1)
     if picture.mode in ("I", "F"):
         raise ValueError("32 bits per channel have no agreed range: save it with 8 or 16 bits")
+    picture.info.pop("transparency", None)  # of which Pillow would give a warning
     return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
@@ -101,11 +156,11 @@ def load_labels(path: str | Path) -> np.ndarray:
         ValueError: it is not a picture with one 8-bit channel.
     """
     try:
-        with Image.open(path) as picture:
+        with open_picture(Path(path).read_bytes()) as picture:
             if picture.mode not in ("P", "L"):
                 raise ValueError(f"expected an index or palette PNG, got mode {picture.mode}")
             return np.array(picture)
-    except (Image.UnidentifiedImageError, SyntaxError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is no label map: {error}") from error
 
 

@@ -22,6 +22,7 @@ from serving import cli
 from serving.app import make_app
 from serving.connections import Connection
 from serving.engine import Provider, has_gpu, usable_cpus
+from serving.inputs import read_text
 from serving.logs import json_lines
 from serving.pictures import PICTURE_SUFFIXES, load_picture, warm_up
 from serving.repository import Repository, Settings
@@ -166,7 +167,7 @@ def settings_of(config: Config) -> Settings:
 
 def read_token(file: Path) -> str:
     """The token in a file; a file, so that no list of processes shows it."""
-    token = file.read_text(encoding="utf-8").strip()
+    token = read_text(file).strip()
     if not token or not token.isascii() or any(character.isspace() for character in token):
         raise ValueError(f"{file} must hold one word of ASCII letters, the token")
     return token

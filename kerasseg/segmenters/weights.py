@@ -13,6 +13,8 @@ import h5py
 import keras
 import numpy as np
 
+from serving.inputs import in_place_of
+
 # Where a layer stands: the names of the networks around it, from the outermost inwards, and its own.
 LayerPath = tuple[str, ...]
 Layers = dict[LayerPath, list[np.ndarray]]
@@ -131,11 +133,14 @@ def read_layers(path: Path) -> Layers:
                 group = file.get("model_weights", file)
                 return _read_legacy(group) if "layer_names" in group.attrs else _read_h5(file)
     except Exception as error:  # h5py, zipfile and Keras raise anything for a damaged file
-        message = str(error).partition("\n")[0]
-        raise ValueError(f"the weights in {path} cannot be read: {message}; is the file complete?") from error
+        message, hint = str(error).partition("\n")[0], "is the file complete?"
+        if isinstance(error, KeyError) and "config.json" in message:
+            hint = "a .keras archive has it (PyTorch's files are ZIP archives too, and are not read)"
+        raise ValueError(f"the weights in {path} cannot be read: {message}; {hint}") from error
+    known = in_place_of(path)
     raise ValueError(
-        f"{path} holds no weights: expected a .keras archive, a .weights.h5 or a legacy .h5 file, and it is neither a "
-        "zip archive nor an HDF5 file, whatever its name"
+        f"{path} holds no weights: expected a .keras archive, a .weights.h5 or a legacy .h5 file, and it is "
+        + (f"{known.what}; {known.remedy}" if known else "neither a zip archive nor an HDF5 file, whatever its name")
     )
 
 

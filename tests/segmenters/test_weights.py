@@ -189,13 +189,23 @@ def test_a_file_of_which_nothing_fits_is_refused(tmp_path):
             build(weights=tmp_path / file)
 
 
-@pytest.mark.parametrize("content", [b"<html>404</html>", b"\x89HDF\r\n\x1a\n cut short", b"PK\x05\x06" + bytes(18)])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"<html>404</html>",
+        b"version https://git-lfs.github.com/spec/v1\n",
+        b"\x89HDF\r\n\x1a\n cut short",
+        b"PK\x05\x06" + bytes(18),
+    ],
+)
 def test_what_is_no_file_of_weights_is_refused_in_one_line(content, tmp_path):
     path = tmp_path / "weights.h5"
     path.write_bytes(content)
-    message = (
-        "neither a zip archive nor an HDF5 file" if content[:1] == b"<" else "cannot be read: .*is the file complete"
-    )
+    message = {
+        b"<": "it is a web page; download the file itself",
+        b"v": "it is a Git LFS pointer; fetch .*: git lfs pull",
+        b"P": "no item named 'config.json' .*a .keras archive has it",
+    }.get(content[:1], "cannot be read: .*is the file complete")
     for refuse in (lambda: build(weights=path), lambda: build_backbone("tiny", 16, str(path))):
         with pytest.raises(ValueError, match=message) as error:
             refuse()

@@ -43,6 +43,20 @@ def test_tampered_graph_is_refused(toy_model):
     assert "sha256" in refused(toy_model)
 
 
+def test_what_is_there_in_place_of_a_graph_is_named(toy_model):
+    graph = toy_model / "1" / "model.onnx"
+    graph.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    assert refused(toy_model) == (
+        f"{graph} is a Git LFS pointer, and no graph: fetch the file that it stands for: git lfs pull"
+    )
+
+
+def test_model_json_may_come_from_another_editor(toy_model):
+    file = toy_model / "1" / INFO_FILE
+    file.write_text(file.read_text(), "utf-16")
+    assert open_artifact(toy_model).info.classes == CLASSES
+
+
 @pytest.mark.parametrize("parity", [{"passed": False}, {"passed": "yes"}, {"formats": {}}])
 def test_failed_parity_is_refused(tmp_path, parity):
     assert "differs from the trained model" in refused(write_toy_model(tmp_path / "toy", 1, parity=parity))

@@ -287,7 +287,7 @@ def test_large_pictures_by_windows(segment, tmp_path, monkeypatch):
     flags[-1] = 47
     status, result, stderr = segment(tmp_path / "photos", tmp_path / "new", *flags, model=model)
     assert (status, result["failed"], result["written"]) == (1, 1, 1)
-    assert "large.png cannot be read: 6x8 pixels, at most 47" in stderr
+    assert "large.png cannot be read: larger than 47 pixels (6x8)" in stderr
 
 
 def test_more_pixels_than_pillow_expects(segment, tmp_path, monkeypatch):

@@ -15,7 +15,13 @@ def touch(*paths):
 
 
 @pytest.mark.parametrize(
-    "names", [["a.jpg", "a.png", "a.png.jpg", "b.jpg"], ["A.jpg", "a.png"], ["x/a.jpg", "x/a.gif"]]
+    "names",
+    [
+        ["a.jpg", "a.png", "a.png.jpg", "b.jpg"],
+        ["A.jpg", "a.png"],
+        ["x/a.jpg", "x/a.gif"],
+        ["\u00e4.jpg", "a\u0308.png"],
+    ],
 )
 def test_outputs_never_collide(tmp_path, names):
     touch(*(tmp_path / "photos" / name for name in names))
@@ -49,7 +55,7 @@ def test_a_list_has_paths_from_its_own_folder_on(tmp_path, monkeypatch):
 
 def test_a_list_from_standard_input_starts_at_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.stdin", io.StringIO("photos/a.jpg\nb.jpg"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"photos/a.jpg\nb.jpg")))
     assert [job.name for job in find_jobs("-", tmp_path / "out", recursive=False)] == ["b.jpg", "photos/a.jpg"]
 
 
@@ -77,8 +83,36 @@ def test_two_pictures_of_one_name_are_a_mistake(tmp_path):
 
 def test_a_list_from_windows_and_names_that_are_no_text(tmp_path):
     (tmp_path / "list.txt").write_bytes("\ufeffa.jpg\r\n".encode() + b"\xff.jpg\r\n")
+    touch(tmp_path / "\udcff.jpg")
     jobs = find_jobs(str(tmp_path / "list.txt"), tmp_path / "out", recursive=False)
     assert [job.name for job in jobs] == ["a.jpg", "\udcff.jpg"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp1252", "utf-32"])
+def test_a_list_in_any_encoding_is_read_or_refused(tmp_path, monkeypatch, encoding):
+    contents = "Köln.jpg\nb.jpg\n".encode(encoding)
+    (tmp_path / "list.txt").write_bytes(contents)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(contents)))
+    monkeypatch.chdir(tmp_path)
+    for input, name in ((str(tmp_path / "list.txt"), "list.txt"), ("-", "standard input")):
+        if encoding in ("utf-8", "utf-8-sig", "utf-16"):
+            jobs = find_jobs(input, tmp_path / "out", recursive=False)
+            assert [job.name for job in jobs] == ["Köln.jpg", "b.jpg"]
+        else:
+            with pytest.raises(ValueError, match=f"{name} .*: save it as UTF-8"):
+                find_jobs(input, tmp_path / "out", recursive=False)
+
+
+def test_a_listed_picture_is_found_under_a_name_that_looks_the_same(tmp_path):
+    decomposed = "Ko\u0308ln.JPG"
+    touch(tmp_path / decomposed, tmp_path / "a.jpg", tmp_path / "A.jpg")
+    (tmp_path / "list.txt").write_text("K\u00f6ln.jpg\na.jpg\nA.JPG\n", "utf-8")
+    jobs = find_jobs(str(tmp_path / "list.txt"), tmp_path / "out", recursive=False)
+    assert {job.name: job.source for job in jobs} == {
+        "K\u00f6ln.jpg": str(tmp_path / decomposed),
+        "a.jpg": str(tmp_path / "a.jpg"),
+        "A.JPG": str(tmp_path / "A.JPG"),  # either could be meant
+    }
 
 
 def test_sources_do_not_depend_on_the_working_directory(tmp_path, monkeypatch):

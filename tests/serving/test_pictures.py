@@ -118,6 +118,7 @@ def test_every_mode_becomes_rgb():
         "transparent": (encoded(transparent), image_HWC),
         "palette": (encoded(palette), np.asarray(palette.convert("RGB"))),
         "transparent palette": (encoded(palette, transparency=3), np.asarray(palette.convert("RGB"))),
+        "half transparent palette": (encoded(palette, transparency=bytes(9)), np.asarray(palette.convert("RGB"))),
         "1 bit": (
             encoded(Image.fromarray(black_and_white)),
             np.repeat(black_and_white[..., None], 3, -1) * 255,
@@ -130,6 +131,91 @@ def test_every_mode_becomes_rgb():
     }
     for name, (contents, expected) in cases.items():
         np.testing.assert_array_equal(load_picture(contents), expected, err_msg=name)
+
+
+def tiff(samples: bytes, bits: int, channels: int = 1, photometric: int = 1, planes: bool = False, kind: int = 1):
+    """An uncompressed little-endian TIFF of 4x2 pixels.
+
+    Args:
+        samples: row by row, or plane by plane.
+        photometric: 0 white is zero, 1 black is zero, 2 RGB.
+        kind: of the samples: 1 unsigned, 2 signed, 3 floating-point.
+    """
+    parts = channels if planes else 1
+    size = len(samples) // parts
+    values = {256: [4], 257: [2], 258: [bits] * channels, 259: [1], 262: [photometric], 277: [channels], 278: [2]}
+    values |= {273: [], 279: [size] * parts, 284: [2 if planes else 1], 339: [kind] * channels}
+    start = 8 + 2 + 12 * len(values) + 4  # behind the directory come lists of several values, then the samples
+    lists = sum(4 * len(each) for each in values.values() if len(each) > 1) + 4 * parts * (parts > 1)
+    values[273] = [start + lists + size * part for part in range(parts)]
+    entries = more = b""
+    for tag, each in sorted(values.items()):
+        packed = struct.pack(f"<{len(each)}I", *each)
+        where = packed if len(each) == 1 else struct.pack("<I", start + len(more))
+        more += packed if len(each) > 1 else b""
+        entries += struct.pack("<HHI", tag, 4, len(each)) + where
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(values)) + entries + bytes(4) + more + samples
+
+
+GREY_16 = np.array([[0, 255, 256, 511], [32768, 40000, 65279, 65535]], "<u2")
+
+
+def test_16_bits_of_a_tiff_keep_their_high_byte():
+    rgb = np.stack([GREY_16, 65535 - GREY_16, GREY_16 // 2], -1)
+    cases = {
+        "grey": (tiff(GREY_16.tobytes(), 16), GREY_16[..., None] >> 8),
+        "white is zero": (tiff(GREY_16.tobytes(), 16, photometric=0), (65535 - GREY_16[..., None]) >> 8),
+        "RGB": (tiff(rgb.tobytes(), 16, 3, photometric=2), rgb >> 8),
+        # Two samples of 12 bits in three bytes: 0xabc and 0xdef.
+        "12 bits": (tiff(b"\xab\xcd\xef" * 4, 12), np.array([[0xAB, 0xDE] * 2] * 2)[..., None]),
+        "PGM": (b"P5 4 2 65535\n" + GREY_16.astype(">u2").tobytes(), GREY_16[..., None] >> 8),
+    }
+    for name, (contents, expected) in cases.items():
+        np.testing.assert_array_equal(load_picture(contents), np.broadcast_to(expected, (2, 4, 3)), err_msg=name)
+
+
+def test_planes_of_8_bits_are_read():
+    planes = np.arange(24, dtype=np.uint8).reshape(3, 2, 4)
+    loaded = load_picture(tiff(planes.tobytes(), 8, 3, photometric=2, planes=True))
+    np.testing.assert_array_equal(loaded, planes.transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize(
+    ("contents", "reason"),
+    [
+        (tiff(bytes(48), 16, 3, 2, planes=True), "uncompressed (3 channels of 16 bits, in planes, RGB)"),
+        (tiff(bytes(48), 16, 3, 1), "of a kind that cannot be read (3 channels of 16 bits, black is zero)"),
+        (tiff(bytes(24), 8, 3, 1), "of a kind that cannot be read (3 channels of 8 bits, black is zero)"),
+        (tiff(bytes(16), 16, kind=2), "no agreed range (1 channel of 16 bits, signed, black is zero)"),
+        (tiff(bytes(8), 8, kind=2), "no agreed range (1 channel of 8 bits, signed, black is zero)"),
+        (tiff(bytes(32), 32, kind=3), "no agreed range (1 channel of 32 bits, floating-point, black is zero)"),
+        (tiff(bytes(16), 16, photometric=9), "1 channel of 16 bits, photometric interpretation 9"),
+    ],
+)
+def test_a_tiff_without_a_right_answer_is_refused_with_the_reason(contents, reason):
+    with pytest.raises(ValueError) as error:
+        load_picture(contents, name="x.tif")
+    assert str(error.value).startswith("x.tif cannot be read: ")
+    assert reason in str(error.value) and str(error.value).endswith(
+        ": save it as PNG, or as a TIFF with 8 bits per channel, red, green and blue side by side"
+    )
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", r"HEIC data, not a picture in a known format: save it .*iPhones"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer, not a picture .*: .*git lfs pull"),
+        (b"<!doctype html><title>Log in</title>", "a web page, not a picture in a known format: download the file"),
+        (b"", "an empty file, not a picture in a known format: copy the file again"),
+        (b"PK\x03\x04" + bytes(30), "a ZIP archive, not a picture in a known format: extract"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(30), "damaged PNG data"),
+        (b"\xfe\xdc\xba", "not a picture in a known format"),
+    ],
+)
+def test_what_is_no_picture_is_named_for_what_it_is(contents, message):
+    with pytest.raises(ValueError, match=f"^a.jpg cannot be read: {message}"):
+        load_picture(contents, name="a.jpg")
 
 
 def test_32_bit_pictures_are_refused():
@@ -163,14 +249,14 @@ def test_decompression_bomb_is_refused_unread():
 
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
-    with pytest.raises(ValueError, match="x.png"):
+    with pytest.raises(TooManyPixels, match="x.png cannot be read: larger than 178956970 pixels"):
         load_picture(bomb, name="x.png")
-    with pytest.raises(ValueError, match="7x5 pixels, at most 34"):
+    with pytest.raises(ValueError, match=r"larger than 34 pixels \(7x5\): cut it into tiles or scale it down"):
         load_picture(png(random_picture()), max_pixels=34)
 
 
 def test_a_picture_beyond_the_limit_is_told_apart():
-    with pytest.raises(TooManyPixels, match="picture cannot be read: 7x5 pixels, at most 34 are accepted"):
+    with pytest.raises(TooManyPixels, match="picture cannot be read: larger than 34 pixels"):
         load_picture(png(random_picture()), max_pixels=34)
     assert load_picture(png(random_picture()), max_pixels=35).shape == (5, 7, 3)
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from serving.inputs import decode_text, in_place_of
+
 # Path relative to the folder -> what reads the file.
 Files = dict[str, Callable[[], bytes]]
 
@@ -59,6 +61,8 @@ def files_of(path: Path, folder: str = "", suffixes: tuple[str, ...] = ("",)) ->
             if name.startswith(prefix) and name.endswith(suffixes):
                 found[name.removeprefix(prefix)] = read
     except BROKEN as error:
+        if known := in_place_of(path):
+            raise ValueError(f"{path} is {known.what}, and no archive: {known.remedy}") from error
         raise ValueError(f"{path} is damaged or was not downloaded to its end ({error}): download it again") from error
     return found
 
@@ -99,4 +103,4 @@ def _read_part(path: Path, start: int, size: int) -> bytes:
 
 def names_in(files: Files, path: str) -> list[str]:
     """The names in a list of pictures, one a line; none where there is no such file."""
-    return files[path]().decode().split() if path in files else []
+    return decode_text(files[path](), path).split() if path in files else []
