@@ -2,9 +2,13 @@
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
+# isort: off
+import kerasseg  # noqa: F401 (first: it starts TensorFlow)
+
+# isort: on
+import tensorflow as tf
 import tyro
 
 from kerasseg.data.check import inspect_dataset, inspect_folder
@@ -15,7 +19,7 @@ from serving import cli
 
 @dataclass(frozen=True)
 class CheckData:
-    path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    path: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """The dataset folder, or the name of a dataset that training.run knows."""
 
     labeled: str | None = None
@@ -32,10 +36,11 @@ def main(config: CheckData) -> dict:
     """Tells every problem on stderr; returns the counts, with exit status 2 where there is an error."""
     if config.cover and config.labeled is None:
         raise ValueError("--cover says how the images of --labeled are chosen: give --labeled too")
-    known = str(config.path) in DATASETS
-    inspection = inspect_dataset(open_dataset(config.path)) if known else inspect_folder(config.path)
+    dataset = open_dataset(config.path) if config.path in DATASETS else None
+    inspection = inspect_dataset(dataset) if dataset else inspect_folder(config.path)
     if config.labeled is not None and not inspection.errors:
-        split = make_split(open_dataset(config.path), config.labeled, config.seed, cover=config.cover)
+        dataset = dataset or open_dataset(config.path)
+        split = make_split(dataset, config.labeled, config.seed, cover=config.cover)
         inspection.add_split(split, config.cover)
     for problem in inspection.problems:
         print(problem, file=sys.stderr)
@@ -56,4 +61,5 @@ def main(config: CheckData) -> dict:
 
 
 if __name__ == "__main__":
+    tf.config.set_visible_devices([], "GPU")  # which would be taken whole, perhaps from a training
     cli.run(main, CheckData, __doc__)

@@ -4,6 +4,7 @@ Legend: H, W size of one picture; K number of classes; N number of pictures.
 """
 
 import pkgutil
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -98,12 +99,20 @@ def open_dataset(name_or_path: str | Path) -> Dataset:
 
     A published dataset is prepared the first time, which takes minutes (`kerasseg.data.prepared`).
 
+    Args:
+        name_or_path: a name is a string; a `Path` is always a folder.
+
     Raises:
         ValueError: neither a known name nor an existing folder, a folder that is not a dataset, or a published dataset
             whose archives are missing or incomplete.
     """
-    if str(name_or_path) in DATASETS:
-        return pkgutil.resolve_name(DATASETS[str(name_or_path)])()
+    if isinstance(name_or_path, str) and name_or_path in DATASETS:
+        if Path(name_or_path).is_dir():
+            print(
+                f"warning: {name_or_path} is the built-in dataset; for the folder of that name give ./{name_or_path}",
+                file=sys.stderr,
+            )
+        return pkgutil.resolve_name(DATASETS[name_or_path])()
     if not Path(name_or_path).is_dir():
         raise ValueError(
             f"unknown dataset {str(name_or_path)!r}: not one of {', '.join(sorted(DATASETS))}, and no "

@@ -4,20 +4,28 @@ Reading is kept apart from judging: `kerasseg.data.check` uses the same readers 
 folder.
 """
 
+import contextlib
 import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
+from PIL.ImageFile import ImageFile
 
 from kerasseg.data.datasets import IGNORE, SPLITS, Dataset
+from kerasseg.data.problems import KINDS, FileError
+from serving.inputs import COPY, JPEG, PNG, SAVE, Contents, Names, contents_of, is_text, read_text, shown
+from serving.pictures import SMALLER, TooManyPixels, open_picture
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LABEL_SUFFIXES = (".png",)
+# Pillow's names of grey with fewer bits, which it spreads over 0..255: what a number is multiplied by.
+SPREAD = {"L;2": "85", "L;4": "17"}
 
 
 @dataclass(frozen=True)
@@ -47,8 +55,9 @@ class FolderDataset(Dataset):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).resolve()
-        self._images = {s: list_files(self.path / "images" / s, IMAGE_SUFFIXES) for s in SPLITS}
-        self._labels = {s: list_files(self.path / "labels" / s, LABEL_SUFFIXES) for s in SPLITS}
+        if not usable_name(str(self.path)):
+            raise ValueError(f"{shown(str(path))}: {FileError('name')}; {KINDS['name'][2]}")
+        self._images, self._labels = list_pairs(self.path)
         if not any(self._images.values()):
             raise ValueError(
                 f"no pictures in {path}: expected images/train/NAME.jpg (or .png) and labels/train/NAME.png; "
@@ -73,10 +82,10 @@ class FolderDataset(Dataset):
         return tuple(sorted(self._images_of(split).keys() & self._labels[split].keys()))
 
     def load_image(self, split: str, name: str) -> np.ndarray:
-        return read_image(_find(self._images_of(split), name, f"{self.path}/images/{split}"))
+        return _read(read_image, _find(self._images_of(split), name, f"{self.path}/images/{split}"))
 
     def load_label(self, split: str, name: str) -> np.ndarray:
-        label_HW = read_label(_find(self._labels[split], name, f"{self.path}/labels/{split}"))
+        label_HW = _read(read_label, _find(self._labels[split], name, f"{self.path}/labels/{split}"))
         if self._ignore_in_files != IGNORE:
             label_HW = np.where(label_HW == self._ignore_in_files, np.uint8(IGNORE), label_HW)
         return label_HW
@@ -105,7 +114,7 @@ class FolderDataset(Dataset):
 
         def highest(path: Path) -> int:
             try:
-                label_HW = read_label(path)
+                label_HW = read_label(path.read_bytes())
             except (OSError, ValueError):  # for check_dataset to tell, with all its kind and the fix
                 return 0
             return int(label_HW.max(initial=0, where=label_HW != IGNORE))
@@ -116,11 +125,37 @@ class FolderDataset(Dataset):
 
 def list_files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     """Name without extension -> path, for the files of a folder with one of `suffixes`, in any case; {} for
-    no folder."""
+    no folder. Files whose names are not usable (`usable_name`) are left out, for `check_dataset` to tell."""
     if not folder.is_dir():
         return {}
-    files = (path for path in sorted(folder.iterdir()) if not path.name.startswith("."))
-    return {path.stem: path for path in files if path.suffix.lower() in suffixes}
+    files = (folder / entry.name for entry in sorted(os.scandir(folder), key=lambda e: e.name) if entry.is_file())
+    return {
+        path.stem: path
+        for path in files
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and usable_name(path.name)
+    }
+
+
+def list_pairs(root: Path) -> tuple[dict[str, dict[str, Path]], dict[str, dict[str, Path]]]:
+    """The pictures and the label maps of a dataset folder, by split and by the picture's name."""
+    images = {s: list_files(root / "images" / s, IMAGE_SUFFIXES) for s in SPLITS}
+    return images, {s: by_image(list_files(root / "labels" / s, LABEL_SUFFIXES), images[s]) for s in SPLITS}
+
+
+def usable_name(name: str) -> bool:
+    """Whether a file's name is UTF-8 in one line: splits are saved as lists of names, and TensorFlow opens no other."""
+    return is_text(name) and len(name.splitlines()) == 1
+
+
+def by_image(labels: dict[str, Path], images: Iterable[str]) -> dict[str, Path]:
+    """The label maps by the names of their images, which may differ in Unicode form and letter case; those without an
+    image by their own."""
+    names, found = Names(images), dict[str, Path]()
+    for own, path in labels.items():
+        name = names.find(own)
+        alone = name is not None and name not in found and (name == own or name not in labels)
+        found[name if name is not None and alone else own] = path
+    return found
 
 
 def tf_decode_image(contents: tf.Tensor) -> tf.Tensor:
@@ -134,40 +169,63 @@ def tf_decode_image(contents: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(image_HWC, (None, None, 3))
 
 
-def read_image(path: Path | BinaryIO) -> np.ndarray:
-    """uint8 RGB (H, W, 3) of a JPEG or PNG of any kind: grey is repeated, alpha dropped, 16 bits cut to the
-    upper 8.
+def read_image(contents: bytes) -> np.ndarray:
+    """uint8 RGB (H, W, 3) of the bytes of a JPEG or PNG of any kind, by the decoder that training uses: grey is
+    repeated, alpha dropped, 16 bits cut to the upper 8.
 
     Raises:
-        OSError: the file is missing, truncated or no picture.
+        FileError: they are cut off, too large, or no JPEG or PNG; a ValueError.
     """
-    with Image.open(path) as image:
-        if image.mode.startswith("I"):  # 16-bit grey, which Pillow's convert would clip instead of scale
-            return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=-1)
-        return np.asarray(image.convert("RGB"))
+    with _opened(contents, "image", JPEG, PNG) as picture:
+        picture.load()  # Pillow's errors know more than those of TensorFlow, and come without lines in the log
+    try:
+        return tf_decode_image(tf.constant(contents)).numpy()
+    except tf.errors.OpError as error:
+        reason = " ".join(re.sub(r"\{\{.*?\}\}|\[Op:.*", "", error.message).split())
+        if contents.startswith(b"\x89PNG") and b"IEND" not in contents[-4096:]:
+            reason = "its end is missing"
+        remedy = f"{COPY}, or write again what can be read: Image.open(f).save(f)"
+        raise FileError("unreadable image", reason, remedy) from error
 
 
-def read_label(path: Path | BinaryIO) -> np.ndarray:
-    """uint8 (H, W) of an index or palette PNG: the stored numbers, never the palette's colours.
+def read_label(contents: bytes) -> np.ndarray:
+    """uint8 (H, W) of the bytes of an index or palette PNG: the stored numbers, never the palette's colours.
 
     Raises:
-        OSError: the file is missing, truncated or no picture.
-        ValueError: the file does not hold one number 0..255 for each pixel.
+        FileError: they are cut off, too large or no PNG, or do not hold one number 0..255 for each pixel; a ValueError.
     """
-    with Image.open(path) as image:
-        label = np.asarray(image)
+    with _opened(contents, "label", PNG) as picture:
+        if (coding := picture.tile[0].args) in SPREAD:
+            raise FileError("low-bit label", SPREAD[coding])
+        label = np.asarray(picture)
     if label.ndim != 2:
-        raise ValueError(f"{path} is a colour picture ({image.mode}); a label map holds one class number per pixel")
+        raise FileError("colour label", picture.mode)
     if label.size and label.max() > 255:
-        raise ValueError(f"{path} holds 16-bit values up to {label.max()}; class numbers end at 254, 255 = ignore")
+        raise FileError("16-bit label", str(label.max()))
     return label.astype(np.uint8)
+
+
+@contextlib.contextmanager
+def _opened(contents: bytes, what: str, *formats: Contents) -> Iterator[ImageFile]:
+    known = contents_of(contents)
+    if known is not None and known not in formats:
+        raise FileError(f"{what} format", known.what, "" if known.remedy == SAVE else known.remedy)
+    try:
+        with open_picture(contents) as picture:
+            yield picture
+    except FileError:
+        raise
+    except TooManyPixels as error:
+        raise FileError("too large", str(error).removesuffix(f": {SMALLER}")) from error
+    except ValueError as error:
+        raise FileError(f"unreadable {what}", str(error)) from error
 
 
 def read_classes(path: Path) -> ClassTable | None:
     """classes.json, or None where there is none. Raises ValueError for one that cannot be used."""
     if not path.exists():
         return None
-    table, problems = parse_classes(path.read_text(encoding="utf-8", errors="replace"))
+    table, problems = parse_classes(read_text(path))
     if table is None:
         raise ValueError(f"{path}: {problems[0]}")
     return table
@@ -223,6 +281,13 @@ def _is_color(value: object) -> bool:
         and len(value) == 3
         and all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v <= 255 for v in value)
     )
+
+
+def _read(decode: Callable[[bytes], np.ndarray], path: Path) -> np.ndarray:
+    try:
+        return decode(path.read_bytes())
+    except FileError as error:
+        raise ValueError(f"{path}: {error}; {error.remedy or KINDS[error.kind][2]}") from error
 
 
 def _find(files: dict[str, Path], name: str, folder: str) -> Path:

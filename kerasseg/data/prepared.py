@@ -94,8 +94,8 @@ class PreparedDataset(Dataset):
         except KeyError:
             raise ValueError(f"{self.name} has no {split} picture {name!r}") from None
 
-    def _file(self, split: str, name: str, feature: str) -> io.BytesIO:
-        return io.BytesIO(_parse(self._record(split, name), feature).numpy())
+    def _file(self, split: str, name: str, feature: str) -> bytes:
+        return _parse(self._record(split, name), feature).numpy()
 
     def _tf_file(self, split: str, name: tf.Tensor, feature: str) -> tf.Tensor:
         # Only the reading of the record's bytes is Python; an array of objects, since one of bytes loses zeros at the

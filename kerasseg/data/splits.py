@@ -4,7 +4,7 @@ import csv
 import hashlib
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path, PurePath
@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from kerasseg.data.datasets import Dataset, count_pixels
+from serving.inputs import Names, read_text
 
 T = TypeVar("T")
 
@@ -220,18 +221,18 @@ def _names_in_file(flag: str, text: str, candidates: list[str], dataset: Dataset
             f"--{flag} {text}: expected a fraction (1/8, 0.125), a count (45), all, or a file of image "
             "names; no such file was found"
         )
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    known = set(candidates)
+    lines = (line.strip() for line in read_text(path).splitlines())
+    known = Names(candidates)
     names = list(dict.fromkeys(_image_name(line, known) for line in lines if line))
-    _require_known(f"--{flag} {text}", names, known, f"labelled train images of {dataset.name!r}")
+    _require_known(f"--{flag} {text}", names, candidates, f"labelled train images of {dataset.name!r}")
     return names
 
 
-def _require_known(flag: str, names: Sequence[str], known: set[str], what: str) -> None:
+def _require_known(flag: str, names: Sequence[str], known: Collection[str], what: str) -> None:
     """ValueError unless a file names an image, and none but known ones."""
     if not names:
         raise ValueError(f"{flag}: the file names no image; expected one a line")
-    if missing := [name for name in names if name not in known]:
+    if missing := sorted(set(names) - set(known)):
         raise ValueError(
             f"{flag}: {_few(missing)} not among the {len(known)} {what}; take them out, or give a file made for this "
             "dataset"
@@ -239,22 +240,23 @@ def _require_known(flag: str, names: Sequence[str], known: set[str], what: str) 
 
 
 def _image_labels_in_file(path: Path, dataset: Dataset) -> dict[str, tuple[int, ...]]:
-    known = set(dataset.image_names("train"))
-    numbers = {name: number for number, name in enumerate(dataset.classes)}
-    numbers |= {str(number): number for number in range(dataset.num_classes)}
+    images = dataset.image_names("train")
+    known, classes = Names(images), Names(dataset.classes)
+    numbers = {str(number): number for number in range(dataset.num_classes)}
+    numbers |= {name: number for number, name in enumerate(dataset.classes)}
 
     def number_of(text: str) -> int:
-        if text not in numbers:
+        if (name := classes.find(text) or text) not in numbers:
             raise ValueError(f"{text!r} is no class of {dataset.name!r}: {', '.join(dataset.classes)}")
-        return numbers[text]
+        return numbers[name]
 
     if not path.is_file():
         raise ValueError(f"--image-labels {path}: no such file was found")
     try:
         told = _read_image_labels(path, lambda line: _image_name(line, known), number_of)
-    except ValueError as error:
+    except (ValueError, csv.Error) as error:
         raise ValueError(f"--image-labels {path}: {error}") from error
-    _require_known(f"--image-labels {path}", list(told), known, f"train images of {dataset.name!r}")
+    _require_known(f"--image-labels {path}", list(told), images, f"train images of {dataset.name!r}")
     return told
 
 
@@ -262,16 +264,15 @@ def _read_image_labels(path: Path, name_of, number_of) -> dict[str, tuple[int, .
     """Image -> its classes, of a CSV file of `image,class`; an image of which no class is present has one line with
     an empty class."""
     classes: dict[str, set[int]] = {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file)
-        if [title.strip().lower() for title in next(rows, [])] != ["image", "class"]:
-            raise ValueError("expected a first line `image,class`, then a line for each class of an image")
-        for row in filter(None, rows):
-            if len(row) != 2 or not row[0].strip():
-                raise ValueError(f"expected an image and a class in line {rows.line_num}; got {','.join(row)!r}")
-            present = classes.setdefault(name_of(row[0].strip()), set())
-            if row[1].strip():
-                present.add(number_of(row[1].strip()))
+    rows = csv.reader(io.StringIO(read_text(path), newline=""))
+    if [title.strip().lower() for title in next(rows, [])] != ["image", "class"]:
+        raise ValueError("expected a first line `image,class`, then a line for each class of an image")
+    for row in filter(None, rows):
+        if len(row) != 2 or not row[0].strip():
+            raise ValueError(f"expected an image and a class in line {rows.line_num}; got {','.join(row)!r}")
+        present = classes.setdefault(name_of(row[0].strip()), set())
+        if row[1].strip():
+            present.add(number_of(row[1].strip()))
     return {name: tuple(sorted(present)) for name, present in classes.items()}
 
 
@@ -281,7 +282,7 @@ def _write(path: Path, text: str) -> None:
     beside.replace(path)
 
 
-def _image_name(line: str, known: set[str]) -> str:
+def _image_name(line: str, known: Names) -> str:
     """The image that a line means: `images/train/a.b.jpg` is `a.b`, `img/c_leftImg8bit.png lbl/c.png` is `c`.
 
     The whole line comes first, since names may have spaces in them, and a name as it is before one without what looks
@@ -289,7 +290,7 @@ def _image_name(line: str, known: set[str]) -> str:
     """
     whole, first = (PurePath(text.replace("\\", "/")) for text in (line, line.split()[0]))
     names = [whole.name, whole.stem, first.name, first.stem, first.stem.removesuffix(CITYSCAPES_SUFFIX)]
-    return next((name for name in names if name in known), whole.stem)
+    return next(filter(None, map(known.find, names)), whole.stem)
 
 
 def first_few(names: Sequence[str]) -> str:

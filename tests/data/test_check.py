@@ -1,5 +1,9 @@
 """Every message of check_dataset: a sound folder is broken in one way, and exactly that must be told."""
 
+import io
+import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +13,7 @@ from PIL import Image
 from kerasseg.data import FolderDataset, Split
 from kerasseg.data.check import KINDS, check_dataset, inspect_folder, require_sound
 from kerasseg.data.shapes import ShapesDataset
+from serving.inputs import contents_of
 from tests.data.folders import CLASSES, make_folder, save, write_classes
 
 CAMVID = Path(__file__).parents[2] / "../shared/data/camvid"
@@ -140,9 +145,12 @@ def test_unreadable_files(folder):
     )
     assert lines[0].endswith("; " + fix("unreadable image"))
     assert lines[1] == (
-        "error: labels/train/train_2.png: cannot be read as a picture (cannot identify image file); "
-        + fix("unreadable label")
+        "error: labels/train/train_2.png: an empty file under the name of a PNG; copy the file again from its source"
     )
+    file = save(folder / "labels/train/train_2.png", np.random.default_rng(0).integers(0, 3, (24, 32)))
+    file.write_bytes(file.read_bytes()[:80])
+    assert told(folder)[1].startswith("error: labels/train/train_2.png: cannot be read as a picture (")
+    assert told(folder)[1].endswith("; " + fix("unreadable label"))
 
 
 def test_a_truncated_jpeg(folder):
@@ -248,7 +256,7 @@ def test_masks_of_0_and_255_among_others(folder):
 
 def test_label_values_outside_of_the_classes(folder):
     label = LABEL.copy()
-    label[0, :5] = [3, 7, 200, 201, 255]
+    label[:3, :15] = np.repeat([3, 7, 200, 201, 255], 3)
     save(folder / "labels/val/val_1.png", label)
     assert only(folder) == (
         "error: labels/val/val_1.png: label values 3, 7, 200, ... outside of the 3 classes (0..2); "
@@ -448,6 +456,280 @@ def test_camvid_is_sound():
         "train": {"images": 367, "labeled": 367},
         "val": {"images": 101, "labeled": 101},
     }
+
+
+def test_pictures_are_decoded_as_training_decodes_them(folder):
+    """Pillow reads a PNG whose end is missing, TensorFlow does not."""
+    for split in ("train", "val"):
+        file = folder / f"images/{split}/{split}_0.png"
+        file.write_bytes(file.read_bytes()[:-12])
+    lines = told(folder)
+    assert lines == [
+        f"error: images/{split}/{split}_0.png: cannot be read as a picture (its end is missing); copy the file again "
+        "from its source, or write again what can be read: Image.open(f).save(f)"
+        for split in ("train", "val")
+    ]
+
+
+def test_files_that_are_no_pictures_are_named_for_what_they_are(folder):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+    (folder / "images/train/train_0.png").write_bytes(pointer)
+    (folder / "images/train/train_1.png").write_bytes(b"<!DOCTYPE html><title>Sign in</title>")
+    (folder / "images/train/photo.jpg").write_bytes(heic)
+    (folder / "labels/train/train_2.png").write_bytes(pointer)
+    lines = told(folder)
+    assert [line.split(": ", 2)[1:] for line in lines] == [
+        ["images/train/photo.jpg", f"HEIC data under the name of a JPEG or PNG; {contents_of(heic).remedy}"],
+        [
+            "images/train/train_0.png",
+            "a Git LFS pointer under the name of a JPEG or PNG; fetch the file that it stands for: git lfs pull",
+        ],
+        [
+            "images/train/train_1.png",
+            "a web page under the name of a JPEG or PNG; download the file itself: the server sent a page in its place "
+            "(a log-in, an error)",
+        ],
+        [
+            "labels/train/train_2.png",
+            "a Git LFS pointer under the name of a PNG; fetch the file that it stands for: git lfs pull",
+        ],
+    ]
+
+
+def test_jpeg_data_under_the_name_of_a_label_map(folder):
+    save(folder / "labels/train/train_1.png", LABEL, format="JPEG")
+    assert only(folder) == (
+        "error: labels/train/train_1.png: JPEG data under the name of a PNG; " + fix("label format")
+    )
+    with pytest.raises(ValueError, match="labels/train/train_1.png: JPEG data under the name of a PNG; save the label"):
+        FolderDataset(folder).load_label("train", "train_1")
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(width: int, height: int, bits: int, rows: bytes) -> bytes:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_pictures_beyond_the_limit_of_the_decoders(folder):
+    for file in ("images/train/train_0.png", "labels/train/train_0.png"):
+        (folder / file).write_bytes(png(20000, 9600, 8, b""))
+    lines = told(folder)
+    assert [line.partition(": ")[2].split(" (")[0] for line in lines] == [
+        "images/train/train_0.png: larger than 178956970 pixels; " + fix("too large"),
+        "labels/train/train_0.png: larger than 178956970 pixels; " + fix("too large"),
+    ]
+
+
+def test_grey_of_4_bits(folder):
+    (folder / "labels/train/train_0.png").write_bytes(png(32, 24, 4, (b"\0" + b"\x12" * 16) * 24))
+    assert only(folder) == (
+        "error: labels/train/train_0.png: grey of 2 or 4 bits, whose numbers some programs multiply (here by 17); "
+        + fix("low-bit label")
+    )
+
+
+def test_one_class(folder):
+    write_classes(folder, classes=["cat"])
+    for label in folder.glob("labels/*/*.png"):
+        save(label, np.zeros((24, 32)))
+    line = only(folder)
+    assert line == (
+        "error: classes.json: one class (cat): the background counts too, so there are at least 2; name both: "
+        '{"classes": ["background", "cat"]}, whose numbers in the label maps are 0 and 1'
+    )
+    with pytest.raises(ValueError) as error:
+        require_sound(FolderDataset(folder))
+    assert f"error: {error.value}".startswith(line)
+
+
+@pytest.mark.parametrize("with_classes", [True, False])
+def test_black_masks(folder, with_classes):
+    if not with_classes:
+        (folder / "classes.json").unlink()
+    for label in folder.glob("labels/*/*.png"):
+        save(label, np.zeros((24, 32)))
+    assert told(folder) == [
+        "error: labels/train: all 4 label maps are black, 0 everywhere: there is only background to learn; export the "
+        "masks again, with the objects in them as 1, 2, ...",
+        "warning: labels/val: all 2 label maps are black, 0 everywhere: there is only background to measure; export "
+        "the masks again, with the objects in them as 1, 2, ...",
+    ]
+
+
+def with_palette(path: Path, label, colors) -> None:
+    picture = Image.fromarray(np.asarray(label, np.uint8))
+    picture.putpalette(sum(map(list, colors), []))
+    picture.save(path)
+
+
+BLACK, RED, GREEN, BLUE = (0, 0, 0), (200, 30, 30), (30, 200, 30), (30, 30, 200)
+
+
+def test_palettes_that_contradict_each_other(folder):
+    for index in range(4):
+        swapped = (BLACK, BLUE, GREEN) if index == 3 else (BLACK, GREEN, BLUE)
+        with_palette(folder / f"labels/train/train_{index}.png", LABEL, swapped)
+    assert only(folder) == (
+        "error: labels/: the palettes of the label maps contradict each other: value 1 has the colour (30, 200, 30) in "
+        "3 (labels/train/train_0.png), (30, 30, 200) in 1 (labels/train/train_3.png), and 1 more values; write the "
+        "same number for the same colour in all of them: what counts is the number, and programs that make a palette "
+        "for each picture number its colours anew"
+    )
+    with_palette(folder / "labels/train/train_3.png", LABEL, (BLACK, GREEN, RED))
+    line = only(folder)
+    assert line.startswith("warning: labels/: the palettes of the label maps contradict each other: value 2 has the")
+    assert line.endswith("; if the numbers mean the same in all of them, leave it")
+
+
+def test_palettes_that_agree(folder):
+    """Grey ones say nothing, nor do colours of values that do not occur; 255 is ignored in any colour."""
+    with_palette(folder / "labels/train/train_0.png", LABEL, (BLACK, GREEN, BLUE, RED))
+    with_palette(folder / "labels/train/train_1.png", LABEL, (BLACK, GREEN, BLUE, BLUE))
+    with_palette(folder / "labels/train/train_2.png", LABEL, [(k, k, k) for k in range(256)])
+    ignored = np.where(LABEL == 2, 255, LABEL)
+    with_palette(folder / "labels/train/train_3.png", ignored, [BLACK, GREEN, *[BLUE] * 254])
+    with_palette(folder / "labels/val/val_0.png", ignored, [BLACK, GREEN, *[RED] * 254])
+    assert told(folder) == []
+
+
+def test_a_palette_in_classes_json_in_another_order(folder):
+    for label in folder.glob("labels/*/*.png"):
+        with_palette(label, LABEL, (BLACK, GREEN, BLUE))
+    write_classes(folder, classes=CLASSES, palette=[BLACK, BLUE, GREEN])
+    assert only(folder) == (
+        "warning: classes.json: its palette gives (30, 200, 30) to 'dog', whose number is 2; in the palettes of the "
+        "label maps it is the colour of 1; bring names and colours into the order of the numbers in the label maps"
+    )
+    write_classes(folder, classes=CLASSES, palette=[BLACK, GREEN, RED])
+    assert told(folder) == []
+
+
+def discs(*values: int) -> np.ndarray:
+    """A label map of 96x128 with a disc of each value on 0, for edges in all directions."""
+    row, column = np.mgrid[:96, :128]
+    label = np.zeros((96, 128), np.uint8)
+    for index, value in enumerate(values):
+        label[(row - 48) ** 2 + (column - 20 - 29 * index) ** 2 < 18**2] = value
+    return label
+
+
+def smooth(label: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(label).resize((160, 120), Image.BILINEAR).resize((128, 96), Image.BILINEAR))
+
+
+def as_jpeg(label: np.ndarray) -> np.ndarray:
+    file = io.BytesIO()
+    Image.fromarray(label).save(file, "JPEG", quality=90)
+    return np.asarray(Image.open(file))
+
+
+@pytest.mark.parametrize("blend", [smooth, as_jpeg])
+@pytest.mark.parametrize(
+    ("values", "classes", "binary"),
+    [
+        ((255, 255), ["ground", "cat"], True),
+        ((255, 255), None, True),
+        ((60, 120, 180), ["ground", "cat"], False),
+        ((20, 40, 60), None, False),
+    ],
+)
+def test_blended_edges_are_no_classes(tmp_path, blend, values, classes, binary):
+    for split in ("train", "val"):
+        save(tmp_path / f"images/{split}/a.png", np.zeros((96, 128, 3)))
+        save(tmp_path / f"labels/{split}/a.png", blend(discs(*values)))
+    if classes:
+        write_classes(tmp_path, classes=classes)
+    lines = told(tmp_path)
+    assert len(lines) == (2 if classes else 1)
+    for line in lines:
+        assert (
+            line.startswith("error: labels/") and "the edges were blended, by anti-aliasing, resizing or JPEG" in line
+        )
+        assert ("write the object as 1" in line) == binary
+
+
+@pytest.mark.parametrize("blend", [smooth, as_jpeg])
+def test_blended_edges_among_the_classes_are_told(tmp_path, blend):
+    write_classes(tmp_path, classes=[f"c{k}" for k in range(9)])
+    for split in ("train", "val"):
+        save(tmp_path / f"images/{split}/a.png", np.zeros((96, 128, 3)))
+        save(tmp_path / f"labels/{split}/a.png", discs(2, 5, 8))
+    assert [line.split("; ")[0] for line in told(tmp_path)] == [
+        "warning: labels/: no pixel of c1, c3, c4, ... in any label map"
+    ]
+    for split in ("train", "val"):
+        save(tmp_path / f"labels/{split}/a.png", np.minimum(blend(discs(2, 5, 8)), 8))
+    (line,) = [line for line in told(tmp_path) if "no pixel of" not in line]
+    assert (
+        line.startswith("warning: labels/: at ") and "% of the edges between two label values there is a third" in line
+    )
+
+
+def test_names_in_other_forms_belong_together(folder):
+    for image, label in (("K\u00f6ln", "Ko\u0308ln"), ("IMG_1", "img_1")):
+        save(folder / f"images/train/{image}.png", IMAGE)
+        save(folder / f"labels/train/{label}.png", LABEL)
+    inspection = inspect_folder(folder)
+    assert inspection.problems == []
+    assert inspection.images["train"] == {"images": 6, "labeled": 6}
+
+
+def test_several_files_of_one_name(folder):
+    save(folder / "labels/train/train_0.PNG", LABEL)
+    assert only(folder) == (
+        "error: labels/train/train_0.PNG: several label maps of one name (train_0.PNG and train_0.png), and an image "
+        "can have one only; " + fix("two labels")
+    )
+    (folder / "labels/train/train_0.PNG").unlink()
+    for name in ("K\u00f6ln", "Ko\u0308ln"):
+        save(folder / f"images/train/{name}.png", IMAGE)
+    assert only(folder).startswith("error: images/train/Ko\u0308ln.png: several images of one name")
+
+
+def test_names_that_lists_cannot_hold(folder):
+    for name in (b"caf\xe9.png", b"two\nlines.png"):
+        save(folder / "images/train" / os.fsdecode(name), IMAGE)
+    assert only(folder) == (
+        "error: 2 files in images/train (caf\\xe9.png, two\\nlines.png): its name is not UTF-8, or has line breaks, "
+        "and lists of names could not hold it; " + fix("name")
+    )
+    assert len(FolderDataset(folder).image_names("train")) == 4
+    other = folder.rename(folder.with_name(os.fsdecode(b"caf\xe9")))
+    assert only(other).startswith(f"error: {folder.with_name('caf')}\\xe9: its name is not UTF-8")
+    with pytest.raises(ValueError, match=r"caf\\xe9: its name is not UTF-8, .*; rename it"):
+        FolderDataset(other)
+
+
+def test_what_is_no_file(folder):
+    (folder / "images/train/gone.png").symlink_to("nowhere.png")
+    os.mkfifo(folder / "labels/train/pipe.png")
+    assert told(folder) == [
+        "error: images/train/gone.png: a link to nothing, or no file that can be read; " + fix("no file"),
+        "error: labels/train/pipe.png: a link to nothing, or no file that can be read; " + fix("no file"),
+    ]
+
+
+def test_a_folder_with_the_name_of_a_built_in_dataset(folder):
+    assert only(folder.rename(folder.with_name("shapes"))).startswith(
+        f"warning: {folder.with_name('shapes')}: a folder with the name of the built-in dataset 'shapes'"
+    )
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+def test_a_classes_file_in_any_encoding(folder, encoding):
+    (folder / "classes.json").write_text('{"classes": ["gro\u00df", "cat", "dog"]}', encoding)
+    if encoding == "cp1252":
+        assert only(folder).startswith(
+            "error: classes.json: is not in UTF-8 (byte 0xdf in line 1) but in another encodi"
+        )
+    else:
+        inspection = inspect_folder(folder)
+        assert (inspection.problems, inspection.classes) == ([], ("gro\u00df", "cat", "dog"))
 
 
 def test_every_kind_of_finding_has_a_test():

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -10,6 +12,18 @@ from tests.data.folders import make_folder
 def test_open_dataset_finds_names_and_folders(tmp_path):
     assert isinstance(open_dataset("shapes"), ShapesDataset)
     assert isinstance(open_dataset(make_folder(tmp_path / "pets")), FolderDataset)
+
+
+def test_a_folder_with_the_name_of_a_built_in_dataset_is_pointed_out(tmp_path, monkeypatch, capsys):
+    make_folder(tmp_path / "shapes")
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(open_dataset("shapes"), ShapesDataset)
+    assert capsys.readouterr().err == (
+        "warning: shapes is the built-in dataset; for the folder of that name give ./shapes\n"
+    )
+    for folder in ("./shapes", tmp_path / "shapes", Path("shapes")):
+        assert isinstance(open_dataset(folder), FolderDataset)
+    assert capsys.readouterr().err == ""
 
 
 def test_open_dataset_names_what_there_is(tmp_path):

@@ -147,8 +147,45 @@ def test_everything_wrong_with_a_classes_file_is_told_at_once():
 
 
 def test_colours_and_16_bit_numbers_are_no_label_map(tmp_path):
-    with pytest.raises(ValueError, match=r"a.png is a colour picture \(RGB\)"):
-        read_label(save(tmp_path / "a.png", np.zeros((8, 8, 3))))
-    with pytest.raises(ValueError, match="16-bit values up to 300"):
-        read_label(save(tmp_path / "b.png", np.full((8, 8), 300, np.uint16)))
-    assert (read_label(save(tmp_path / "c.png", np.full((8, 8), 7, np.uint16))) == 7).all()
+    with pytest.raises(ValueError, match=r"colours \(RGB\) instead of one class number per pixel"):
+        read_label(save(tmp_path / "a.png", np.zeros((8, 8, 3))).read_bytes())
+    with pytest.raises(ValueError, match=r"16-bit values above 255 \(up to 300\)"):
+        read_label(save(tmp_path / "b.png", np.full((8, 8), 300, np.uint16)).read_bytes())
+    assert (read_label(save(tmp_path / "c.png", np.full((8, 8), 7, np.uint16)).read_bytes()) == 7).all()
+
+
+def test_pictures_outside_of_the_graph_are_decoded_as_inside_of_it(tmp_path):
+    """Pillow reads a PNG whose end is missing, TensorFlow does not."""
+    make_folder(tmp_path)
+    file = tmp_path / "images/train/train_0.png"
+    file.write_bytes(file.read_bytes()[:-12])
+    dataset = FolderDataset(tmp_path)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        dataset.tf_image("train", tf.constant("train_0"))
+    with pytest.raises(ValueError, match=r"train_0.png: cannot be read as a picture \(its end is missing\); copy"):
+        dataset.load_image("train", "train_0")
+
+
+def test_label_maps_belong_to_images_whose_names_look_the_same(tmp_path):
+    make_folder(tmp_path)
+    for image, label, value in (("K\u00f6ln", "Ko\u0308ln", 1), ("IMG_1", "img_1", 2), ("a", "a", 0), ("A", "A", 1)):
+        save(tmp_path / f"images/train/{image}.jpg", np.zeros((24, 32, 3)))
+        save(tmp_path / f"labels/train/{label}.png", np.full((24, 32), value))
+    dataset = FolderDataset(tmp_path)
+    assert dataset.label_names("train")[:4] == ("A", "IMG_1", "K\u00f6ln", "a")
+    assert [dataset.load_label("train", name)[0, 0] for name in ("A", "IMG_1", "K\u00f6ln", "a")] == [1, 2, 1, 0]
+    assert dataset.load_image("train", "K\u00f6ln").shape == (24, 32, 3)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_classes_file_from_another_editor(tmp_path, encoding):
+    make_folder(tmp_path)
+    (tmp_path / "classes.json").write_text('{"classes": ["Himmel", "Stra\u00dfe"]}', encoding)
+    assert FolderDataset(tmp_path).classes == ("Himmel", "Stra\u00dfe")
+
+
+def test_a_classes_file_in_an_older_encoding_is_refused(tmp_path):
+    make_folder(tmp_path)
+    (tmp_path / "classes.json").write_text('{"classes": ["Himmel",\n"Stra\u00dfe"]}', "cp1252")
+    with pytest.raises(ValueError, match=r"classes.json is not in UTF-8 \(byte 0xdf in line 2\) .*save it as UTF-8"):
+        FolderDataset(tmp_path)

@@ -1,6 +1,5 @@
 """Cityscapes with its 19 training classes: 2,975 training and 500 validation pictures."""
 
-import io
 from typing import NamedTuple
 
 import numpy as np
@@ -72,7 +71,7 @@ class Cityscapes19(SegmentationBuilder):
         return splits
 
     def decode_label(self, path: str, contents: bytes) -> np.ndarray:
-        return CLASS_OF_ID[read_label(io.BytesIO(contents))]
+        return CLASS_OF_ID[read_label(contents)]
 
 
 def open_dataset() -> PreparedDataset:

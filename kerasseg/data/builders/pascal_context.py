@@ -71,7 +71,7 @@ class PascalContext(SegmentationBuilder):
     def decode_label(self, path: str, contents: bytes) -> np.ndarray:
         if path.endswith(".mat"):
             return CLASS_OF_NUMBER[scipy.io.loadmat(io.BytesIO(contents))["LabelMap"]]
-        return read_label(io.BytesIO(contents))
+        return read_label(contents)
 
 
 def open_dataset() -> PreparedDataset:

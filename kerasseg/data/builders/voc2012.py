@@ -62,7 +62,7 @@ class Voc2012(SegmentationBuilder):
     def decode_label(self, path: str, contents: bytes) -> np.ndarray:
         if path.endswith(".mat"):
             return scipy.io.loadmat(io.BytesIO(contents))["GTcls"][0]["Segmentation"][0].astype(np.uint8)
-        return read_label(io.BytesIO(contents))
+        return read_label(contents)
 
 
 def open_dataset() -> PreparedDataset:

@@ -1,0 +1,146 @@
+"""What can be wrong with the files of a dataset folder, and the words in which readers and checks say so."""
+
+from typing import NamedTuple
+
+from serving.inputs import COPY
+from serving.pictures import SMALLER
+
+# kind of finding: severity, message with {} for what was found, fix
+KINDS = {
+    "unreadable image": (
+        "error",
+        "cannot be read as a picture ({})",
+        f"{COPY}, or remove it",
+    ),
+    "too large": ("error", "{}", SMALLER),
+    "image format": (
+        "error",
+        "{} under the name of a JPEG or PNG",
+        "save as JPEG or PNG: Image.open(f).convert('RGB').save(name + '.png')",
+    ),
+    "unreadable label": (
+        "error",
+        "cannot be read as a picture ({})",
+        f"{COPY}, or remove it: its image then counts as unlabelled",
+    ),
+    "label format": (
+        "error",
+        "{} under the name of a PNG",
+        "save the label maps as PNG, from their source: JPEG changes class numbers",
+    ),
+    "low-bit label": (
+        "error",
+        "grey of 2 or 4 bits, whose numbers some programs multiply (here by {})",
+        "write class numbers as an 8-bit PNG: Image.fromarray(np.array(Image.open(f)) // FACTOR).save(f) undoes it",
+    ),
+    "colour label": (
+        "error",
+        "colours ({}) instead of one class number per pixel",
+        "write class numbers: replace each colour by the number of its class and save as a grey or palette "
+        "PNG (when red, green and blue are equal, Image.open(f).convert('L') is enough)",
+    ),
+    "16-bit label": (
+        "error",
+        "16-bit values above 255 (up to {})",
+        "write class numbers 0..254 and 255 = ignore as an 8-bit PNG",
+    ),
+    "size": (
+        "error",
+        "the label map is not of the size of its image ({})",
+        "export the label map at the size of the image, or resize it without mixing values: "
+        "label.resize(image.size, Image.NEAREST)",
+    ),
+    "rotated size": (
+        "error",
+        "it carries a rotation tag (EXIF orientation {}), and its label map fits only the upright picture",
+        "write the image upright: ImageOps.exif_transpose(Image.open(f)).save(f)",
+    ),
+    "rotated": (
+        "warning",
+        "it carries a rotation tag (EXIF orientation {}), which is not applied: it is used as stored",
+        "if it looks turned, or its label map was drawn on the upright picture, write it upright: "
+        "ImageOps.exif_transpose(Image.open(f)).save(f)",
+    ),
+    "all ignored": (
+        "warning",
+        "every pixel is ignored, so the label map teaches and measures nothing{}",
+        "remove the label map: the image then counts as unlabelled",
+    ),
+    "mask of 0 and 255": (
+        "error",
+        "a mask of 0 and 255, but 255 means ignore: the object would never be learnt{}",
+        "write the object as 1: Image.fromarray((np.array(Image.open(f)) > 0).astype('uint8')).save(f), "
+        "or call another value ignore_label in classes.json",
+    ),
+    "perhaps a mask of 0 and 255": (
+        "warning",
+        "only the values 0 and 255, and 255 means ignore{}",
+        "if 255 is meant to be the object, write it as 1",
+    ),
+    "no image": (
+        "error",
+        "a label map without an image of the same name{}",
+        "name the label map as its image (images/train/a.jpg has labels/train/a.png), or remove it",
+    ),
+    "no label": (
+        "warning",
+        "an image without a label map, so it is not evaluated{}",
+        "add the label map, or remove the image",
+    ),
+    "two images": (
+        "error",
+        "several images of one name ({}), and a label map can belong to one only",
+        "rename or remove all but one",
+    ),
+    "two labels": (
+        "error",
+        "several label maps of one name ({}), and an image can have one only",
+        "remove all but one",
+    ),
+    "name": (
+        "error",
+        "its name is not UTF-8, or has line breaks, and lists of names could not hold it{}",
+        "rename it (convmv -f latin1 -t utf8 --notest does so for whole folders)",
+    ),
+    "no file": (
+        "error",
+        "a link to nothing, or no file that can be read{}",
+        "put the file itself there, or remove it",
+    ),
+    "other image type": (
+        "warning",
+        "not read: a picture here is a .jpg, .jpeg or .png ({} found)",
+        "save as JPEG or PNG, or remove",
+    ),
+    "other label type": (
+        "error",
+        "not read: a label map is a .png ({} found); JPEG would change the class numbers",
+        "save the label maps as PNG, from their source rather than from a JPEG",
+    ),
+    "folder inside": (
+        "warning",
+        "a folder inside of a split is not read{}",
+        "move its files one folder up",
+    ),
+}
+
+
+class Finding(NamedTuple):
+    """What is wrong with one file."""
+
+    kind: str
+    """One of `KINDS`."""
+    file: str
+    """Relative to the dataset folder."""
+    detail: str = ""
+    """What was found."""
+    remedy: str = ""
+    """In place of that of the kind, where the cause has one of its own."""
+
+
+class FileError(ValueError):
+    """A picture or label map that cannot be used; `kind`, `detail` and `remedy` as of `Finding`."""
+
+    def __init__(self, kind: str, detail: str = "", remedy: str = "") -> None:
+        super().__init__(KINDS[kind][1].format(detail))
+        self.kind, self.detail, self.remedy = kind, detail, remedy
