@@ -555,14 +555,14 @@ def _check_values(result: Inspection, maps: dict[str, LabelMap], values: np.ndar
     if not result.classes:  # classes.json is broken, and said to be
         return
     outside = values[values >= count]
-    blended = False
+    blended: bool | np.bool = False
     if len(outside):
         files = defaultdict(list)
         for file, label in maps.items():
             if label.counts[count:IGNORE].any():
                 folder, _, name = file.rpartition("/")
                 files[folder].append(name)
-        if blended := on_edges_only(outside) or mixed > MIXED:
+        if blended := not solid[outside].any() or on_edges_only(outside) or mixed > MIXED:
             fix = remedy
         elif values.min() == 1 and outside.tolist() == [count]:
             fix = "the classes seem to be numbered from 1: subtract 1 from every value but 255"

@@ -17,6 +17,7 @@ import kerasseg.data.builders as builders
 import tensorflow_datasets as tfds
 
 from kerasseg.data.builders.cityscapes import TRAIN_CLASSES
+from kerasseg.data.builders.files import files_of
 from tests.data import archives
 from tests.data.builder_contract import BuilderContract
 
@@ -254,6 +255,16 @@ def test_a_damaged_file_is_named(tmp_path, tfds_directories, file, contents, mes
     with pytest.raises(ValueError, match=message):
         prepare("voc2012", tmp_path / "manual", tmp_path / "data")
     assert not list((tmp_path / "data").rglob("1.0.0*"))
+
+
+def test_a_page_in_place_of_an_archive_is_named(tmp_path):
+    for name in ("a.zip", "a.tar", "a.tar.gz"):
+        (tmp_path / name).write_bytes(b"<!DOCTYPE html><title>Log in</title>")
+        with pytest.raises(ValueError, match=f"{name} is a web page, and no archive: download the file itself"):
+            files_of(tmp_path / name)
+    (tmp_path / "b.zip").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(ValueError, match="b.zip is damaged or was not downloaded to its end"):
+        files_of(tmp_path / "b.zip")
 
 
 def test_what_is_nowhere_is_downloaded(tmp_path, tfds_directories):

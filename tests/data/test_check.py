@@ -653,6 +653,16 @@ def test_blended_edges_are_no_classes(tmp_path, blend, values, classes, binary):
         assert ("write the object as 1" in line) == binary
 
 
+def test_a_value_outside_of_the_classes_on_single_pixels_comes_from_blended_edges(folder):
+    """So few are left where JPEG has changed masks of few classes."""
+    label = LABEL.copy()
+    label[::5, 10] = 3
+    save(folder / "labels/train/train_0.png", label)
+    assert only(folder).startswith(
+        "error: labels/train/train_0.png: label values 3 outside of the 3 classes (0..2); the e"
+    )
+
+
 @pytest.mark.parametrize("blend", [smooth, as_jpeg])
 def test_blended_edges_among_the_classes_are_told(tmp_path, blend):
     write_classes(tmp_path, classes=[f"c{k}" for k in range(9)])

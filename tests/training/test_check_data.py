@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from serving import cli
 from tests.data import archives
@@ -81,6 +82,20 @@ def test_a_split_is_checked_too(tmp_path, capsys):
     status, _, lines = check(capsys, str(tmp_path), "--labeled", "0")
     assert status == 2
     assert lines[-1].startswith("error: --labeled 0 means 0 of the 8 labelled train images")
+
+
+def test_warnings_of_the_library_that_reads_pictures_are_not_shown(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 24 * 32 - 1)  # above it Pillow warns of a bomb
+    status, _, lines = check(capsys, str(make_folder(tmp_path)))
+    assert (status, lines) == (0, [])
+
+
+def test_a_folder_with_the_name_of_a_built_in_dataset(tmp_path, capsys, monkeypatch):
+    make_folder(tmp_path / "shapes")
+    monkeypatch.chdir(tmp_path)
+    status, result, lines = check(capsys, "./shapes")
+    assert (status, result["images"]["train"]["images"], len(lines)) == (0, 4, 1)
+    assert lines[0].startswith("warning: shapes: a folder with the name of the built-in dataset 'shapes'")
 
 
 def test_cover_wants_to_know_how_many(tmp_path):
