@@ -4,6 +4,7 @@ fix.
 Legend: H, W size of a picture; K classes.
 """
 
+import functools
 import json
 import unicodedata
 from collections import defaultdict
@@ -424,10 +425,10 @@ def _orientation(contents: bytes) -> int:
 def _count(label_HW: np.ndarray, contents: bytes, ignore: int) -> LabelMap:
     counts = np.bincount(label_HW.ravel(), minlength=256)
     solid, edges, mixed = _edges(label_HW, counts > 0)
-    with open_picture(contents) as picture:
-        palette = np.reshape(picture.getpalette() or [], (-1, 3))
-    shown = [value for value in np.flatnonzero(counts) if value < len(palette) and value not in (ignore, IGNORE)]
-    colors = {int(value): (int(r), int(g), int(b)) for value in shown for r, g, b in [palette[value]]}
+    with open_picture(contents) as picture:  # not `getpalette`, which would decode the picture once more
+        palette = bytes(picture.palette.palette) if picture.palette else b""
+    values = [int(value) for value in np.flatnonzero(counts) if value not in (ignore, IGNORE)]
+    colors = {k: (palette[3 * k], palette[3 * k + 1], palette[3 * k + 2]) for k in values if 3 * k + 2 < len(palette)}
     if all(color == (value, value, value) for value, color in colors.items()):
         colors = {}
     if ignore != IGNORE:
@@ -443,10 +444,12 @@ def _edges(label_HW: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, int, 
     if min(height, width) < 3:
         return present, 0, 0
     shifted = [label_HW[row : row + height - 2, column : column + width - 2] for row, column in np.ndindex(3, 3)]
-    low, high = np.minimum.reduce(shifted), np.maximum.reduce(shifted)
+    low, high = functools.reduce(np.minimum, shifted), functools.reduce(np.maximum, shifted)
     solid = np.bincount(low[low == high], minlength=256) > 0
     edge = (low != high) & (high != IGNORE)
-    mixed = np.any([(low < each) & (each < high) for each in shifted], axis=0)
+    mixed = np.zeros_like(edge)
+    for each in shifted:
+        mixed |= (low < each) & (each < high)
     return solid, int(edge.sum()), int((edge & mixed).sum())
 
 
@@ -555,14 +558,14 @@ def _check_values(result: Inspection, maps: dict[str, LabelMap], values: np.ndar
     if not result.classes:  # classes.json is broken, and said to be
         return
     outside = values[values >= count]
-    blended: bool | np.bool = False
+    blended = False
     if len(outside):
         files = defaultdict(list)
         for file, label in maps.items():
             if label.counts[count:IGNORE].any():
                 folder, _, name = file.rpartition("/")
                 files[folder].append(name)
-        if blended := not solid[outside].any() or on_edges_only(outside) or mixed > MIXED:
+        if blended := bool(not solid[outside].any() or on_edges_only(outside) or mixed > MIXED):
             fix = remedy
         elif values.min() == 1 and outside.tolist() == [count]:
             fix = "the classes seem to be numbered from 1: subtract 1 from every value but 255"
