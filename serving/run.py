@@ -6,6 +6,7 @@ import functools
 import logging
 import math
 import os
+import re
 import socket
 import threading
 import time
@@ -73,6 +74,8 @@ class Config:
     """Let clients load and unload models."""
     token_file: Path | None = None
     """A file with the token that requests must bear; health needs none."""
+    allow_origin: tuple[str, ...] = ()
+    """Origins (https://a.example) whose pages may use this server from a browser, by CORS; * for all."""
     max_body_mb: int = 64
     """Largest body of a request, MiB."""
     max_pixels: int = 2**24
@@ -125,6 +128,9 @@ def check(config: Config) -> None:
         raise ValueError(f"--timeout must be above 0, got {config.timeout}")
     if any(length < 1 for size in (*config.warm_up, *config.buckets) for length in size):
         raise ValueError("--warm-up and --buckets are heights and widths of at least 1 pixel")
+    for origin in config.allow_origin:
+        if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+            raise ValueError(f"--allow-origin {origin}: expected scheme and host, such as https://a.example:8080, or *")
     if config.buckets and not config.bucket_pictures:
         raise ValueError(
             "--buckets needs --bucket-pictures: padding changes what some models see, and only pictures of yours tell"
@@ -231,7 +237,7 @@ class Server(uvicorn.Server):
         self._grpc_stopped: asyncio.Future[None] | None = None
         super().__init__(
             uvicorn.Config(
-                make_app(self.service, token, self._lifespan),
+                make_app(self.service, token, self._lifespan, config.allow_origin),
                 loop="uvloop",
                 http=functools.partial(Connection, max_connections=config.max_connections),  # type: ignore[arg-type]
                 ws="none",
