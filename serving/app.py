@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import itertools
 import json
 import logging
 import math
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import python_multipart
 from prometheus_client import Counter
+from python_multipart.multipart import parse_options_header
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -54,6 +56,9 @@ MEDIA_TYPES = {
 
 MAX_RUNS = 2**20
 """Of an answer in run lengths."""
+
+MAX_PARTS = 64
+"""Of a form, with its end."""
 
 SENT_BYTES = 2**16
 """Of an answer at a time: how much of it was sent is known, and logged, when its client goes."""
@@ -184,7 +189,7 @@ class Endpoints:
             try:
                 image_HWC = load_picture(contents, max_pixels=self._service.limits.max_pixels, formats=WEB_FORMATS)
             except ValueError as error:
-                if contents and not _LOST_BY_CURL.search(contents):
+                if contents and not _LOST_BY_CURL.search(contents, 0, 2**16):
                     raise ValueError(
                         f"{error}; it has no line end and no zero byte, which curl -d takes out of a file: "
                         "send it with curl --data-binary @FILE"
@@ -287,6 +292,10 @@ def file_of_form(content_type: str, body: bytes) -> bytes:
     Raises:
         ValueError: it is no form, or has another number of files.
     """
+    _, options = parse_options_header(content_type)
+    boundary = re.escape(b"--" + options.get(b"boundary", b""))
+    if next(itertools.islice(re.finditer(boundary, body), MAX_PARTS, None), None):
+        raise ValueError(f"the form has more than {MAX_PARTS - 1} parts: send one picture a request")
     files: list[Any] = []
     limits = {"MAX_MEMORY_FILE_SIZE": len(body) + 1}  # nothing is spooled to a disk
     parser = python_multipart.create_form_parser({"Content-Type": content_type.encode()}, None, files.append, limits)

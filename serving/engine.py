@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 
 from serving.artifact import Artifact
-from serving.pictures import padded_pixels
+from serving.pictures import STRIDE, padded_pixels
 from serving.sessions import GpuSessions, first_gpu_session, new_session
 from serving.windows import segment_by_windows
 
@@ -116,6 +116,12 @@ class Engine:
 
         results = self._on_gpu(run, images_NHWC) if self.provider == "cuda" else self._on_cpu(run, images_NHWC)
         return dict(zip(wanted, results, strict=True))
+
+    def give_back_memory(self) -> None:
+        """Lets go of what predictions on a CPU have left allocated; on a GPU it is kept for the next ones."""
+        if self.provider == "cpu":
+            for session in {self._session, self._one_thread_session}:
+                session.run(None, {self.input: np.zeros((1, STRIDE, STRIDE, 3), np.uint8)}, self._shrink)
 
     def predict_large(
         self, image_HW3: np.ndarray, window: tuple[int, int], stride: float = 2 / 3, batch_size: int = 4

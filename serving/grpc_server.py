@@ -61,6 +61,9 @@ MAX_FIELD_BYTES = 2**23
 MAX_RANK = 32
 """Dimensions of a tensor that are looked at."""
 
+SMALL_MESSAGE = 2**20
+"""Bytes of a message from which on the next one's turn comes only when this one is decoded."""
+
 RECEIVE_SECONDS = 10.0
 """How long a message may take to arrive while others wait for their turn."""
 
@@ -78,8 +81,8 @@ CONTENTS = {
 }
 """Where a tensor's numbers are, by datatype, if they are not raw. FP16 has no such place."""
 
-Reply = Callable[[Call, AsyncIterator[bytes], grpc.aio.ServicerContext], Awaitable[bytes]]
-"""From the messages of a call, of which there is one, to the answer's."""
+Reply = Callable[[Call, grpc.aio.ServicerContext], Awaitable[bytes]]
+"""From a call, whose message is in its context, to that of the answer."""
 
 
 class GrpcServer:
@@ -114,6 +117,7 @@ class GrpcServer:
                 ("grpc.so_reuseport", 0),  # or a second server would share the port in silence
                 ("grpc.max_receive_message_length", self._service.limits.max_body),
                 ("grpc.max_allowed_incoming_connections", self._max_calls),
+                ("grpc.http2.bdp_probe", 0),  # or what is not asked for yet arrives by the megabyte
                 ("grpc.keepalive_time_ms", 60_000),  # a client that vanished is noticed
             ],
         )
@@ -154,7 +158,7 @@ class GrpcServer:
         try:
             if method not in OPEN and not bears(self._token, metadata.get("authorization", "")):
                 raise Unauthorized("send the server's token as metadata, authorization: Bearer TOKEN")
-            reply = await answer(call, messages, context)
+            reply = await answer(call, context)
             code = "OK"
             sending = contextlib.ExitStack()
             sending.enter_context(self._service.answering(len(reply)))
@@ -196,11 +200,11 @@ class GrpcServer:
     def _says(self, name: str, function: Callable[[Any], Any]) -> Reply:
         """What `function` makes of the request, in the form of JSON, as the message of the answer."""
 
-        async def answer(call: Call, messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
+        async def answer(call: Call, context: grpc.aio.ServicerContext) -> bytes:
             if name in OPEN.values():  # its message says nothing, and may be of any length: it stays unread
                 said = function(None)
             else:
-                async with self._received(messages, functools.partial(_parse_short, f"{name}Request")) as request:
+                async with self._received(context, functools.partial(_parse_short, f"{name}Request")) as request:
                     said = function(request)
                     if inspect.isawaitable(said):
                         said = await said
@@ -221,7 +225,7 @@ class GrpcServer:
 
     # Inference
 
-    async def _infer(self, call: Call, messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
+    async def _infer(self, call: Call, context: grpc.aio.ServicerContext) -> bytes:
         def decode(model: Model, request: tuple[dict[str, Any], memoryview]) -> Asked:
             asked = protocol.read_request(*request, model.info, 3 * self._service.limits.max_pixels)
 
@@ -231,44 +235,44 @@ class GrpcServer:
             return tensor_asked(model, asked, self._service.limits, encode)
 
         async with contextlib.AsyncExitStack() as received:
-            name, version, *request = await received.enter_async_context(self._received(messages, read_infer))
+            name, version, *request = await received.enter_async_context(self._received(context, read_infer))
             reply, _ = await self._service.infer(call, name, version, _leaving(received, request), decode)
             return reply
 
     @contextlib.asynccontextmanager
-    async def _received(self, messages: AsyncIterator[bytes], read: Callable[[bytes], Any]) -> AsyncIterator[Any]:
+    async def _received(self, context: grpc.aio.ServicerContext, read: Callable[[bytes], Any]) -> AsyncIterator[Any]:
         """The call's message, as `read` has it; its bytes count as held until the block ends."""
-        message = await self._receive(messages)
-        with self._service.holding() as hold:
-            hold(len(message))
-            yield await self._service.in_pool(read, message)
-
-    async def _receive(self, messages: AsyncIterator[bytes]) -> bytes:
-        """In turn with others, so that no more bytes arrive at once than the limits allow."""
         seconds = self._service.limits.body_timeout
         late = DeadlineExceeded(f"the message did not arrive within {seconds:g} seconds")
         until = time.monotonic() + seconds
-        self._waiting += 1
-        try:
-            async with asyncio.timeout(seconds):
-                await self._turns.acquire()
-        except TimeoutError:
-            raise late from None
-        finally:
-            self._waiting -= 1
-        message = asyncio.ensure_future(anext(messages))
-        try:
-            await asyncio.wait({message}, timeout=min(until - time.monotonic(), RECEIVE_SECONDS))
-            if not message.done() and not self._waiting:
-                await asyncio.wait({message}, timeout=until - time.monotonic())
-            if not message.done():
-                raise late
-            return message.result()
-        except StopAsyncIteration:  # none came, or one that was too large, which the client has been told
-            raise ClientGone("no message came") from None
-        finally:
-            message.cancel()
-            self._turns.release()
+        with contextlib.ExitStack() as turn:
+            self._waiting += 1
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._turns.acquire()
+            except TimeoutError:
+                raise late from None
+            finally:
+                self._waiting -= 1
+            turn.callback(self._turns.release)
+            # The iterator of messages would hold this one until Python looks for cycles.
+            next_message = asyncio.ensure_future(context.read())
+            try:
+                await asyncio.wait({next_message}, timeout=min(until - time.monotonic(), RECEIVE_SECONDS))
+                if not next_message.done() and not self._waiting:
+                    await asyncio.wait({next_message}, timeout=until - time.monotonic())
+                if not next_message.done():
+                    raise late
+                message = next_message.result()
+            finally:
+                next_message.cancel()
+            if message is grpc.aio.EOF:  # or one came that was too large, which the client has been told
+                raise ClientGone("no message came")
+            if len(message) < SMALL_MESSAGE:
+                turn.close()
+            with self._service.holding() as hold:
+                hold(len(message))
+                yield await self._service.in_pool(read, message)
 
 
 @contextlib.asynccontextmanager

@@ -132,6 +132,10 @@ class Model:
         job = Job(pad(images_NHWC, bucket), tuple(outputs), size)
         return ticket.submit(bucket, job, len(images_NHWC))
 
+    def give_back_memory(self) -> None:
+        """See `Engine.give_back_memory`."""
+        self._engine.give_back_memory()
+
     def close(self) -> None:
         """Takes no more requests; those that were admitted are answered."""
         self._batcher.close()

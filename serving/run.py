@@ -292,10 +292,12 @@ class Server(uvicorn.Server):
                 return
         loading = threading.Thread(target=self._load_and_follow, name="repository", daemon=True)
         loading.start()
+        giving_back = asyncio.ensure_future(self.service.give_back_memory())
         try:
             yield
         finally:
             self._stopped.set()
+            giving_back.cancel()
             if self._grpc_stopped:
                 await self._grpc_stopped
             await asyncio.to_thread(self._close, loading)

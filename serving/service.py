@@ -8,6 +8,7 @@ The event loop only moves bytes; whatever computes runs in a pool or in the batc
 
 import asyncio
 import contextlib
+import ctypes
 import hmac
 import logging
 import math
@@ -35,6 +36,10 @@ R = TypeVar("R")
 
 MAX_SHORT_BODY = 2**16
 """Bytes of a request that is none for inference, of which a field or two are asked: it is read on the event loop."""
+
+
+IDLE_SECONDS = 10.0
+"""Between two looks whether memory can be given back."""
 
 
 class BadRequest(Exception):
@@ -196,6 +201,8 @@ class Service:
         self._allow_load = allow_load
         self._pool = ThreadPoolExecutor(usable_cpus(), "pictures")
         self._held_bytes = 0
+        self._under_way = 0
+        self._may_give_back = False
         self.registry = new_registry(repository.models)
 
     def close(self) -> None:
@@ -287,6 +294,7 @@ class Service:
         """
         model = call.model = self.model(name, version)
         until = call.arrived / 1e9 + min(self.limits.timeout, timeout)
+        self._under_way += 1
         try:
             if model.full:  # before its body is read: refusing has to be cheap
                 raise QueueFull("the queue is full")
@@ -311,6 +319,8 @@ class Service:
             failure = FAILURES.get(type(error))
             model.statistics.failed(failure.reason if failure else "OTHER", time.perf_counter_ns() - call.arrived)
             raise
+        finally:
+            self._under_way -= 1
         ended = time.perf_counter_ns()
         durations = dict(answer.durations)
         durations["compute_input"] += answer.submitted - call.arrived
@@ -318,10 +328,22 @@ class Service:
         model.statistics.succeeded(len(asked.images_NHWC), durations | {"success": ended - call.arrived})
         return encoded, durations
 
+    async def give_back_memory(self) -> None:
+        """Gives the system what requests have left behind, whenever there are none; until it is cancelled.
+
+        onnxruntime keeps a gigabyte after a picture of 4 megapixels, and the C library what lies below something small.
+        """
+        while True:
+            await asyncio.sleep(IDLE_SECONDS)
+            if self._may_give_back and not self._under_way and not self._held_bytes:
+                self._may_give_back = False
+                await asyncio.to_thread(_trim, self.repository.models())
+
     @contextlib.contextmanager
     def holding(self) -> Iterator[Callable[[int], None]]:
         """Yields what counts the bytes of a body that arrives, until the block ends; it raises QueueFull."""
         held = 0
+        self._may_give_back = True
 
         def hold(length: int) -> None:
             nonlocal held
@@ -353,6 +375,13 @@ class Service:
     def _prepare(model: Model, ticket: Ticket, decode: Decode, contents: Any) -> tuple[Asked, "Future[Answer]"]:
         asked = decode(model, contents)
         return asked, model.submit(ticket, asked.images_NHWC, asked.outputs)
+
+
+def _trim(models: Iterable[Model]) -> None:
+    for model in models:
+        model.give_back_memory()
+    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextlib.contextmanager
