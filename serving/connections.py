@@ -7,6 +7,7 @@ logged (`REFUSED`); requests are answered in their order whatever follows them; 
 import asyncio
 import functools
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import httptools
@@ -42,11 +43,14 @@ class Connection(HttpToolsProtocol):
 
     Args:
         max_connections: beyond it requests are answered with 503.
+        is_crowded: whether there is no room for others' bodies. Then a client that takes `WRITE_SECONDS` for a piece
+            of an answer is cut off; otherwise it may read as slowly as it likes.
     """
 
-    def __init__(self, *args: Any, max_connections: int, **kwargs: Any):
+    def __init__(self, *args: Any, max_connections: int, is_crowded: Callable[[], bool] = lambda: False, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._max_connections = max_connections
+        self._is_crowded = is_crowded
         self._timer: asyncio.TimerHandle | None = None
         self._read_timer: asyncio.TimerHandle | None = None
         self._half_closed_timer: asyncio.TimerHandle | None = None
@@ -87,13 +91,13 @@ class Connection(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             self._ignore_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
-            self._refuse(400, f"this is not HTTP: {error.__context__ or error}")
+            self._refuse(400, f"the request cannot be read as HTTP/1.1: {error.__context__ or error}")
         else:
             self._pending_bytes = 0 if self._has_ended else self._pending_bytes + len(data)
             if self._pending_bytes > MAX_HEADER_BYTES:
                 self._refuse_headers()
 
-    def eof_received(self) -> bool:
+    def eof_received(self) -> bool:  # type: ignore[override]
         """The client sends no more: it may still wait for answers, or be gone. Only writing to it tells."""
         waiting = self.cycle and not self.cycle.response_complete and not self.cycle.more_body
         if not waiting:
@@ -165,6 +169,7 @@ class Connection(HttpToolsProtocol):
                 return
             cycle.scope["state"][BROKEN] = message
             cycle.keep_alive = cycle.more_body = False
+            cycle.transport = _Lingering(self)
             cycle.message_event.set()
             return
         super().on_message_begin()
@@ -172,7 +177,7 @@ class Connection(HttpToolsProtocol):
         self.scope["state"][REFUSED] = status, message
         self.cycle = RequestResponseCycle(
             scope=self.scope,
-            transport=self.transport,
+            transport=_Lingering(self),  # type: ignore[arg-type]
             flow=self.flow,
             logger=self.logger,
             access_logger=self.access_logger,
@@ -189,6 +194,11 @@ class Connection(HttpToolsProtocol):
             self._start_asgi_task(self.cycle, self.app)
         else:
             self.pipeline.appendleft((self.cycle, self.app))
+
+    def linger(self) -> None:
+        """Closes once the client has had time to read what it was told, which it could not if it still sends then."""
+        self.transport.write_eof()
+        self._allow(LINGER_SECONDS)
 
     # What is written
 
@@ -220,7 +230,7 @@ class Connection(HttpToolsProtocol):
 
     def _look_at_reader(self, before: int) -> None:
         unread = self._unread()
-        if unread < before:
+        if unread < before and not self._is_crowded():
             self._watch_reader(unread)
         else:
             self._cut()
@@ -252,3 +262,16 @@ class Connection(HttpToolsProtocol):
         if self._timer:
             self._timer.cancel()
         self._timer = self.loop.call_later(seconds, self._cut) if seconds else None
+
+
+class _Lingering:
+    """A connection's transport, whose `close` waits for the client."""
+
+    def __init__(self, connection: Connection):
+        self._connection = connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection.transport, name)
+
+    def close(self) -> None:
+        self._connection.linger()

@@ -105,6 +105,8 @@ class GrpcServer:
         self._turns = asyncio.Semaphore(max(1, limits.max_bodies // limits.max_body))
         self._waiting = 0
 
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_tells_something)
+
     async def start(self, host: str, port: int) -> str:
         """Returns the address, host:port, where a `port` of 0 is a free one.
 
@@ -280,6 +282,11 @@ async def _leaving(received: contextlib.AsyncExitStack, contents: Any) -> AsyncI
     """`contents`; what was received counts no longer once the block ends."""
     async with received:
         yield contents
+
+
+def _tells_something(record: logging.LogRecord) -> bool:
+    """Not that an answer could not be sent: its client had cancelled the call, which has its line in the log."""
+    return not (record.exc_info and record.exc_info[0] and record.exc_info[0].__name__ == "ExecuteBatchError")
 
 
 def _parse(name: str, message: bytes) -> Any:

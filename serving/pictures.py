@@ -121,11 +121,11 @@ def load_picture(
         source = Path(source).read_bytes()
     name = name or "picture"
     try:
-        with Image.open(_Source(source), formats=formats) as picture:
+        with _Source(source) as file, Image.open(file, formats=formats) as picture:
             width, height = picture.size
             check_pixels(height, width, max_pixels)
             if isinstance(picture, JpegImageFile):
-                _check_scans(source, picture.fp.tell())
+                _check_scans(source, file.tell())
                 # In pieces, what a decoder cannot use yet is copied for every piece: fill bytes take minutes.
                 picture.decodermaxblock = len(source)
             ImageOps.exif_transpose(picture, in_place=True)  # else it copies what needs no turning

@@ -97,8 +97,11 @@ def parse_request(body: bytes, header_length: str | None, info: ModelInfo, max_e
     """
     json_length = len(body)
     if header_length is not None:
-        if not (header_length.isascii() and header_length.isdecimal() and int(header_length) <= len(body)):
-            raise ValueError(f"{HEADER_LENGTH} is {header_length}: expected 0 to the body's length, {len(body)}")
+        is_number = header_length.isascii() and header_length.isdecimal() and len(header_length) < 20
+        if not (is_number and int(header_length) <= len(body)):
+            raise ValueError(
+                f"{HEADER_LENGTH} is {_short(header_length)}: expected 0 to the body's length, {len(body)}"
+            )
         json_length = int(header_length)
         if json_length == 0:
             raise ValueError(

@@ -239,7 +239,9 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 make_app(self.service, token, self._lifespan, config.allow_origin),
                 loop="uvloop",
-                http=functools.partial(Connection, max_connections=config.max_connections),  # type: ignore[arg-type]
+                http=functools.partial(  # type: ignore[arg-type]
+                    Connection, max_connections=config.max_connections, is_crowded=self.service.is_crowded
+                ),
                 ws="none",
                 log_config=None,
                 access_log=False,

@@ -339,6 +339,10 @@ class Service:
                 self._may_give_back = False
                 await asyncio.to_thread(_trim, self.repository.models())
 
+    def is_crowded(self) -> bool:
+        """Whether there is no room for more bodies."""
+        return self._held_bytes > self.limits.max_bodies
+
     @contextlib.contextmanager
     def holding(self) -> Iterator[Callable[[int], None]]:
         """Yields what counts the bytes of a body that arrives, until the block ends; it raises QueueFull."""
@@ -349,7 +353,7 @@ class Service:
             nonlocal held
             held += length
             self._held_bytes += length
-            if self._held_bytes > self.limits.max_bodies:
+            if self.is_crowded():
                 raise QueueFull("too many large bodies are arriving at once")
 
         try:
