@@ -2,8 +2,8 @@
 
 Some requests are made by schemathesis from the server's own OpenAPI document, most are bytes: binary tensors, pictures
 and forms that are nearly right, thin ones, JSON that is deep or wide, chunks and trailers, odd paths, queries and
-headers, messages over gRPC with repeated fields; and some clients read slowly, or go. No answer may be a 5xx but 503 (or
-INTERNAL or UNKNOWN over gRPC), every whole request has one, and the server's memory stays where it was.
+headers, messages over gRPC with repeated fields; and some clients read slowly, or go. No answer may be a 5xx but 503
+(INTERNAL or UNKNOWN over gRPC), every whole request has one, and the server's memory stays where it was.
 `tests/serving/test_fuzz.py` sends a few of the same.
 """
 
@@ -17,7 +17,7 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -316,18 +316,18 @@ def repeat(strategy: st.SearchStrategy, times: int, number: int, send: Callable[
     each()
 
 
-def memory_of(pid: int) -> int:
-    """MiB of a process' resident memory."""
-    [line] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS:")]
+def memory_of(pid: int, which: str = "VmRSS") -> int:
+    """MiB of a process' resident memory; of its peak by "VmHWM"."""
+    [line] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(which)]
     return int(line.split()[1]) // 1024
 
 
 @contextlib.contextmanager
-def served(folder: Path) -> Iterator[tuple[SimpleNamespace, int, list[str]]]:
+def served(folder: Path, more: Sequence[str] = ()) -> Iterator[tuple[SimpleNamespace, int, list[str]]]:
     """A server in a process of its own, with the tests' model: its addresses, its number, and the errors of its log."""
     write_toy_model(folder / MODEL, 1)
     flags = ["--port", "0", "--grpc-port", "0", "--provider", "cpu", "--no-access-log"]
-    command = [sys.executable, "-m", "serving.run", str(folder), *flags]
+    command = [sys.executable, "-m", "serving.run", str(folder), *flags, *more]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         lines, errors = map(json.loads, process.stderr), []

@@ -169,7 +169,7 @@ class Connection(HttpToolsProtocol):
                 return
             cycle.scope["state"][BROKEN] = message
             cycle.keep_alive = cycle.more_body = False
-            cycle.transport = _Lingering(self)
+            cycle.transport = _Lingering(self)  # type: ignore[assignment]
             cycle.message_event.set()
             return
         super().on_message_begin()

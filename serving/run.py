@@ -78,8 +78,10 @@ class Config:
     """Origins (https://a.example) whose pages may use this server from a browser, by CORS; * for all."""
     max_body_mb: int = 64
     """Largest body of a request, MiB."""
+    max_bodies_mb: int = 256
+    """All bodies that arrive or are decoded, with all answers that are sent, MiB; more are refused, with 503."""
     max_pixels: int = 2**24
-    """Largest picture, or pictures of a tensor together."""
+    """Largest picture, or pictures of a tensor together, padded as a network pads them."""
     max_connections: int = 1000
     """Beyond it requests are refused, with 503."""
     drain_delay: float = 0.0
@@ -109,6 +111,7 @@ def check(config: Config) -> None:
         "max_queue": 1,
         "versions": 1,
         "max_body_mb": 1,
+        "max_bodies_mb": 1,
         "max_pixels": 1,
         "max_connections": 1,
         "max_delay": 0,
@@ -219,7 +222,12 @@ class Server(uvicorn.Server):
     def __init__(self, config: Config):
         token = read_token(config.token_file) if config.token_file else None
         self.repository = Repository(config.models, settings_of(config))
-        limits = Limits(max_body=config.max_body_mb * 2**20, max_pixels=config.max_pixels, timeout=config.timeout)
+        limits = Limits(
+            max_body=config.max_body_mb * 2**20,
+            max_bodies=max(config.max_bodies_mb, config.max_body_mb) * 2**20,
+            max_pixels=config.max_pixels,
+            timeout=config.timeout,
+        )
         self.service = Service(self.repository, limits, allow_load=config.allow_load)
         self._grpc = None
         if config.grpc_port is not None:

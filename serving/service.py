@@ -9,6 +9,7 @@ The event loop only moves bytes; whatever computes runs in a pool or in the batc
 import asyncio
 import contextlib
 import ctypes
+import gc
 import hmac
 import logging
 import math
@@ -301,8 +302,9 @@ class Service:
             async with body as contents:
                 model, ticket = self.repository.admit(name, version)
                 with ticket, _bad_requests():
-                    prepared = self._pool.submit(self._prepare, model, ticket, decode, contents)
-                    asked, future = await _wait(prepared, until, gone, finish=False)
+                    asked, future = await _wait(
+                        self._pool.submit(self._prepare, model, ticket, decode, contents), until, gone, finish=False
+                    )
             if asked.id is not None:
                 call.has_body_id(asked.id)
             if asked.timeout is not None:
@@ -382,6 +384,7 @@ class Service:
 
 
 def _trim(models: Iterable[Model]) -> None:
+    gc.collect()
     for model in models:
         model.give_back_memory()
     with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
@@ -425,6 +428,8 @@ async def _wait(future: "Future[R]", until: float, gone: Gone | None, *, finish:
     finally:
         for end in ends:
             end.cancel()
+        # An error holds this frame by its traceback: a cycle, which would keep the request in memory.
+        del future, done, ends, end
 
 
 def tensor_asked(
