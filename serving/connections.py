@@ -249,7 +249,8 @@ class Connection(HttpToolsProtocol):
     def _ask_whether_it_reads(self) -> None:
         """One that is gone refuses what is written to it."""
         cycle = self._running
-        if cycle and not cycle.response_started and cycle.scope["http_version"] == "1.1":
+        silent = cycle and not cycle.response_started and not self.transport.is_closing()
+        if cycle and silent and cycle.scope["http_version"] == "1.1":
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._half_closed_timer = self.loop.call_later(HALF_CLOSED_SECONDS, self._ask_whether_it_reads)
 

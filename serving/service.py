@@ -386,7 +386,8 @@ class Service:
 def _trim(models: Iterable[Model]) -> None:
     gc.collect()
     for model in models:
-        model.give_back_memory()
+        with contextlib.suppress(Exception):  # what onnxruntime raises, out of memory for one, has no public base class
+            model.give_back_memory()
     with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
         ctypes.CDLL(None).malloc_trim(0)
 
