@@ -86,7 +86,7 @@ SEGMENTS = st.sampled_from(
 SEGMENTS |= st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="?#"), max_size=8)
 
 
-THIN = st.tuples(st.just(1), st.sampled_from([100, 5_000, 30_000]))
+THIN = st.tuples(st.just(1), st.sampled_from([100, 5_000, 16_000]))
 THIN |= THIN.map(lambda sides: sides[::-1])
 
 

@@ -206,7 +206,7 @@ class Endpoints:
         return await self._answer(request, decode, timeout)
 
     async def _answer(self, request: Request, decode: Decode, timeout: float = math.inf) -> Response:
-        encoding = request.headers.get("content-encoding", "").strip().lower()
+        encoding = _encoding(request)
 
         def decompress_and_decode(model: Model, body: bytes) -> Asked:
             return decode(model, protocol.decompress(body, encoding, self._service.limits.max_body))
@@ -226,6 +226,7 @@ class Endpoints:
         """A field of a short JSON body, `default` where there is none; None where the body is no JSON object."""
         async with self._body(request, MAX_SHORT_BODY) as body:
             try:
+                body = protocol.decompress(body, _encoding(request), MAX_SHORT_BODY)
                 return json.loads(body).get(name, default) if body else default
             except (ValueError, AttributeError, RecursionError):
                 return None
@@ -467,6 +468,10 @@ _unauthorized = JSONResponse(
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _encoding(request: Request) -> str:
+    return request.headers.get("content-encoding", "").strip().lower()
 
 
 def _wanted_model(request: Request) -> tuple[Any, str | None]:

@@ -38,7 +38,6 @@ R = TypeVar("R")
 MAX_SHORT_BODY = 2**16
 """Bytes of a request that is none for inference, of which a field or two are asked: it is read on the event loop."""
 
-
 IDLE_SECONDS = 10.0
 """Between two looks whether memory can be given back."""
 

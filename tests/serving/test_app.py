@@ -576,6 +576,9 @@ def test_each_request_is_a_line_of_json(client, caplog):
 
 def test_the_index_reads_no_large_body(client):
     assert client.post("/v2/repository/index", json={"ready": True}).json()[0]["state"] == "READY"
+    packed = gzip.compress(b'{"ready": true}')
+    index = client.post("/v2/repository/index", content=packed, headers={"Content-Encoding": "gzip"}).json()
+    assert index[0]["state"] == "READY"
     for body in (b"[1", b"[]", b'{"ready": "false"}', b'{"ready": 0}'):
         assert error_of(client.post("/v2/repository/index", content=body), 400).startswith("expected")
     assert "at most 65536" in error_of(client.post("/v2/repository/index", content=bytes(65537)), 413)
