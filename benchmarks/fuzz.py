@@ -1,8 +1,10 @@
 """`python -m benchmarks.fuzz`: sends a server what no client should, and tells whether it minds.
 
 Some requests are made by schemathesis from the server's own OpenAPI document, most are bytes: binary tensors, pictures
-and forms that are nearly right, paths, queries and headers that are not. No answer may be a 5xx but 503, every whole
-request has one, and the server's memory stays where it was. `tests/serving/test_fuzz.py` sends a few of the same.
+and forms that are nearly right, thin ones, JSON that is deep or wide, chunks and trailers, odd paths, queries and
+headers, messages over gRPC with repeated fields; and some clients read slowly, or go. No answer may be a 5xx but 503
+(INTERNAL or UNKNOWN over gRPC), every whole request has one, and the server's memory stays where it was.
+`tests/serving/test_fuzz.py` sends a few of the same.
 """
 
 import contextlib
@@ -15,7 +17,7 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +33,7 @@ from PIL import Image, features
 from benchmarks.results_file import write_between_markers
 from benchmarks.turns import circumstances
 from serving import cli
+from tests.serving.calls import calling, infer_request
 from tests.serving.conftest import write_toy_model
 from tests.serving.servers import answer_to, connect, encoded
 
@@ -64,6 +67,8 @@ class Sent(NamedTuple):
 
     contents: bytes
     whole: bool
+    slow: bool = False
+    """Whether the client reads the answer bit by bit."""
 
 
 # Requests as bytes
@@ -79,6 +84,10 @@ SEGMENTS = st.sampled_from(
     ["v1", "v2", "models", "segment", MODEL, "versions", "1", "infer", "..", "%2e%2e", "%00", ""]
 )
 SEGMENTS |= st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="?#"), max_size=8)
+
+
+THIN = st.tuples(st.just(1), st.sampled_from([100, 5_000, 16_000]))
+THIN |= THIN.map(lambda sides: sides[::-1])
 
 
 def mostly(usual: Any, strategy: st.SearchStrategy) -> st.SearchStrategy:
@@ -99,9 +108,10 @@ def damaged(draw: st.DrawFn, contents: bytes) -> bytes:
 @st.composite
 def tensors(draw: st.DrawFn) -> tuple[dict[str, str], bytes]:
     """Headers and body of an inference request."""
-    shape = draw(mostly([draw(st.integers(1, 3)), *(draw(st.integers(1, 9)) for _ in range(2)), 3], VALUES))
-    size = int(np.prod(shape)) if isinstance(shape, list) and all(type(n) is int and 0 < n < 99 for n in shape) else 9
-    size = min(size, 10_000)
+    sides = draw(mostly(st.tuples(st.integers(1, 9), st.integers(1, 9)), THIN))
+    shape = draw(mostly([draw(st.integers(1, 3)), *sides, 3], VALUES))
+    right = isinstance(shape, list) and all(type(n) is int and 0 < n < 10_000 for n in shape)
+    size = min(int(np.prod(shape)) if right else 9, 100_000)
     blob = bytes(draw(mostly(size, st.integers(0, 2 * size))))
     binary = draw(st.booleans())
     tensor = {
@@ -131,8 +141,61 @@ def tensors(draw: st.DrawFn) -> tuple[dict[str, str], bytes]:
 
 
 @st.composite
+def wide_or_deep(draw: st.DrawFn) -> bytes:
+    """JSON of one thing many times, beside each other or within each other."""
+    times = draw(mostly(st.integers(0, 500), st.sampled_from([5_000, 500_000])))
+    before, thing, after = draw(
+        st.sampled_from(
+            [
+                (b'{"inputs": [', b"[],", b"[]]}"),
+                (b'{"inputs": [', b"[1],", b"1]}"),
+                (b'{"inputs": [{"shape": [', b"1,", b"1]}]}"),
+                (
+                    b'{"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [',
+                    b"1,",
+                    b"1]}]}",
+                ),
+                (b'{"inputs": ', b"[", b"]" * times + b"}"),
+                (b'{"inputs": ', b'{"a":', b"1" + b"}" * times + b"}"),
+                (b"{", b'"a":1,', b'"inputs": []}'),
+                (b'{"id": "', b"\\n", b'", "inputs": []}'),
+                (b'{"parameters": {"timeout": 1', b"0", b'}, "inputs": []}'),
+            ]
+        )
+    )
+    return before + thing * times + after
+
+
+@st.composite
+def chunked(draw: st.DrawFn, body: bytes) -> bytes:
+    """A body in chunks, with extensions and trailers, which may be of any length."""
+    long = mostly(st.integers(0, 9), st.sampled_from([1_000, 100_000]))
+    step = draw(st.integers(1, 1 + len(body)))
+    extension = b";" + b"x" * draw(long) if draw(st.booleans()) else b""
+    pieces = [body[at : at + step] for at in range(0, len(body), step)][:2000]
+    chunks = [b"%x%b\r\n%b\r\n" % (len(piece), extension, piece) for piece in pieces]
+    trailers = b"X-Trailer: x\r\n" * draw(long) + draw(mostly(b"", st.binary(max_size=9)))
+    return b"".join([*chunks, b"0\r\n", trailers, b"\r\n"])
+
+
+@st.composite
+def repeated(draw: st.DrawFn, message: bytes) -> bytes:
+    """A message of protobuf with a field more, many times, which may be within others."""
+    times = draw(mostly(st.integers(0, 100), st.sampled_from([5_000, 1_000_000])))
+    more = (
+        draw(st.sampled_from([b"\x2a\0", b"\x32\0", b"\x3a\0", b"\x22\0", b"\x78\1", b"\x18\1", b"\x08\1"]))
+    ) * times
+    for number in draw(st.lists(st.integers(1, 15), max_size=3)):
+        size, length = b"", len(more)
+        while length > 127:
+            size, length = size + bytes([length & 127 | 128]), length >> 7
+        more = bytes([number << 3 | 2]) + size + bytes([length]) + more
+    return message + more
+
+
+@st.composite
 def pictures(draw: st.DrawFn) -> bytes:
-    height, width = draw(st.integers(1, 24)), draw(st.integers(1, 24))
+    height, width = draw(mostly(st.tuples(st.integers(1, 24), st.integers(1, 24)), THIN))
     mode = draw(mostly("RGB", st.sampled_from(["L", "1", "P", "CMYK"])))
     format = draw(st.sampled_from([name for name in FORMATS if name != "WEBP" or features.check("webp")]))
     pixels = np.random.default_rng(draw(st.integers(0, 9))).integers(0, 256, (height, width, 3), np.uint8)
@@ -165,10 +228,12 @@ def forms(draw: st.DrawFn) -> tuple[dict[str, str], bytes]:
 
 @st.composite
 def http_requests(draw: st.DrawFn) -> Sent:
-    what = draw(st.sampled_from(["tensor", "picture", "form", "anything"]))
+    what = draw(st.sampled_from(["tensor", "picture", "form", "json", "anything"]))
     headers: dict[str, str] = {}
     if what == "tensor":
         (headers, body), path = draw(tensors()), PATHS[1]
+    elif what == "json":
+        body, path = draw(wide_or_deep()), PATHS[1]
     elif what == "form":
         (headers, body), path = draw(forms()), PATHS[0]
     else:
@@ -184,15 +249,19 @@ def http_requests(draw: st.DrawFn) -> Sent:
     optional = {name: WORDS for name in ("Accept", "X-Request-Id", "Content-Type", "Content-Encoding", "Authorization")}
     headers |= draw(mostly({}, st.fixed_dictionaries({}, optional=optional)))
     whole = draw(mostly(True, st.booleans())) or not body
+    length = f"Content-Length: {len(body)}"
+    if draw(mostly(False, st.booleans())):
+        length, body = "Transfer-Encoding: chunked", draw(chunked(body))
     lines = [
         f"{draw(mostly('POST', st.sampled_from(['GET', 'PUT', 'HEAD', 'DELETE'])))} {target} HTTP/1.1",
         "Host: x",
         "Connection: close",
-        f"Content-Length: {len(body)}",
+        length,
         *(f"{name}: {value}" for name, value in headers.items()),
     ]
     head = "\r\n".join([*lines, "", ""]).encode("latin-1")
-    return Sent(head + (body if whole else body[: draw(st.integers(0, len(body) - 1))]), whole)
+    slow = draw(mostly(False, st.booleans()))
+    return Sent(head + (body if whole else body[: draw(st.integers(0, len(body) - 1))]), whole, slow)
 
 
 def status_of(server: Any, sent: Sent) -> int | None:
@@ -201,11 +270,13 @@ def status_of(server: Any, sent: Sent) -> int | None:
         with connect(server) as raw:
             raw.sendall(sent.contents)
         return None
-    answer = answer_to(server, sent.contents)
+    answer = answer_to(server, sent.contents, read=256 if sent.slow else 65536)
     return int(answer.split(b" ", 2)[1]) if answer else None
 
 
-def is_right(status: int | None, whole: bool = True) -> bool:
+def is_right(status: int | str | None, whole: bool = True) -> bool:
+    if isinstance(status, str):
+        return status not in ("INTERNAL", "UNKNOWN")
     return not whole if status is None else status < 500 or status == 503
 
 
@@ -245,25 +316,26 @@ def repeat(strategy: st.SearchStrategy, times: int, number: int, send: Callable[
     each()
 
 
-def memory_of(pid: int) -> int:
-    """MiB of a process' resident memory."""
-    [line] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS:")]
+def memory_of(pid: int, which: str = "VmRSS") -> int:
+    """MiB of a process' resident memory; of its peak by "VmHWM"."""
+    [line] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(which)]
     return int(line.split()[1]) // 1024
 
 
 @contextlib.contextmanager
-def served(folder: Path) -> Iterator[tuple[SimpleNamespace, int, list[str]]]:
-    """A server in a process of its own, with the tests' model: its url, its number, and the errors of its log."""
+def served(folder: Path, more: Sequence[str] = ()) -> Iterator[tuple[SimpleNamespace, int, list[str]]]:
+    """A server in a process of its own, with the tests' model: its addresses, its number, and the errors of its log."""
     write_toy_model(folder / MODEL, 1)
-    command = [sys.executable, "-m", "serving.run", str(folder), "--port", "0", "--provider", "cpu", "--no-access-log"]
+    flags = ["--port", "0", "--grpc-port", "0", "--provider", "cpu", "--no-access-log"]
+    command = [sys.executable, "-m", "serving.run", str(folder), *flags, *more]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         lines, errors = map(json.loads, process.stderr), []
-        url = next(line["url"] for line in lines if line["event"] == "ready")
+        ready = next(line for line in lines if line["event"] == "ready")
         reader = threading.Thread(target=lambda: errors.extend(line for line in lines if line["level"] == "error"))
         reader.start()
         try:
-            yield SimpleNamespace(url=url), process.pid, errors
+            yield SimpleNamespace(url=ready["url"], grpc_address=ready["grpc"]), process.pid, errors
         finally:
             process.terminate()
             reader.join()
@@ -275,9 +347,13 @@ def main(config: Fuzz) -> dict[str, Any]:
     statuses: Counter[str] = Counter()
     memory: dict[int, int] = {}
     wrong: list[str] = []
-    with tempfile.TemporaryDirectory() as folder, served(Path(folder)) as (server, pid, errors):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        served(Path(folder)) as (server, pid, errors),
+        calling(server) as call,
+    ):
 
-        def count(status: int | None, whole: bool, what: str) -> None:
+        def count(status: int | str | None, whole: bool, what: str) -> None:
             statuses[str(status) if whole else "client gone"] += 1
             if not is_right(status, whole):
                 wrong.append(f"{status}: {what}")
@@ -288,12 +364,18 @@ def main(config: Fuzz) -> dict[str, Any]:
             count(case.call(base_url=server.url).status_code, True, case.as_curl_command())
 
         def from_bytes(sent: Sent) -> None:
-            count(status_of(server, sent), sent.whole, repr(sent.contents))
+            count(status_of(server, sent), sent.whole, repr(sent.contents[:1000]))
+
+        def over_grpc(message: bytes) -> None:
+            count(call("ModelInfer", message).code().name, True, repr(message[:1000]))
 
         made = list(operations(httpx.get(f"{server.url}/openapi.json").json()))
         for _, strategy in made:
             repeat(strategy, config.requests // 4 // len(made), config.seed, from_document)
         by_document = statuses.total()
+        for raw in (True, False):
+            message = infer_request(raw=raw).SerializeToString()
+            repeat(repeated(message) | damaged(message), config.requests // 20, config.seed, over_grpc)
         while missing := config.requests - statuses.total():
             repeat(http_requests(), missing, config.seed + missing, from_bytes)
     wrong += [f"in the log: {error}" for error in errors]

@@ -3,29 +3,46 @@
 import asyncio
 import contextlib
 import functools
+import itertools
 import json
 import logging
 import math
-from collections.abc import AsyncIterator, Mapping
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Any
 
 import numpy as np
 import python_multipart
 from prometheus_client import Counter
+from python_multipart.multipart import parse_options_header
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from serving import openapi, page, protocol
 from serving.artifact import ModelInfo
+from serving.connections import BROKEN, DRAINED, REFUSED
 from serving.metrics import prometheus_text
 from serving.pictures import WEB_FORMATS, areas, index_png, jpeg, load_picture, map_png, overlay
 from serving.repository import Answer, Model
-from serving.service import FAILURES, Asked, Call, ClientGone, Decode, Service, bears, message_of, tensor_asked
+from serving.service import (
+    FAILURES,
+    MAX_SHORT_BODY,
+    Asked,
+    BadRequest,
+    Call,
+    ClientGone,
+    Decode,
+    Service,
+    bears,
+    message_of,
+    tensor_asked,
+)
 
 log = logging.getLogger("serving")
 
@@ -37,8 +54,17 @@ MEDIA_TYPES = {
 }
 """What a picture can be answered with, in the order in which `Accept: */*` chooses."""
 
-MAX_SHORT_BODY = 2**16
-"""Bytes of a request to the repository, of which one field is asked: it is read on the event loop."""
+MAX_RUNS = 2**20
+"""Of an answer in run lengths."""
+
+MAX_PARTS = 64
+"""Of a form, with its end."""
+
+SENT_BYTES = 2**16
+"""Of an answer at a time: how much of it was sent is known, and logged, when its client goes."""
+
+_LOST_BY_CURL = re.compile(rb"[\r\n\0]")
+"""What `curl -d @FILE` takes out of a file. No picture is without."""
 
 OPEN_PATHS = ("/v2/health/",)
 """Answered without a token: what asks for them, such as Kubernetes, has none."""
@@ -132,11 +158,9 @@ class Endpoints:
 
     async def infer(self, request: Request) -> Response:
         """The V2 protocol: tensors in, tensors out."""
-        encoding = request.headers.get("content-encoding", "").strip().lower()
         header_length = request.headers.get(protocol.HEADER_LENGTH)
 
         def decode(model: Model, body: bytes) -> Asked:
-            body = protocol.decompress(body, encoding, self._service.limits.max_body)
             asked = protocol.parse_request(body, header_length, model.info, 3 * self._service.limits.max_pixels)
 
             def encode(model: Model, answer: Answer) -> Response:
@@ -146,7 +170,7 @@ class Endpoints:
                 headers = {protocol.HEADER_LENGTH: str(length)}
                 return Response(content, media_type="application/octet-stream", headers=headers)
 
-            return tensor_asked(model, asked, asked.timeout, encode)
+            return tensor_asked(model, asked, self._service.limits, encode)
 
         return await self._answer(request, decode)
 
@@ -154,12 +178,23 @@ class Endpoints:
         """A picture in; its mask, overlay, areas or run lengths out."""
         kind = request.headers.get("content-type", "")
         query, accept = request.query_params, request.headers.get("accept", "*/*")
+        timeout = math.inf
+        with contextlib.suppress(ValueError):  # which `decode` tells
+            timeout = _number(query, "timeout", math.inf, math.inf)
 
         def decode(model: Model, body: bytes) -> Asked:
             output = choose_output(query, accept, model.info)
             opacity, timeout = _number(query, "opacity", 0.5, 1.0), _number(query, "timeout", math.inf, math.inf)
             contents = file_of_form(kind, body) if kind.lower().startswith("multipart/form-data") else body
-            image_HWC = load_picture(contents, max_pixels=self._service.limits.max_pixels, formats=WEB_FORMATS)
+            try:
+                image_HWC = load_picture(contents, max_pixels=self._service.limits.max_pixels, formats=WEB_FORMATS)
+            except ValueError as error:
+                if contents and not _LOST_BY_CURL.search(contents, 0, 2**16):
+                    raise ValueError(
+                        f"{error}; it has no line end and no zero byte, which curl -d takes out of a file: "
+                        "send it with curl --data-binary @FILE"
+                    ) from error
+                raise
 
             def encode(model: Model, answer: Answer) -> Response:
                 outputs = {name: array[0] for name, array in answer.outputs.items()}
@@ -168,15 +203,21 @@ class Endpoints:
             wanted = {"areas": ("labels", "confidence"), "overlay": ("labels",), "rle": ("labels",)}
             return Asked(image_HWC[None], wanted.get(output, (output,)), timeout, encode)
 
-        return await self._answer(request, decode)
+        return await self._answer(request, decode, timeout)
 
-    async def _answer(self, request: Request, decode: Decode) -> Response:
+    async def _answer(self, request: Request, decode: Decode, timeout: float = math.inf) -> Response:
+        encoding = _encoding(request)
+
+        def decompress_and_decode(model: Model, body: bytes) -> Asked:
+            return decode(model, protocol.decompress(body, encoding, self._service.limits.max_body))
+
         response, durations = await self._service.infer(
             request.state.call,
             *_wanted_model(request),
             self._body(request),
-            decode,
+            decompress_and_decode,
             functools.partial(_disconnected, request),
+            timeout,
         )
         response.headers["Server-Timing"] = ", ".join(f"{name};dur={ns / 1e6:.2f}" for name, ns in durations.items())
         return response
@@ -185,6 +226,7 @@ class Endpoints:
         """A field of a short JSON body, `default` where there is none; None where the body is no JSON object."""
         async with self._body(request, MAX_SHORT_BODY) as body:
             try:
+                body = protocol.decompress(body, _encoding(request), MAX_SHORT_BODY)
                 return json.loads(body).get(name, default) if body else default
             except (ValueError, AttributeError, RecursionError):
                 return None
@@ -195,8 +237,8 @@ class Endpoints:
         limits, chunks, length = self._service.limits, [], 0
         most = most or limits.max_body
         announced = request.headers.get("content-length", "")
-        if announced.isdecimal() and int(announced) > most:
-            raise HTTPException(413, f"the body has {announced} bytes, at most {most} are taken")
+        if announced.isdecimal() and (len(announced) > 20 or int(announced) > most):
+            raise HTTPException(413, f"the body has {announced[:20]} bytes, at most {most} are taken")
         with self._service.holding() as hold:
             try:
                 async with asyncio.timeout(limits.body_timeout):
@@ -210,6 +252,8 @@ class Endpoints:
                 raise HTTPException(408, f"the body did not arrive within {limits.body_timeout:g} seconds") from None
             except ClientDisconnect:
                 raise ClientGone from None
+            if why := getattr(request.state, BROKEN, None):
+                raise BadRequest(why)
             yield b"".join(chunks)
 
 
@@ -249,6 +293,10 @@ def file_of_form(content_type: str, body: bytes) -> bytes:
     Raises:
         ValueError: it is no form, or has another number of files.
     """
+    _, options = parse_options_header(content_type)
+    boundary = re.escape(b"--" + options.get(b"boundary", b""))
+    if next(itertools.islice(re.finditer(boundary, body), MAX_PARTS, None), None):
+        raise ValueError(f"the form has more than {MAX_PARTS - 1} parts: send one picture a request")
     files: list[Any] = []
     limits = {"MAX_MEMORY_FILE_SIZE": len(body) + 1}  # nothing is spooled to a disk
     parser = python_multipart.create_form_parser({"Content-Type": content_type.encode()}, None, files.append, limits)
@@ -284,23 +332,22 @@ def picture_response(
         return Response(map_png(outputs[output]), media_type="image/png")
     labels_HW = outputs["labels"]
     height, width = labels_HW.shape
+    if output == "rle" and np.count_nonzero(labels_HW[1:] != labels_HW[:-1]) > MAX_RUNS:
+        raise ValueError(f"the labels change more than {MAX_RUNS} times: ask for output=labels")
     classes = areas(labels_HW, info.classes, runs=output == "rle")
     answer = model | {"height": height, "width": width, "classes": classes}
     if "confidence" in outputs:
         answer["mean_confidence"] = round(float(outputs["confidence"].mean()), 6)
-    return Response(json.dumps(answer), media_type=MEDIA_TYPES[output])
+    # Written in one piece, long lists of runs would hold up all other threads.
+    return Response("".join(json.JSONEncoder().iterencode(answer)), media_type=MEDIA_TYPES[output])
 
 
 class Frame:
-    """Around every request: its id, the token, the line in the log, and JSON even for what nobody foresaw.
+    """Around every request: its id, the line in the log, and JSON even for what nobody foresaw or could read."""
 
-    Args:
-        token: what `Authorization: Bearer` has to say; None for nothing.
-    """
-
-    def __init__(self, app: Any, service: Service, token: str | None):
+    def __init__(self, app: Any, service: Service):
         self._app = app
-        self._token = token
+        self._service = service
         self._counter = Counter(
             "kerasseg_http_requests", "Requests answered, by status", ["method", "status"], registry=service.registry
         )
@@ -311,21 +358,29 @@ class Frame:
             return
         headers, client = Headers(scope=scope), (scope.get("client") or ("",))[0]
         call = Call(scope["method"], scope["path"], client, headers.get("x-request-id", ""))
-        scope.setdefault("state", {})["call"] = call
+        state = scope.setdefault("state", {})
+        state["call"] = call
         status, sent = None, 0
 
-        async def send_with_id(message: Any) -> None:
+        async def send_in_pieces(message: Any) -> None:
             nonlocal status, sent
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["X-Request-Id"] = call.id
-            sent += len(message.get("body", b""))
-            await send(message)
+                await send(message)
+                return
+            body, more = memoryview(message.get("body", b"")), message.get("more_body", False)
+            with self._service.answering(len(body)):
+                for start in range(0, len(body) or 1, SENT_BYTES):
+                    piece = body[start : start + SENT_BYTES]
+                    await send(message | {"body": piece, "more_body": more or start + SENT_BYTES < len(body)})
+                    if DRAINED in state and not await state[DRAINED]():
+                        status = None
+                        return
+                    sent += len(piece) if scope["method"] != "HEAD" else 0
 
         try:
-            is_open = scope["path"].startswith(OPEN_PATHS) or page.is_open(scope["path"])
-            allowed = is_open or bears(self._token, headers.get("authorization", ""))
-            await (self._app if allowed else _unauthorized)(scope, receive, send_with_id)
+            await (_refused if REFUSED in state else self._app)(scope, receive, send_in_pieces)
         except Exception:
             # Starlette has answered with 500 by now, and leaves the rest to whoever runs it.
             log.exception("request failed", extra={"id": call.id, "path": scope["path"]})
@@ -335,18 +390,63 @@ class Frame:
             call.ended(code, sent)
 
 
-def make_app(service: Service, token: str | None = None, lifespan: Any = None) -> Frame:
+class Guard:
+    """Lets nobody in without the token.
+
+    Args:
+        token: what `Authorization: Bearer` has to say; None for nothing.
+    """
+
+    def __init__(self, app: Any, token: str | None):
+        self._app = app
+        self._token = token
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        is_open = scope["type"] != "http" or scope["path"].startswith(OPEN_PATHS) or page.is_open(scope["path"])
+        allowed = is_open or bears(self._token, Headers(scope=scope).get("authorization", ""))
+        await (self._app if allowed else _unauthorized)(scope, receive, send)
+
+
+class CrossOrigin(CORSMiddleware):
+    """Starlette's, whose refusals are no JSON."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        if response.status_code == 200:
+            return response
+        return JSONResponse({"error": bytes(response.body).decode()}, response.status_code, {"Vary": "Origin"})
+
+
+def make_app(
+    service: Service, token: str | None = None, lifespan: Any = None, allow_origins: Sequence[str] = ()
+) -> Frame:
     """The ASGI application.
 
     Args:
-        token: see `Frame`.
+        token: see `Guard`.
         lifespan: Starlette's: what happens before the first request and after the last.
+        allow_origins: pages of these origins may send requests from a browser (CORS); "*" for all.
     """
     failures = [kind for kind in FAILURES if issubclass(kind, Exception)]
     handlers: dict[Any, Any] = dict.fromkeys((HTTPException, *failures), _error_response)
     handlers[Exception] = _internal_error
     routes = Endpoints(service, openapi.document(token=token is not None)).routes()
-    return Frame(Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan), service, token)
+    app: Any = Guard(Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan), token)
+    if allow_origins:
+        app = CrossOrigin(
+            app,
+            allow_origins=allow_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=("X-Request-Id", "Server-Timing", "Retry-After", protocol.HEADER_LENGTH),
+        )
+    return Frame(app, service)
+
+
+async def _refused(scope: Any, receive: Any, send: Any) -> None:
+    status, message = scope["state"][REFUSED]
+    headers = {"Connection": "close"} | ({"Retry-After": "1"} if status == 503 else {})
+    await JSONResponse({"error": message}, status, headers)(scope, receive, send)
 
 
 async def _error_response(request: Request, error: Exception) -> Response:
@@ -368,6 +468,10 @@ _unauthorized = JSONResponse(
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _encoding(request: Request) -> str:
+    return request.headers.get("content-encoding", "").strip().lower()
 
 
 def _wanted_model(request: Request) -> tuple[Any, str | None]:

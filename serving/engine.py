@@ -4,7 +4,6 @@ Shapes: N pictures of one size, H and W their height and width in pixels.
 """
 
 import contextlib
-import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -15,6 +14,7 @@ import numpy as np
 import onnxruntime
 
 from serving.artifact import Artifact
+from serving.pictures import STRIDE, padded_pixels
 from serving.sessions import GpuSessions, first_gpu_session, new_session
 from serving.windows import segment_by_windows
 
@@ -25,7 +25,7 @@ Run = Callable[[onnxruntime.InferenceSession, np.ndarray], list[np.ndarray]]
 """From a session and pictures (N,H,W,3) to the wanted outputs."""
 
 MAX_BATCH_PIXELS = 2**22
-"""A batch of several pictures holds no more pixels than this: beyond it memory grows and speed does not."""
+"""A batch of several pictures holds no more pixels than this, padded: beyond it memory grows and speed does not."""
 
 MIN_PIXELS_PER_THREAD = 2**15
 """Pixels of a picture from which on a CPU runs the pictures of a batch side by side, a thread each."""
@@ -109,13 +109,19 @@ class Engine:
         if images_NHWC.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
             raise ValueError(f"expected uint8 pictures of shape (N,H,W,3), got {images_NHWC.dtype} {shape}")
         wanted = self.outputs if outputs is None else outputs
-        options = self._shrink if math.prod(shape[:3]) > MAX_BATCH_PIXELS else None
+        options = self._shrink if shape[0] * padded_pixels(*shape[1:3]) > MAX_BATCH_PIXELS else None
 
         def run(session: onnxruntime.InferenceSession, images_NHWC: np.ndarray) -> list[np.ndarray]:
             return session.run(wanted, {self.input: images_NHWC}, options)
 
         results = self._on_gpu(run, images_NHWC) if self.provider == "cuda" else self._on_cpu(run, images_NHWC)
         return dict(zip(wanted, results, strict=True))
+
+    def give_back_memory(self) -> None:
+        """Lets go of what predictions on a CPU have left allocated; on a GPU it is kept for the next ones."""
+        if self.provider == "cpu":
+            for session in {self._session, self._one_thread_session}:
+                session.run(None, {self.input: np.zeros((1, STRIDE, STRIDE, 3), np.uint8)}, self._shrink)
 
     def predict_large(
         self, image_HW3: np.ndarray, window: tuple[int, int], stride: float = 2 / 3, batch_size: int = 4
@@ -208,15 +214,15 @@ class Engine:
             raise ValueError(f"{self.artifact.graph} cannot be opened: {error}") from error
 
 
-def batch_limit(size: Sequence[int], batch_size: int) -> int:
+def batch_limit(size: tuple[int, int], batch_size: int) -> int:
     """How many pictures of `size` (H,W) to predict together: `batch_size`, fewer of large ones, at least 1."""
-    return max(1, min(batch_size, MAX_BATCH_PIXELS // math.prod(size)))
+    return max(1, min(batch_size, MAX_BATCH_PIXELS // padded_pixels(*size)))
 
 
-def gpu_batch(size: Sequence[int], count: int) -> int:
+def gpu_batch(size: tuple[int, int], count: int) -> int:
     """How many pictures of `size` (H,W) a GPU is given for `count`: the next power of two unless they are too large."""
     rounded = 1 << (count - 1).bit_length()
-    return rounded if rounded * math.prod(size) <= MAX_BATCH_PIXELS else count
+    return rounded if rounded * padded_pixels(*size) <= MAX_BATCH_PIXELS else count
 
 
 def has_gpu() -> bool:

@@ -7,7 +7,9 @@ import asyncio
 import contextlib
 import functools
 import inspect
+import itertools
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import unquote
@@ -25,6 +27,7 @@ from serving.grpc_messages import MESSAGES
 from serving.repository import Answer, Model, UnknownModel
 from serving.service import (
     FAILURES,
+    MAX_SHORT_BODY,
     Asked,
     Call,
     ClientGone,
@@ -42,11 +45,27 @@ log = logging.getLogger("serving")
 SERVICE = "inference.GRPCInferenceService"
 HEALTH = "grpc.health.v1.Health"
 
-OPEN_METHODS = ("ServerLive", "ServerReady", "Check")
-"""Answered without a token: what asks for them, such as Kubernetes, has none."""
+OPEN = {"ServerLive": "ServerLive", "ServerReady": "ServerReady", "Check": "HealthCheck"}
+"""Methods answered without a token, since what asks for them, such as Kubernetes, has none; by the names of their
+messages."""
 
 MAX_ELEMENTS = 2**22
 """Of a tensor in typed contents, which take many times their size in memory; larger ones travel raw only."""
+
+MAX_FIELDS = 2**12
+"""Of an inference request, those within others too. Each becomes an object, however few bytes it has."""
+
+MAX_FIELD_BYTES = 2**23
+"""Of a field that is no raw tensor."""
+
+MAX_RANK = 32
+"""Dimensions of a tensor that are looked at."""
+
+SMALL_MESSAGE = 2**20
+"""Bytes of a message from which on the next one's turn comes only when this one is decoded."""
+
+RECEIVE_SECONDS = 10.0
+"""How long a message may take to arrive while others wait for their turn."""
 
 RETRY_MILLISECONDS = "1000"
 """When a client whose policy is to retry does so, if the server cannot take its request now."""
@@ -62,8 +81,8 @@ CONTENTS = {
 }
 """Where a tensor's numbers are, by datatype, if they are not raw. FP16 has no such place."""
 
-Reply = Callable[[Call, AsyncIterator[bytes], grpc.aio.ServicerContext], Awaitable[bytes]]
-"""From the messages of a call, of which there is one, to the answer's."""
+Reply = Callable[[Call, grpc.aio.ServicerContext], Awaitable[bytes]]
+"""From a call, whose message is in its context, to that of the answer."""
 
 
 class GrpcServer:
@@ -81,6 +100,12 @@ class GrpcServer:
             "kerasseg_grpc_requests", "Calls answered, by status", ["method", "status"], registry=service.registry
         )
         self._max_calls = max_calls
+        # What has arrived of a message is not told before it is whole, so each counts as large as may be.
+        limits = service.limits
+        self._turns = asyncio.Semaphore(max(1, limits.max_bodies // limits.max_body))
+        self._waiting = 0
+
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_tells_something)
 
     async def start(self, host: str, port: int) -> str:
         """Returns the address, host:port, where a `port` of 0 is a free one.
@@ -94,6 +119,7 @@ class GrpcServer:
                 ("grpc.so_reuseport", 0),  # or a second server would share the port in silence
                 ("grpc.max_receive_message_length", self._service.limits.max_body),
                 ("grpc.max_allowed_incoming_connections", self._max_calls),
+                ("grpc.http2.bdp_probe", 0),  # or what is not asked for yet arrives by the megabyte
                 ("grpc.keepalive_time_ms", 60_000),  # a client that vanished is noticed
             ],
         )
@@ -132,10 +158,13 @@ class GrpcServer:
         call = Call("gRPC", f"/{service}/{method}", _client(context.peer()), metadata.get("x-request-id", ""))
         code, reply, said = "CANCELLED", b"", ""
         try:
-            if method not in OPEN_METHODS and not bears(self._token, metadata.get("authorization", "")):
+            if method not in OPEN and not bears(self._token, metadata.get("authorization", "")):
                 raise Unauthorized("send the server's token as metadata, authorization: Bearer TOKEN")
-            reply = await answer(call, messages, context)
+            reply = await answer(call, context)
             code = "OK"
+            sending = contextlib.ExitStack()
+            sending.enter_context(self._service.answering(len(reply)))
+            context.add_done_callback(lambda _: sending.close())
         except Exception as error:
             failure = FAILURES.get(type(error))
             code, said = (failure.code, message_of(error)) if failure else ("INTERNAL", call.unforeseen())
@@ -173,11 +202,14 @@ class GrpcServer:
     def _says(self, name: str, function: Callable[[Any], Any]) -> Reply:
         """What `function` makes of the request, in the form of JSON, as the message of the answer."""
 
-        async def answer(call: Call, messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
-            async with self._received(messages, functools.partial(_parse, f"{name}Request")) as request:
-                said = function(request)
-                if inspect.isawaitable(said):
-                    said = await said
+        async def answer(call: Call, context: grpc.aio.ServicerContext) -> bytes:
+            if name in OPEN.values():  # its message says nothing, and may be of any length: it stays unread
+                said = function(None)
+            else:
+                async with self._received(context, functools.partial(_parse_short, f"{name}Request")) as request:
+                    said = function(request)
+                    if inspect.isawaitable(said):
+                        said = await said
             # Metadata has properties that the message has no field for.
             return ParseDict(said or {}, MESSAGES[f"{name}Response"](), ignore_unknown_fields=True).SerializeToString()
 
@@ -195,34 +227,54 @@ class GrpcServer:
 
     # Inference
 
-    async def _infer(self, call: Call, messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
+    async def _infer(self, call: Call, context: grpc.aio.ServicerContext) -> bytes:
         def decode(model: Model, request: tuple[dict[str, Any], memoryview]) -> Asked:
             asked = protocol.read_request(*request, model.info, 3 * self._service.limits.max_pixels)
 
             def encode(model: Model, answer: Answer) -> bytes:
                 return write_response(model.info, asked, answer.outputs)
 
-            return tensor_asked(model, asked, asked.timeout, encode)
+            return tensor_asked(model, asked, self._service.limits, encode)
 
         async with contextlib.AsyncExitStack() as received:
-            name, version, *request = await received.enter_async_context(self._received(messages, read_infer))
+            name, version, *request = await received.enter_async_context(self._received(context, read_infer))
             reply, _ = await self._service.infer(call, name, version, _leaving(received, request), decode)
             return reply
 
     @contextlib.asynccontextmanager
-    async def _received(self, messages: AsyncIterator[bytes], read: Callable[[bytes], Any]) -> AsyncIterator[Any]:
+    async def _received(self, context: grpc.aio.ServicerContext, read: Callable[[bytes], Any]) -> AsyncIterator[Any]:
         """The call's message, as `read` has it; its bytes count as held until the block ends."""
         seconds = self._service.limits.body_timeout
-        try:
-            async with asyncio.timeout(seconds):
-                message = await anext(messages)
-        except TimeoutError:
-            raise DeadlineExceeded(f"the message did not arrive within {seconds:g} seconds") from None
-        except StopAsyncIteration:  # none came, or one that was too large, which the client has been told
-            raise ClientGone("no message came") from None
-        with self._service.holding() as hold:
-            hold(len(message))
-            yield await self._service.in_pool(read, message)
+        late = DeadlineExceeded(f"the message did not arrive within {seconds:g} seconds")
+        until = time.monotonic() + seconds
+        with contextlib.ExitStack() as turn:
+            self._waiting += 1
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._turns.acquire()
+            except TimeoutError:
+                raise late from None
+            finally:
+                self._waiting -= 1
+            turn.callback(self._turns.release)
+            # The iterator of messages would hold this one until Python looks for cycles.
+            next_message = asyncio.ensure_future(context.read())
+            try:
+                await asyncio.wait({next_message}, timeout=min(until - time.monotonic(), RECEIVE_SECONDS))
+                if not next_message.done() and not self._waiting:
+                    await asyncio.wait({next_message}, timeout=until - time.monotonic())
+                if not next_message.done():
+                    raise late
+                message = next_message.result()
+            finally:
+                next_message.cancel()
+            if message is grpc.aio.EOF:  # or one came that was too large, which the client has been told
+                raise ClientGone("no message came")
+            if len(message) < SMALL_MESSAGE:
+                turn.close()
+            with self._service.holding() as hold:
+                hold(len(message))
+                yield await self._service.in_pool(read, message)
 
 
 @contextlib.asynccontextmanager
@@ -232,6 +284,11 @@ async def _leaving(received: contextlib.AsyncExitStack, contents: Any) -> AsyncI
         yield contents
 
 
+def _tells_something(record: logging.LogRecord) -> bool:
+    """Not that an answer could not be sent: its client had cancelled the call, which has its line in the log."""
+    return not (record.exc_info and record.exc_info[0] and record.exc_info[0].__name__ == "ExecuteBatchError")
+
+
 def _parse(name: str, message: bytes) -> Any:
     try:
         return MESSAGES[name].FromString(message)
@@ -239,12 +296,66 @@ def _parse(name: str, message: bytes) -> Any:
         raise ValueError(f"the message is no {name}: {error}") from error
 
 
+def _parse_short(name: str, message: bytes) -> Any:
+    if len(message) > MAX_SHORT_BODY:
+        raise protocol.TooLarge(f"{len(message)} bytes of a {name}, at most {MAX_SHORT_BODY} are read")
+    return _parse(name, message)
+
+
+def _count_fields(of: Any, message: memoryview, most: int = MAX_FIELDS) -> int:
+    """How many fields a message has, with those of messages in it, before anything is made of them.
+
+    Args:
+        of: its descriptor.
+
+    Raises:
+        TooLarge: more than `most`, or one of more than `MAX_FIELD_BYTES` that is no raw tensor.
+        ValueError: it is cut off, or not a message.
+    """
+    count, at = 0, 0
+    try:
+        while at < len(message):
+            count += 1
+            key, at = _varint(message, at)
+            field, kind = of.fields_by_number.get(key >> 3), key & 7
+            if kind == 2:
+                length, at = _varint(message, at)
+                if length > MAX_FIELD_BYTES and not (field and field.name == "raw_input_contents"):
+                    raise protocol.TooLarge(f"a field of {length} bytes, at most {MAX_FIELD_BYTES} are read")
+                if field and field.message_type:
+                    count += _count_fields(field.message_type, message[at : at + length], most - count)
+                at += length
+            elif kind == 0:
+                _, at = _varint(message, at)
+            else:
+                at += {1: 8, 5: 4}[kind]
+            if count > most:
+                raise protocol.TooLarge(f"more than {MAX_FIELDS} fields in a message")
+    except (IndexError, KeyError) as error:
+        raise ValueError(f"the message is no {of.name}") from error
+    return count
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    """A number, and where it ends."""
+    number = 0
+    for shift in range(0, 70, 7):
+        byte = message[at]
+        at += 1
+        number |= (byte & 127) << shift
+        if byte < 128:
+            break
+    return number, at
+
+
 def read_infer(contents: bytes) -> tuple[str, str | None, dict[str, Any], memoryview]:
     """A ModelInferRequest as model, version, and what `protocol.read_request` takes.
 
     Raises:
+        TooLarge: it has more fields, or longer ones, than are read.
         ValueError: it is none, or has tensors both raw and not.
     """
+    _count_fields(MESSAGES["ModelInferRequest"].DESCRIPTOR, memoryview(contents))
     message = _parse("ModelInferRequest", contents)
     raw = list(message.raw_input_contents)
     if raw and len(raw) != len(message.inputs):
@@ -256,7 +367,7 @@ def read_infer(contents: bytes) -> tuple[str, str | None, dict[str, Any], memory
         described = {
             "name": tensor.name,
             "datatype": tensor.datatype,
-            "shape": list(tensor.shape),
+            "shape": tensor.shape[:MAX_RANK],
             "parameters": _parameters(tensor),
         }
         if not raw:
@@ -292,7 +403,10 @@ def _numbers(tensor: Any) -> list[Any] | None:
         raise protocol.TooLarge(
             f"{tensor.name}: {len(numbers)} numbers in contents, at most {MAX_ELEMENTS} are read: send them raw"
         )
-    return None if numbers is None else list(numbers)
+    if numbers is None:
+        return None
+    pieces = (numbers[start : start + protocol.PIECE] for start in range(0, len(numbers), protocol.PIECE))
+    return list(itertools.chain.from_iterable(pieces))
 
 
 def _parameters(message: Any) -> dict[str, Any]:

@@ -145,7 +145,7 @@ def document(*, token: bool) -> dict[str, Any]:
                     406,
                     headers=timing,
                 ),
-                parameters=[_ref("parameters", name) for name in ("output", "opacity", "timeout")],
+                parameters=[_ref("parameters", name) for name in ("output", "opacity", "timeout", "Content-Encoding")],
                 requestBody={
                     "required": True,
                     "description": "A picture, whatever Content-Type says; or a form with one file.",

@@ -5,6 +5,8 @@ Needs Pillow and NumPy only. Shapes: H, W height and width in pixels; K classes.
 
 import contextlib
 import io
+import math
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin
 from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
 
 from serving import tiff
 from serving.inputs import contents_of
@@ -31,6 +34,15 @@ training uses give up."""
 
 SMALLER = "cut it into tiles or scale it down"
 
+STRIDE = 32
+"""Networks pad a picture's sides to a multiple of their stride, which is no more than this."""
+
+MAX_SCANS = 64
+"""Of a JPEG. Encoders write about ten; each is a walk over all of the picture, for as little as thirty bytes."""
+
+MAX_READS = 2**17
+"""Pieces in which a file may be read. Each of its segments takes a few, and so does each byte between them."""
+
 IGNORE_COLOR = (224, 224, 192)
 """How label 255 ("ignore") is shown: the off-white of the Pascal VOC colour map."""
 
@@ -43,6 +55,45 @@ def warm_up() -> None:
 
 class TooManyPixels(ValueError):
     """A picture larger than accepted."""
+
+
+def padded_pixels(height: int, width: int) -> int:
+    """What a picture may count for in a network: its pixels once both sides are multiples of `STRIDE`."""
+    return math.prod(-(-side // STRIDE) * STRIDE for side in (height, width))
+
+
+def check_pixels(height: int, width: int, max_pixels: int, count: int = 1) -> None:
+    """Whether so many pictures of a size take no more memory than square ones of `max_pixels` in all.
+
+    A network pads them: of a picture one pixel high it makes one of `STRIDE` times the pixels.
+
+    Raises:
+        TooManyPixels: they take more.
+    """
+    if count * height * width > max_pixels:
+        several = f"{count} of " if count > 1 else ""
+        raise TooManyPixels(f"larger than {max_pixels} pixels ({several}{width}x{height}): {SMALLER}")
+    square = math.isqrt(max_pixels // count) + STRIDE
+    if padded_pixels(height, width) > square**2:
+        raise TooManyPixels(
+            f"{width}x{height} pixels are too thin: the network pads them to {padded_pixels(height, width)}, which are "
+            f"more than {max_pixels} pixels take in a square: cut it into parts"
+        )
+
+
+class _Source(io.BytesIO):
+    """A file's contents, for a decoder that may ask for them a limited number of times only.
+
+    Decoders read a file's segments one by one, and the bytes between them too: millions of either take minutes.
+    """
+
+    reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.reads += 1
+        if self.reads > MAX_READS:
+            raise ValueError("it is made of too many pieces: save it again")
+        return super().read(size)
 
 
 @contextlib.contextmanager
@@ -60,10 +111,13 @@ def open_picture(
             message is the reason, and leaves it to the caller to name the file.
     """
     try:
-        with Image.open(io.BytesIO(contents), formats=formats) as picture:
+        with _Source(contents) as file, Image.open(file, formats=formats) as picture:
             width, height = picture.size
-            if width * height > max_pixels:
-                raise TooManyPixels(f"larger than {max_pixels} pixels ({width}x{height}): {SMALLER}")
+            check_pixels(height, width, max_pixels)
+            if isinstance(picture, JpegImageFile):
+                _check_scans(contents, file.tell())
+                # In pieces, what a decoder cannot use yet is copied for every piece: fill bytes take minutes.
+                picture.decodermaxblock = len(contents)
             yield picture
     except ValueError:
         raise
@@ -107,7 +161,7 @@ def load_picture(
     Args:
         source: a file, or the bytes of one.
         name: what error messages call the picture; the path, or "picture", when None.
-        max_pixels: refuse more pixels than this before decoding them.
+        max_pixels: refuse more pixels than this before decoding them, and thinner pictures as `check_pixels` does.
         formats: Pillow's names of the formats that are accepted; all that it knows when None.
 
     Returns:
@@ -116,7 +170,8 @@ def load_picture(
     Raises:
         OSError: the file cannot be opened.
         TooManyPixels: it exceeds `max_pixels`; a ValueError.
-        ValueError: the contents are not a whole picture in one of the formats.
+        ValueError: the contents are not a whole picture in one of the formats, or made to take long: with more scans
+            or segments than an encoder writes.
     """
     if not isinstance(source, bytes):
         name = name or str(source)
@@ -131,6 +186,30 @@ def load_picture(
     except ValueError as error:
         kind = TooManyPixels if isinstance(error, TooManyPixels) else ValueError
         raise kind(f"{name} cannot be read: {error}") from error
+
+
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+"""Of a JPEG's segment: neither a byte of a scan that is escaped, nor a restart within it."""
+
+
+def _check_scans(source: bytes, position: int) -> None:
+    """Raises ValueError where a JPEG, read up to its first scan, has more than `MAX_SCANS`, or segments as many times.
+
+    The decoder goes over the whole picture for each of them before it gives any pixel.
+    """
+    scans, others = 1, 0
+    while position < len(source):
+        found = _MARKER.search(source, position, position + 2**20)  # more would hold up other threads
+        if not found:
+            position += 2**20 - 1
+            continue
+        marker, position = source[found.end() - 1], found.end()
+        if marker == 0xD9:  # the end: what follows is no part of the picture
+            return
+        scans, others = scans + (marker == 0xDA), others + (marker != 0xDA)
+        if max(scans, others / 8) > MAX_SCANS:
+            raise ValueError(f"it has more than {MAX_SCANS} scans: save it again")
+        position += int.from_bytes(source[position : position + 2], "big")
 
 
 def _to_rgb(picture: Image.Image) -> np.ndarray:

@@ -5,6 +5,7 @@ Triton's clients and perf_analyzer read. gRPC says the same in other bytes (`ser
 checked and answers put together here for both. What is refused is a ValueError that says why.
 """
 
+import itertools
 import json
 import math
 import zlib
@@ -33,7 +34,14 @@ MAX_JSON_ELEMENTS = 2**22
 """Larger outputs travel as binary tensors only: as JSON they take some fifty times their size in memory."""
 
 MAX_JSON_BYTES = 2**24
-"""The same for requests. Python reads JSON in one piece, and everything else waits for it."""
+"""The same for requests."""
+
+MAX_JSON_TOKENS = 5 * 2**16
+"""Lists, objects, strings and words in the JSON of a request: enough for a picture of 512x512 with a list for each
+pixel. Python reads them in one piece, while all other threads wait; numbers it reads one by one (`_read_json`)."""
+
+PIECE = 2**14
+"""Numbers that are converted at a time: other threads get their turn between two pieces."""
 
 
 class TooLarge(ValueError):
@@ -89,8 +97,11 @@ def parse_request(body: bytes, header_length: str | None, info: ModelInfo, max_e
     """
     json_length = len(body)
     if header_length is not None:
-        if not (header_length.isascii() and header_length.isdecimal() and int(header_length) <= len(body)):
-            raise ValueError(f"{HEADER_LENGTH} is {header_length}: expected 0 to the body's length, {len(body)}")
+        is_number = header_length.isascii() and header_length.isdecimal() and len(header_length) < 20
+        if not (is_number and int(header_length) <= len(body)):
+            raise ValueError(
+                f"{HEADER_LENGTH} is {_short(header_length)}: expected 0 to the body's length, {len(body)}"
+            )
         json_length = int(header_length)
         if json_length == 0:
             raise ValueError(
@@ -99,10 +110,7 @@ def parse_request(body: bytes, header_length: str | None, info: ModelInfo, max_e
             )
     if json_length > MAX_JSON_BYTES:
         raise TooLarge(f"{json_length} bytes of JSON, at most {MAX_JSON_BYTES} are read: send binary tensors")
-    try:
-        request = json.loads(body[:json_length])
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"the request is not JSON: {error}") from error
+    request = _read_json(body[:json_length])
     return read_request(_typed(request, dict, "the request"), memoryview(body)[json_length:], info, max_elements)
 
 
@@ -110,7 +118,7 @@ def read_request(request: dict[str, Any], blob: memoryview, info: ModelInfo, max
     """Checks a request, given as its JSON and the binary tensors that follow; the rest is as in `parse_request`."""
     parameters = _parameters(request, "the request")
     timeout = parameters.get("timeout")
-    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int) or timeout < 0):
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int) or not 0 <= timeout < 2**63):
         raise ValueError(f"the parameter timeout is {_short(timeout)}: expected microseconds, a whole number")
     identifier = request.get("id")
     return InferRequest(
@@ -134,6 +142,7 @@ def write_response(
     for name, binary in request.outputs.items():
         array, datatype = outputs[name], datatypes[name]
         tensor: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(array.shape)}
+        numbers = None
         if binary:
             blobs.append(to_bytes(array, datatype))
             tensor["parameters"] = {"binary_data_size": len(blobs[-1])}
@@ -145,13 +154,25 @@ def write_response(
                 'ask for it with "binary_data": true'
             )
         else:
-            tensor["data"] = array.ravel().tolist()
-        described.append(tensor)
-    answer = {"model_name": info.name, "model_version": str(info.version), "outputs": described}
+            numbers = json_numbers(array)
+        described.append(_extended(tensor, "data", numbers) if numbers else json.dumps(tensor))
+    answer = {"model_name": info.name, "model_version": str(info.version)}
     if request.id is not None:
         answer["id"] = request.id
-    header = json.dumps(answer).encode()
+    header = _extended(answer, "outputs", f"[{', '.join(described)}]").encode()
     return b"".join([header, *blobs]), len(header) if blobs else None
+
+
+def json_numbers(array: np.ndarray) -> str:
+    """The array's numbers as a list in JSON, row by row; piece by piece, so that other threads get their turn."""
+    flat = array.ravel()
+    pieces = (json.dumps(flat[start : start + PIECE].tolist())[1:-1] for start in range(0, flat.size, PIECE))
+    return f"[{', '.join(pieces)}]"
+
+
+def _extended(fields: dict[str, Any], name: str, value: str) -> str:
+    """An object as JSON, with one field more, which is JSON already."""
+    return f"{json.dumps(fields)[:-1]}, {json.dumps(name)}: {value}}}"
 
 
 def to_bytes(array: np.ndarray, datatype: str) -> bytes:
@@ -229,6 +250,8 @@ def _read_inputs(
                 f"{_short(size)} and {len(blob)} bytes follow"
             )
         arrays[name] = np.frombuffer(blob[:needed], dtype).reshape(shape)
+        if needed < memoryview(blob.obj).nbytes // 2:  # or a long request would stay in memory for the sake of it
+            arrays[name] = arrays[name].copy()
         blob = blob[needed:]
     if missing := expected.keys() - arrays.keys():
         raise ValueError(f"the input {missing.pop()} is missing")
@@ -262,7 +285,7 @@ def _from_json(data: Any, dtype: np.dtype, shape: tuple[int, ...], tensor: Tenso
     if dtype == DATATYPES["FP16"]:
         raise ValueError(f"{tensor.name} is FP16, which JSON cannot carry: send it as a binary tensor")
     try:
-        array = np.asarray(_typed(data, list, f"data of {tensor.name}"))
+        array = _as_array(_typed(data, list, f"data of {tensor.name}"))
     except (ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"data of {tensor.name} is no array: {error}") from error
     kinds = {"b": "b", "f": "iuf"}.get(dtype.kind, "iu")
@@ -276,6 +299,34 @@ def _from_json(data: Any, dtype: np.dtype, shape: tuple[int, ...], tensor: Tenso
         if array.min() < limits.min or array.max() > limits.max:
             raise ValueError(f"data of {tensor.name}: {array.min()} to {array.max()} does not fit {tensor.datatype}")
     return array.astype(dtype).reshape(shape)
+
+
+def _as_array(data: list[Any]) -> np.ndarray:
+    """As `numpy.asarray`, which lets no other thread run, but in pieces."""
+    inner = data[0] if data else None
+    if isinstance(inner, list) and inner and isinstance(inner[0], list):
+        return np.stack([_as_array(_typed(part, list, "a list of lists")) for part in data])
+    step = max(1, PIECE // len(inner)) if isinstance(inner, list) and inner else PIECE
+    pieces = [np.asarray(data[start : start + step]) for start in range(0, len(data), step)]
+    return np.concatenate(pieces) if pieces else np.asarray(data)
+
+
+def _read_json(text: bytes) -> Any:
+    """Other threads get their turn meanwhile, between two numbers: these are read by functions of Python's.
+
+    Raises:
+        TooLarge: more than `MAX_JSON_TOKENS`.
+        ValueError: it is not JSON.
+    """
+    marks, step = (b"[", b"{", b'"', b"\\", b"t", b"f", b"n"), 2**20
+    if sum(text.count(mark, at, at + step) for at in range(0, len(text), step) for mark in marks) > MAX_JSON_TOKENS:
+        raise TooLarge(
+            f"more than {MAX_JSON_TOKENS} lists, objects and strings of JSON: send one list, or binary tensors"
+        )
+    try:
+        return json.loads(text, parse_int=lambda number: int(number), parse_float=lambda number: float(number))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the request is not JSON: {error}") from error
 
 
 def _read_outputs(request: dict[str, Any], parameters: dict[str, Any], info: ModelInfo) -> dict[str, bool]:
@@ -308,7 +359,8 @@ def _typed(value: Any, kind: Any, what: str) -> Any:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
+    value = value[:61] if isinstance(value, str) else value
+    text = "".join(itertools.islice(json.JSONEncoder().iterencode(value), 61))  # written as far as it is needed
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -29,6 +29,10 @@ MAX_CHANGED = 0.001
 """Share of labels that padding to a bucket may change; beyond it the model's pictures are not padded."""
 
 
+RESERVED_NAME = "stats"
+"""Triton's clients ask for the statistics of all models where one of this name would be."""
+
+
 class UnknownModel(Exception):
     """No such model, or no such version of it, is served."""
 
@@ -84,6 +88,8 @@ class Model:
 
     def __init__(self, folder: Path, settings: Settings):
         artifact = open_artifact(folder)
+        if folder.parent.name == RESERVED_NAME:
+            raise ValueError(f"no model may be called {RESERVED_NAME}: /v2/models/{RESERVED_NAME} is about all of them")
         # A folder may have been renamed since: clients know the model by it.
         self.info: ModelInfo = replace(artifact.info, name=folder.parent.name, version=int(folder.name))
         self.statistics = Statistics()
@@ -125,6 +131,10 @@ class Model:
         bucket = next((bucket for bucket in self.buckets if size[0] <= bucket[0] and size[1] <= bucket[1]), size)
         job = Job(pad(images_NHWC, bucket), tuple(outputs), size)
         return ticket.submit(bucket, job, len(images_NHWC))
+
+    def give_back_memory(self) -> None:
+        """See `Engine.give_back_memory`."""
+        self._engine.give_back_memory()
 
     def close(self) -> None:
         """Takes no more requests; those that were admitted are answered."""

@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import functools
+import gc
 import logging
 import math
 import os
+import re
 import socket
 import threading
 import time
@@ -74,10 +76,14 @@ class Config:
     """Let clients load and unload models."""
     token_file: Path | None = None
     """A file with the token that requests must bear; health needs none."""
+    allow_origin: tuple[str, ...] = ()
+    """Origins (https://a.example) whose pages may use this server from a browser, by CORS; * for all."""
     max_body_mb: int = 64
     """Largest body of a request, MiB."""
+    max_bodies_mb: int = 256
+    """All bodies that arrive or are decoded, with all answers that are sent, MiB; more are refused, with 503."""
     max_pixels: int = 2**24
-    """Largest picture, or pictures of a tensor together."""
+    """Largest picture, or pictures of a tensor together, padded as a network pads them."""
     max_connections: int = 1000
     """Beyond it requests are refused, with 503."""
     drain_delay: float = 0.0
@@ -92,6 +98,7 @@ def main(config: Config) -> dict[str, Any]:
     """Serves until SIGTERM or Ctrl-C; returns the figures printed at the end."""
     check(config)
     start = time.monotonic()
+    gc.freeze()  # what was imported lives as long as the process: looking for cycles in it holds up requests
     with json_lines(requests=config.access_log):
         server = Server(config)
         server.serve_requests()
@@ -107,6 +114,7 @@ def check(config: Config) -> None:
         "max_queue": 1,
         "versions": 1,
         "max_body_mb": 1,
+        "max_bodies_mb": 1,
         "max_pixels": 1,
         "max_connections": 1,
         "max_delay": 0,
@@ -126,6 +134,9 @@ def check(config: Config) -> None:
         raise ValueError(f"--timeout must be above 0, got {config.timeout}")
     if any(length < 1 for size in (*config.warm_up, *config.buckets) for length in size):
         raise ValueError("--warm-up and --buckets are heights and widths of at least 1 pixel")
+    for origin in config.allow_origin:
+        if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+            raise ValueError(f"--allow-origin {origin}: expected scheme and host, such as https://a.example:8080, or *")
     if config.buckets and not config.bucket_pictures:
         raise ValueError(
             "--buckets needs --bucket-pictures: padding changes what some models see, and only pictures of yours tell"
@@ -214,7 +225,12 @@ class Server(uvicorn.Server):
     def __init__(self, config: Config):
         token = read_token(config.token_file) if config.token_file else None
         self.repository = Repository(config.models, settings_of(config))
-        limits = Limits(max_body=config.max_body_mb * 2**20, max_pixels=config.max_pixels, timeout=config.timeout)
+        limits = Limits(
+            max_body=config.max_body_mb * 2**20,
+            max_bodies=max(config.max_bodies_mb, config.max_body_mb) * 2**20,
+            max_pixels=config.max_pixels,
+            timeout=config.timeout,
+        )
         self.service = Service(self.repository, limits, allow_load=config.allow_load)
         self._grpc = None
         if config.grpc_port is not None:
@@ -232,9 +248,11 @@ class Server(uvicorn.Server):
         self._grpc_stopped: asyncio.Future[None] | None = None
         super().__init__(
             uvicorn.Config(
-                make_app(self.service, token, self._lifespan),
+                make_app(self.service, token, self._lifespan, config.allow_origin),
                 loop="uvloop",
-                http=functools.partial(Connection, max_connections=config.max_connections),  # type: ignore[arg-type]
+                http=functools.partial(  # type: ignore[arg-type]
+                    Connection, max_connections=config.max_connections, is_crowded=self.service.is_crowded
+                ),
                 ws="none",
                 log_config=None,
                 access_log=False,
@@ -287,10 +305,12 @@ class Server(uvicorn.Server):
                 return
         loading = threading.Thread(target=self._load_and_follow, name="repository", daemon=True)
         loading.start()
+        giving_back = asyncio.ensure_future(self.service.give_back_memory())
         try:
             yield
         finally:
             self._stopped.set()
+            giving_back.cancel()
             if self._grpc_stopped:
                 await self._grpc_stopped
             await asyncio.to_thread(self._close, loading)

@@ -8,8 +8,11 @@ The event loop only moves bytes; whatever computes runs in a pool or in the batc
 
 import asyncio
 import contextlib
+import ctypes
+import gc
 import hmac
 import logging
+import math
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterable, Iterator
@@ -25,12 +28,18 @@ from serving import protocol
 from serving.batcher import Closed, QueueFull, Ticket
 from serving.engine import usable_cpus
 from serving.metrics import new_registry
-from serving.pictures import TooManyPixels
+from serving.pictures import TooManyPixels, check_pixels
 from serving.repository import Answer, Model, Repository, UnknownModel
 
 request_log = logging.getLogger("serving.requests")
 
 R = TypeVar("R")
+
+MAX_SHORT_BODY = 2**16
+"""Bytes of a request that is none for inference, of which a field or two are asked: it is read on the event loop."""
+
+IDLE_SECONDS = 10.0
+"""Between two looks whether memory can be given back."""
 
 
 class BadRequest(Exception):
@@ -100,11 +109,11 @@ class Limits:
     max_body: int = 2**26
     """Bytes of a body, compressed and not."""
     max_bodies: int = 2**28
-    """Bytes of all bodies that are being read or decoded."""
+    """Bytes of all bodies that are being read or decoded, and of all answers that are being sent."""
     max_pixels: int = 2**24
-    """Of a picture, or of a tensor's pictures together."""
+    """Of a picture, or of a tensor's pictures together; thin ones as `serving.pictures.check_pixels` counts them."""
     timeout: float = 30.0
-    """Seconds that a request may wait for its batch."""
+    """Seconds that a request may wait to be decoded and for its batch."""
     body_timeout: float = 30.0
     """Seconds that its body may take to arrive."""
 
@@ -192,6 +201,8 @@ class Service:
         self._allow_load = allow_load
         self._pool = ThreadPoolExecutor(usable_cpus(), "pictures")
         self._held_bytes = 0
+        self._under_way = 0
+        self._may_give_back = False
         self.registry = new_registry(repository.models)
 
     def close(self) -> None:
@@ -265,6 +276,7 @@ class Service:
         body: AbstractAsyncContextManager[Any],
         decode: Decode,
         gone: Gone | None = None,
+        timeout: float = math.inf,
     ) -> tuple[Any, dict[str, int]]:
         """The way of every inference request, counted whatever becomes of it.
 
@@ -272,6 +284,7 @@ class Service:
             call: is told the model, and the id that the body gives.
             body: is entered once there is room for the request, and left when it is decoded.
             gone: for protocols in which a client that goes does not cancel this call.
+            timeout: seconds that the client wants to wait at most, where that is known before the body is.
 
         Returns:
             What `Asked.encode` made, and nanoseconds by phase (`serving.metrics.PHASES`).
@@ -280,24 +293,35 @@ class Service:
             What `FAILURES` lists, and what `body` and `decode` raise of their own.
         """
         model = call.model = self.model(name, version)
+        until = call.arrived / 1e9 + min(self.limits.timeout, timeout)
+        self._under_way += 1
         try:
             if model.full:  # before its body is read: refusing has to be cheap
                 raise QueueFull("the queue is full")
             async with body as contents:
                 model, ticket = self.repository.admit(name, version)
-                with ticket:
-                    asked, future = await self.in_pool(self._prepare, model, ticket, decode, contents)
+                with ticket, _bad_requests():
+                    asked, future = await _wait(
+                        self._pool.submit(self._prepare, model, ticket, decode, contents), until, gone, finish=False
+                    )
             if asked.id is not None:
                 call.has_body_id(asked.id)
-            passed = (time.perf_counter_ns() - call.arrived) / 1e9
-            seconds = self.limits.timeout if asked.timeout is None else min(self.limits.timeout, asked.timeout)
-            answer = await self._wait(future, seconds - passed, gone)
+            if asked.timeout is not None:
+                until = min(until, call.arrived / 1e9 + asked.timeout)
+            try:
+                answer: Answer = await _wait(future, until, gone, finish=True)
+            except (DeadlineExceeded, ClientGone):
+                raise
+            except Exception as error:
+                raise BackendError(f"the model failed: {error}") from error
             answered = time.perf_counter_ns()
             encoded = await self.in_pool(asked.encode, model, answer)
         except BaseException as error:
             failure = FAILURES.get(type(error))
             model.statistics.failed(failure.reason if failure else "OTHER", time.perf_counter_ns() - call.arrived)
             raise
+        finally:
+            self._under_way -= 1
         ended = time.perf_counter_ns()
         durations = dict(answer.durations)
         durations["compute_input"] += answer.submitted - call.arrived
@@ -305,16 +329,32 @@ class Service:
         model.statistics.succeeded(len(asked.images_NHWC), durations | {"success": ended - call.arrived})
         return encoded, durations
 
+    async def give_back_memory(self) -> None:
+        """Gives the system what requests have left behind, whenever there are none; until it is cancelled.
+
+        onnxruntime keeps a gigabyte after a picture of 4 megapixels, and the C library what lies below something small.
+        """
+        while True:
+            await asyncio.sleep(IDLE_SECONDS)
+            if self._may_give_back and not self._under_way and not self._held_bytes:
+                self._may_give_back = False
+                await asyncio.to_thread(_trim, self.repository.models())
+
+    def is_crowded(self) -> bool:
+        """Whether there is no room for more bodies."""
+        return self._held_bytes > self.limits.max_bodies
+
     @contextlib.contextmanager
     def holding(self) -> Iterator[Callable[[int], None]]:
         """Yields what counts the bytes of a body that arrives, until the block ends; it raises QueueFull."""
         held = 0
+        self._may_give_back = True
 
         def hold(length: int) -> None:
             nonlocal held
             held += length
             self._held_bytes += length
-            if self._held_bytes > self.limits.max_bodies:
+            if self.is_crowded():
                 raise QueueFull("too many large bodies are arriving at once")
 
         try:
@@ -322,61 +362,97 @@ class Service:
         finally:
             self._held_bytes -= held
 
+    @contextlib.contextmanager
+    def answering(self, length: int) -> Iterator[None]:
+        """Counts the bytes of an answer until the block ends. It is never refused: bodies that come meanwhile are."""
+        self._held_bytes += length
+        try:
+            yield
+        finally:
+            self._held_bytes -= length
+
     async def in_pool(self, function: Callable[..., R], *args: Any) -> R:
         """Runs what reads a request or writes an answer; its ValueErrors tell the client what is wrong."""
-        try:
+        with _bad_requests():
             return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
-        except ValueError as error:
-            too_large = isinstance(error, (protocol.TooLarge, TooManyPixels))
-            raise (RequestTooLarge if too_large else BadRequest)(str(error)) from error
 
     @staticmethod
     def _prepare(model: Model, ticket: Ticket, decode: Decode, contents: Any) -> tuple[Asked, "Future[Answer]"]:
         asked = decode(model, contents)
         return asked, model.submit(ticket, asked.images_NHWC, asked.outputs)
 
-    @staticmethod
-    async def _wait(future: "Future[Answer]", seconds: float, gone: Gone | None) -> Answer:
-        """The answer, unless the client goes or the time is over first: then the request leaves its queue.
 
-        A request whose batch runs already is answered, late as it may be.
-        """
-        answered: asyncio.Future[Any] = asyncio.wrap_future(future)
-        ends: set[asyncio.Future[Any]] = {answered} | ({asyncio.ensure_future(gone())} if gone else set())
-        try:
-            done, _ = await asyncio.wait(ends, timeout=max(seconds, 0), return_when=asyncio.FIRST_COMPLETED)
-            if not done:
-                if future.cancel():
-                    raise DeadlineExceeded("the request's time was over before its turn came")
-                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            if not answered.done():
-                raise ClientGone
-            try:
-                return answered.result()
-            except Exception as error:
-                raise BackendError(f"the model failed: {error}") from error
-        finally:
-            for end in ends:
-                end.cancel()
+def _trim(models: Iterable[Model]) -> None:
+    gc.collect()
+    for model in models:
+        with contextlib.suppress(Exception):  # what onnxruntime raises, out of memory for one, has no public base class
+            model.give_back_memory()
+    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextlib.contextmanager
+def _bad_requests() -> Iterator[None]:
+    """Makes ValueErrors what the client is told."""
+    try:
+        yield
+    except ValueError as error:
+        too_large = isinstance(error, (protocol.TooLarge, TooManyPixels))
+        raise (RequestTooLarge if too_large else BadRequest)(str(error)) from error
+
+
+async def _wait(future: "Future[R]", until: float, gone: Gone | None, *, finish: bool) -> R:
+    """What the future brings, unless the client goes or the time is over first: then it is cancelled.
+
+    Args:
+        until: by `time.perf_counter`, seconds.
+        finish: what runs already when the time is over is waited for, late as it may be. Otherwise it is left to
+            itself: a thread cannot be stopped.
+
+    Raises:
+        DeadlineExceeded, ClientGone, or what the future raises.
+    """
+    done: asyncio.Future[R] = asyncio.wrap_future(future)
+    ends: set[asyncio.Future[Any]] = {done} | ({asyncio.ensure_future(gone())} if gone else set())
+    try:
+        ended, _ = await asyncio.wait(
+            ends, timeout=max(until - time.perf_counter(), 0), return_when=asyncio.FIRST_COMPLETED
+        )
+        if not ended:
+            if future.cancel() or not finish:
+                raise DeadlineExceeded("the request's time was over before its turn came")
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if not done.done():
+            raise ClientGone
+        return done.result()
+    finally:
+        for end in ends:
+            end.cancel()
+        # An error holds this frame by its traceback: a cycle, which would keep the request in memory.
+        del future, done, ends, end
 
 
 def tensor_asked(
-    model: Model, request: protocol.InferRequest, timeout: float | None, encode: Callable[[Model, Answer], Any]
+    model: Model, request: protocol.InferRequest, limits: Limits, encode: Callable[[Model, Answer], Any]
 ) -> Asked:
     """A request of the V2 protocol, decoded.
 
     Raises:
-        ValueError: more pictures than the model takes at a time.
+        ValueError: more pictures than the model takes at a time, or more pixels than the limits allow.
     """
     [images_NHWC] = request.inputs.values()
-    if len(images_NHWC) > model.max_batch_size:
-        raise ValueError(f"{len(images_NHWC)} pictures in a tensor, at most {model.max_batch_size} are taken")
-    return Asked(images_NHWC, tuple(request.outputs), timeout, encode, request.id)
+    count, height, width, _ = images_NHWC.shape
+    if count > model.max_batch_size:
+        raise ValueError(f"{count} pictures in a tensor, at most {model.max_batch_size} are taken")
+    check_pixels(height, width, limits.max_pixels, count)
+    return Asked(images_NHWC, tuple(request.outputs), request.timeout, encode, request.id)
 
 
 def bears(token: str | None, authorization: str) -> bool:
     """Whether a request's `authorization` is the server's token, where it has one."""
-    return token is None or hmac.compare_digest(authorization.encode(), f"Bearer {token}".encode())
+    scheme, _, given = authorization.partition(" ")
+    right = token is None or hmac.compare_digest(given.strip(" ").encode(), token.encode())
+    return right and (token is None or scheme.lower() == "bearer")
 
 
 def message_of(error: BaseException) -> str:
@@ -386,4 +462,4 @@ def message_of(error: BaseException) -> str:
 
 def _safe_id(text: str) -> str:
     """What may stand in a header and in a line of a log."""
-    return "".join(character for character in text if "!" <= character <= "~")[:128]
+    return "".join(character for character in text[:1024] if "!" <= character <= "~")[:128]

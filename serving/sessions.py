@@ -36,7 +36,7 @@ def session_options(threads: int) -> SessionOptions:
     options = SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # that sizes are computed on the CPU, beside a GPU, is as it should be
+    options.log_severity_level = 4  # what goes wrong is raised, and told by whoever knows the picture
     # Threads that spin while they wait for work take the CPU from those that decode and encode pictures.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # One plan per size seen is kept for ever otherwise: memory would grow with every new picture size.

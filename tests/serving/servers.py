@@ -50,18 +50,21 @@ def connect(server):
     return socket.create_connection((host, int(port)), timeout=60)
 
 
-def answer_to(server, contents, and_then=b""):
+def answer_to(server, contents, and_then=b"", half_close=False, read=65536):
     """All that the server says to these bytes until it closes the connection, politely or not.
 
-    `and_then` is sent once it has begun to answer.
+    `and_then` is sent once it has begun to answer; with `half_close` the client says that it sends no more, and it
+    reads `read` bytes at a time.
     """
     said = []
     with connect(server) as raw, contextlib.suppress(ConnectionError):
         raw.sendall(contents)
+        if half_close:
+            raw.shutdown(socket.SHUT_WR)
         if and_then:
             said.append(raw.recv(65536))
             raw.sendall(and_then)
-        while piece := raw.recv(65536):
+        while piece := raw.recv(read):
             said.append(piece)
     return b"".join(said)
 

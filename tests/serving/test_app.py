@@ -1,8 +1,12 @@
 """The server over real sockets, with a model whose answers are known: labels are red // 64, confidence green / 255."""
 
+import gzip
 import io
 import json
 import logging
+import re
+import threading
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -10,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from serving import app, service
 from serving.app import choose_output
 from serving.artifact import Tensor, open_artifact
 from serving.engine import Engine
@@ -259,8 +264,107 @@ def test_token(toy_model, tmp_path):
                 assert response.headers["www-authenticate"] == "Bearer"
         for path in ("/v2/health/live", "/v2/health/ready"):
             assert client.get(path).status_code == 200
-        right = {"Authorization": "Bearer open-sesame"}
-        assert index_of(client.post(SEGMENT, content=picture(), headers=right)).shape == (6, 8)
+        for scheme in ("Bearer", "bearer", "BEARER", "Bearer "):
+            right = {"Authorization": f"{scheme} open-sesame"}
+            assert index_of(client.post(SEGMENT, content=picture(), headers=right)).shape == (6, 8)
+
+
+@pytest.mark.parametrize("shape", [(1, 600_000), (600_000, 1)])
+def test_thin_pictures_are_refused_in_every_form(client, shape):
+    """The network would pad them to many times their pixels."""
+    thin = encoded(Image.new("1", shape[::-1]))
+    said = "are too thin: the network pads them to 19200000"
+    assert said in error_of(client.post(SEGMENT, content=thin), 413)
+    tensor = {
+        "name": "image",
+        "datatype": "UINT8",
+        "shape": [1, *shape, 3],
+        "parameters": {"binary_data_size": 1_800_000},
+    }
+    header = json.dumps({"inputs": [tensor]}).encode()
+    response = client.post(
+        "/v2/models/toy/infer",
+        content=header + bytes(1_800_000),
+        headers={"Inference-Header-Content-Length": str(len(header))},
+    )
+    assert said in error_of(response, 413)
+
+
+def test_pictures_made_to_take_long(client):
+    jpeg = picture(16, 16, format="JPEG")
+    assert "too many pieces" in error_of(client.post(SEGMENT, content=jpeg[:2] + b"\xff" * 200_000 + jpeg[2:]), 400)
+    form = b'--edge\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\n\r\n'
+    response = client.post(
+        SEGMENT, content=form * 100 + b"--edge--\r\n", headers={"Content-Type": "multipart/form-data; boundary=edge"}
+    )
+    assert error_of(response, 400) == "the form has more than 63 parts: send one picture a request"
+    noise = np.random.default_rng(0).integers(0, 256, (1200, 1200, 3), np.uint8)
+    response = client.post(SEGMENT, params={"output": "rle"}, content=encoded(Image.fromarray(noise), compress_level=0))
+    assert error_of(response, 400) == "the labels change more than 1048576 times: ask for output=labels"
+
+
+@pytest.mark.parametrize("path", [SEGMENT, "/v2/models/toy/infer"])
+def test_bodies_are_decompressed(client, path):
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [0, 0, 0]}
+    body = picture() if path == SEGMENT else json.dumps({"inputs": [tensor]}).encode()
+    expected = client.post(path, content=body).content
+    for coding, packed in (("gzip", gzip.compress(body)), ("DEFLATE", zlib.compress(body)), ("identity", body)):
+        response = client.post(path, content=packed, headers={"Content-Encoding": coding})
+        assert (response.status_code, response.content) == (200, expected)
+    assert "the body is not gzip" in error_of(
+        client.post(path, content=body, headers={"Content-Encoding": "gzip"}), 400
+    )
+    bomb = gzip.compress(bytes(2**26 + 1), compresslevel=1)
+    assert "more than 67108864 bytes" in error_of(
+        client.post(path, content=bomb, headers={"Content-Encoding": "gzip"}), 413
+    )
+
+
+def test_what_curl_makes_of_a_file_is_told(client):
+    """-d in place of --data-binary: without line ends and zero bytes; or without the @, so that the name comes."""
+    for format in ("JPEG", "PNG", "WEBP"):
+        lost = re.sub(rb"[\r\n\0]", b"", picture(40, 40, format=format))
+        assert "send it with curl --data-binary @FILE" in error_of(client.post(SEGMENT, content=lost), 400)
+        assert "curl" not in error_of(client.post(SEGMENT, content=picture(40, 40, format=format)[:-50]), 400)
+    assert "send it with curl --data-binary @FILE" in error_of(client.post(SEGMENT, content=b"photo.jpg"), 400)
+
+
+# Other origins
+
+
+def test_pages_of_other_origins(toy_model, tmp_path):
+    """A browser asks first, without the token, and reads what it may."""
+    (tmp_path / "token").write_text("open-sesame")
+    origin, asked = "https://a.example", {"Access-Control-Request-Method": "POST"}
+    with (
+        running(toy_model.parent, allow_origin=(origin,), token_file=tmp_path / "token") as server,
+        httpx.Client(base_url=server.url, timeout=600) as client,
+    ):
+        asked["Access-Control-Request-Headers"] = "authorization, content-type"
+        response = client.options(SEGMENT, headers={"Origin": origin, **asked})
+        assert response.status_code == 200
+        assert response.headers["access-control-allow-origin"] == origin
+        assert "POST" in response.headers["access-control-allow-methods"]
+        assert "authorization" in response.headers["access-control-allow-headers"].lower()
+        other = client.options(SEGMENT, headers={"Origin": "https://b.example", **asked})
+        assert error_of(other, 400) == "Disallowed CORS origin"
+        assert "access-control-allow-origin" not in other.headers
+        response = client.post(SEGMENT, content=picture(), headers={"Origin": origin})
+        assert "send the server's token" in error_of(response, 401)
+        assert response.headers["access-control-allow-origin"] == origin
+        token = {"Authorization": "Bearer open-sesame"}
+        response = client.post(SEGMENT, content=picture(), headers={"Origin": origin} | token)
+        assert index_of(response).shape == (6, 8)
+        assert response.headers["access-control-allow-origin"] == origin
+        assert "x-request-id" in response.headers["access-control-expose-headers"].lower()
+        response = client.post(SEGMENT, content=picture(), headers={"Origin": "https://b.example"} | token)
+        assert "access-control-allow-origin" not in response.headers
+
+
+def test_no_other_origins_unless_they_are_named(client):
+    asked = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
+    assert error_of(client.options(SEGMENT, headers=asked), 405) == "Method Not Allowed"
+    assert not any(name.startswith("access-control") for name in client.get("/v2", headers=asked).headers)
 
 
 # Batches
@@ -364,6 +468,48 @@ def test_a_client_that_goes_leaves_the_batch(server, model, gate):
     assert ("request_failure", {"reason": "CANCELED"}, 2) in list(model.statistics.samples())
 
 
+@pytest.fixture
+def decoding(monkeypatch):
+    """A picture is decoded for as long as this event is not set."""
+    go_on = threading.Event()
+    monkeypatch.setattr(
+        app, "load_picture", lambda *args, **options: go_on.wait(600) and load_picture(*args, **options)
+    )
+    yield go_on
+    go_on.set()
+
+
+def test_decoding_ends_for_the_client_with_its_time(server, client, model, decoding):
+    for query in ("timeout=0.05", "timeout=0"):
+        late = client.post(f"{SEGMENT}?{query}", content=picture())
+        assert error_of(late, 503) == "the request's time was over before its turn came"
+    assert (model.pending, server.service._held_bytes) == (0, 0)
+    decoding.set()
+    assert index_of(client.post(SEGMENT, content=picture())).shape == (6, 8)
+    until(lambda: model.pending == 0)
+
+
+def test_a_client_that_goes_leaves_the_decoding(server, model, decoding):
+    with connect(server) as raw:
+        raw.sendall(post_head(SEGMENT, len(picture())) + picture())
+        until(lambda: model.pending == 1)
+    until(lambda: model.pending == 0)
+    assert server.service._held_bytes == 0
+
+
+def test_memory_is_given_back_by_an_idle_server(toy_model, monkeypatch):
+    given_back = []
+    monkeypatch.setattr(service, "IDLE_SECONDS", 0.01)
+    trim = service._trim
+    monkeypatch.setattr(service, "_trim", lambda models: trim(models) or given_back.append(len(models)))
+    with running(toy_model.parent) as server, client_of(server) as client:
+        assert client.get("/v2").status_code == 200
+        assert given_back == []  # nothing was used
+        for n in (1, 2):
+            assert index_of(client.post(SEGMENT, content=picture())).shape == (6, 8)
+            until(lambda n=n: given_back == [1] * n)
+
+
 def test_only_so_many_bytes_of_bodies_are_held(server, client, monkeypatch):
     monkeypatch.setattr(server.service, "limits", type(server.service.limits)(max_bodies=10))
     response = client.post(SEGMENT, content=picture())
@@ -434,6 +580,9 @@ def test_each_request_is_a_line_of_json(client, caplog):
 
 def test_the_index_reads_no_large_body(client):
     assert client.post("/v2/repository/index", json={"ready": True}).json()[0]["state"] == "READY"
+    packed = gzip.compress(b'{"ready": true}')
+    index = client.post("/v2/repository/index", content=packed, headers={"Content-Encoding": "gzip"}).json()
+    assert index[0]["state"] == "READY"
     for body in (b"[1", b"[]", b'{"ready": "false"}', b'{"ready": 0}'):
         assert error_of(client.post("/v2/repository/index", content=body), 400).startswith("expected")
     assert "at most 65536" in error_of(client.post("/v2/repository/index", content=bytes(65537)), 413)

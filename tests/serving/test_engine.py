@@ -299,3 +299,45 @@ def test_a_large_picture_leaves_no_memory_behind(toy_model):
     for _ in range(2):
         engine.predict(image_NHWC, ["labels"])
     assert resident_mib() - before < 80
+
+
+def test_thin_pictures_make_small_batches():
+    """They count as the network pads them."""
+    assert [engine_module.batch_limit(size, 8) for size in ((1024, 1024), (1, 2**20 // 32), (1, 2**20))] == [4, 4, 1]
+
+
+def test_onnxruntime_says_nothing_of_its_own(toy_model, capfd):
+    """What goes wrong is raised: its lines would stand between those of a log in JSON."""
+    graph = onnx.load(toy_model / "1" / GRAPH_FILE)
+    three = onnx.helper.make_tensor("three", onnx.TensorProto.INT64, [3], [1, 1, 3])
+    graph.graph.initializer.append(three)
+    graph.graph.node.append(onnx.helper.make_node("Reshape", ["confidence", "three"], ["other"]))
+    graph.graph.output[1].name = "other"
+    onnx.save(graph, toy_model / "1" / GRAPH_FILE)
+    fields = json.loads((toy_model / "1" / INFO_FILE).read_text())
+    fields["sha256"] = sha256_of(toy_model / "1" / GRAPH_FILE)
+    fields["outputs"][1]["name"] = "other"
+    (toy_model / "1" / INFO_FILE).write_text(json.dumps(fields))
+    engine = Engine(open_artifact(toy_model), "cpu")
+    with pytest.raises(Exception, match="Reshape"):
+        engine.predict(np.zeros((1, 2, 2, 3), np.uint8))
+    assert engine.predict(np.zeros((1, 1, 3, 3), np.uint8))["other"].shape == (1, 1, 3)
+    assert capfd.readouterr().err == ""
+
+
+def test_memory_is_given_back(toy_model, monkeypatch):
+    """By a run of each session that shrinks what it has allocated."""
+    runs = []
+
+    class Noted:
+        def __init__(self, session):
+            self.session = session
+
+        def run(self, wanted, inputs, options):
+            runs.append(options)
+            return self.session.run(wanted, inputs, options)
+
+    engine = Engine(open_artifact(toy_model), "cpu", threads=2)
+    engine._session, engine._one_thread_session = Noted(engine._session), Noted(engine._one_thread_session)
+    engine.give_back_memory()
+    assert runs == [engine._shrink] * 2

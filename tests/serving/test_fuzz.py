@@ -76,11 +76,11 @@ def test_bytes(server):
 
 @pytest.mark.parametrize("raw", [True, False])
 def test_grpc_messages(server, raw):
-    codes = set()
+    codes, message = set(), infer_request(raw=raw).SerializeToString()
     with calling(server) as call:
 
         @few(100)
-        @given(fuzz.damaged(infer_request(raw=raw).SerializeToString()))
+        @given(fuzz.damaged(message) | fuzz.repeated(message))
         def send(message):
             code = call("ModelInfer", message).code().name
             assert code in ("OK", "INVALID_ARGUMENT", "NOT_FOUND")

@@ -1,9 +1,11 @@
 """gRPC beyond what Triton's client shows (test_tritonclient.py): limits, cancelled calls, typed tensors, the log."""
 
+import gc
 import json
 import logging
 import signal
 import sys
+import threading
 
 import grpc
 import httpx
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 from tritonclient.grpc import model_config_pb2, service_pb2
 
-from serving import run
+from serving import grpc_server, run
 from serving.grpc_messages import DEFINITIONS, MESSAGES
 from serving.logs import JsonFormatter
 from tests.serving.calls import IMAGES, SERVICE, calling, infer_request
@@ -180,6 +182,8 @@ def test_token(toy_model, tmp_path):
                 assert told == ("UNAUTHENTICATED", "send the server's token as metadata, authorization: Bearer TOKEN")
         assert call("ServerLive").result()
         assert call("ServerReady").result()
+        right = call("ModelInfer", infer_request(), metadata=[("authorization", "bearer open-sesame")])
+        assert right.result()
         right = call("ModelInfer", infer_request(), metadata=[("authorization", "Bearer open-sesame")])
         np.testing.assert_array_equal(labels_of(right.result()), IMAGES[..., 0] // 64)
         with calling(server, "grpc.health.v1.Health") as check:
@@ -230,6 +234,49 @@ def test_cancelled_and_late_calls_leave_the_queue(model, call, gate):
     assert gate.batches == [(2, 6, 8)]
 
 
+def test_ten_calls_that_nobody_waits_for_at_full_load(toy_model, gate, caplog):
+    """Cancelled, late, or of a client that is gone: their places come back, and no error is logged."""
+    gate.open()
+    with running(toy_model.parent, max_queue=10, grpc_port=0) as server, calling(server) as call:
+        gate._open.clear()
+        gate.batches.clear()
+        model = server.repository.get("toy")
+        first = call("ModelInfer", infer_request())
+        until(lambda: gate.batches)
+        for end in ("cancel", "deadline", "gone"):
+            with grpc.insecure_channel(server.grpc_address) as channel:
+                stub = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+                message = infer_request().SerializeToString()
+                calls = [stub.future(message, timeout=600) for _ in range(10)]
+                until(lambda: model.pending == 10)
+                assert refused(call("ModelInfer", infer_request())) == ("UNAVAILABLE", "the queue is full")
+                if end == "cancel":
+                    for one in calls:
+                        one.cancel()
+                elif end == "deadline":
+                    for one in calls:
+                        one.cancel()
+                    until(lambda: model.pending == 0)
+                    calls = [stub.future(message, timeout=0.2) for _ in range(10)]
+                    assert {one.code().name for one in calls} <= {"DEADLINE_EXCEEDED"}
+            until(lambda: model.pending == 0)
+        gate.open()
+        assert first.result()
+        assert call("ModelInfer", infer_request()).result()
+        until(lambda: server.service._held_bytes == 0)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_an_answer_that_can_no_longer_be_sent_is_no_error(server, caplog):
+    logger = logging.getLogger("grpc._cython.cygrpc")
+    for kind, told in ((grpc._cython.cygrpc.ExecuteBatchError, 0), (ValueError, 1)):
+        try:
+            raise kind
+        except kind:
+            logger.exception("raised in core")
+        assert len(caplog.records) == told
+
+
 def test_a_model_that_fails(call, monkeypatch):
     def out_of_memory(*args):
         raise RuntimeError("Failed to allocate memory")
@@ -248,6 +295,101 @@ def test_messages_that_are_too_large(toy_model):
             assert refused(call("ModelInfer", large, compression=compression))[0] == "RESOURCE_EXHAUSTED"
         until(lambda: server.service._held_bytes == 0)
         assert call("ModelInfer", infer_request()).result()
+
+
+def field(number, contents):
+    """Length-delimited, in the notation of protobuf."""
+    length, size = len(contents), b""
+    while length > 127:
+        size, length = size + bytes([length & 127 | 128]), length >> 7
+    return bytes([number << 3 | 2]) + size + bytes([length]) + contents
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        field(5, b"") * 5000,  # inputs
+        field(6, b"") * 5000,  # outputs
+        field(7, b"") * 5000,  # raw tensors
+        field(15, b"") * 5000,  # unknown
+        b"\x78\x01" * 5000,
+        field(5, field(4, b"") * 5000),  # parameters of an input
+        field(5, field(5, b"\x30\x01" * 5000)),  # numbers of its contents, one by one
+        field(4, field(2, field(3, b"") * 5000)),
+    ],
+)
+def test_fields_are_counted_before_they_are_made(call, monkeypatch, more):
+    monkeypatch.setitem(MESSAGES, "ModelInferRequest", Unmade(MESSAGES["ModelInferRequest"].DESCRIPTOR))
+    message = infer_request().SerializeToString() + more
+    assert refused(call("ModelInfer", message)) == ("INVALID_ARGUMENT", "more than 4096 fields in a message")
+
+
+class Unmade:
+    """A class of messages of which there may be none."""
+
+    def __init__(self, descriptor):
+        self.DESCRIPTOR = descriptor
+
+
+def test_long_fields_are_refused_before_they_are_made(call, monkeypatch):
+    monkeypatch.setattr("serving.grpc_server.MAX_FIELD_BYTES", 200)
+    assert call("ModelInfer", infer_request()).result()  # 288 bytes of a raw tensor
+    for more in (field(3, bytes(201)), field(5, field(3, bytes(201))), field(15, bytes(201))):
+        code, said = refused(call("ModelInfer", infer_request().SerializeToString() + more))
+        assert (code, said[-30:]) == (
+            "INVALID_ARGUMENT",
+            "bytes, at most 200 are read"[-30:].rjust(27),
+        ) or "200" in said
+
+
+def test_other_messages_are_short(call):
+    told = refused(call("ModelMetadata", service_pb2.ModelMetadataRequest(name="x" * 2**16)))
+    assert told == ("INVALID_ARGUMENT", "65540 bytes of a ModelMetadataRequest, at most 65536 are read")
+
+
+def test_what_needs_no_token_reads_no_message(server, call, monkeypatch):
+    """It may be large, or none at all."""
+    monkeypatch.setattr("grpc.aio.ServicerContext.read", None)
+    monkeypatch.setattr(server.service, "limits", type(server.service.limits)(max_bodies=10, body_timeout=0.01))
+    assert service_pb2.ServerReadyResponse.FromString(call("ServerReady", bytes(2**22)).result()).ready
+    with calling(server, "grpc.health.v1.Health") as check:
+        assert MESSAGES["HealthCheckResponse"].FromString(check("Check", bytes(2**22)).result()).status == 1
+
+
+def test_messages_arrive_in_turns(toy_model, monkeypatch):
+    """Of those that may be 100 MiB each, two at a time; one that does not come makes room for others."""
+    monkeypatch.setattr("serving.grpc_server.RECEIVE_SECONDS", 0.05)
+    with running(toy_model.parent, max_body_mb=100, grpc_port=0) as server, calling(server) as call:
+        assert server._grpc._turns._value == 2
+        with grpc.insecure_channel(server.grpc_address) as channel:
+            ended = threading.Event()
+
+            def nothing():
+                ended.wait(60)
+                yield from ()
+
+            stalled = [channel.stream_unary(f"/{SERVICE}/ModelInfer").future(nothing(), timeout=600) for _ in range(2)]
+            until(lambda: server._grpc._turns.locked())
+            assert call("ModelInfer", infer_request()).result()
+            codes = {answer.code().name for answer in stalled if answer.done()}
+            assert codes == {"DEADLINE_EXCEEDED"}
+            ended.set()
+        until(lambda: server._grpc._turns._value == 2)
+
+
+def test_a_message_is_let_go_when_it_is_answered(server, call, monkeypatch):
+    """Not only when Python next looks for cycles."""
+    held, read_infer = [], grpc_server.read_infer
+    monkeypatch.setattr(grpc_server, "read_infer", lambda message: held.append(message) or read_infer(message))
+    gc.disable()
+    try:
+        assert call("ModelInfer", infer_request()).result()
+        assert refused(call("ModelInfer", b"nonsense"))[0] == "INVALID_ARGUMENT"
+        for number in range(len(held)):
+            message = held[number]
+            until(lambda message=message: len(gc.get_referrers(message)) <= 2)  # this list, and these variables
+    finally:
+        gc.enable()
 
 
 def test_only_so_many_bytes_of_messages_are_held(server, call, monkeypatch):

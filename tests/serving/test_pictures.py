@@ -1,3 +1,4 @@
+import contextlib
 import io
 import struct
 import zlib
@@ -9,10 +10,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
+from serving import pictures
 from serving.pictures import (
     IGNORE_COLOR,
     WEB_FORMATS,
     TooManyPixels,
+    check_pixels,
     coco_rle,
     color_table,
     index_png,
@@ -307,3 +310,81 @@ def test_label_maps_are_read_back_or_refused(tmp_path):
     for name in ("rgb.png", "text.png"):
         with pytest.raises(ValueError, match=name):
             load_labels(tmp_path / name)
+
+
+# Pictures made to take long, or much memory
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "fits"),
+    [
+        ((4096, 4096), 1, True),
+        ((8192, 2048), 1, True),
+        ((1, 500_000), 1, True),  # padded, they are a picture of 4000x4000
+        ((1, 600_000), 1, False),
+        ((600_000, 1), 1, False),
+        ((4097, 4096), 1, False),
+        ((1, 500_000), 2, False),
+        ((2048, 2048), 4, True),
+        ((2, 2), 8, True),
+    ],
+)
+def test_thin_pictures_count_as_they_are_padded(size, count, fits):
+    with contextlib.nullcontext() if fits else pytest.raises(TooManyPixels):
+        check_pixels(*size, 2**24, count)
+
+
+def test_a_thin_picture_is_refused_before_it_is_decoded(monkeypatch):
+    monkeypatch.setattr(Image.Image, "convert", None)
+    thin = png(np.zeros((1, 60_000, 3), np.uint8))
+    with pytest.raises(TooManyPixels, match="60000x1 pixels are too thin: the network pads them to 1920000"):
+        load_picture(thin, max_pixels=2**20)
+
+
+def progressive(scans, size=64):
+    """A grey JPEG whose last scan, which changes nothing, comes so many times more."""
+    contents = encoded(Image.new("L", (size, size), 100), "JPEG", progressive=True)
+    last = contents[contents.rindex(b"\xff\xda") : -2]
+    return contents[:-2] + last * scans + contents[-2:]
+
+
+def jpeg_with(inserted):
+    contents = encoded(Image.new("RGB", (8, 8), (9, 99, 199)), "JPEG")
+    return contents[:2] + inserted + contents[2:]
+
+
+def test_scans_are_counted():
+    assert load_picture(progressive(10)).shape == (64, 64, 3)
+    with pytest.raises(ValueError, match="it has more than 64 scans: save it again"):
+        load_picture(progressive(65))
+    with pytest.raises(ValueError, match="it has more than 64 scans"):  # an end that is none, within a comment
+        load_picture(progressive(65).replace(b"\xff\xda", b"\xff\xfe\x00\x04\xff\xd9\xff\xda", 3))
+    assert load_picture(progressive(2) + progressive(99)[2:]).shape == (64, 64, 3)  # what follows the picture's end
+
+
+def test_a_jpeg_of_many_kinds_of_nothing(monkeypatch):
+    monkeypatch.setattr(pictures, "MAX_READS", 1000)
+    for inserted in (b"\xff" * 1000, b"\xff\xfe\x00\x02" + b"\1" * 1000, b"\xff\xfe\x00\x02" * 1000):
+        assert load_picture(jpeg_with(inserted[:100])).shape == (8, 8, 3)
+        with pytest.raises(ValueError, match="it is made of too many pieces"):
+            load_picture(jpeg_with(inserted))
+
+
+def test_fill_bytes_between_scans_are_read_once(monkeypatch):
+    """In pieces, those that the decoder cannot use yet would be copied for every piece."""
+    reads = []
+    read = pictures._Source.read
+    monkeypatch.setattr(pictures._Source, "read", lambda self, *size: reads.append(size) or read(self, *size))
+    contents = encoded(Image.new("RGB", (8, 8)), "JPEG")
+    assert load_picture(contents[:-2] + b"\xff" * 10**6 + contents[-2:]).shape == (8, 8, 3)
+    assert len(reads) < 200
+
+
+def test_a_png_of_many_chunks(monkeypatch):
+    monkeypatch.setattr(pictures, "MAX_READS", 1000)
+    contents = png(random_picture())
+    at = contents.index(b"IDAT") - 4
+    chunk = b"\0\0\0\0teSt" + zlib.crc32(b"teSt").to_bytes(4, "big")
+    np.testing.assert_array_equal(load_picture(contents[:at] + chunk * 10 + contents[at:]), random_picture())
+    with pytest.raises(ValueError, match="it is made of too many pieces"):
+        load_picture(contents[:at] + chunk * 1000 + contents[at:])

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import threading
 import zlib
 
 import numpy as np
@@ -278,3 +279,104 @@ def test_metadata_and_configuration():
     assert config["output"][1] == {"name": "confidence", "data_type": "TYPE_FP32", "dims": [-1, -1]}
     assert config["dynamic_batching"] == {"max_queue_delay_microseconds": 1500}
     assert config["parameters"]["buckets"] == {"string_value": "32x64"}
+
+
+# What would hold up other requests
+
+
+def test_lists_objects_and_strings_are_counted_before_they_are_made(monkeypatch):
+    monkeypatch.setattr(protocol, "MAX_JSON_TOKENS", 100)
+    for many in ("[]", "{}", '""', "null", "true", '"\\n\\n"', '{"a": 1}', "[1]"):
+        body = f'{{"inputs": [{", ".join([many] * 100)}]}}'.encode()
+        monkeypatch.setattr(protocol.json, "loads", None)
+        with pytest.raises(TooLarge, match="more than 100 lists, objects and strings of JSON"):
+            parse(body)
+        monkeypatch.undo()
+        monkeypatch.setattr(protocol, "MAX_JSON_TOKENS", 100)
+    flat = json.dumps({"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 10, 10, 3], "data": [7] * 300}]})
+    [array] = parse(flat.encode()).inputs.values()
+    np.testing.assert_array_equal(array, np.full((1, 10, 10, 3), 7))
+
+
+def test_other_threads_get_their_turn_while_json_is_read_and_written():
+    """A thread that wants to do next to nothing, again and again, as the event loop does."""
+    turns, ended = [], threading.Event()
+
+    def take_turns():
+        while not ended.wait(0.0001):
+            turns.append(len(steps))
+
+    steps = []
+    thread = threading.Thread(target=take_turns)
+    thread.start()
+    numbers = json.dumps(list(range(500_000))).encode()
+    try:
+        for step in (
+            lambda: protocol._read_json(numbers),
+            lambda: protocol._as_array([7] * 2_000_000),
+            lambda: protocol.json_numbers(np.zeros(500_000, np.float32)),
+        ):
+            step()
+            steps.append(step)
+    finally:
+        ended.set()
+        thread.join()
+    assert all(turns.count(number) >= 3 for number in range(len(steps))), turns
+
+
+@pytest.mark.parametrize("piece", [1, 2, 5, 100])
+@pytest.mark.parametrize("shape", [(24,), (1, 24), (2, 12), (8, 3), (1, 2, 4, 3), (2, 2, 2, 3)])
+def test_pieces_make_the_same_array(monkeypatch, piece, shape):
+    monkeypatch.setattr(protocol, "PIECE", piece)
+    array = np.arange(24).reshape(shape)
+    np.testing.assert_array_equal(protocol._as_array(array.tolist()), array)
+    np.testing.assert_array_equal(parse(request({"data": array.tolist()})).inputs["image"], IMAGE)
+    assert json.loads(protocol.json_numbers(array / 3)) == (array / 3).ravel().tolist()
+
+
+@pytest.mark.parametrize(
+    "data", [[[1, 2], [3]], [[[1]], [2]], [[[1]], [[2, 3]]], [1, [2]], [[1], 2], [[[1], [2]], [[3]]]]
+)
+def test_ragged_lists_are_refused(data):
+    with pytest.raises(ValueError, match="data of image"):
+        parse(request({"data": data}))
+
+
+@pytest.mark.parametrize("timeout", [2**63, 10**400], ids=["64 bits", "400 digits"])
+def test_times_beyond_any_clock(timeout):
+    with pytest.raises(ValueError, match=r"the parameter timeout is 9223|the parameter timeout is 1000"):
+        parse(request(parameters={"timeout": timeout}))
+    with pytest.raises(ValueError, match="the request is not JSON"):
+        parse(b'{"id": 1' + b"0" * 5000 + b"}")
+    with pytest.raises(ValueError, match="expected 0 to the body's length"):
+        parse(request(), "1" + "0" * 5000)
+
+
+def test_what_is_told_of_a_long_value_is_short_and_quick(monkeypatch):
+    monkeypatch.setattr(protocol.json, "dumps", None)  # would write all of it
+    for value in ("x" * 10**6, [1] * 10**6, {"a": [[]] * 10**6}):
+        assert len(protocol._short(value)) == 60
+
+
+def test_a_small_tensor_holds_no_long_request():
+    header = (
+        json.dumps(
+            {
+                "inputs": [
+                    {
+                        "name": "image",
+                        "datatype": "UINT8",
+                        "shape": [1, 2, 4, 3],
+                        "parameters": {"binary_data_size": 24},
+                    }
+                ]
+            }
+        ).encode()
+        + b" " * 1000
+    )
+    [array] = parse(header + IMAGE.tobytes(), str(len(header))).inputs.values()
+    np.testing.assert_array_equal(array, IMAGE)
+    base = array
+    while isinstance(base.base, np.ndarray):
+        base = base.base
+    assert base.base is None  # its own memory

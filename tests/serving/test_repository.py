@@ -72,6 +72,17 @@ def test_a_model_is_called_as_its_folder(toy_model, opened):
     assert served(opened(toy_model.parent)) == [("renamed", 1)]
 
 
+def test_a_name_that_clients_could_not_reach_is_refused(toy_model, opened):
+    write_toy_model(toy_model.parent / "other" / "stats", 1)
+    assert refusal(toy_model.parent / "other").startswith("no model may be called stats: /v2/models/stats is about all")
+    repository = opened(toy_model.parent)
+    shutil.move(toy_model.parent / "other" / "stats", toy_model.parent)
+    repository.scan()
+    assert served(repository) == [("toy", 1)]
+    [entry] = [entry for entry in repository.index() if entry["state"] == "UNAVAILABLE"]
+    assert (entry["name"], "no model may be called stats" in entry["reason"]) == ("stats", True)
+
+
 def test_what_cannot_be_served_at_start_is_an_error(toy_model, tmp_path):
     assert "there is no folder" in refusal(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()

@@ -51,6 +51,8 @@ def refused(toy_model, capfd, tmp_path, monkeypatch):
         (["--token-file", "words"], "words must hold one word"),
         (["--host", "not.an.address"], "cannot listen at not.an.address, port 0"),
         (["--port", 70000], "--port must be 0 to 65535, got 70000"),
+        (["--allow-origin", "a.example"], "--allow-origin a.example: expected scheme and host"),
+        (["--allow-origin", "https://a.example/"], "--allow-origin https://a.example/: expected scheme and host"),
         (["--grpc-port", -1], "--grpc-port must be 0 to 65535, got -1"),
     ],
 )
