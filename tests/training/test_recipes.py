@@ -53,7 +53,8 @@ def test_photos_trains_every_segmenter_alike():
         settings, fields = RECIPES["photos"](method)
         config = with_groups(settings, fields)
         branch = config.method_fields["s4gan" if method == "mlmt" else method]
-        assert (config.backbone, branch["optimizer"], branch["learning_rate"]) == ("mobilenet_v2_c4", "adamw", 1e-3)
+        assert (config.backbone, branch["optimizer"], branch["learning_rate"]) == ("mobilenet_v2", "adamw", 3e-4)
+        assert branch["head_multiplier"] == 3.0
 
 
 @pytest.mark.parametrize("name", ["shapes", "photos"])
