@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from serving.batch_jobs import FILES
-from serving.files import file_beside, locked, write_atomically
+from serving.files import file_beside, locked, naming, write_atomically
 
 RUNS, RANKING = "rle", "ranking.csv"
 
@@ -52,7 +52,8 @@ class Lines:
         self._tidy()
 
     def append(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
+        with naming(self.path):
+            self._file.write(json.dumps(record) + "\n")
 
     def _tidy(self) -> dict[str, str | None]:
         places, keys = {}, {}

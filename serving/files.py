@@ -30,15 +30,29 @@ def file_beside(path: Path, durable: bool = False) -> Iterator[IO[bytes]]:
     # Unlike tempfile's, this file gets the usual permissions. The thread is in its name because pools write
     # at once; of the path's own name there is room for no more than a part.
     beside = path.with_name(f".{path.name[:40]}.{os.getpid()}-{threading.get_ident()}.tmp")
+    with naming(path, beside):
+        try:
+            with beside.open("wb") as file:
+                yield file
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            beside.replace(path)
+        finally:
+            with contextlib.suppress(OSError):  # it is not there, or cannot be there
+                beside.unlink()
+
+
+@contextlib.contextmanager
+def naming(path: Path, beside: Path | None = None) -> Iterator[None]:
+    """An OSError inside says that it was about `path`: what is written to an open file fails without a name, and what
+    is written `beside` with one that says nothing to a user."""
     try:
-        with beside.open("wb") as file:
-            yield file
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(beside)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextlib.contextmanager

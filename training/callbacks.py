@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from serving.files import file_beside
+from serving.files import file_beside, naming
 from training.checkpoints import Checkpoints
 from training.run_folder import METRICS, SPEED, read_lines
 
@@ -132,7 +132,7 @@ class MetricsLog(StepCallback):
         rate = (self.step - self.line_began_at) * self.images_per_step / (now - self.line_began)
         speed = {"seconds": round(self.seconds, 3), "images_per_second": round(rate, 2)}
         for path, values in ((self.metrics, line), (self.speed, speed)):
-            with path.open("a") as file:
+            with naming(path), path.open("a") as file:
                 file.write(json.dumps({"step": self.step} | values) + "\n")
         with self.writer.as_default(step=self.step):
             for name, value in (speed | line).items():

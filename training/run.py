@@ -153,20 +153,19 @@ def run(config: RunConfig) -> dict[str, Any]:
     """`train` or `dry_run`, with what TensorFlow itself raises told as a mistake with its remedy."""
     try:
         return dry_run(config) if config.dry_run else train(config)
-    except tf.errors.ResourceExhaustedError as error:
-        if "space left" in error.message or "quota" in error.message:  # TensorFlow's word for a full disk, too
-            raise disk_full(error) from error
+    except (OSError, tf.errors.ResourceExhaustedError) as error:
+        if cli.refusal(error) in (errno.ENOSPC, errno.EDQUOT):
+            raise ValueError(
+                f"the disk is full ({error}): make room, then --resume goes on from the last checkpoint; nothing that "
+                "was written whole is lost"
+            ) from error
+        if isinstance(error, OSError):
+            raise
         raise ValueError(
             "out of memory: start anew, with another --out and --accumulate 2 (or more), which takes each batch in "
             "parts; or with a lower --batch-size, --crop or --head-channels, a smaller --backbone, or "
             "--no-gradient-norms; --dry-run tells what it comes to"
         ) from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise disk_full(error) from error
-    except (tf.errors.NotFoundError, tf.errors.DataLossError) as error:
-        raise ValueError(f"a file went missing or is damaged: {error.message.splitlines()[0]}") from error
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
         if config.strategy != "multiworker":
             raise
@@ -174,13 +173,6 @@ def run(config: RunConfig) -> dict[str, Any]:
             "another worker stopped or cannot be reached; its own message says why. Start all of them again with "
             "--resume"
         ) from error
-
-
-def disk_full(error: Exception) -> ValueError:
-    return ValueError(
-        f"the disk is full ({error}): make room, then --resume goes on from the last checkpoint; nothing that was "
-        "written whole is lost"
-    )
 
 
 def check_folder(config: RunConfig) -> None:
@@ -320,14 +312,12 @@ def configuration(arguments: list[str]) -> RunConfig:
 
 def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
-    if "--list-recipes" in arguments:
-        print(table())
-        return
-    try:
+    with cli.command():
+        if "--list-recipes" in arguments:
+            print(table())
+            return
         default = configuration(arguments)
-    except ValueError as error:
-        cli.fail(error)
-    cli.run(run, type(default), DESCRIPTION, args=arguments, default=default)
+        cli.run(run, type(default), DESCRIPTION, args=arguments, default=default)
 
 
 if __name__ == "__main__":
