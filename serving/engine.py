@@ -85,6 +85,13 @@ class Engine:
         if self.provider == "cpu":
             self._session = self._cpu_session(self.threads)
             self._one_thread_session = self._session if self.threads == 1 else self._cpu_session(1)
+            session = self._session
+        given = [output.name for output in session.get_outputs()]
+        if missing := [name for name in self.outputs if name not in given]:
+            raise ValueError(
+                f"{artifact.folder} lists the output {missing[0]}, and its graph gives {', '.join(given)}: "
+                "export it again"
+            )
         self._helpers = ThreadPoolExecutor(max(1, self.threads - 1), "segment")  # starts none before it is used
         # What the largest picture so far took would be kept for ever, gigabytes for a telephone's.
         self._shrink = onnxruntime.RunOptions()

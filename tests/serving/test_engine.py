@@ -299,3 +299,12 @@ def test_a_large_picture_leaves_no_memory_behind(toy_model):
     for _ in range(2):
         engine.predict(image_NHWC, ["labels"])
     assert resident_mib() - before < 80
+
+
+def test_an_output_that_the_graph_does_not_have_is_refused(toy_model):
+    file = toy_model / "1" / INFO_FILE
+    fields = json.loads(file.read_text())
+    fields["outputs"].append(fields["outputs"][1] | {"name": "reliability"})
+    file.write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match="lists the output reliability, and its graph gives labels, confidence"):
+        Engine(open_artifact(toy_model), "cpu")
