@@ -55,8 +55,8 @@ def run(
         line = json.dumps(result)
         try:
             print(line, flush=True)
-        except OSError as error:  # what was worked for must not be lost with it
-            raise OSError(f"{error}; all else is done, and the result is {line}") from error
+        except ValueError as error:  # what was worked for must not be lost with it
+            raise ValueError(f"{error}; all else is done, and the result is {line}") from error
     sys.exit(status)
 
 
@@ -120,7 +120,7 @@ class _Stdout(_Stream):
             return function(*args)
         except OSError as error:
             self._give_up()
-            raise OSError(
+            raise ValueError(
                 f"standard output cannot be written to ({error.strerror}): send it to a file on a disk with room, or "
                 "to a program that reads all of it"
             ) from error
@@ -160,7 +160,7 @@ def told(error: Exception) -> str | None:
 def refusal(error: Exception) -> int | None:
     """Which of `REMEDIES` an error comes from. Libraries have exceptions of their own, with the system's words in them;
     a ValueError has its remedy already."""
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno is not None:
         return error.errno if error.errno in REMEDIES else None
     words = "" if isinstance(error, ValueError) else str(error).partition("\n")[0]
     return next((number for number in REMEDIES if os.strerror(number) in words), None)

@@ -112,6 +112,7 @@ class LibraryError(Exception):
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "exceeded: make room on the disk"),
         (PermissionError(errno.EACCES, "Permission denied", "runs"), "'runs': choose another folder, or allow"),
         (OSError(errno.EROFS, "Read-only file system", "runs"), "'runs': choose another folder, or allow"),
+        (OSError("host3: [Errno 28] No space left on device: 'a.png'"), "'a.png': make room on the disk"),
         (LibraryError("a/b; No space left on device\nat line 3"), "a/b; No space left on device: make room"),
         (OSError(errno.ECONNREFUSED, "Connection refused"), "[Errno 111] Connection refused"),
         (MemoryError(), "out of memory: take smaller pictures"),
