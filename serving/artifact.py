@@ -157,10 +157,10 @@ def open_artifact(path: str | Path) -> Artifact:
             raise ValueError(f"{path} holds no model version (a numbered folder): {hint}")
         folder = folder / str(found[-1])
     again = "export the run again with python -m export.run"
+    if not (folder / INFO_FILE).is_file():  # be it a pipe, which would hold up its reader
+        raise ValueError(f"{folder} has no {INFO_FILE}: {again}")
     try:
         info = ModelInfo.from_json((folder / INFO_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{folder} has no {INFO_FILE}: {again}") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{folder / INFO_FILE} cannot be used: {error}; {again}") from error
     if not info.parity:
