@@ -1,4 +1,4 @@
-"""Every command in turn, in one process that `test_network.py` watches. Its argument: a folder with `pets`, a dataset."""
+"""Every command in turn, in one process that `test_network.py` watches. It is given a folder with `pets`, a dataset."""
 
 import contextlib
 import sys
