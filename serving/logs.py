@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 MAX_WAITING = 10_000
 """Lines kept for a reader that is slow; beyond it they are lost, and memory is not."""
 
-PATIENCE = 0.5
-"""Seconds."""
+PATIENCE = 2.0
+"""Seconds without a line written, after which nobody is thought to read."""
 
 _USUAL = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 
@@ -54,7 +54,7 @@ class _Writer(threading.Thread):
 
     def run(self) -> None:
         for line in iter(self._lines.get, None):
-            with contextlib.suppress(OSError):  # the reader is gone: no reason to stop serving
+            with contextlib.suppress(OSError, ValueError):  # the reader is gone: no reason to stop serving
                 self.write(line)
 
     @staticmethod
@@ -70,7 +70,7 @@ class _Writer(threading.Thread):
             rest = rest[os.write(descriptor, rest) :]
 
     def stop(self) -> None:
-        """Returns once all is written, or nothing has been for `PATIENCE` seconds."""
+        """Returns once all is written, or nothing has been for `PATIENCE`."""
         self._lines.put(None)
         left = -1
         while self.is_alive() and self._lines.qsize() != left:
