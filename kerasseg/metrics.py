@@ -15,15 +15,15 @@ from kerasseg.losses import IGNORE_LABEL
 
 @dataclass(frozen=True)
 class Scores:
-    """What a confusion matrix says; all in 0..1."""
+    """What a confusion matrix says; all in 0..1, and None where no pixel was counted."""
 
-    mean_iou: float
+    mean_iou: float | None
     """Over all classes that occur in the truth or in the prediction, those without a hit included."""
-    mean_iou_reference: float
+    mean_iou_reference: float | None
     """Over the classes with a hit alone, as published code has it: never below `mean_iou`."""
     iou: tuple[float | None, ...]
     """Per class; None where a class occurs in neither."""
-    pixel_accuracy: float
+    pixel_accuracy: float | None
 
 
 def scores(confusion: np.ndarray) -> Scores:
@@ -38,16 +38,14 @@ def scores(confusion: np.ndarray) -> Scores:
     union = confusion.sum(axis=0) + confusion.sum(axis=1) - hits
     iou = [float(hit / count) if count else None for hit, count in zip(hits, union, strict=True)]
     known = [value for value in iou if value is not None]
+    if not known:
+        return Scores(None, None, tuple(iou), None)
     return Scores(
-        mean_iou=_mean(known),
-        mean_iou_reference=_mean([value for value in known if value > 0]),
+        mean_iou=float(np.mean(known)),
+        mean_iou_reference=float(np.mean([value for value in known if value > 0] or 0.0)),
         iou=tuple(iou),
-        pixel_accuracy=float(hits.sum() / max(confusion.sum(), 1)),
+        pixel_accuracy=float(hits.sum() / confusion.sum()),
     )
-
-
-def _mean(values: list[float]) -> float:
-    return float(np.mean(values)) if values else 0.0
 
 
 def count_pixels(labels_BHW, predictions_BHW, num_classes: int) -> tf.Tensor:

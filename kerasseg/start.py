@@ -7,7 +7,12 @@ import os
 @contextlib.contextmanager
 def silenced():
     """Drops what is written to file descriptor 2 meanwhile: TensorFlow writes there before its settings apply."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed: nothing can be written
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
         yield

@@ -1,0 +1,1 @@
+from serving import start  # noqa: F401  first of all

@@ -16,6 +16,12 @@ from serving.inputs import in_place_of, read_text
 SCHEMA = 1
 """Raised when a field changes meaning; an artifact of another schema is refused."""
 
+MAX_CLASSES = 255
+"""Labels are bytes, and 255 is no class."""
+
+DATATYPES = ("UINT8", "FP16", "FP32")
+"""Of maps that can be answered, as the V2 inference protocol calls them."""
+
 GRAPH_FILE = "model.onnx"
 INFO_FILE = "model.json"
 
@@ -62,15 +68,17 @@ class ModelInfo:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Raises ValueError when `text` is not a `model.json` of this schema."""
+        """Raises ValueError, or what else Python does of JSON of other types, when `text` is not a `model.json` of this
+        schema: all that is written by hand comes through here."""
         fields = json.loads(text)
+        json.dumps(fields, ensure_ascii=False).encode()  # a half of a surrogate pair could be told to nobody
         if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
             found = fields.get("schema") if isinstance(fields, dict) else None
             raise ValueError(f"it has schema {found}, this kerasseg reads schema {SCHEMA}")
         known = {field.name for field in dataclasses.fields(cls)}
         if known != fields.keys():
             raise ValueError(f"its fields differ from the schema in {', '.join(sorted(known ^ fields.keys()))}")
-        return cls(
+        info = cls(
             **fields
             | {
                 "classes": tuple(fields["classes"]),
@@ -79,6 +87,38 @@ class ModelInfo:
                 "outputs": tuple(Tensor.from_json(tensor) for tensor in fields["outputs"]),
             }
         )
+        info._check()
+        return info
+
+    def _check(self) -> None:
+        """Raises ValueError where a field is not what everybody relies on."""
+        for field, kind in {"name": str, "precision": str, "sha256": str, "evaluation": dict, "provenance": dict,
+                            "parity": dict}.items():  # fmt: skip
+            if not isinstance(value := getattr(self, field), kind):
+                raise ValueError(f"its {field} is {value!r:.60}, no {'text' if kind is str else 'JSON object'}")
+        if not _whole(self.version) or self.version < 1:
+            raise ValueError(f"its version is {self.version!r:.60}: expected a whole number from 1 on")
+        if not 1 <= len(self.classes) <= MAX_CLASSES or not all(isinstance(name, str) for name in self.classes):
+            raise ValueError(f"its {len(self.classes)} classes are not 1 to {MAX_CLASSES} names")
+        if len(self.palette) != len(self.classes):
+            raise ValueError(f"its palette has {len(self.palette)} colours for {len(self.classes)} classes")
+        for color in self.palette:
+            if len(color) != 3 or not all(_whole(value) and 0 <= value <= 255 for value in color):
+                raise ValueError(f"its palette has the colour {list(color)!r:.60}: expected red, green, blue in 0..255")
+        for tensor in (*self.inputs, *self.outputs):
+            if not (isinstance(tensor.name, str) and isinstance(tensor.description, str)):
+                raise ValueError(f"its tensor {tensor.name!r:.60} has no text as name or description")
+            if tensor.datatype not in DATATYPES or not all(map(_whole, tensor.shape)):
+                raise ValueError(
+                    f"its tensor {tensor.name} is {tensor.datatype!r:.60} {list(tensor.shape)!r:.60}: expected "
+                    f"{', '.join(DATATYPES)}, and whole numbers"
+                )
+        shapes = {tensor.name: (tensor.datatype, len(tensor.shape)) for tensor in self.outputs}
+        for name, datatype in (("labels", "UINT8"), ("confidence", "FP32")):
+            if shapes.get(name) != (datatype, 3):
+                raise ValueError(f"its outputs have no {name}, {datatype} (N,H,W), which every model gives")
+        if len(shapes) < len(self.outputs):
+            raise ValueError("it names an output twice")
 
 
 @dataclass(frozen=True)
@@ -114,16 +154,16 @@ def open_artifact(path: str | Path) -> Artifact:
     if not _is_version(folder.name):
         found = versions(folder)
         if not found:
-            inside = sorted(child.name for child in folder.iterdir() if versions(child))
+            inside = sorted(child.name for child in folder.iterdir() if _holds_versions(child))
             hint = f"did you mean {folder / inside[0]}?" if inside else "export one with python -m export.run"
             raise ValueError(f"{path} holds no model version (a numbered folder): {hint}")
         folder = folder / str(found[-1])
     again = "export the run again with python -m export.run"
+    if not (folder / INFO_FILE).is_file():  # be it a pipe, which would hold up its reader
+        raise ValueError(f"{folder} has no {INFO_FILE}: {again}")
     try:
         info = ModelInfo.from_json(read_text(folder / INFO_FILE))
-    except FileNotFoundError as error:
-        raise ValueError(f"{folder} has no {INFO_FILE}: {again}") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{folder / INFO_FILE} cannot be used: {error}; {again}") from error
     if not info.parity:
         raise ValueError(f"{folder} carries no parity report, so nothing shows that its graph is right: {again}")
@@ -142,6 +182,17 @@ def open_artifact(path: str | Path) -> Artifact:
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _holds_versions(folder: Path) -> bool:
+    try:
+        return bool(versions(folder))
+    except OSError:  # of somebody else
+        return False
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_version(name: str) -> bool:

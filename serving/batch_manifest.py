@@ -7,6 +7,7 @@ pictures are finished; of several lines with a name the last counts. Only names 
 import contextlib
 import csv
 import io
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from serving.batch_jobs import FILES
-from serving.files import file_beside, locked, write_atomically
+from serving.files import file_beside, in_use, locked, naming, remove_leftovers, write_atomically
 
 RUNS, RANKING = "rle", "ranking.csv"
 
@@ -48,11 +49,13 @@ class Lines:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with naming(self.path):
+            self._file.close()
         self._tidy()
 
     def append(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
+        with naming(self.path):
+            self._file.write(json.dumps(record) + "\n")
 
     def _tidy(self) -> dict[str, str | None]:
         places, keys = {}, {}
@@ -139,6 +142,7 @@ class Manifest:
             self._require_own()  # before a lock is left in a folder that is not ours
             lock = f".{self._lines.path.stem}.lock"
             stack.enter_context(locked(self._folder, lock, user="batch job", remedy="choose another OUTPUT"))
+            self._remove_leftovers(self._folder / lock)
             for lines in filter(None, (self._lines, self._runs)):
                 stack.enter_context(lines)
             self._earlier = stack.enter_context(Records(self._folder))
@@ -161,6 +165,14 @@ class Manifest:
         found = [folder for file in FILES.values() if (folder := (self._folder / file).parent).exists()]
         if found and not any(self._folder.glob("manifest*.jsonl")):
             raise ValueError(f"{found[0]} is there already, and no batch job has made it: choose another OUTPUT")
+
+    def _remove_leftovers(self, lock: Path) -> None:
+        """What killed jobs left half-written goes, unless other shards are at work: it could be theirs."""
+        if any(in_use(other) for other in self._folder.glob(".manifest*.lock") if other != lock):
+            return
+        results = (os.walk((self._folder / file).parent) for file in FILES.values())
+        written = (Path(place, name) for result in results for place, _, names in result for name in names)
+        remove_leftovers(itertools.chain(self._folder.glob(".*.tmp"), written), before=lock)
 
     def append(self, record: dict[str, Any], runs: dict[str, Any] | None = None) -> None:
         """A picture is done, all its files are written but for its run lengths, which come first here too."""

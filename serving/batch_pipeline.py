@@ -23,11 +23,14 @@ from PIL import Image
 from serving.artifact import Artifact
 from serving.batch_jobs import FILES, Job, Kind
 from serving.engine import Engine, batch_limit, usable_cpus
-from serving.files import write_atomically
+from serving.files import read_bounded, write_atomically
 from serving.pictures import areas, index_png, jpeg, load_picture, map_png, overlay
 
 WAITING_PIXELS = 2**26
 """Pixels of decoded pictures that wait for the engine, or of results that wait to be written, about: 200 and 800 MB."""
+
+BYTES_PER_PIXEL, BYTES_BESIDE = 8, 2**24
+"""No file of a picture is larger: red, green, blue and transparency of 16 bits each, and what comes with them."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -150,7 +153,7 @@ def decode(job: Job, artifact: Artifact, options: Options, find: Find) -> Decode
         "options": options.of_the_answer,
     }
     try:
-        contents = Path(job.source).read_bytes()
+        contents = read_bounded(Path(job.source), BYTES_PER_PIXEL * options.max_pixels + BYTES_BESIDE)
         record["sha256"] = hashlib.sha256(contents).hexdigest()
         record["key"] = key_of(record["sha256"], artifact, options)
         outputs = outputs_of(job, options)
@@ -159,6 +162,8 @@ def decode(job: Job, artifact: Artifact, options: Options, find: Find) -> Decode
         image_HWC = load_picture(contents, name=job.source, max_pixels=options.max_pixels)
     except (OSError, ValueError) as error:
         return failed(record, str(error))
+    except MemoryError:
+        return failed(record, f"{job.source} cannot be read: out of memory")
     height, width = image_HWC.shape[:2]
     seconds = time.perf_counter() - start
     return Decoded(job, image_HWC, record | {"outputs": outputs, "height": height, "width": width, "seconds": seconds})
@@ -276,8 +281,9 @@ def write(picture: Decoded, outputs: dict[str, np.ndarray], artifact: Artifact, 
     }
     try:
         files = {kind: encode[kind]() for kind in options.write if kind in FILES}
-    except (OSError, ValueError) as error:
-        return failed(record, f"the result of {picture.job.source} cannot be written as a picture: {error}")
+    except (OSError, ValueError, MemoryError) as error:
+        reason = str(error) or "out of memory"
+        return failed(record, f"the result of {picture.job.source} cannot be written as a picture: {reason}")
     stamps = {}
     for kind, contents in files.items():
         path = options.output / record["outputs"][kind]

@@ -24,8 +24,7 @@ from serving.batch_jobs import Job
 from serving.batch_pipeline import Find, Options, segment
 from serving.engine import Engine, Provider
 
-# Read by Ray when it is imported: statistics go to its makers only if somebody here says so.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Read by Ray when it is imported.
 os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
 
 import ray  # noqa: E402

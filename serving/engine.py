@@ -76,6 +76,7 @@ class Engine:
             session = first_gpu_session(graph, quiet=provider == "auto")
             if session is not None:
                 self.provider = "cuda"
+                self._require_outputs(session)
                 self._gpu_sessions = GpuSessions(graph, session, gpu_shapes)
             elif provider == "cuda":
                 raise ValueError(
@@ -85,6 +86,7 @@ class Engine:
         if self.provider == "cpu":
             self._session = self._cpu_session(self.threads)
             self._one_thread_session = self._session if self.threads == 1 else self._cpu_session(1)
+            self._require_outputs(self._session)
         self._helpers = ThreadPoolExecutor(max(1, self.threads - 1), "segment")  # starts none before it is used
         # What the largest picture so far took would be kept for ever, gigabytes for a telephone's.
         self._shrink = onnxruntime.RunOptions()
@@ -156,6 +158,15 @@ class Engine:
             batch_size,
         )
         return {"labels": labels_HW, "confidence": confidence_HW}
+
+    def _require_outputs(self, session: onnxruntime.InferenceSession) -> None:
+        """ValueError where model.json lists what the graph does not give."""
+        given = [output.name for output in session.get_outputs()]
+        if missing := [name for name in self.outputs if name not in given]:
+            raise ValueError(
+                f"{self.artifact.folder} lists the output {missing[0]}, and its graph gives {', '.join(given)}: export "
+                "it again"
+            )
 
     def _on_cpu(self, run: Run, images_NHWC: np.ndarray) -> list[np.ndarray]:
         """Several pictures are done sooner side by side, a thread each from end to end, than together, where the

@@ -7,11 +7,38 @@ import contextlib
 import fcntl
 import os
 import platform
+import re
+import stat
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
+
+_BESIDE = re.compile(r"\..+\.\d+-\d+\.tmp", re.DOTALL)
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """The contents of a file that somebody names, who may be wrong about it.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is a pipe or a device, which may never end, or has more than `most` bytes.
+    """
+
+    def opened(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NONBLOCK)  # a pipe that nobody writes to would hold up who opens it
+
+    with naming(path), open(path, "rb", opener=opened) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path} is a pipe or a device: give a file")
+        if status.st_size > most:
+            raise ValueError(f"{path} has {status.st_size} bytes, at most {most} are read")
+        contents = file.read(status.st_size + 1)
+    if len(contents) > status.st_size:
+        raise ValueError(f"{path} grew while it was read: give a file that is whole")
+    return contents
 
 
 def write_atomically(path: Path, contents: bytes) -> None:
@@ -30,15 +57,49 @@ def file_beside(path: Path, durable: bool = False) -> Iterator[IO[bytes]]:
     # Unlike tempfile's, this file gets the usual permissions. The thread is in its name because pools write
     # at once; of the path's own name there is room for no more than a part.
     beside = path.with_name(f".{path.name[:40]}.{os.getpid()}-{threading.get_ident()}.tmp")
+    with naming(path, beside):
+        try:
+            with beside.open("wb") as file:
+                yield file
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            beside.replace(path)
+        finally:
+            with contextlib.suppress(OSError):  # it is not there, or cannot be there
+                beside.unlink()
+
+
+@contextlib.contextmanager
+def naming(path: Path, beside: Path | None = None) -> Iterator[None]:
+    """An OSError inside says that it was about `path`: what is written to an open file fails without a name, and what
+    is written `beside` with one that says nothing to a user."""
     try:
-        with beside.open("wb") as file:
-            yield file
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(beside)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def remove_leftovers(files: Iterable[Path], before: Path) -> None:
+    """Removes those that killed processes left of `file_beside`, last written before the file `before` was."""
+    limit = before.stat().st_mtime_ns
+    for file in files:
+        if _BESIDE.fullmatch(file.name):
+            with contextlib.suppress(OSError):  # another process was faster
+                if file.stat().st_mtime_ns < limit:
+                    file.unlink()
+
+
+def in_use(lock: Path) -> bool:
+    """Whether a process has this file, of `locked`, or perhaps has it."""
+    try:
+        with lock.open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
 
 
 @contextlib.contextmanager
@@ -72,9 +133,10 @@ def locked(folder: Path, name: str = ".lock", *, user: str, remedy: str) -> Iter
             ) from None
         except OSError as error:  # some shared file systems have no locks
             print(f"{folder} cannot be locked ({error.strerror}): see that no other {user} uses it", file=sys.stderr)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}\n")
-        file.flush()
+        with naming(path):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n")
+            file.flush()
         try:
             yield
         finally:

@@ -4,13 +4,18 @@ import contextlib
 import json
 import logging
 import logging.handlers
+import os
 import queue
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
 MAX_WAITING = 10_000
 """Lines kept for a reader that is slow; beyond it they are lost, and memory is not."""
+
+PATIENCE = 2.0
+"""Seconds without a line written, after which nobody is thought to read."""
 
 _USUAL = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 
@@ -35,16 +40,42 @@ class _Waiting(logging.handlers.QueueHandler):
         return self.format(record)
 
     def enqueue(self, record: str) -> None:  # type: ignore[override]
-        # The queue itself has no bound, or the listener could not be stopped while it is full.
+        # The queue itself has no bound, or the writer could not be stopped while it is full.
         if self.queue.qsize() < MAX_WAITING:  # type: ignore[attr-defined]
             self.queue.put_nowait(record)
 
 
-class _Stderr(logging.Handler):
-    def handle(self, record: str) -> bool:  # type: ignore[override]
-        with contextlib.suppress(OSError, ValueError):  # the reader is gone: no reason to stop serving
-            print(record, file=sys.stderr, flush=True)
-        return True
+class _Writer(threading.Thread):
+    """Writes lines to stderr as they come, until a None."""
+
+    def __init__(self, lines: "queue.Queue[str | None]"):
+        super().__init__(name="log", daemon=True)
+        self._lines = lines
+
+    def run(self) -> None:
+        for line in iter(self._lines.get, None):
+            with contextlib.suppress(OSError, ValueError):  # the reader is gone: no reason to stop serving
+                self.write(line)
+
+    @staticmethod
+    def write(line: str) -> None:
+        try:
+            descriptor = sys.stderr.fileno()
+        except OSError:  # a test's
+            print(line, file=sys.stderr)
+            return
+        # Not through Python's buffer: its lock would hold up the end of the process where nobody reads.
+        rest = line.encode() + b"\n"
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+
+    def stop(self) -> None:
+        """Returns once all is written, or nothing has been for `PATIENCE`."""
+        self._lines.put(None)
+        left = -1
+        while self.is_alive() and self._lines.qsize() != left:
+            left = self._lines.qsize()
+            self.join(PATIENCE)
 
 
 @contextlib.contextmanager
@@ -54,10 +85,10 @@ def json_lines(requests: bool = True) -> Iterator[None]:
     Args:
         requests: whether each request is a line.
     """
-    lines: queue.Queue[str] = queue.Queue()
+    lines: queue.Queue[str | None] = queue.Queue()
     handler = _Waiting(lines)
     handler.setFormatter(JsonFormatter())
-    listener = logging.handlers.QueueListener(lines, _Stderr())
+    writer = _Writer(lines)
     root, ours = logging.getLogger(), logging.getLogger("serving")
     before = root.level, ours.level
     root.addHandler(handler)
@@ -65,12 +96,12 @@ def json_lines(requests: bool = True) -> Iterator[None]:
     ours.setLevel(logging.INFO)
     logging.getLogger("serving.requests").disabled = not requests
     logging.captureWarnings(True)
-    listener.start()
+    writer.start()
     try:
         yield
     finally:
         logging.captureWarnings(False)
-        listener.stop()
+        writer.stop()
         root.removeHandler(handler)
         root.setLevel(before[0])
         ours.setLevel(before[1])

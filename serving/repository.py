@@ -226,6 +226,8 @@ class Repository:
         self._models: dict[str, dict[int, Model]] = {}
         self._refused: dict[tuple[str, int], tuple[tuple, str]] = {}
         self._unloaded: set[str] = set()
+        self._skipped: set[str] = set()
+        """Entries that cannot be read, and were told."""
         self._lock = threading.RLock()
         self._closed = False
 
@@ -295,9 +297,11 @@ class Repository:
         except OSError as error:  # a network disk that is away for a moment ends no model
             log.warning("the repository cannot be read", extra={"reason": str(error)})
             return
-        for name in {*names, *self._models}:
-            if name not in self._unloaded:
-                self._follow(name)
+        with self._lock:
+            self._unloaded &= {*names, *self._skipped}
+            known = {*names, *self._models, *(name for name, _ in self._refused)} - self._unloaded - self._skipped
+        for name in known:
+            self._follow(name)
 
     def load_one(self, name: str) -> None:
         """Serves a model again that was unloaded, or its newest version at once.
@@ -350,7 +354,20 @@ class Repository:
             model.join()
 
     def _names(self) -> list[str]:
-        return sorted(child.name for child in self.folder.iterdir() if versions(child))
+        """The folders that hold versions. What cannot be read is left as it is served at present, and told once."""
+        names: list[str] = []
+        skipped: set[str] = set()
+        for child in self.folder.iterdir():
+            try:
+                if versions(child):
+                    child.name.encode()  # it goes into all that is answered
+                    names.append(child.name)
+            except (OSError, ValueError) as error:
+                skipped.add(child.name)
+                if child.name not in self._skipped:
+                    log.warning("not served", extra={"entry": shown(child), "reason": shown(error)})
+        self._skipped = skipped
+        return sorted(names)
 
     def _follow(self, name: str) -> None:
         with self._lock:
@@ -378,7 +395,7 @@ class Repository:
         try:
             model = Model(folder, self.settings)
         except Exception as error:  # what onnxruntime raises, out of memory for one, has no public base class
-            reason = " ".join(str(error).split())
+            reason = shown(error)
             self._refused[name, version] = state, reason
             log.warning("model refused", extra={"model": name, "version": version, "reason": reason})
             return None
@@ -405,6 +422,11 @@ class Repository:
 
     def _refusals(self, name: str) -> list[str]:
         return [reason for (refused, _), (_, reason) in sorted(self._refused.items()) if refused == name]
+
+
+def shown(what: object) -> str:
+    """As text in one line that can be encoded: names of files need not be text."""
+    return " ".join(str(what).encode(errors="backslashreplace").decode().split())
 
 
 def _state(folder: Path) -> tuple[Any, ...]:

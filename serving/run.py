@@ -8,10 +8,11 @@ import logging
 import math
 import os
 import re
+import select
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -25,12 +26,15 @@ from serving.app import make_app
 from serving.connections import Connection
 from serving.engine import Provider, has_gpu, usable_cpus
 from serving.inputs import read_text
-from serving.logs import json_lines
+from serving.logs import JsonFormatter, json_lines
 from serving.pictures import PICTURE_SUFFIXES, load_picture, warm_up
 from serving.repository import Repository, Settings
 from serving.service import Limits, Service
 
 log = logging.getLogger("serving")
+
+CLOSING = 1.0
+"""Seconds that the end of the process may take once no request runs."""
 
 MAX_BUCKET_PICTURES = 50
 """How many of the folder's pictures buckets are tried on."""
@@ -89,7 +93,8 @@ class Config:
     drain_delay: float = 0.0
     """After SIGTERM: seconds in which new requests are still taken, while ready says no."""
     drain_timeout: int = 30
-    """Then: seconds in which requests that run are finished."""
+    """Then: seconds until the process ends, whatever hangs. Requests that run have all of them but the last, or but a
+    tenth."""
     access_log: bool = True
     """Log each request."""
 
@@ -100,9 +105,17 @@ def main(config: Config) -> dict[str, Any]:
     start = time.monotonic()
     gc.freeze()  # what was imported lives as long as the process: looking for cycles in it holds up requests
     with json_lines(requests=config.access_log):
-        server = Server(config)
+        server = Server(config, give_up=give_up)
         server.serve_requests()
     return {"requests": server.server_state.total_requests, "seconds": round(time.monotonic() - start, 3)}
+
+
+def give_up() -> None:
+    """Ends the process, with what hangs in it: a disk, a session, a reader of its output."""
+    line = JsonFormatter().format(logging.makeLogRecord({"msg": "ended before all was done", "levelname": "ERROR"}))
+    if select.select([], [2], [], 0)[1]:  # if nothing hangs there
+        os.write(2, line.encode() + b"\n")
+    os._exit(1)
 
 
 def check(config: Config) -> None:
@@ -213,6 +226,7 @@ class Server(uvicorn.Server):
 
     Args:
         config: checked.
+        give_up: called where the process does not end in time after a signal.
 
     Raises:
         ValueError, OSError: the address cannot be had, or a file that a flag names is not right.
@@ -222,7 +236,7 @@ class Server(uvicorn.Server):
         grpc_address: where it listens for gRPC, host:port, once it has started; None where it does not.
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, give_up: Callable[[], None] | None = None):
         token = read_token(config.token_file) if config.token_file else None
         self.repository = Repository(config.models, settings_of(config))
         limits = Limits(
@@ -238,7 +252,10 @@ class Server(uvicorn.Server):
         self._failure: Exception | None = None
         self._poll = config.poll
         self._drain_delay = config.drain_delay
+        self._give_up = give_up
         self._exit_at: float | None = None
+        self._drain = max(config.drain_timeout, CLOSING)
+        self._closing = min(CLOSING, self._drain / 10)
         self._stopped = threading.Event()
         self._listener = listen(config.host, config.port)
         host, port = self._listener.getsockname()[:2]
@@ -259,7 +276,7 @@ class Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 lifespan="on",
-                timeout_graceful_shutdown=config.drain_timeout,
+                timeout_graceful_shutdown=max(config.drain_timeout - self._closing, 0),  # type: ignore[arg-type]
             )
         )
         if token is None and host not in ("127.0.0.1", "::1"):
@@ -280,9 +297,17 @@ class Server(uvicorn.Server):
         # uvicorn's own raises the signal again when all is done, and so the process would end without its result.
         if self._exit_at is not None:
             self.should_exit = self.force_exit = True
+            self._give_up_in(CLOSING)
             return
         self.service.state = "draining"
         self._exit_at = time.monotonic() + self._drain_delay
+        self._give_up_in(self._drain_delay + self._drain)
+
+    def _give_up_in(self, seconds: float) -> None:
+        if self._give_up:
+            timer = threading.Timer(seconds, self._give_up)
+            timer.daemon = True
+            timer.start()
 
     async def on_tick(self, counter: int) -> bool:
         if self._exit_at is not None and time.monotonic() >= self._exit_at:
@@ -335,7 +360,9 @@ class Server(uvicorn.Server):
                 log.exception("looking for new versions failed")
 
     def _close(self, loading: threading.Thread) -> None:
-        loading.join()
+        # Where its disk hangs, it ends with the process.
+        end = self._exit_at + self._drain if self._exit_at is not None else time.monotonic() + self._drain
+        loading.join(max(end - time.monotonic() - self._closing / 2, 0))
         self.repository.close()
         self.service.close()
 

@@ -20,6 +20,11 @@ def test_the_mean_of_published_code_leaves_out_classes_without_a_hit():
     assert scores([[0, 1], [1, 0]]).mean_iou_reference == 0
 
 
+def test_where_nothing_was_counted_there_is_no_mean():
+    nothing = scores(np.zeros((2, 2)))
+    assert (nothing.mean_iou, nothing.mean_iou_reference, nothing.pixel_accuracy) == (None, None, None)
+
+
 def test_counts_are_exact_integers_and_ignored_pixels_are_left_out():
     rng = np.random.default_rng(0)
     metric, expected = ConfusionMatrix(5), np.zeros((5, 5), np.int64)

@@ -1,0 +1,1 @@
+import serving  # noqa: F401  first of all: it starts the process

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from serving.files import file_beside
+from serving.files import file_beside, naming
 from training.checkpoints import Checkpoints
 from training.run_folder import METRICS, SPEED, read_lines
 
@@ -78,10 +78,10 @@ class MetricsLog(StepCallback):
     """metrics.jsonl and TensorBoard scalars: means over `every` steps. speed.jsonl, beside it, has what two equal runs
     do not share: seconds since the run began, and images/s.
 
-    Lines from after the step a run is resumed at are dropped: those steps are made again.
+    Lines from after the state that a run is resumed from are dropped: they are written again.
 
     Args:
-        pending: what `pending` held at the step the run is resumed at.
+        pending: what `pending` held in that state.
     """
 
     def __init__(
@@ -96,8 +96,9 @@ class MetricsLog(StepCallback):
         super().__init__(start_step)
         self.last, self.every, self.images_per_step = last, every, images_per_step
         self.metrics, self.speed = folder / METRICS, folder / SPEED
+        last_line = start_step - bool(pending)
         for path in (self.metrics, self.speed):
-            kept = [line for line in read_lines(path) if line["step"] <= start_step]
+            kept = [line for line in read_lines(path) if line["step"] <= last_line]
             with file_beside(path, durable=True) as file:
                 file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
         self.seconds_before = max((line["seconds"] for line in read_lines(self.speed)), default=0.0)
@@ -117,9 +118,13 @@ class MetricsLog(StepCallback):
         """Of training, evaluations included, over all the run's sessions."""
         return self.seconds_before + time.perf_counter() - self.began
 
+    def pending_with(self, logs: dict[str, float]) -> dict[str, list[float]]:
+        """What `pending` is once it has these values too."""
+        more = {name: [*self.pending.get(name, []), float(value)] for name, value in logs.items()}
+        return self.pending | more
+
     def after_step(self, logs):
-        for name, value in logs.items():
-            self.pending.setdefault(name, []).append(float(value))
+        self.pending = self.pending_with(logs)
         # A score belongs to the line of its own step.
         if self.step % self.every == 0 or self.step == self.last or self.extra:
             self.write_line()
@@ -129,10 +134,11 @@ class MetricsLog(StepCallback):
         # A term may be there in some steps only: mlmt's stages have different ones.
         means = {name: sum(values) / len(values) for name, values in self.pending.items()}
         line = {"learning_rate": float(self.model.main_optimizer.learning_rate)} | means | self.extra
-        rate = (self.step - self.line_began_at) * self.images_per_step / (now - self.line_began)
-        speed = {"seconds": round(self.seconds, 3), "images_per_second": round(rate, 2)}
+        speed = {"seconds": round(self.seconds, 3)}
+        if steps := self.step - self.line_began_at:  # none where a resumed run writes the line of the step it starts at
+            speed["images_per_second"] = round(steps * self.images_per_step / (now - self.line_began), 2)
         for path, values in ((self.metrics, line), (self.speed, speed)):
-            with path.open("a") as file:
+            with naming(path), path.open("a") as file:
                 file.write(json.dumps({"step": self.step} | values) + "\n")
         with self.writer.as_default(step=self.step):
             for name, value in (speed | line).items():
@@ -152,6 +158,8 @@ class MetricsLog(StepCallback):
 class Evaluation(StepCallback):
     """Scores and picture panels on held-out images every so many steps, and after the last one.
 
+    It comes before the log. A checkpoint comes before it, so that an evaluation that fails costs no step.
+
     Args:
         evaluate: returns the result, scores of it for the log, and panels (N,H,W,3) for TensorBoard.
     """
@@ -161,20 +169,30 @@ class Evaluation(StepCallback):
         start_step: int,
         every: int,
         last: int,
+        checkpoints: Checkpoints,
         log: MetricsLog,
         evaluate: Callable[[], tuple[dict, dict, np.ndarray]],
     ):
         super().__init__(start_step)
-        self.every, self.last, self.log, self.evaluate = every, last, log, evaluate
+        self.every, self.last, self.checkpoints, self.log, self.evaluate = every, last, checkpoints, log, evaluate
         self.latest: dict | None = None
         """The result of the last evaluation."""
         self.score: float | None = None
         """mIoU after the present step, where it was measured."""
 
+    @property
+    def due(self) -> bool:
+        """Whether there is one after the present step."""
+        return self.step % self.every == 0 or self.step == self.last
+
     def after_step(self, logs):
         self.score = None
-        if self.step % self.every and self.step != self.last:
-            return
+        if self.due:
+            self.log.sync()
+            self.checkpoints.save(self.step, self.log.pending_with(logs))
+            self.measure()
+
+    def measure(self) -> None:
         self.latest, values, panels = self.evaluate()
         self.score = self.latest["mIoU"]
         self.log.note(values)
@@ -183,8 +201,7 @@ class Evaluation(StepCallback):
 
 
 class CheckpointEvery(StepCallback):
-    """A checkpoint every so many steps, where an evaluation was the best so far, and at the end, be it the last step or
-    an interruption.
+    """A checkpoint every so many steps, after an evaluation, and at the end, be it the last step or an interruption.
 
     It comes after the log and the evaluation, whose state it holds.
     """
@@ -194,9 +211,14 @@ class CheckpointEvery(StepCallback):
         self.every, self.checkpoints, self.log, self.evaluation = every, checkpoints, log, evaluation
 
     def after_step(self, logs):
-        score = self.evaluation.score
-        if self.step % self.every == 0 or (score is not None and self.checkpoints.would_be_best(score)):
+        if self.step % self.every == 0 or self.evaluation.score is not None:
             self.save()
+
+    def finish_step(self) -> None:
+        """What a run that ended within an evaluation still has to do of that step."""
+        self.evaluation.measure()
+        self.log.write_line()
+        self.save()
 
     def on_train_end(self, logs=None):
         self.save()

@@ -183,7 +183,7 @@ class Checkpoints:
             self.writer.shutdown()
 
     def save(self, step: int, log: dict[str, Any], score: float | None = None) -> None:
-        """Stores the state after `step` steps; a state already stored is not written again.
+        """Stores the state after `step` steps; one already stored is written again only where it was measured since.
 
         Args:
             log: JSON types only.
@@ -192,7 +192,7 @@ class Checkpoints:
         Raises:
             OSError: this file or the one before could not be written; those before it are untouched.
         """
-        if self.step == step:
+        if self.step == step and self.scores.get(step) == score:
             return
         self.wait()
         self.step, self.scores[step] = step, score
@@ -215,10 +215,6 @@ class Checkpoints:
         writing, self.writing = self.writing, None
         if writing is not None:
             writing.result()
-
-    def would_be_best(self, score: float) -> bool:
-        """Whether no state that is stored scored more."""
-        return all(score >= other for other in self.scores.values() if other is not None)
 
     def kept(self) -> set[int]:
         """Steps of the last `KEEP` states and of the best, the later of equals."""

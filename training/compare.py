@@ -189,6 +189,8 @@ def main(config: CompareConfig) -> dict[str, Any]:
         raise ValueError("nothing to compare: give run folders, the --out of training.run")
     for run in runs:
         run.require_finished()
+        if scores_of(run, "")["mIoU"] is None:
+            raise ValueError(f"the run in {run.folder} has no mIoU, since nothing was measured: leave it out")
     rows = rows_of(runs)
     require_comparable(runs, rows, config.mixed_splits)
     baselines = [row for row in rows if row.runs[0].config["method"] == BASELINE]

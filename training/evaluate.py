@@ -10,7 +10,7 @@ import kerasseg  # noqa: F401 (first: it starts TensorFlow)
 # isort: on
 import tyro
 
-from kerasseg.data import open_dataset
+from kerasseg.data import naming_unreadable, open_dataset
 from kerasseg.data.check import require_sound
 from serving import cli
 from training.checkpoints import open_method
@@ -47,16 +47,17 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         own, settings = config.protocol, {}
     protocol = make_protocol(own, run.config["crop"], **settings | config.protocol_settings.given)
     dataset = open_dataset(config.dataset or run.config["dataset"])
-    require_sound(dataset)
+    require_sound(dataset, only=config.split)
     if list(dataset.classes) != run.classes:
         raise ValueError(
             f"{dataset.name} has the classes {', '.join(dataset.classes)}; the run was trained on "
             f"{', '.join(run.classes)}"
         )
     method, _ = open_method(run, config.checkpoint)
-    result = evaluate(method, dataset, config.split, protocol=protocol)
-    if config.find_min_pixels:
-        result["pixel_thresholds"] = find_min_pixels(method, dataset, config.split, protocol=protocol)
+    with naming_unreadable(config.dataset or run.config["dataset"]):
+        result = evaluate(method, dataset, config.split, protocol=protocol)
+        if config.find_min_pixels:
+            result["pixel_thresholds"] = find_min_pixels(method, dataset, config.split, protocol=protocol)
     return result
 
 

@@ -1,6 +1,7 @@
 """Scores of a method on a split, and pictures to look at."""
 
 import contextlib
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -64,10 +65,13 @@ class Measurement:
 
         Returns:
             What result.json holds: "mIoU", "mIoU_reference" (see `kerasseg.metrics.scores`), "per_class_IoU" (None for
-            a class that occurs neither in truth nor prediction), "pixel_accuracy", all 0..1, "absent_classes",
-            "protocol"; and for each further prediction of the method the same scores under its name.
+            a class that occurs neither in truth nor prediction), "pixel_accuracy", all 0..1 (None where every pixel is
+            to be ignored, which is said on stderr), "absent_classes", "protocol"; and for each further prediction of
+            the method the same scores under its name.
         """
         summaries = {variant: _summary(matrix, self.classes) for variant, matrix in self.confusion().items()}
+        if summaries[""]["mIoU"] is None:
+            print(f"nothing is measured: all pixels of the {self.split} label maps are to be ignored", file=sys.stderr)
         name, *rest = self.protocol.describe().items()
         protocol = dict([name, ("split", self.split), ("images", self.image_count), *rest])
         return summaries.pop("") | summaries | {"protocol": protocol}

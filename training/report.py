@@ -101,7 +101,9 @@ def notes(run: Run, others: Sequence[Run] = ()) -> Iterator[str]:
             f"This run is unfinished at step {run.last_step} of {run.config['steps']}. "
             "The command that started it continues it when --resume is added."
         )
-    if run.result and "without_gate" in run.variants:
+    if run.result and run.result["mIoU"] is None:
+        yield "Nothing was measured: all pixels of the label maps are to be ignored."
+    elif run.result and "without_gate" in run.variants:
         lost = 100 * (run.variants["without_gate"]["mIoU"] - run.result["mIoU"])
         # Below this the rounded numbers beside the sentence would be equal.
         if lost >= 0.05:
@@ -553,8 +555,8 @@ def _shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def percent(value: float, digits: int = 1) -> str:
-    return f"{100 * value:.{digits}f} %"
+def percent(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{100 * value:.{digits}f} %"
 
 
 def duration(seconds: float) -> str:

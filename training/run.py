@@ -20,6 +20,7 @@ import kerasseg  # noqa: F401 (first: it starts TensorFlow)
 # isort: on
 import tensorflow as tf
 
+from kerasseg.data import DATASETS, naming_unreadable
 from kerasseg.methods import METHODS, Method
 from kerasseg.segmenters import SEGMENTERS, LoadedWeights
 from serving import cli
@@ -96,28 +97,25 @@ def train_worker(config: RunConfig, strategy: tf.distribute.Strategy) -> dict[st
     look = Look(session)
     pending = before.log if before else None
     log = MetricsLog(folder, start_step, steps, config.log_every, session.images_per_step, pending)
-    evaluation = Evaluation(start_step, config.evaluate_every, steps, log, look)
     interruption = Interruption(start_step, lambda received: max(gather(strategy, received)))
-    if start_step < steps:
-        with (
-            interruption,
-            Progress(start_step, steps, session.images_per_step) as progress,
-            Checkpoints(folder / "checkpoints", method, split.fingerprint, before) as checkpoints,
-        ):
+    with (
+        interruption,
+        Progress(start_step, steps, session.images_per_step) as progress,
+        Checkpoints(folder / "checkpoints", method, split.fingerprint, before) as checkpoints,
+    ):
+        evaluation = Evaluation(start_step, config.evaluate_every, steps, checkpoints, log, look)
+        checkpoint = CheckpointEvery(start_step, config.checkpoint_every, checkpoints, log, evaluation)
+        log.set_model(method)
+        if start_step and evaluation.due and checkpoints.scores[start_step] is None:
+            checkpoint.finish_step()
+        if start_step < steps:
             method.fit(
                 session.batches(start_step),
                 steps_per_epoch=steps - start_step,
                 epochs=1,
                 shuffle=False,
                 verbose=0,
-                callbacks=[
-                    StopAtNonFinite(start_step),
-                    progress,
-                    evaluation,
-                    log,
-                    CheckpointEvery(start_step, config.checkpoint_every, checkpoints, log, evaluation),
-                    interruption,
-                ],
+                callbacks=[StopAtNonFinite(start_step), progress, evaluation, log, checkpoint, interruption],
             )
     step = evaluation.step
     if step < steps:
@@ -152,21 +150,21 @@ def train_worker(config: RunConfig, strategy: tf.distribute.Strategy) -> dict[st
 def run(config: RunConfig) -> dict[str, Any]:
     """`train` or `dry_run`, with what TensorFlow itself raises told as a mistake with its remedy."""
     try:
-        return dry_run(config) if config.dry_run else train(config)
-    except tf.errors.ResourceExhaustedError as error:
-        if "space left" in error.message or "quota" in error.message:  # TensorFlow's word for a full disk, too
-            raise disk_full(error) from error
+        with naming_unreadable(config.dataset, then="go on with --resume"):
+            return dry_run(config) if config.dry_run else train(config)
+    except (OSError, tf.errors.ResourceExhaustedError) as error:
+        if cli.refusal(error) in (errno.ENOSPC, errno.EDQUOT):
+            raise ValueError(
+                f"the disk is full ({error}): make room, then --resume goes on from the last checkpoint; nothing that "
+                "was written whole is lost"
+            ) from error
+        if isinstance(error, OSError):
+            raise
         raise ValueError(
             "out of memory: start anew, with another --out and --accumulate 2 (or more), which takes each batch in "
             "parts; or with a lower --batch-size, --crop or --head-channels, a smaller --backbone, or "
             "--no-gradient-norms; --dry-run tells what it comes to"
         ) from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise disk_full(error) from error
-    except (tf.errors.NotFoundError, tf.errors.DataLossError) as error:
-        raise ValueError(f"a file went missing or is damaged: {error.message.splitlines()[0]}") from error
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
         if config.strategy != "multiworker":
             raise
@@ -174,13 +172,6 @@ def run(config: RunConfig) -> dict[str, Any]:
             "another worker stopped or cannot be reached; its own message says why. Start all of them again with "
             "--resume"
         ) from error
-
-
-def disk_full(error: Exception) -> ValueError:
-    return ValueError(
-        f"the disk is full ({error}): make room, then --resume goes on from the last checkpoint; nothing that was "
-        "written whole is lost"
-    )
 
 
 def check_folder(config: RunConfig) -> None:
@@ -205,6 +196,7 @@ def open_folder(session: Session) -> dict[str, Any]:
         before = json.loads(path.read_text())
         free = ("versions", "commit", "command", "finished", "machine", "initial_weights", "untrained_taps")
         known = with_defaults(before)
+        known["dataset"] = whole_path(known["dataset"])
         changed = [key for key in sorted(settings) if key not in free and known.get(key) != settings[key]]
         if changed:
             raise ValueError(
@@ -235,6 +227,7 @@ def describe(session: Session) -> dict[str, Any]:
     config, method, dataset = session.config, session.method, session.dataset
     recorded = {field.name for field in dataclasses.fields(RunConfig)} - DECIDE_NOTHING
     flags = {name: getattr(config, name) for name in sorted(recorded)}
+    flags["dataset"] = whole_path(config.dataset)
     loaded = loaded_weights(method)
     flags["initial_weights"] = loaded.counts() if loaded else {"source": Path(config.weights).name}
     if config.branch_run is not None:  # what the flags say of the segmenter does not apply
@@ -258,6 +251,11 @@ def describe(session: Session) -> dict[str, Any]:
         "finished": False,
     }
     return json.loads(json.dumps(flags, default=str))
+
+
+def whole_path(dataset: str) -> str:
+    """A dataset folder by its absolute path, so that what reads the run finds it from any folder; names as they are."""
+    return dataset if dataset in DATASETS else str(Path(dataset).absolute())
 
 
 def loaded_weights(method: Method) -> LoadedWeights | None:
@@ -320,14 +318,12 @@ def configuration(arguments: list[str]) -> RunConfig:
 
 def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
-    if "--list-recipes" in arguments:
-        print(table())
-        return
-    try:
+    with cli.command():
+        if "--list-recipes" in arguments:
+            print(table())
+            return
         default = configuration(arguments)
-    except ValueError as error:
-        cli.fail(error)
-    cli.run(run, type(default), DESCRIPTION, args=arguments, default=default)
+        cli.run(run, type(default), DESCRIPTION, args=arguments, default=default)
 
 
 if __name__ == "__main__":

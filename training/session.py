@@ -240,6 +240,7 @@ class Look:
         result = self.measure()
         noted = {"val_mIoU": result["mIoU"]}
         noted |= {f"val_mIoU_{name}": result[name]["mIoU"] for name in self.variants}
+        noted = {name: score for name, score in noted.items() if score is not None}
         noted |= self.gradient_norms() if self.gradient_norms else {}
         return result, noted, self.examples.panels(PANELS)
 

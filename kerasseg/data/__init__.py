@@ -5,6 +5,7 @@ from kerasseg.data.datasets import DATASETS, Dataset, default_palette, open_data
 from kerasseg.data.folder import FolderDataset
 from kerasseg.data.pipeline import eval_dataset, train_dataset
 from kerasseg.data.splits import Split, evenly_spaced, make_split
+from kerasseg.data.unreadable import naming_unreadable
 from kerasseg.data.weighting import class_weights, resolve_class_weights
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "eval_dataset",
     "evenly_spaced",
     "make_split",
+    "naming_unreadable",
     "open_dataset",
     "resolve_class_weights",
     "train_dataset",

@@ -73,6 +73,10 @@ class Dataset(ABC):
     def load_label(self, split: str, name: str) -> np.ndarray:
         """uint8 (H, W), 255 = ignore."""
 
+    def describe(self, split: str, name: str) -> str:
+        """What messages call a picture: its file, where it has one of its own."""
+        return f"the {split} image {name!r} of {self.name}"
+
     def tf_image(self, split: str, name: tf.Tensor) -> tf.Tensor:
         """`load_image` for use inside `tf.data.Dataset.map`: scalar string tensor to uint8 (H, W, 3)."""
         return self._in_graph(self.load_image, split, name, (None, None, 3))

@@ -90,6 +90,9 @@ class FolderDataset(Dataset):
             label_HW = np.where(label_HW == self._ignore_in_files, np.uint8(IGNORE), label_HW)
         return label_HW
 
+    def describe(self, split: str, name: str) -> str:
+        return str(self._images_of(split)[name])
+
     def tf_image(self, split: str, name: tf.Tensor) -> tf.Tensor:
         # Decoded in the graph, where Python's lock does not keep the cores from working side by side.
         return tf_decode_image(tf.io.read_file(self._paths(split).lookup(name)))

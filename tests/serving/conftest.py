@@ -35,7 +35,7 @@ class OnGpu:
 
     def __init__(self, graph, providers, threads):
         self.session = new_session(graph, ["CPUExecutionProvider"], threads)
-        self.shapes, self.fallback = [], True
+        self.shapes, self.fallback, self.get_outputs = [], True, self.session.get_outputs
 
     def get_providers(self):
         return [self.provider]

@@ -80,6 +80,56 @@ def test_other_schema_is_refused(toy_model, change, said):
     assert said in refused(toy_model)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("precision", None, "its precision is None, no text"),
+        ("sha256", 7, "its sha256 is 7, no text"),
+        ("parity", "yes", "its parity is 'yes', no JSON object"),
+        ("evaluation", [], "its evaluation is [], no JSON object"),
+        ("version", "1", "its version is '1'"),
+        ("version", True, "its version is True"),
+        ("classes", [], "its 0 classes are not 1 to 255 names"),
+        ("classes", [str(number) for number in range(300)], "its 300 classes are not 1 to 255 names"),
+        ("classes", ["a", "b", "c", None], "are not 1 to 255 names"),
+        ("palette", [[0, 0, 0]] * 300, "its palette has 300 colours for 4 classes"),
+        ("palette", [[0, 0, 300]] * 4, "the colour [0, 0, 300]: expected red, green, blue in 0..255"),
+        ("palette", [[0, 0]] * 4, "the colour [0, 0]"),
+        ("palette", [[0, 0, 1e400]] * 4, "the colour [0, 0, inf]"),
+        ("outputs", [], "its outputs have no labels, UINT8 (N,H,W)"),
+        ("outputs", "labels", "cannot be used"),
+        ("inputs", None, "cannot be used"),
+        ("name", "\ud800", "surrogates not allowed"),
+    ],
+)
+def test_a_field_that_others_could_not_rely_on_is_refused(toy_model, field, value, said):
+    edit_info(toy_model / "1", lambda fields: fields.update({field: value}))
+    assert said in refused(toy_model)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"datatype": "BYTES"}, "its tensor labels is 'BYTES' [-1, -1, -1]: expected UINT8, FP16, FP32"),
+        ({"datatype": "FP32"}, "have no labels, UINT8"),
+        ({"shape": [-1, -1]}, "have no labels, UINT8 (N,H,W)"),
+        ({"shape": [-1, "H", -1]}, "and whole numbers"),
+        ({"name": "classes"}, "have no labels"),
+        ({"name": ["labels"]}, "has no text as name"),
+        ({"name": "confidence"}, "no labels"),
+        ({"colour": 1}, "cannot be used"),
+    ],
+)
+def test_an_output_that_could_not_be_answered_is_refused(toy_model, change, said):
+    edit_info(toy_model / "1", lambda fields: fields["outputs"][0].update(change))
+    assert said in refused(toy_model)
+
+
+def test_a_model_json_too_deep_to_be_read_is_refused(toy_model):
+    (toy_model / "1" / INFO_FILE).write_text("[" * 100_000)
+    assert "cannot be used" in refused(toy_model)
+
+
 def test_model_json_that_is_none_is_refused(toy_model):
     (toy_model / "1" / INFO_FILE).write_text("[1")
     assert "cannot be used" in refused(toy_model)

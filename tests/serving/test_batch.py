@@ -16,7 +16,7 @@ from serving import batch, batch_pipeline, cli
 from serving.artifact import open_artifact
 from serving.batch import Config
 from serving.engine import Engine
-from serving.pictures import coco_rle
+from serving.pictures import MAX_PIXELS, coco_rle
 from tests.serving.batches import expected_labels, labels_at, manifest, picture
 from tests.serving.conftest import CLASSES, write_toy_model
 
@@ -359,6 +359,62 @@ def test_killed_job_goes_on_where_it_was(segment, tmp_path, monkeypatch):
     monkeypatch.setattr(batch_pipeline, "write", write)
     status, result, _ = segment(photos, output)
     assert (status, result["written"], result["skipped"]) == (0, 12 - done, done)
+
+
+def test_what_is_no_file_of_a_picture_fails_alone(segment, tmp_path):
+    """Larger than any picture may be, or without an end: what would have filled the memory, or held up the job."""
+    picture(tmp_path / "a.png", seed=1)
+    with (tmp_path / "sparse.png").open("wb") as file:
+        file.truncate(30 * 2**30)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    names = ["pipe.png", "sparse.png", "/dev/zero", "folder.png", "nothing.png", "a.png"]
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    status, result, stderr = segment(tmp_path / "list.txt", tmp_path / "out")
+    assert (status, result["written"], result["failed"]) == (1, 1, 5)
+    assert "Traceback" not in stderr
+    errors = {name: record.get("error", "") for name, record in manifest(tmp_path / "out").items()}
+    most = 8 * MAX_PIXELS + 2**24
+    assert f"sparse.png has {30 * 2**30} bytes, at most {most} are read" in errors["sparse.png"]
+    assert "pipe.png is a pipe or a device" in errors["pipe.png"] and "a pipe or a device" in errors["dev/zero"]
+    assert "Is a directory" in errors["folder.png"] and "No such file" in errors["nothing.png"]
+    np.testing.assert_array_equal(labels_at(tmp_path / "out" / "labels" / "a.png"), expected_labels(tmp_path / "a.png"))
+
+
+def test_too_little_memory_for_a_picture_fails_alone(segment, tmp_path, monkeypatch):
+    for index in range(3):
+        picture(tmp_path / "photos" / f"{index}.png", seed=index)
+    read = batch_pipeline.read_bounded
+
+    def out_of_memory(path, most):
+        if path.name == "1.png":
+            raise MemoryError
+        return read(path, most)
+
+    monkeypatch.setattr(batch_pipeline, "read_bounded", out_of_memory)
+    status, result, _ = segment(tmp_path / "photos", tmp_path / "out")
+    assert (status, result["written"], result["failed"]) == (1, 2, 1)
+    assert manifest(tmp_path / "out")["1.png"]["error"].endswith("1.png cannot be read: out of memory")
+
+
+def test_a_killed_job_leaves_nothing_behind_for_long(toy_model, segment, tmp_path):
+    """Killed as hard as can be, in the middle of writing a file; the next job of that output tidies up."""
+    picture(tmp_path / "photos" / "deep" / "a.png")
+    out = tmp_path / "out"
+    code = (
+        "import os, pathlib, signal; from serving import batch, cli\n"
+        "pathlib.Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "cli.run(batch.main, batch.Config, '')\n"
+    )
+    arguments = [str(toy_model), str(tmp_path / "photos"), str(out), "--recursive", "--provider", "cpu"]
+    killed = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert [path.parent for path in out.rglob("*.tmp")] == [out / "labels" / "deep"]
+    (out / ".manifest.jsonl.17-4.tmp").write_text("half")
+    (out / ".of_a_user.tmp").write_text("kept")
+    assert segment(tmp_path / "photos", out, "--recursive")[0] == 0
+    assert [path.name for path in out.rglob("*.tmp")] == [".of_a_user.tmp"]
+    assert (out / "labels" / "deep" / "a.png").exists()
 
 
 def test_recursive_keeps_subfolders_and_leaves_own_results_out(segment, tmp_path):

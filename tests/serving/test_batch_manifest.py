@@ -1,6 +1,7 @@
 """What a batch job remembers, whatever befell the one before it."""
 
 import json
+import os
 
 import pytest
 
@@ -41,6 +42,25 @@ def test_a_file_in_order_is_not_written_again(tmp_path):
     with Lines(path):
         pass
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_leftovers_may_be_those_of_a_shard_at_work(tmp_path):
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "manifest.jsonl").touch()
+    half = tmp_path / "labels" / ".a.png.17-4.tmp"
+
+    def write():
+        half.write_text("half")
+        os.utime(half, (0, 0))
+
+    write()
+    with Manifest(tmp_path, (1, 2), runs=False):
+        assert not half.exists()
+        write()
+        with Manifest(tmp_path, (2, 2), runs=False):
+            assert half.exists()
+    with Manifest(tmp_path, (2, 2), runs=False):
+        assert not half.exists()
 
 
 def test_records_of_all_shards_and_the_last_finished_counts(tmp_path):

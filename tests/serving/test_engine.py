@@ -341,3 +341,12 @@ def test_memory_is_given_back(toy_model, monkeypatch):
     engine._session, engine._one_thread_session = Noted(engine._session), Noted(engine._one_thread_session)
     engine.give_back_memory()
     assert runs == [engine._shrink] * 2
+
+
+def test_an_output_that_the_graph_does_not_have_is_refused(toy_model):
+    file = toy_model / "1" / INFO_FILE
+    fields = json.loads(file.read_text())
+    fields["outputs"].append(fields["outputs"][1] | {"name": "reliability"})
+    file.write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match="lists the output reliability, and its graph gives labels, confidence"):
+        Engine(open_artifact(toy_model), "cpu")

@@ -1,6 +1,7 @@
 import json
 import logging
 import threading
+import time
 import warnings
 
 import pytest
@@ -47,14 +48,14 @@ def test_requests_may_be_left_out(capfd, wanted):
 
 def test_a_slow_reader_loses_lines_and_holds_nobody_up(capfd, monkeypatch):
     monkeypatch.setattr(logs, "MAX_WAITING", 5)
-    reading, go_on, handle = threading.Event(), threading.Event(), logs._Stderr.handle
+    reading, go_on, write = threading.Event(), threading.Event(), logs._Writer.write
 
-    def slowly(self, record):
+    def slowly(line):
         reading.set()
         assert go_on.wait(60)
-        return handle(self, record)
+        write(line)
 
-    monkeypatch.setattr(logs._Stderr, "handle", slowly)
+    monkeypatch.setattr(logs._Writer, "write", staticmethod(slowly))
     with json_lines():
         ours.info("0")
         assert reading.wait(60)
@@ -62,3 +63,24 @@ def test_a_slow_reader_loses_lines_and_holds_nobody_up(capfd, monkeypatch):
             ours.info(str(number))
         go_on.set()
     assert [line["event"] for line in lines(capfd)] == ["0", "1", "2", "3", "4", "5"]
+
+
+def test_the_end_waits_for_a_slow_reader_and_for_no_reader_that_hangs(capfd, monkeypatch):
+    monkeypatch.setattr(logs, "PATIENCE", 0.2)
+    write, hangs = logs._Writer.write, threading.Event()
+
+    def slowly(line):
+        time.sleep(0.05)
+        write(line)
+        if json.loads(line)["event"] == "8":
+            hangs.wait(60)
+
+    monkeypatch.setattr(logs._Writer, "write", staticmethod(slowly))
+    with json_lines():
+        for number in range(1, 20):
+            ours.info(str(number))
+    assert [line["event"] for line in lines(capfd)] == [str(number) for number in range(1, 9)]
+    hangs.set()
+    for thread in threading.enumerate():
+        if thread.name == "log":
+            thread.join()

@@ -1,11 +1,14 @@
 """Models on disk and models that are served: versions, buckets, replacement without a failed request."""
 
+import errno
 import gc
 import json
 import logging
+import os
 import shutil
 import threading
 import weakref
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -163,6 +166,73 @@ def test_the_disk_is_followed(toy_model, opened, monkeypatch):
     toy_model.parent.rename(toy_model.parent.with_name("away"))
     repository.scan()
     assert served(repository) == [("toy", 1)]
+
+
+def test_what_is_gone_leaves_the_index(toy_model, opened):
+    repository = opened(toy_model.parent)
+    write_toy_model(toy_model.parent / "broken", 1, parity={"passed": False})
+    write_toy_model(toy_model.parent / "other", 1)
+    repository.scan()
+    repository.unload("other")
+    assert sorted((entry["name"], entry["state"]) for entry in repository.index()) == [
+        ("broken", "UNAVAILABLE"),
+        ("other", "UNAVAILABLE"),
+        ("toy", "READY"),
+    ]
+    shutil.rmtree(toy_model.parent / "broken")
+    shutil.rmtree(toy_model.parent / "other")
+    repository.scan()
+    assert [entry["name"] for entry in repository.index()] == ["toy"]
+
+
+def test_a_folder_of_somebody_else_is_left_out_and_told_once(toy_model, opened, monkeypatch, caplog):
+    """At the start and later; a model that is served already goes on."""
+    private, models = write_toy_model(toy_model.parent / "private", 1), toy_model.parent
+    (models / os.fsdecode(b"caf\xe9")).mkdir()
+    write_toy_model(models / os.fsdecode(b"caf\xe9"), 1)  # no text, so nobody could be told of it
+    iterdir, closed = Path.iterdir, {private}
+
+    def refused(self):
+        if self in closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return iterdir(self)
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    repository = opened(models)
+    assert served(repository) == [("toy", 1)]
+    closed.add(write_toy_model(models / "later", 1))
+    write_toy_model(toy_model, 2)
+    for _ in range(3):
+        repository.scan()
+    assert served(repository) == [("toy", 2)]
+    told = [(Path(record.entry).name, record.reason) for record in caplog.records if record.message == "not served"]
+    assert sorted(name for name, _ in told) == ["caf\\udce9", "later", "private"]
+    assert dict(told)["private"] == f"[Errno 13] Permission denied: '{private}'"
+    json.dumps(repository.index(), ensure_ascii=False).encode()
+
+    closed.clear()
+    repository.scan()
+    assert served(repository) == [("later", 1), ("private", 1), ("toy", 2)]
+    closed.add(private)
+    shutil.rmtree(models / "later")
+    repository.scan()
+    assert served(repository) == [("private", 1), ("toy", 2)]
+
+
+def test_a_model_json_by_hand_breaks_no_page_of_the_server(toy_model):
+    """Each is refused with its reason when it is opened, and the others' pages stay."""
+    write_toy_model(toy_model.parent / "silent", 1, precision=None)
+    with pytest.raises(ValueError, match="precision"):
+        Repository(toy_model.parent, Settings()).load()
+    shutil.rmtree(toy_model.parent / "silent")
+    with running(toy_model.parent) as server, httpx.Client(base_url=server.url) as client:
+        write_toy_model(toy_model.parent / "silent", 1, precision=None)
+        write_toy_model(toy_model.parent / "many", 1, classes=("a",) * 300, palette=((0, 0, 0),) * 300)
+        server.repository.scan()
+        refused = {entry["name"]: entry["reason"] for entry in client.post("/v2/repository/index").json()}
+        assert "its precision is None, no text" in refused["silent"] and "its 300 classes" in refused["many"]
+        for page in ("/metrics", "/v2/models/toy", "/v2/models/toy/stats", "/v2"):
+            assert client.get(page).status_code == 200
 
 
 def test_requests_of_a_replaced_version_are_answered_by_it(toy_model, opened):

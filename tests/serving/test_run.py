@@ -1,5 +1,6 @@
 """`python -m serving.run` from start to end."""
 
+import contextlib
 import json
 import os
 import signal
@@ -144,6 +145,71 @@ def test_a_signal_drains(toy_model, gate):
         until(lambda: server.should_exit)
         gate.open()
         assert (first.result().status_code, second.result().status_code) == (200, 200)
+
+
+HANGS = {
+    "nothing": "",
+    "a reader of stderr": "fill(2)",
+    "a reader of stdout": "fill(1)",
+    "a disk at the start": "repository.open_artifact = lambda folder: time.sleep(3600)",
+    "a disk later": "repository.Repository.scan = lambda self: time.sleep(3600)",
+    "a session": """
+        predict = engine.Engine.predict  # which hangs once it is warm
+        engine.Engine.predict = lambda self, images, *rest: images.shape[1] > 99 and predict(self, images) or hang()
+    """,
+}
+
+
+@pytest.mark.parametrize("what", HANGS)
+def test_a_signal_ends_the_server_whatever_hangs(toy_model, what):
+    code = f"""if True:
+        import os, time
+        from serving import cli, engine, repository, run
+
+        def hang():
+            time.sleep(3600)
+
+        def fill(descriptor):
+            os.set_blocking(descriptor, False)
+            try:
+                while os.write(descriptor, b" "):
+                    pass
+            except BlockingIOError:
+                os.set_blocking(descriptor, True)
+
+        {HANGS[what]}
+        cli.run(run.main, run.Config, '')
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    at_once = what in ("nothing", "a reader of stderr")
+    seconds = "60" if at_once else "2"  # enough for a machine that is busy; or what is waited for
+    flags = ["--port", str(port), "--provider", "cpu", "--poll", "0.01", "--drain-timeout", seconds]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(toy_model.parent), *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    url = f"http://127.0.0.1:{port}"
+    loading = what == "a disk at the start"
+
+    def alive():
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{url}/v2/health/{'live' if loading else 'ready'}").status_code == 200
+
+    until(lambda: process.poll() is not None or alive())
+    with contextlib.suppress(httpx.TransportError):
+        httpx.post(url + SEGMENT, content=picture(), timeout=1)
+    process.send_signal(signal.SIGTERM)
+    try:
+        status = process.wait(60)
+    finally:
+        process.kill()
+        stdout, stderr = process.communicate()
+    if at_once:
+        assert status == 0 and "requests" in json.loads(stdout)
+    elif status:
+        assert status == 1 and json.loads(stderr.splitlines()[-1])["event"] == "ended before all was done"
+    else:
+        assert "a disk" in what and "requests" in json.loads(stdout)
 
 
 def test_terminated_under_load(toy_model, tmp_path):

@@ -5,11 +5,12 @@ import threading
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from kerasseg.methods import MLMT, Supervised
 from tests.methods import tiny
 from training import checkpoints
-from training.callbacks import CheckpointEvery
+from training.callbacks import CheckpointEvery, Evaluation, MetricsLog
 from training.checkpoints import Checkpoint, Checkpoints
 
 
@@ -77,21 +78,31 @@ def test_where_the_best_is_gone_that_is_said(tmp_path):
         Checkpoint.best(tmp_path)
 
 
-def test_an_evaluation_that_was_the_best_so_far_is_worth_a_checkpoint(tmp_path):
-    class Log:
-        pending: dict = {}
-        sync = staticmethod(lambda: None)
+def test_a_checkpoint_comes_before_an_evaluation_and_has_its_score_after_it(tmp_path):
+    class Log(MetricsLog):
+        def __init__(self):
+            self.pending, self.extra, self.metrics, self.speed = {"L": [0.5]}, {}, *(tmp_path / "a", tmp_path / "b")
+            self.writer = tf.summary.create_noop_writer()
 
-    class Evaluation:
-        score = None
+    scores, before = iter([0.3, 0.2, 0.4]), []
+
+    def evaluate():
+        kept.wait()
+        before.append(Checkpoint.latest(tmp_path))
+        return {"mIoU": next(scores)}, {}, np.zeros((1, 1, 1, 3))
 
     with Checkpoints(tmp_path, compiled(), "a split") as kept:
-        every = CheckpointEvery(0, 10, kept, Log(), Evaluation())
-        for step, score in enumerate([None, 0.3, 0.2, 0.4, None], start=1):
-            Evaluation.score = score
+        evaluation = Evaluation(0, 2, 9, kept, Log(), evaluate)
+        every = CheckpointEvery(0, 10, kept, Log(), evaluation)
+        for step in range(1, 8):
+            evaluation.on_train_batch_end(step, {"L": step})
             every.on_train_batch_end(step)
-    assert stored(tmp_path) == ["step_0000002.npz", "step_0000004.npz"]
-    assert Checkpoint.best(tmp_path).step == 4
+    assert [(each.step, each.scores[each.step], each.log) for each in before] == [
+        (step, None, {"L": [0.5, step]}) for step in (2, 4, 6)
+    ]
+    assert stored(tmp_path)[2:] == ["step_0000004.npz", "step_0000006.npz"]
+    assert Checkpoint.latest(tmp_path).scores == {4: 0.2, 6: 0.4}
+    assert Checkpoint.best(tmp_path).step == 6
 
 
 def test_without_an_evaluation_none_is_the_best(tmp_path):
