@@ -1,9 +1,10 @@
-"""The built-in dataset: procedural scenes of six kinds of animals, drawn from a seed, nothing on disk.
+"""The built-in dataset: procedural scenes of nine kinds of animals, drawn from a seed, nothing on disk.
 
 What makes it a small model of photographs: an animal is told by its coat, in pattern and colour, so that every piece of
 it still is of its class; outlines are free and tell nothing. Light, its colour, shade, size, turn and noise vary so
-much that a few labelled scenes do not show them all. Two animals share each coat: one lives on land, the other in
-water, and only the ground around it says which of the two it is. Stones of nearly no colour belong to the background.
+much that a few labelled scenes do not show them all. Three animals share each coat, and live in the savanna, the water
+or the forest; only the sky at the top of the scene says in which of them it is. Stones of nearly no colour belong to
+the background.
 
 Legend: H, W size of a scene; x, y pixel coordinates; u, v those of a pattern; colours and brightness 0..1.
 """
@@ -19,16 +20,20 @@ CLASSES = {
     "background": (38, 40, 48),
     "zebra": (230, 85, 75),
     "angelfish": (245, 180, 60),
-    "leopard": (70, 130, 220),
+    "tiger": (250, 130, 40),
+    "cheetah": (70, 130, 220),
     "ray": (80, 190, 200),
+    "fawn": (120, 90, 60),
     "giraffe": (170, 100, 210),
     "turtle": (110, 195, 90),
+    "python": (210, 200, 120),
 }
 COATS = ("stripes", "spots", "patches")
-"""Of the classes after the background, two by two: the first of each pair lives on land, the second in water."""
-# As differences from grey: colours around which those of an animal with each coat lie, and those of the grounds.
+"""Of the classes after the background, three by three: the first of each lives in the savanna, the second in the water
+and the third in the forest."""
+# As differences from grey: colours around which those of an animal with each coat lie, and those of the skies.
 TINTS = np.array([[0.3, -0.1, -0.2], [0.1, -0.25, 0.15], [-0.15, 0.25, -0.1]])
-GROUNDS = np.array([[0.16, 0.02, -0.18], [-0.18, 0.02, 0.16]])  # land, water
+SKIES = np.array([[0.18, 0.02, -0.2], [-0.2, 0.0, 0.2], [-0.08, 0.16, -0.08]])  # savanna, water, forest
 
 
 class ShapesDataset(Dataset):
@@ -74,8 +79,10 @@ def draw_scene(rng: np.random.RandomState, size: tuple[int, int]) -> tuple[np.nd
     unit = min(size) / 96  # everything below is measured in pixels of a scene 96 high
     y, x = np.mgrid[: size[0], : size[1]].astype(np.float32) / unit
     height, width = size[0] / unit, size[1] / unit
-    world, light = rng.randint(len(GROUNDS)), rng.uniform(0, 2 * math.pi)
-    picture = _ground(rng, x, y, world)
+    world, light = rng.randint(len(SKIES)), rng.uniform(0, 2 * math.pi)
+    picture = _cloudy(rng, x, y, rng.uniform(0.3, 0.7) + rng.uniform(-0.08, 0.08, 3))
+    horizon = height * rng.uniform(0.15, 0.3) + 3 * np.sin(x * rng.uniform(0.02, 0.08) + rng.uniform(0, 6))
+    picture += np.clip(horizon - y + 0.5, 0, 1)[..., None] * (_sky(rng, x, y, world) - picture)
     label = np.zeros(size, np.uint8)
 
     coats = rng.choice(len(COATS), size=rng.randint(1, 3), replace=False)
@@ -83,7 +90,7 @@ def draw_scene(rng: np.random.RandomState, size: tuple[int, int]) -> tuple[np.nd
     animals[: len(coats)] = coats
     for coat in rng.permutation(np.concatenate([np.full(rng.randint(1, 4), -1), animals])):  # -1 is a stone
         radius = rng.uniform(16, 32) if coat >= 0 else rng.uniform(5, 14)
-        dx, dy = x - width * rng.uniform(0.05, 0.95), y - height * rng.uniform(0.05, 0.95)
+        dx, dy = x - width * rng.uniform(0.05, 0.95), y - height * rng.uniform(0.4, 1)
         distance = radius * _outline(rng, dx / radius, dy / radius)
         surface = _coat(rng, x, y, coat) if coat >= 0 else _stone(rng, x, y)
         # Round as a body is: bright towards the light and dark away from it.
@@ -91,7 +98,7 @@ def draw_scene(rng: np.random.RandomState, size: tuple[int, int]) -> tuple[np.nd
         surface = surface * np.clip(1 - rng.uniform(0.1, 0.5) * slope, 0.3, 1.6)[..., None]
         picture *= 1 - 0.35 * np.exp(-np.clip(distance, 0, 12) / 3)[..., None]
         picture += np.clip(0.5 - distance, 0, 1)[..., None] * (surface - picture)
-        label[distance < 0] = 1 + 2 * coat + world if coat >= 0 else 0
+        label[distance < 0] = 1 + len(SKIES) * coat + world if coat >= 0 else 0
 
     slope = math.cos(light) * (x / width - 0.5) + math.sin(light) * (y / height - 0.5)
     picture *= (1 - rng.uniform(0, 0.9) * slope)[..., None]
@@ -128,9 +135,9 @@ def _stone(rng: np.random.RandomState, x: np.ndarray, y: np.ndarray) -> np.ndarr
     return _cloudy(rng, x, y, rng.uniform(0.2, 0.8) + rng.uniform(-0.04, 0.04, 3))
 
 
-def _ground(rng: np.random.RandomState, x: np.ndarray, y: np.ndarray, world: int) -> np.ndarray:
-    """The surface (H, W, 3) of land or water."""
-    return _cloudy(rng, x, y, rng.uniform(0.3, 0.7) + GROUNDS[world] + rng.uniform(-0.08, 0.08, 3))
+def _sky(rng: np.random.RandomState, x: np.ndarray, y: np.ndarray, world: int) -> np.ndarray:
+    """What is behind the horizon (H, W, 3): a dusty sky, the sea from below, or leaves."""
+    return _cloudy(rng, x, y, rng.uniform(0.4, 0.6) + SKIES[world] + rng.uniform(-0.08, 0.08, 3))
 
 
 def _cloudy(rng: np.random.RandomState, x: np.ndarray, y: np.ndarray, color: np.ndarray) -> np.ndarray:
