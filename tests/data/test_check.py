@@ -390,7 +390,7 @@ def test_the_first_of_many_absent_classes_are_named_and_the_others_counted(folde
         "`--labeled 1 --cover` looks for images that show it"
     )
     assert second == (
-        "warning: the labelled image: there are more classes (7) than labelled images; "
+        "warning: the labelled image: there are more classes (10) than labelled images; "
         "label more, or spread the classes over them with --cover"
     )
 
@@ -410,7 +410,7 @@ def test_a_split_of_the_built_in_dataset_is_looked_at_too(monkeypatch):
     shown = np.unique(load_label("train", "train_0030"))
     names = [name for k, name in enumerate(dataset.classes) if k not in shown]
     assert absent.startswith(f"warning: the labelled image: no pixel of {', '.join(names[:3])}") and "--cover" in absent
-    assert "there are more classes (7) than labelled images" in few
+    assert "there are more classes (10) than labelled images" in few
     assert read == ["train_0030"]
 
 
@@ -518,7 +518,8 @@ def png(width: int, height: int, bits: int, rows: bytes) -> bytes:
 def test_pictures_beyond_the_limit_of_the_decoders(folder):
     for file in ("images/train/train_0.png", "labels/train/train_0.png"):
         (folder / file).write_bytes(png(20000, 9600, 8, b""))
-    lines = told(folder)
+    # With the size, where a library has lifted Pillow's own limit, which comes first.
+    lines = [line.replace(" (20000x9600)", "") for line in told(folder)]
     assert [line.partition(": ")[2].split(" (")[0] for line in lines] == [
         "images/train/train_0.png: larger than 178956970 pixels; " + fix("too large"),
         "labels/train/train_0.png: larger than 178956970 pixels; " + fix("too large"),

@@ -169,14 +169,14 @@ def test_accept_decides(toy_model, accept, output):
 
 
 def test_maps_are_what_has_a_value_in_each_pixel(tmp_path):
-    tensors = {"labels": ("UINT8", 3), "reliability": ("FP32", 3), "logits": ("FP32", 4)}
+    kinds = {"labels": ("UINT8", 3), "confidence": ("FP32", 3), "reliability": ("FP32", 3), "logits": ("FP32", 4)}
     outputs = tuple(
         Tensor(name=name, datatype=datatype, shape=(-1,) * rank, description="")
-        for name, (datatype, rank) in tensors.items()
+        for name, (datatype, rank) in kinds.items()
     )
     info = open_artifact(write_toy_model(tmp_path / "toy", 1, outputs=outputs)).info
     assert choose_output({"output": "reliability"}, "*/*", info) == "reliability"
-    with pytest.raises(ValueError, match="expected labels, overlay, areas, rle, reliability$"):
+    with pytest.raises(ValueError, match="expected labels, overlay, areas, rle, confidence, reliability$"):
         choose_output({"output": "logits"}, "*/*", info)
 
 

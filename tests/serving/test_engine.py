@@ -312,11 +312,11 @@ def test_onnxruntime_says_nothing_of_its_own(toy_model, capfd):
     three = onnx.helper.make_tensor("three", onnx.TensorProto.INT64, [3], [1, 1, 3])
     graph.graph.initializer.append(three)
     graph.graph.node.append(onnx.helper.make_node("Reshape", ["confidence", "three"], ["other"]))
-    graph.graph.output[1].name = "other"
+    graph.graph.output.append(onnx.helper.make_tensor_value_info("other", onnx.TensorProto.FLOAT, [1, 1, 3]))
     onnx.save(graph, toy_model / "1" / GRAPH_FILE)
     fields = json.loads((toy_model / "1" / INFO_FILE).read_text())
     fields["sha256"] = sha256_of(toy_model / "1" / GRAPH_FILE)
-    fields["outputs"][1]["name"] = "other"
+    fields["outputs"].append(fields["outputs"][1] | {"name": "other"})
     (toy_model / "1" / INFO_FILE).write_text(json.dumps(fields))
     engine = Engine(open_artifact(toy_model), "cpu")
     with pytest.raises(Exception, match="Reshape"):
