@@ -390,7 +390,7 @@ def test_the_first_of_many_absent_classes_are_named_and_the_others_counted(folde
         "`--labeled 1 --cover` looks for images that show it"
     )
     assert second == (
-        "warning: the labelled image: there are more classes (10) than labelled images; "
+        "warning: the labelled image: there are more classes (7) than labelled images; "
         "label more, or spread the classes over them with --cover"
     )
 
