@@ -82,20 +82,25 @@ class Connection(HttpToolsProtocol):
     # What is read
 
     def data_received(self, data: bytes) -> None:
-        if self._is_over:
-            return
-        self._unset_keepalive_if_required()
-        self._has_ended = False
+        rest: bytes | None = data
+        while rest is not None and not self._is_over:  # a loop: there may be thousands of offers in one piece
+            self._unset_keepalive_if_required()
+            self._has_ended = False
+            rest = self._feed(rest)
+
+    def _feed(self, data: bytes) -> bytes | None:
+        """Lets the parser read; returns what it has still to read, after an upgrade that was offered."""
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._ignore_upgrade(data[upgrade.args[0] :])
+            return self._ignore_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             self._refuse(400, f"the request cannot be read as HTTP/1.1: {error.__context__ or error}")
         else:
             self._pending_bytes = 0 if self._has_ended else self._pending_bytes + len(data)
             if self._pending_bytes > MAX_HEADER_BYTES:
                 self._refuse_headers()
+        return None
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """The client sends no more: it may still wait for answers, or be gone. Only writing to it tells."""
@@ -142,18 +147,18 @@ class Connection(HttpToolsProtocol):
         super().on_message_complete()
         self._allow(None)
 
-    def _ignore_upgrade(self, rest: bytes) -> None:
-        """As if nothing had been offered: the parser would leave the body to another protocol."""
+    def _ignore_upgrade(self, rest: bytes) -> bytes | None:
+        """The request as if nothing had been offered: the parser would leave the body to another protocol."""
         if self.parser.get_method() == b"CONNECT":
             self._refuse(405, "this server is no proxy")
-            return
+            return None
         head = [
             b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode()),
             *(b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"),
         ]
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
-        self.data_received(b"\r\n".join([*head, b"", rest]))
+        return b"\r\n".join([*head, b"", rest])
 
     def _refuse_headers(self) -> None:
         self._refuse(431, f"more than {MAX_HEADER_BYTES} bytes of headers or trailers")

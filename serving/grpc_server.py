@@ -65,7 +65,10 @@ SMALL_MESSAGE = 2**20
 """Bytes of a message from which on the next one's turn comes only when this one is decoded."""
 
 RECEIVE_SECONDS = 10.0
-"""How long a message may take to arrive while others wait for their turn."""
+"""How long pictures may take to arrive while others wait for their turn."""
+
+SHORT_SECONDS = 1.0
+"""The same of a message that is short."""
 
 RETRY_MILLISECONDS = "1000"
 """When a client whose policy is to retry does so, if the server cannot take its request now."""
@@ -85,6 +88,19 @@ Reply = Callable[[Call, grpc.aio.ServicerContext], Awaitable[bytes]]
 """From a call, whose message is in its context, to that of the answer."""
 
 
+class Turns:
+    """Who may send a message: so many at a time.
+
+    Args:
+        seconds: how long one may take while others wait.
+    """
+
+    def __init__(self, number: int, seconds: float):
+        self.free = asyncio.Semaphore(number)
+        self.waiting = 0
+        self.seconds = seconds
+
+
 class GrpcServer:
     """Listens from `start` to `stop`.
 
@@ -101,10 +117,9 @@ class GrpcServer:
         )
         self._max_calls = max_calls
         # What has arrived of a message is not told before it is whole, so each counts as large as may be.
-        limits = service.limits
-        self._turns = asyncio.Semaphore(max(1, limits.max_bodies // limits.max_body))
-        self._waiting = 0
-
+        number = max(1, service.limits.max_bodies // service.limits.max_body)
+        self._turns = Turns(number, RECEIVE_SECONDS)
+        self._short_turns = Turns(number, SHORT_SECONDS)  # so that who sends pictures slowly holds up nothing else
         logging.getLogger("grpc._cython.cygrpc").addFilter(_tells_something)
 
     async def start(self, host: str, port: int) -> str:
@@ -201,12 +216,13 @@ class GrpcServer:
 
     def _says(self, name: str, function: Callable[[Any], Any]) -> Reply:
         """What `function` makes of the request, in the form of JSON, as the message of the answer."""
+        parse = functools.partial(_parse_short, f"{name}Request")
 
         async def answer(call: Call, context: grpc.aio.ServicerContext) -> bytes:
             if name in OPEN.values():  # its message says nothing, and may be of any length: it stays unread
                 said = function(None)
             else:
-                async with self._received(context, functools.partial(_parse_short, f"{name}Request")) as request:
+                async with self._received(context, parse, self._short_turns) as request:
                     said = function(request)
                     if inspect.isawaitable(said):
                         said = await said
@@ -237,31 +253,35 @@ class GrpcServer:
             return tensor_asked(model, asked, self._service.limits, encode)
 
         async with contextlib.AsyncExitStack() as received:
-            name, version, *request = await received.enter_async_context(self._received(context, read_infer))
+            name, version, *request = await received.enter_async_context(
+                self._received(context, read_infer, self._turns)
+            )
             reply, _ = await self._service.infer(call, name, version, _leaving(received, request), decode)
             return reply
 
     @contextlib.asynccontextmanager
-    async def _received(self, context: grpc.aio.ServicerContext, read: Callable[[bytes], Any]) -> AsyncIterator[Any]:
+    async def _received(
+        self, context: grpc.aio.ServicerContext, read: Callable[[bytes], Any], turns: "Turns"
+    ) -> AsyncIterator[Any]:
         """The call's message, as `read` has it; its bytes count as held until the block ends."""
         seconds = self._service.limits.body_timeout
         late = DeadlineExceeded(f"the message did not arrive within {seconds:g} seconds")
         until = time.monotonic() + seconds
         with contextlib.ExitStack() as turn:
-            self._waiting += 1
+            turns.waiting += 1
             try:
                 async with asyncio.timeout(seconds):
-                    await self._turns.acquire()
+                    await turns.free.acquire()
             except TimeoutError:
                 raise late from None
             finally:
-                self._waiting -= 1
-            turn.callback(self._turns.release)
+                turns.waiting -= 1
+            turn.callback(turns.free.release)
             # The iterator of messages would hold this one until Python looks for cycles.
             next_message = asyncio.ensure_future(context.read())
             try:
-                await asyncio.wait({next_message}, timeout=min(until - time.monotonic(), RECEIVE_SECONDS))
-                if not next_message.done() and not self._waiting:
+                await asyncio.wait({next_message}, timeout=min(until - time.monotonic(), turns.seconds))
+                if not next_message.done() and not turns.waiting:
                     await asyncio.wait({next_message}, timeout=until - time.monotonic())
                 if not next_message.done():
                     raise late

@@ -300,10 +300,8 @@ class Service:
                 raise QueueFull("the queue is full")
             async with body as contents:
                 model, ticket = self.repository.admit(name, version)
-                with ticket, _bad_requests():
-                    asked, future = await _wait(
-                        self._pool.submit(self._prepare, model, ticket, decode, contents), until, gone, finish=False
-                    )
+                with ticket, _bad_requests(), self._submitted(self._prepare, model, ticket, decode, contents) as work:
+                    asked, future = await _wait(work, until, gone, finish=False)
             if asked.id is not None:
                 call.has_body_id(asked.id)
             if asked.timeout is not None:
@@ -373,8 +371,26 @@ class Service:
 
     async def in_pool(self, function: Callable[..., R], *args: Any) -> R:
         """Runs what reads a request or writes an answer; its ValueErrors tell the client what is wrong."""
-        with _bad_requests():
-            return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
+        with _bad_requests(), self._submitted(function, *args) as work:
+            return await asyncio.wrap_future(work)
+
+    @contextlib.contextmanager
+    def _submitted(self, function: Callable[..., R], *args: Any) -> "Iterator[Future[R]]":
+        """`function` in the pool. What has not begun when the block ends is let go, with its arguments.
+
+        The pool's queue keeps cancelled work until a thread is free, and with it would keep bodies that count no
+        longer.
+        """
+        work = [(function, args)]
+
+        def run() -> R:
+            function, args = work.pop()
+            return function(*args)
+
+        try:
+            yield self._pool.submit(run)
+        finally:
+            work.clear()
 
     @staticmethod
     def _prepare(model: Model, ticket: Ticket, decode: Decode, contents: Any) -> tuple[Asked, "Future[Answer]"]:

@@ -1,6 +1,7 @@
 """The server over real sockets, with a model whose answers are known: labels are red // 64, confidence green / 255."""
 
 import gzip
+import inspect
 import io
 import json
 import logging
@@ -487,6 +488,16 @@ def test_decoding_ends_for_the_client_with_its_time(server, client, model, decod
     decoding.set()
     assert index_of(client.post(SEGMENT, content=picture())).shape == (6, 8)
     until(lambda: model.pending == 0)
+
+
+def test_a_body_whose_time_is_over_is_let_go(server, client, decoding):
+    """It no longer counts, so that the pool must not keep it until a thread is free."""
+    for _ in range(service.usable_cpus() + 3):
+        assert client.post(f"{SEGMENT}?timeout=0.05", content=picture()).status_code == 503
+    queue = server.service._pool._work_queue
+    assert queue.qsize() == 3
+    for _ in range(3):
+        assert inspect.getclosurevars(queue.get().fn).nonlocals == {"work": []}
 
 
 def test_a_client_that_goes_leaves_the_decoding(server, model, decoding):

@@ -226,6 +226,14 @@ def test_an_offered_upgrade_is_ignored(server, upgrade, pieces):
     assert b"image/png" in answer
 
 
+def test_thousands_of_offers_at_once_are_answered(server):
+    offer = GET.replace(b"Host: x\r\n", b"Host: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n")
+    with connect(server) as raw:
+        raw.sendall(offer * 1500 + GET[:-2] + b"Connection: close\r\n\r\n")
+        answer = b"".join(iter(lambda: raw.recv(65536), b""))
+    assert answer.count(b"HTTP/1.1 200 OK") == 1501
+
+
 def test_a_good_request_before_garbage_is_answered(server, gate, caplog):
     caplog.set_level(logging.INFO, "serving.requests")
     with connect(server) as raw:

@@ -360,7 +360,7 @@ def test_messages_arrive_in_turns(toy_model, monkeypatch):
     """Of those that may be 100 MiB each, two at a time; one that does not come makes room for others."""
     monkeypatch.setattr("serving.grpc_server.RECEIVE_SECONDS", 0.05)
     with running(toy_model.parent, max_body_mb=100, grpc_port=0) as server, calling(server) as call:
-        assert server._grpc._turns._value == 2
+        assert server._grpc._turns.free._value == 2
         with grpc.insecure_channel(server.grpc_address) as channel:
             ended = threading.Event()
 
@@ -369,12 +369,30 @@ def test_messages_arrive_in_turns(toy_model, monkeypatch):
                 yield from ()
 
             stalled = [channel.stream_unary(f"/{SERVICE}/ModelInfer").future(nothing(), timeout=600) for _ in range(2)]
-            until(lambda: server._grpc._turns.locked())
+            until(lambda: server._grpc._turns.free.locked())
             assert call("ModelInfer", infer_request()).result()
             codes = {answer.code().name for answer in stalled if answer.done()}
             assert codes == {"DEADLINE_EXCEEDED"}
             ended.set()
-        until(lambda: server._grpc._turns._value == 2)
+        until(lambda: server._grpc._turns.free._value == 2)
+
+
+def test_pictures_that_do_not_come_hold_up_nothing_else(server, call):
+    with grpc.insecure_channel(server.grpc_address) as channel:
+        ended = threading.Event()
+
+        def nothing():
+            ended.wait(60)
+            yield from ()
+
+        stalled = [
+            channel.stream_unary(f"/{SERVICE}/ModelInfer").future(nothing(), timeout=600)
+            for _ in range(server._grpc._turns.free._value + 1)
+        ]
+        until(lambda: server._grpc._turns.waiting)
+        assert service_pb2.ServerMetadataResponse.FromString(call("ServerMetadata", b"").result()).name
+        assert not any(answer.done() for answer in stalled)
+        ended.set()
 
 
 def test_a_message_is_let_go_when_it_is_answered(server, call, monkeypatch):
