@@ -189,7 +189,8 @@ class Endpoints:
             try:
                 image_HWC = load_picture(contents, max_pixels=self._service.limits.max_pixels, formats=WEB_FORMATS)
             except ValueError as error:
-                if contents and not _LOST_BY_CURL.search(contents, 0, 2**16):
+                by_curl = kind.lower().startswith("application/x-www-form-urlencoded")  # as it says by itself
+                if by_curl and contents and not _LOST_BY_CURL.search(contents, 0, 2**16):
                     raise ValueError(
                         f"{error}; it has no line end and no zero byte, which curl -d takes out of a file: "
                         "send it with curl --data-binary @FILE"

@@ -40,7 +40,6 @@ _STARTS = {
     b"\x89PNG\r\n\x1a\n": PNG,
     b"\xff\xd8\xff": JPEG,
     b"GIF8": Contents("GIF data", SAVE),
-    b"BM": Contents("BMP data", SAVE),
     b"II*\0": Contents("TIFF data", SAVE),
     b"MM\0*": Contents("TIFF data", SAVE),
     b"II+\0": Contents("TIFF data", SAVE),
@@ -105,6 +104,8 @@ def contents_of(contents: bytes) -> Contents | None:
         return _VIDEO
     if start[:4] == b"RIFF":
         return _RIFFS.get(start[8:12])
+    if start[:2] == b"BM" and start[6:10] == bytes(4):  # text may begin so too
+        return Contents("BMP data", SAVE)
     if start[128:132] == b"DICM":
         return Contents("DICOM data", SAVE)
     if start[257:262] == b"ustar":

@@ -207,8 +207,9 @@ def _check_scans(source: bytes, position: int) -> None:
         if marker == 0xD9:  # the end: what follows is no part of the picture
             return
         scans, others = scans + (marker == 0xDA), others + (marker != 0xDA)
-        if max(scans, others / 8) > MAX_SCANS:
-            raise ValueError(f"it has more than {MAX_SCANS} scans: save it again")
+        if scans > MAX_SCANS or others > 8 * MAX_SCANS:
+            what = f"{MAX_SCANS} scans" if scans > MAX_SCANS else f"{8 * MAX_SCANS} segments after its first scan"
+            raise ValueError(f"it has more than {what}: save it again")
         position += int.from_bytes(source[position : position + 2], "big")
 
 

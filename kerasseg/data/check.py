@@ -551,7 +551,7 @@ def _check_values(result: Inspection, maps: dict[str, LabelMap], values: np.ndar
             "labels/",
             f"{len(values)} label values ({_list(values)}), of which {np.count_nonzero(~solid[values])} are on edges "
             "only, never on 3x3 pixels: these are no classes",
-            remedy,
+            f"{remedy}; or, if they are thin classes, name them in classes.json",
         )
         return
     if inferred and len(values):

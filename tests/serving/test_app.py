@@ -323,11 +323,17 @@ def test_bodies_are_decompressed(client, path):
 
 def test_what_curl_makes_of_a_file_is_told(client):
     """-d in place of --data-binary: without line ends and zero bytes; or without the @, so that the name comes."""
+
+    def told(content, kind="application/x-www-form-urlencoded"):
+        return "curl --data-binary @FILE" in error_of(
+            client.post(SEGMENT, content=content, headers={"Content-Type": kind}), 400
+        )
+
     for format in ("JPEG", "PNG", "WEBP"):
         lost = re.sub(rb"[\r\n\0]", b"", picture(40, 40, format=format))
-        assert "send it with curl --data-binary @FILE" in error_of(client.post(SEGMENT, content=lost), 400)
-        assert "curl" not in error_of(client.post(SEGMENT, content=picture(40, 40, format=format)[:-50]), 400)
-    assert "send it with curl --data-binary @FILE" in error_of(client.post(SEGMENT, content=b"photo.jpg"), 400)
+        assert told(lost) and not told(lost, "image/png")
+        assert not told(picture(40, 40, format=format)[:-50])
+    assert told(b"photo.jpg") and not told(b'{"picture": 1}', "application/json")
 
 
 # Other origins
