@@ -41,7 +41,8 @@ MAX_SCANS = 64
 """Of a JPEG. Encoders write about ten; each is a walk over all of the picture, for as little as thirty bytes."""
 
 MAX_READS = 2**17
-"""Pieces in which a file may be read. Each of its segments takes a few, and so does each byte between them."""
+"""Pieces in which a file of up to 128 MiB may be read; a larger one in as many as it has KiB. Each of its segments
+takes a few, and so does each byte between them."""
 
 IGNORE_COLOR = (224, 224, 192)
 """How label 255 ("ignore") is shown: the off-white of the Pascal VOC colour map."""
@@ -87,11 +88,14 @@ class _Source(io.BytesIO):
     Decoders read a file's segments one by one, and the bytes between them too: millions of either take minutes.
     """
 
-    reads = 0
+    def __init__(self, contents: bytes):
+        super().__init__(contents)
+        # PNGs have a chunk every 8 KiB, each of which is read in three pieces.
+        self._reads_left = max(MAX_READS, len(contents) // 1024)
 
     def read(self, size: int | None = -1, /) -> bytes:
-        self.reads += 1
-        if self.reads > MAX_READS:
+        self._reads_left -= 1
+        if self._reads_left < 0:
             raise ValueError("it is made of too many pieces: save it again")
         return super().read(size)
 

@@ -93,8 +93,8 @@ class Config:
     drain_delay: float = 0.0
     """After SIGTERM: seconds in which new requests are still taken, while ready says no."""
     drain_timeout: int = 30
-    """Then: seconds until the process ends, whatever hangs. Requests that run have all of them but the last, or but a
-    tenth."""
+    """Then: seconds until the process ends, whatever hangs; at least 1. Requests that run have all of them but the
+    last, or but a tenth."""
     access_log: bool = True
     """Log each request."""
 

@@ -8,7 +8,7 @@ import functools
 import json
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -132,7 +132,7 @@ class Inspection:
                 "error",
                 _join("labels/train", [f"{name}.png" for name in missing]),
                 "labelled in the split, but there is no label map that can be read",
-                "add the label map, or make the split anew",
+                "add the label map, or make the split again",
             )
         labeled = _total(counts[name] for name in split.labeled if name in counts)
         shown = set(np.flatnonzero(_total(counts.values()))) if shown is None else shown
@@ -476,9 +476,11 @@ def _check_palettes(result: Inspection, maps: dict[str, LabelMap], table: ClassT
     files: dict[int, dict[Color, list[str]]] = defaultdict(lambda: defaultdict(list))
     values: dict[Color, set[int]] = defaultdict(set)
     for file, label in maps.items():
+        times = Counter(label.colors.values())
         for value, color in label.colors.items():
             files[value][color].append(file)
-            values[color].add(value)
+            if times[color] == 1:  # a colour of several values, as black of those without a name, tells none of them
+                values[color].add(value)
     different = [value for value in sorted(files) if len(files[value]) > 1]
     swapped = [value for value in different if any(len(values[color]) > 1 for color in files[value])]
     for value in (swapped or different)[:1]:
@@ -490,7 +492,7 @@ def _check_palettes(result: Inspection, maps: dict[str, LabelMap], table: ClassT
             "labels/",
             f"the palettes of the label maps contradict each other: value {value} has the colour {found}{others}",
             "write the same number for the same colour in all of them: what counts is the number, and programs that "
-            "make a palette for each picture number its colours anew"
+            "make a palette for each picture may give one colour several numbers"
             if swapped
             else "if the numbers mean the same in all of them, leave it",
         )
@@ -558,7 +560,7 @@ def _check_values(result: Inspection, maps: dict[str, LabelMap], values: np.ndar
         result.add(
             "warning",
             "classes.json",
-            f"not there; {count} classes are inferred from the label values 0..{count - 1}",
+            f"not there; {count} class{'es are' if count > 1 else ' is'} inferred from the label values 0..{count - 1}",
             f'name the classes in it: {{"classes": [{_list(map(json.dumps, result.classes))}]}}',
         )
     if not result.classes:  # classes.json is broken, and said to be

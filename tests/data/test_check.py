@@ -417,7 +417,7 @@ def test_a_split_of_the_built_in_dataset_is_looked_at_too(monkeypatch):
 def test_labelled_images_without_label_maps(folder):
     assert told(folder, Split(("train_0", "gone")))[0] == (
         "error: labels/train/gone.png: labelled in the split, but there is no label map that can be read; "
-        "add the label map, or make the split anew"
+        "add the label map, or make the split again"
     )
 
 
@@ -579,12 +579,14 @@ def test_palettes_that_contradict_each_other(folder):
         "error: labels/: the palettes of the label maps contradict each other: value 1 has the colour (30, 200, 30) in "
         "3 (labels/train/train_0.png), (30, 30, 200) in 1 (labels/train/train_3.png), and 1 more values; write the "
         "same number for the same colour in all of them: what counts is the number, and programs that make a palette "
-        "for each picture number its colours anew"
+        "for each picture may give one colour several numbers"
     )
     with_palette(folder / "labels/train/train_3.png", LABEL, (BLACK, GREEN, RED))
     line = only(folder)
     assert line.startswith("warning: labels/: the palettes of the label maps contradict each other: value 2 has the")
     assert line.endswith("; if the numbers mean the same in all of them, leave it")
+    with_palette(folder / "labels/train/train_3.png", LABEL, (BLACK, GREEN, BLACK))  # black is what has no name
+    assert only(folder).startswith("warning: labels/: the palettes of the label maps contradict each other: value 2")
 
 
 def test_palettes_that_agree(folder):
