@@ -1,3 +1,4 @@
 """What is measured, each with one command; results in `benchmarks/results`."""
 
-import serving  # noqa: F401  first of all: it starts the process
+# First of all: it starts the process. Not `import serving`, which would stand in the way of `benchmarks.serving`.
+from serving import start  # noqa: F401

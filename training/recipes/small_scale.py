@@ -106,6 +106,7 @@ def _small_scale(classifier_steps: int, head_multiplier: float = 1.0) -> Fields:
         {
             "optimizer": "adamw",
             "head_multiplier": head_multiplier,
+            "nesterov": False,  # which AdamW has not: methods differ in it, and would not be comparable
             # AdamW's decoupled 1e-4 is nothing over 1500 steps, and 0.05 was no better (docs/decisions.md).
             "weight_decay": 0.0,
         },
