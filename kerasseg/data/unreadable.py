@@ -38,7 +38,7 @@ def naming_unreadable(dataset: str | Path, then: str = "start again") -> Iterato
     try:
         yield
     except OF_A_PICTURE as error:
-        print("a picture cannot be read: looking for it", file=sys.stderr)
+        print("TensorFlow could not read or use something: looking whether it is a picture", file=sys.stderr)
         if found := first_unreadable(open_dataset(dataset)):
             raise ValueError(
                 f"{found}; copy the file again from its source, or remove it (`python -m training.check_data` names "
