@@ -151,4 +151,6 @@ class AdvSemiSeg(Method):
         self.minimize("segmenter", L_S, tape)
         self.minimize("discriminator", of_D["L_D"], tape)
         terms = {"L_S": L_S, "L_ce": L_ce, "L_adv": L_adv, "L_adv_u": L_adv_u, "L_semi": L_semi} | of_D
-        return terms | {"selected": mean_where(tf.cast(trusted_u, tf.float32), valid_u)}
+        if config.lambda_semi:
+            terms["selected"] = mean_where(tf.cast(trusted_u, tf.float32), valid_u)
+        return terms

@@ -138,4 +138,6 @@ class S4GAN(Method):
         self.minimize("segmenter", L_S, tape)
         self.minimize("discriminator", of_D["L_D"], tape)
         terms = {"L_S": L_S, "L_ce": L_ce, "L_fm": L_fm, "L_st": L_st} | of_D
-        return terms | {"selected": mean(tf.cast(trusted_B, tf.float32))}
+        if config.lambda_st:
+            terms["selected"] = mean(tf.cast(trusted_B, tf.float32))
+        return terms

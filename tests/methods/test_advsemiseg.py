@@ -46,7 +46,7 @@ def losses(x, y, S, D, targets, *, lambda_adv, lambda_adv_unlabeled, lambda_semi
         "L_adv_u": tiny.binary_cross_entropy(D_u, 1, valid_u),
         "L_semi": tiny.cross_entropy(targets, logits["unlabeled"])[0],
         "D_real": tiny.sigmoid(D_Y)[valid_l].mean(),
-        "selected": (targets != 255).sum() / valid_u.sum(),
+        **({"selected": (targets != 255).sum() / valid_u.sum()} if lambda_semi else {}),
     }
     terms["L_S"] = (
         terms["L_ce"]
@@ -211,3 +211,9 @@ def test_the_discriminator_that_is_not_convolutional_gives_one_verdict():
 def test_impossible_fields(field, value):
     with pytest.raises(ValueError, match=f"{field} .*got"):
         make(**{field: value})
+
+
+def test_what_is_selected_is_said_only_where_it_is_learned():
+    x, y = tiny.batch(np.random.default_rng(3))
+    for weight in (0.0, 0.1):
+        assert ("selected" in make(lambda_semi=weight).train_step(tiny.tensors(x, y))) == bool(weight)

@@ -88,7 +88,7 @@ def by_hand(
         "D_fake": tiny.sigmoid(z_fake).mean(),
         "acc_real": (z_real > 0).mean(),
         "acc_fake": (z_fake <= 0).mean(),
-        "selected": trusted.mean(),
+        **({"selected": trusted.mean()} if lambda_st else {}),
     }
     return terms, d_segmenter, [d_u, d_v[:, None]]
 
@@ -246,3 +246,12 @@ def test_all_ignored_labels_leave_the_supervised_term_at_0():
 def test_impossible_fields(field, value):
     with pytest.raises(ValueError, match=f"{field} .*got"):
         make(**{field: value})
+
+
+def test_what_is_selected_is_said_only_where_it_is_learned():
+    """Else a report would say that nothing ever was, and how to mend it."""
+    x, y = tiny.batch(np.random.default_rng(3))
+    for weight in (0.0, 1.0):
+        method = make(lambda_st=weight)
+        method.compile()
+        assert ("selected" in method.train_step(tiny.tensors(x, y))) == bool(weight)
