@@ -113,8 +113,9 @@ def make_split(
             labelled ones. Fractions are of all candidates; "all" means all that are left. Or a .csv file of image-level
             labels, for images without label maps too: a line `image,class` for each class of an image, the class by
             name or number, under a heading of these two words; labelled images in it are passed over.
-        cover: choose the labelled images so that every class is in as many of them as possible. The label map of every
-            candidate is read for it.
+        cover: choose the labelled images so that every class fills a fair part of as many of them as possible (at
+            least half of what it fills in the median image that shows it). The label map of every candidate is read
+            for it.
 
     Raises:
         ValueError: no or too many images, names the dataset does not have, one image in both roles, `cover` with a
@@ -155,11 +156,17 @@ def make_split(
 def _covering(ordered: list[str], dataset: Dataset) -> list[str]:
     """All of `ordered`, so that its first images, however many, hold every class as often as possible.
 
+    An image holds a class where the class fills at least half as much of it as the median image that shows it: a few
+    pixels at a border teach nothing of a class, and would count like an image that it fills.
+
     Greedy: the next image is the first one that holds the class which the fewest images so far hold; of equal ones the
     class that the fewest images hold at all, then the one with the lowest number. Classes whose images have all been
     taken are passed over; images that are left at the end keep their order.
     """
-    holds_NK = count_pixels(dataset, "train", ordered)[:, : dataset.num_classes] > 0
+    pixels_NC = count_pixels(dataset, "train", ordered)
+    shares_NK = pixels_NC[:, : dataset.num_classes] / pixels_NC.sum(axis=1, keepdims=True)
+    medians_K = [np.median(share_N[share_N > 0]) if share_N.any() else np.inf for share_N in shares_NK.T]
+    holds_NK = shares_NK >= np.array(medians_K) / 2
     candidates_K = holds_NK.sum(axis=0)
     left = [list(np.flatnonzero(holds_N)[::-1]) for holds_N in holds_NK.T]  # of each class, the next one at the end
     taken_K = np.zeros_like(candidates_K)
