@@ -43,8 +43,8 @@ class Connection(HttpToolsProtocol):
 
     Args:
         max_connections: beyond it requests are answered with 503.
-        is_crowded: whether there is no room for others' bodies. Then a client that takes `WRITE_SECONDS` for a piece
-            of an answer is cut off; otherwise it may read as slowly as it likes.
+        is_crowded: whether there is no room for others' bodies. Then, or where there are no connections left, a client
+            that takes `WRITE_SECONDS` for a piece of an answer is cut off; otherwise it may read as slowly as it likes.
     """
 
     def __init__(self, *args: Any, max_connections: int, is_crowded: Callable[[], bool] = lambda: False, **kwargs: Any):
@@ -235,7 +235,8 @@ class Connection(HttpToolsProtocol):
 
     def _look_at_reader(self, before: int) -> None:
         unread = self._unread()
-        if unread < before and not self._is_crowded():
+        is_crowded = self._is_crowded() or len(self.connections) >= self._max_connections
+        if unread < before and not is_crowded:
             self._watch_reader(unread)
         else:
             self._cut()

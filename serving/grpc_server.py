@@ -70,6 +70,12 @@ RECEIVE_SECONDS = 10.0
 SHORT_SECONDS = 1.0
 """The same of a message that is short."""
 
+CONNECTION_SECONDS = 300.0
+"""After this time a client is asked to connect once more. What it has asked for before may take `ENDING_SECONDS` longer
+than `--timeout`. gRPC knows no other way to be rid of a client that reads nothing of its answer."""
+
+ENDING_SECONDS = 30.0
+
 RETRY_MILLISECONDS = "1000"
 """When a client whose policy is to retry does so, if the server cannot take its request now."""
 
@@ -136,6 +142,8 @@ class GrpcServer:
                 ("grpc.max_allowed_incoming_connections", self._max_calls),
                 ("grpc.http2.bdp_probe", 0),  # or what is not asked for yet arrives by the megabyte
                 ("grpc.keepalive_time_ms", 60_000),  # a client that vanished is noticed
+                ("grpc.max_connection_age_ms", round(CONNECTION_SECONDS * 1000)),
+                ("grpc.max_connection_age_grace_ms", round((self._service.limits.timeout + ENDING_SECONDS) * 1000)),
             ],
         )
         self._add(SERVICE, {**self._told(), "ModelInfer": self._infer})

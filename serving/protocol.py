@@ -40,6 +40,9 @@ MAX_JSON_TOKENS = 5 * 2**16
 """Lists, objects, strings and words in the JSON of a request: enough for a picture of 512x512 with a list for each
 pixel. Python reads them in one piece, while all other threads wait; numbers it reads one by one (`_read_json`)."""
 
+MAX_DIGITS = 100
+"""Characters of a number in JSON; Python reads a longer one in one piece, too."""
+
 PIECE = 2**14
 """Numbers that are converted at a time: other threads get their turn between two pieces."""
 
@@ -316,7 +319,7 @@ def _read_json(text: bytes) -> Any:
 
     Raises:
         TooLarge: more than `MAX_JSON_TOKENS`.
-        ValueError: it is not JSON.
+        ValueError: it is not JSON, or a number in it is longer than `MAX_DIGITS`.
     """
     marks, step = (b"[", b"{", b'"', b"\\", b"t", b"f", b"n"), 2**20
     if sum(text.count(mark, at, at + step) for at in range(0, len(text), step) for mark in marks) > MAX_JSON_TOKENS:
@@ -324,9 +327,21 @@ def _read_json(text: bytes) -> Any:
             f"more than {MAX_JSON_TOKENS} lists, objects and strings of JSON: send one list, or binary tensors"
         )
     try:
-        return json.loads(text, parse_int=lambda number: int(number), parse_float=lambda number: float(number))
+        return json.loads(
+            text,
+            parse_int=lambda number: int(_short_number(number)),
+            parse_float=lambda number: float(_short_number(number)),
+            parse_constant=_short_number,
+        )
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the request is not JSON: {error}") from error
+
+
+def _short_number(text: str) -> str:
+    """ValueError where it is too long, or one of the words that are numbers to Python's JSON only."""
+    if len(text) > MAX_DIGITS or text in ("NaN", "Infinity", "-Infinity"):
+        raise ValueError(f"{text[:20]} is no number of at most {MAX_DIGITS} characters")
+    return text
 
 
 def _read_outputs(request: dict[str, Any], parameters: dict[str, Any], info: ModelInfo) -> dict[str, bool]:

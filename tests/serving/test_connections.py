@@ -158,6 +158,24 @@ def test_answers_count_as_bodies_do(server, monkeypatch):
     until(lambda: not server.service._held_bytes)
 
 
+def test_a_slow_reader_is_cut_off_where_no_connection_is_left(toy_model, monkeypatch):
+    watched = []
+    with running(toy_model.parent, max_connections=2) as server:
+        monkeypatch.setattr(
+            connections.Connection, "_watch_reader", lambda self, unread: watched.append((self, unread + 1))
+        )
+        with connect(server) as raw:
+            raw.sendall(large_answer())
+            until(lambda: watched)
+            connection, before = watched[0]
+            connection.loop.call_soon_threadsafe(connection._look_at_reader, before)
+            until(lambda: len(watched) == 2)  # it goes on
+            with connect(server):
+                until(lambda: len(server.server_state.connections) == 2)
+                connection.loop.call_soon_threadsafe(connection._look_at_reader, before)
+                until(lambda: connection._is_cut)
+
+
 @pytest.mark.parametrize(
     "sent",
     [

@@ -4,6 +4,7 @@ import gc
 import json
 import logging
 import signal
+import socket
 import sys
 import threading
 
@@ -428,6 +429,40 @@ def test_a_message_that_does_not_arrive(server, monkeypatch):
         stalled = channel.stream_unary(f"/{SERVICE}/ModelInfer").future(nothing(), timeout=600)
         stalled.add_done_callback(ended.append)
         assert refused(stalled) == ("DEADLINE_EXCEEDED", "the message did not arrive within 0.05 seconds")
+
+
+def frame(kind, flags, stream, contents=b""):
+    return len(contents).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + contents
+
+
+def test_a_client_that_reads_nothing(toy_model, monkeypatch):
+    """In HTTP/2's own frames, since gRPC's clients read whatever comes."""
+    monkeypatch.setattr(grpc_server, "CONNECTION_SECONDS", 1)
+    monkeypatch.setattr(grpc_server, "ENDING_SECONDS", 0.5)
+    headers = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": f"/{SERVICE}/ModelInfer",
+        ":authority": "toy",
+        "te": "trailers",
+        "content-type": "application/grpc",
+    }
+    texts = [text.encode() for pair in headers.items() for text in pair]
+    literals = [bytes([len(text)]) + text for text in texts]
+    packed = b"".join(b"\0" + name + value for name, value in zip(literals[::2], literals[1::2], strict=True))
+    message = infer_request(np.zeros((1, 140, 140, 3), np.uint8)).SerializeToString()  # less than the first window
+    message = b"\0" + len(message).to_bytes(4) + message
+    with running(toy_model.parent, grpc_port=0, timeout=0.5) as server:
+        host, port = server.grpc_address.split(":")
+        with socket.create_connection((host, int(port))) as raw:
+            raw.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0) + frame(4, 1, 0) + frame(1, 4, 1, packed))
+            for start in range(0, len(message), 2**14):
+                piece = message[start : start + 2**14]
+                raw.sendall(frame(0, int(start + 2**14 >= len(message)), 1, piece))
+            until(lambda: server.service._held_bytes > 2**16)  # the answer, of which the window lets so much through
+            until(lambda: not server.service._held_bytes)
+        with calling(server) as call:
+            assert call("ModelInfer", infer_request()).result()
 
 
 def test_too_many_calls(toy_model, gate):

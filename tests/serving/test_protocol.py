@@ -160,7 +160,7 @@ def test_limits_hold_before_anything_is_computed(monkeypatch):
         parse(request(), max_elements=23)
     assert parse(request(), max_elements=24).inputs["image"].size == 24
     with pytest.raises(TooLarge):
-        parse(request({"shape": [10**4000, 10**4000, 10**4000, 3]}))
+        parse(request({"shape": [10**90, 10**90, 10**90, 3]}))
     monkeypatch.setattr(protocol, "MAX_JSON_BYTES", 100)
     with pytest.raises(TooLarge, match="at most 100 are read: send binary tensors"):
         parse(request())
@@ -298,6 +298,12 @@ def test_lists_objects_and_strings_are_counted_before_they_are_made(monkeypatch)
     np.testing.assert_array_equal(array, np.full((1, 10, 10, 3), 7))
 
 
+@pytest.mark.parametrize("number", ["9" * 101, "-" + "9" * 100, "0." + "1" * 99, "1e" + "0" * 99, "NaN", "-Infinity"])
+def test_numbers_of_any_length_are_refused(number):
+    with pytest.raises(ValueError, match="the request is not JSON: .* is no number of at most 100 characters"):
+        parse(f'{{"inputs": [{number}, {number}]}}'.encode())
+
+
 def test_other_threads_get_their_turn_while_json_is_read_and_written():
     """A thread that wants to do next to nothing, again and again, as the event loop does."""
     turns, ended = [], threading.Event()
@@ -342,12 +348,12 @@ def test_ragged_lists_are_refused(data):
         parse(request({"data": data}))
 
 
-@pytest.mark.parametrize("timeout", [2**63, 10**400], ids=["64 bits", "400 digits"])
+@pytest.mark.parametrize("timeout", [2**63, 10**90], ids=["64 bits", "90 digits"])
 def test_times_beyond_any_clock(timeout):
     with pytest.raises(ValueError, match=r"the parameter timeout is 9223|the parameter timeout is 1000"):
         parse(request(parameters={"timeout": timeout}))
     with pytest.raises(ValueError, match="the request is not JSON"):
-        parse(b'{"id": 1' + b"0" * 5000 + b"}")
+        parse(request(parameters={"timeout": 10**400}))
     with pytest.raises(ValueError, match="expected 0 to the body's length"):
         parse(request(), "1" + "0" * 5000)
 
