@@ -39,7 +39,7 @@ JOBS = {
 
 ENGINE = "engine"
 SHARES = (0.01, 0.1, 0.5, 0.99)
-"""Of the files, after which the memory is told."""
+"""Of the files, after which the memory is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)

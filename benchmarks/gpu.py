@@ -41,7 +41,7 @@ COUNTS = (1, 2, 4, 8)
 """Pictures of `SIZE` that have a session each."""
 SIZE = (321, 321)
 RUNS = 12
-"""Of the same shape, whose median is told."""
+"""Of the same shape, whose median counts."""
 LARGE = (3000, 4000)
 """A telephone's picture."""
 

@@ -136,7 +136,7 @@ def _of_network(network: str, graph: onnx.GraphProto) -> set[str]:
     """Names of the nodes that come from that network.
 
     Keras numbers a network's calls, and TensorFlow names ops and weights by them. The converter names a convolution
-    anew that it joined with batch norm, but not what it reads.
+    again that it joined with batch norm, but not what it reads.
     """
     inside = re.compile(rf"(^|/){re.escape(network)}(_\d+)?/")
     weights = {weight.name for weight in graph.initializer}

@@ -42,7 +42,7 @@ from export.precision import to_fp16, to_int8
 from kerasseg.data import evenly_spaced, open_dataset
 from kerasseg.methods import Method
 from serving import cli
-from serving.artifact import GRAPH_FILE, INFO_FILE, Artifact, ModelInfo, sha256_of, versions
+from serving.artifact import GRAPH_FILE, INFO_FILE, MAX_CLASSES, Artifact, ModelInfo, sha256_of, versions
 from serving.engine import Engine
 from serving.pictures import load_labels, load_picture
 from training.checkpoints import open_method
@@ -159,10 +159,10 @@ def read_run(folder: Path) -> Run:
     """A finished run whose classes a label map of bytes can hold.
 
     Raises:
-        ValueError: the folder is none, the run is not finished, or it has more than 255 classes.
+        ValueError: the folder is none, the run is not finished, or it has more than `MAX_CLASSES`.
     """
     run = Run.read_finished(folder)
-    if len(run.classes) > 255:
+    if len(run.classes) > MAX_CLASSES:
         raise ValueError(f"labels are bytes and 255 is no class: {len(run.classes)} classes are too many")
     return run
 

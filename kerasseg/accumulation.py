@@ -2,7 +2,7 @@
 
 A method's `update` sees whole batches all the same, so that every loss is that of the whole batch: also means over the
 pixels that are valid or trusted, means of features, and entropies, which averages over small batches are not. What is
-kept of a forward pass is what goes in and what comes out; the backward pass computes a part's inner activations anew,
+kept of a forward pass is what goes in and what comes out; the backward pass computes a part's inner activations again,
 adds its gradients to those of the parts before, and forgets them.
 """
 

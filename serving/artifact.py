@@ -19,7 +19,7 @@ SCHEMA = 1
 MAX_CLASSES = 255
 """Labels are bytes, and 255 is no class."""
 
-DATATYPES = ("UINT8", "FP16", "FP32")
+MAP_DATATYPES = ("UINT8", "FP16", "FP32")
 """Of maps that can be answered, as the V2 inference protocol calls them."""
 
 GRAPH_FILE = "model.onnx"
@@ -108,10 +108,10 @@ class ModelInfo:
         for tensor in (*self.inputs, *self.outputs):
             if not (isinstance(tensor.name, str) and isinstance(tensor.description, str)):
                 raise ValueError(f"its tensor {tensor.name!r:.60} has no text as name or description")
-            if tensor.datatype not in DATATYPES or not all(map(_whole, tensor.shape)):
+            if tensor.datatype not in MAP_DATATYPES or not all(map(_whole, tensor.shape)):
                 raise ValueError(
                     f"its tensor {tensor.name} is {tensor.datatype!r:.60} {list(tensor.shape)!r:.60}: expected "
-                    f"{', '.join(DATATYPES)}, and whole numbers"
+                    f"{', '.join(MAP_DATATYPES)}, and whole numbers"
                 )
         shapes = {tensor.name: (tensor.datatype, len(tensor.shape)) for tensor in self.outputs}
         for name, datatype in (("labels", "UINT8"), ("confidence", "FP32")):

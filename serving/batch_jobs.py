@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Literal
 
-from serving.inputs import Names, decode_text, is_text, look
+from serving.files import read_bounded
+from serving.inputs import MAX_TEXT_BYTES, Names, decode_text, is_text, look
 from serving.pictures import PICTURE_SUFFIXES
 
 Kind = Literal["labels", "overlay", "confidence", "reliability", "rle"]
@@ -58,7 +59,7 @@ def find_jobs(input: str, output: Path, recursive: bool) -> list[Job]:
             raise ValueError("INPUT is -, and standard input is closed: pipe a list of pictures in")
         return _name_outputs(_listed(sys.stdin.buffer.read(), "standard input", Path()))
     if path.is_file() and path.suffix.lower() == ".txt":
-        return _name_outputs(_listed(path.read_bytes(), str(path), path.parent))
+        return _name_outputs(_listed(read_bounded(path, MAX_TEXT_BYTES), str(path), path.parent))
     if path.is_file():
         return _name_outputs({path.name: path})
     if path.is_dir():

@@ -23,14 +23,11 @@ from PIL import Image
 from serving.artifact import Artifact
 from serving.batch_jobs import FILES, Job, Kind
 from serving.engine import Engine, batch_limit, usable_cpus
-from serving.files import read_bounded, write_atomically
-from serving.pictures import areas, index_png, jpeg, load_picture, map_png, overlay
+from serving.files import write_atomically
+from serving.pictures import areas, index_png, jpeg, load_picture, map_png, overlay, read_file
 
 WAITING_PIXELS = 2**26
 """Pixels of decoded pictures that wait for the engine, or of results that wait to be written, about: 200 and 800 MB."""
-
-BYTES_PER_PIXEL, BYTES_BESIDE = 8, 2**24
-"""No file of a picture is larger: red, green, blue and transparency of 16 bits each, and what comes with them."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -153,7 +150,7 @@ def decode(job: Job, artifact: Artifact, options: Options, find: Find) -> Decode
         "options": options.of_the_answer,
     }
     try:
-        contents = read_bounded(Path(job.source), BYTES_PER_PIXEL * options.max_pixels + BYTES_BESIDE)
+        contents = read_file(job.source, options.max_pixels)
         record["sha256"] = hashlib.sha256(contents).hexdigest()
         record["key"] = key_of(record["sha256"], artifact, options)
         outputs = outputs_of(job, options)

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import io
 import json
+import logging
 import os
 import re
 import sys
@@ -50,8 +51,12 @@ def run(
 
     Exit status: 0; 2 and 130 as `command` says.
     """
-    # What Pillow thinks of a file (its size, damaged EXIF data): what matters is told by us, with the file's name.
+    # What Pillow thinks of a file (its size, damaged EXIF data): what matters is said by us, with the file's name.
     warnings.filterwarnings("ignore", module=r"PIL\b")
+    # That it found no home to keep its list of fonts in.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    # Its telemetry has no variable; it does without this package where it is not installed, or seems so.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     with command():
         result = dict(main(_parse(config, description, args, default)) or {})
         status = result.pop("exit_status", 0)
@@ -144,7 +149,7 @@ class _Stderr(_Stream):
 
 
 def told(error: Exception) -> str | None:
-    """How a mistake is told; None for a fault of ours, or of a library, of which a traceback tells more."""
+    """The line for a mistake; None for a fault of ours, or of a library, of which a traceback tells more."""
     if isinstance(error, ValueError):
         return str(error)
     words = str(error).partition("\n")[0]

@@ -18,8 +18,12 @@ from typing import IO
 _BESIDE = re.compile(r"\..+\.\d+-\d+\.tmp", re.DOTALL)
 
 
-def read_bounded(path: Path, most: int) -> bytes:
+def read_bounded(path: Path, most: int, pipes: bool = False) -> bytes:
     """The contents of a file that somebody names, who may be wrong about it.
+
+    Args:
+        most: bytes that are read.
+        pipes: read one, too, if somebody writes to it, as to that of a shell's `<(...)`.
 
     Raises:
         OSError: it cannot be read.
@@ -31,6 +35,11 @@ def read_bounded(path: Path, most: int) -> bytes:
 
     with naming(path), open(path, "rb", opener=opened) as file:
         status = os.fstat(file.fileno())
+        if pipes and stat.S_ISFIFO(status.st_mode):
+            os.set_blocking(file.fileno(), True)
+            if contents := file.read(most):
+                return contents
+            raise ValueError(f"{path} is a pipe that nobody writes to: give a file")
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{path} is a pipe or a device: give a file")
         if status.st_size > most:

@@ -122,7 +122,7 @@ class GrpcServer:
             "kerasseg_grpc_requests", "Calls answered, by status", ["method", "status"], registry=service.registry
         )
         self._max_calls = max_calls
-        # What has arrived of a message is not told before it is whole, so each counts as large as may be.
+        # What has arrived of a message is not known before it is whole, so each counts as large as may be.
         number = max(1, service.limits.max_bodies // service.limits.max_body)
         self._turns = Turns(number, RECEIVE_SECONDS)
         self._short_turns = Turns(number, SHORT_SECONDS)  # so that who sends pictures slowly holds up nothing else

@@ -10,6 +10,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from serving.files import read_bounded
+
+MAX_TEXT_BYTES = 2**30
+"""Of a file with text: room for a list of ten million names."""
+
 SAVE = "save it as JPEG or PNG"
 COPY = "copy the file again from its source"
 EXTRACT = "extract the archive, and take the files in it"
@@ -143,9 +148,9 @@ def read_text(path: Path) -> str:
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: it is in another encoding.
+        ValueError: it is in another encoding, a device, or larger than `MAX_TEXT_BYTES`.
     """
-    return decode_text(path.read_bytes(), str(path))
+    return decode_text(read_bounded(path, MAX_TEXT_BYTES, pipes=True), str(path))
 
 
 def decode_text(contents: bytes, name: str, errors: str = "strict") -> str:

@@ -18,6 +18,7 @@ from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
 from serving import tiff
+from serving.files import read_bounded
 from serving.inputs import contents_of
 
 Palette = Sequence[Sequence[int]]
@@ -33,6 +34,9 @@ MAX_PIXELS = 178_956_970
 training uses give up."""
 
 SMALLER = "cut it into tiles or scale it down"
+
+BYTES_PER_PIXEL, BYTES_BESIDE = 8, 2**24
+"""No file of a picture is larger: red, green, blue and transparency of 16 bits each, and what comes with them."""
 
 STRIDE = 32
 """Networks pad a picture's sides to a multiple of their stride, which is no more than this."""
@@ -52,6 +56,16 @@ def warm_up() -> None:
     """Has Pillow load what reads and writes `WEB_FORMATS`, which the first picture would have to wait for."""
     for format in WEB_FORMATS:
         load_picture(_encode(Image.new("RGB", (8, 8)), format), formats=WEB_FORMATS)
+
+
+def read_file(path: str | Path, max_pixels: int = MAX_PIXELS) -> bytes:
+    """The contents of a file that should be a picture of at most so many pixels.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is larger than any such picture, a pipe, or a device.
+    """
+    return read_bounded(Path(path), BYTES_PER_PIXEL * max_pixels + BYTES_BESIDE)
 
 
 class TooManyPixels(ValueError):
@@ -179,7 +193,7 @@ def load_picture(
     """
     if not isinstance(source, bytes):
         name = name or str(source)
-        source = Path(source).read_bytes()
+        source = read_file(source, max_pixels)
     name = name or "picture"
     try:
         with open_picture(source, formats=formats, max_pixels=max_pixels) as picture:
@@ -237,10 +251,10 @@ def load_labels(path: str | Path) -> np.ndarray:
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: it is not a picture with one 8-bit channel.
+        ValueError: it is no picture with one 8-bit channel.
     """
     try:
-        with open_picture(Path(path).read_bytes()) as picture:
+        with open_picture(read_file(path)) as picture:
             if picture.mode not in ("P", "L"):
                 raise ValueError(f"expected an index or palette PNG, got mode {picture.mode}")
             return np.array(picture)

@@ -18,6 +18,7 @@ import numpy as np
 from serving.artifact import GRAPH_FILE, INFO_FILE, ModelInfo, open_artifact, versions
 from serving.batcher import Batcher, Closed, Ticket
 from serving.engine import GPU_SHAPES, Engine, Provider, batch_limit, gpu_batch, usable_cpus
+from serving.inputs import shown
 from serving.metrics import Statistics
 
 log = logging.getLogger("serving")
@@ -365,7 +366,7 @@ class Repository:
             except (OSError, ValueError) as error:
                 skipped.add(child.name)
                 if child.name not in self._skipped:
-                    log.warning("not served", extra={"entry": shown(child), "reason": shown(error)})
+                    log.warning("not served", extra={"entry": shown(str(child)), "reason": shown(str(error))})
         self._skipped = skipped
         return sorted(names)
 
@@ -395,7 +396,7 @@ class Repository:
         try:
             model = Model(folder, self.settings)
         except Exception as error:  # what onnxruntime raises, out of memory for one, has no public base class
-            reason = shown(error)
+            reason = shown(str(error))
             self._refused[name, version] = state, reason
             log.warning("model refused", extra={"model": name, "version": version, "reason": reason})
             return None
@@ -422,11 +423,6 @@ class Repository:
 
     def _refusals(self, name: str) -> list[str]:
         return [reason for (refused, _), (_, reason) in sorted(self._refused.items()) if refused == name]
-
-
-def shown(what: object) -> str:
-    """As text in one line that can be encoded: names of files need not be text."""
-    return " ".join(str(what).encode(errors="backslashreplace").decode().split())
 
 
 def _state(folder: Path) -> tuple[Any, ...]:

@@ -38,8 +38,8 @@ CLOSING = 1.0
 """Seconds that the end of the process may take once no request runs."""
 
 SWITCH_INTERVAL = 0.001
-"""Seconds for which a thread may keep Python's lock while others wait for it. With Python's own, five times as much, health
-waits twice as long beside threads that read JSON, and these are no faster (benchmarks/results/fuzz.md)."""
+"""Seconds for which a thread may keep Python's lock while others wait for it. With Python's own, 5 ms,
+health waits twice as long beside threads that read JSON, which are no faster (benchmarks/results/fuzz.md)."""
 
 MAX_BUCKET_PICTURES = 50
 """How many of the folder's pictures buckets are tried on."""

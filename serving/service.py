@@ -75,7 +75,7 @@ class BackendError(Exception):
 
 
 class Failure(NamedTuple):
-    """How a request is told that it failed."""
+    """What a request that failed is answered."""
 
     status: int
     """HTTP's."""
@@ -161,7 +161,7 @@ class Call:
         self.id = self._given or _safe_id(id) or self.id
 
     def unforeseen(self) -> str:
-        """What the client is told where nothing better can be said."""
+        """What the client is answered where nothing better can be said."""
         return f"internal error; the server's log tells more of request {self.id}"
 
     def ended(self, status: int | str, sent: int) -> None:
@@ -281,7 +281,7 @@ class Service:
         """The way of every inference request, counted whatever becomes of it.
 
         Args:
-            call: is told the model, and the id that the body gives.
+            call: learns the model, and the id that the body gives.
             body: is entered once there is room for the request, and left when it is decoded.
             gone: for protocols in which a client that goes does not cancel this call.
             timeout: seconds that the client wants to wait at most, where that is known before the body is.
@@ -409,7 +409,7 @@ def _trim(models: Iterable[Model]) -> None:
 
 @contextlib.contextmanager
 def _bad_requests() -> Iterator[None]:
-    """Makes ValueErrors what the client is told."""
+    """Makes ValueErrors answers to the client."""
     try:
         yield
     except ValueError as error:
@@ -472,7 +472,7 @@ def bears(token: str | None, authorization: str) -> bool:
 
 
 def message_of(error: BaseException) -> str:
-    """What a client is told of one of `FAILURES`."""
+    """What a client is answered for one of `FAILURES`."""
     return str(error) or "the server is stopping"
 
 

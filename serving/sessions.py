@@ -79,7 +79,7 @@ class GpuSessions:
     """A session for each shape of batch, on a GPU.
 
     A session knows how to convolve the shape that it had last. For any other, also one that it had before, it makes
-    cuDNN's plans anew, which takes hundreds of times as long as to run them (benchmarks/results/gpu.md).
+    cuDNN's plans again, which takes hundreds of times as long as to run them (benchmarks/results/gpu.md).
 
     Args:
         graph: what the ONNX file holds: it may have been replaced or removed when another session is opened.

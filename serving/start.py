@@ -3,17 +3,12 @@
 Needs the standard library only.
 """
 
-import logging
 import os
 import sys
 
 # No library tells its makers of its use unless the user says so in the environment.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# OpenVINO has no such variable; it does without this package where it is not installed, or seems so.
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-# That it found no home to keep its list of fonts in.
-logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
 def open_standard_streams() -> None:

@@ -42,7 +42,7 @@ class StopAtNonFinite(StepCallback):
         for name, value in logs.items():
             if not math.isfinite(value):
                 raise ValueError(
-                    f"{name} became {float(value)} at step {self.step}: start anew, with another --out and a lower "
+                    f"{name} became {float(value)} at step {self.step}: start again, with another --out and a lower "
                     "--learning-rate (instead of mixed_float16 try mixed_bfloat16)"
                 )
 

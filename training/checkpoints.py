@@ -53,7 +53,7 @@ class Checkpoint:
 
     @classmethod
     def latest(cls, folder: Path) -> Self | None:
-        """The newest that is whole; one that is not is told on stderr. None where there is no file.
+        """The newest that is whole; one that is not is named on stderr. None where there is no file.
 
         Raises:
             ValueError: there are files, and none is whole.

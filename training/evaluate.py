@@ -47,7 +47,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         own, settings = config.protocol, {}
     protocol = make_protocol(own, run.config["crop"], **settings | config.protocol_settings.given)
     dataset = open_dataset(config.dataset or run.config["dataset"])
-    require_sound(dataset, only=config.split)
+    require_sound(dataset, splits=(config.split,))
     if list(dataset.classes) != run.classes:
         raise ValueError(
             f"{dataset.name} has the classes {', '.join(dataset.classes)}; the run was trained on "

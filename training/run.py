@@ -161,7 +161,7 @@ def run(config: RunConfig) -> dict[str, Any]:
         if isinstance(error, OSError):
             raise
         raise ValueError(
-            "out of memory: start anew, with another --out and --accumulate 2 (or more), which takes each batch in "
+            "out of memory: start again, with another --out and --accumulate 2 (or more), which takes each batch in "
             "parts; or with a lower --batch-size, --crop or --head-channels, a smaller --backbone, or "
             "--no-gradient-norms; --dry-run tells what it comes to"
         ) from error
@@ -200,7 +200,7 @@ def open_folder(session: Session) -> dict[str, Any]:
         changed = [key for key in sorted(settings) if key not in free and known.get(key) != settings[key]]
         if changed:
             raise ValueError(
-                f"{folder} was started with other settings ({', '.join(changed)}): resume with those, or start anew "
+                f"{folder} was started with other settings ({', '.join(changed)}): resume with those, or start again "
                 "with another --out"
             )
         return before

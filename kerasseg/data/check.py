@@ -6,7 +6,6 @@ Legend: H, W size of a picture; K classes.
 
 import functools
 import json
-import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,22 +33,9 @@ from kerasseg.data.folder import (
 from kerasseg.data.problems import KINDS, FileError, Finding
 from kerasseg.data.splits import Split, first_few
 from serving.inputs import read_text, shown
-from serving.pictures import open_picture
+from serving.pictures import PICTURE_SUFFIXES, open_picture, read_file
 
-PICTURE_SUFFIXES = (
-    *IMAGE_SUFFIXES,
-    ".bmp",
-    ".gif",
-    ".tif",
-    ".tiff",
-    ".webp",
-    ".heic",
-    ".heif",
-    ".avif",
-    ".jxl",
-    ".npy",
-    ".mat",
-)
+OTHER_SUFFIXES = (*PICTURE_SUFFIXES, ".heic", ".heif", ".avif", ".jxl", ".npy", ".mat")
 # What people call the folders of a dataset, and what they are called here.
 OTHER_NAMES = {
     "images": ("image", "imgs", "img", "jpegimages", "pictures", "photos", "inputs"),
@@ -160,17 +146,19 @@ class Inspection:
             )
 
 
-def check_dataset(path: str | Path, split: Split | None = None, cover: bool = False) -> list[Problem]:
+def check_dataset(
+    path: str | Path, split: Split | None = None, cover: bool = False, splits: Sequence[str] = SPLITS
+) -> list[Problem]:
     """Every problem of a dataset folder; with a split, also of its labelled images (`cover`: it was made with that).
-    Reads every file in it."""
-    inspection = inspect_folder(path)
+    Reads every file in its `splits`."""
+    inspection = inspect_folder(path, splits)
     if split is not None:
         inspection.add_split(split, cover)
     return inspection.problems
 
 
 def require_sound(
-    dataset: Dataset, split: Split | None = None, cover: bool = False, only: str | None = None
+    dataset: Dataset, split: Split | None = None, cover: bool = False, splits: Sequence[str] = SPLITS
 ) -> list[Problem]:
     """Raises ValueError with the first error of a dataset folder and their number; returns the warnings.
 
@@ -179,7 +167,7 @@ def require_sound(
 
     Args:
         cover: the split was made with `cover`.
-        only: errors in other splits than this one do not count, and they need not be there.
+        splits: what is wrong in others does not count, and they need not be there.
     """
     if not isinstance(dataset, FolderDataset):
         if split is None:
@@ -187,10 +175,8 @@ def require_sound(
         result = inspect_dataset(dataset, {"train": split.labeled})
         result.add_split(split, cover, shown=set(range(dataset.num_classes)))
         return result.problems
-    problems = check_dataset(dataset.path, split, cover)
-    others = "|".join(other for other in SPLITS if only not in (None, other)) or "(?!)"
-    elsewhere = re.compile(rf"\b(images|labels)/({others})\b")
-    if errors := [each for each in problems if each.severity == "error" and not elsewhere.search(each.file)]:
+    problems = check_dataset(dataset.path, split, cover, splits)
+    if errors := [each for each in problems if each.severity == "error"]:
         first = errors[0]
         more = f" (the first of {len(errors)} problems)" if len(errors) > 1 else ""
         raise ValueError(
@@ -214,8 +200,8 @@ def inspect_dataset(dataset: Dataset, chosen: Mapping[str, Sequence[str]] | None
     return result
 
 
-def inspect_folder(path: str | Path) -> Inspection:
-    """Reads a whole dataset folder. Never raises for what is wrong in it: that is in the answer."""
+def inspect_folder(path: str | Path, splits: Sequence[str] = SPLITS) -> Inspection:
+    """Reads a dataset folder, its `splits`. Never raises for what is wrong in it: that is in the answer."""
     root = Path(path)
     result = Inspection(root)
     if not root.is_dir():
@@ -233,12 +219,12 @@ def inspect_folder(path: str | Path) -> Inspection:
             "name the results carry",
             "rename the folder",
         )
-    images, labels = list_pairs(root)
+    images, labels = ({split: of_kind[split] for split in splits} for of_kind in list_pairs(root))
     _check_layout(result, images, labels)
     table = _check_classes(result)
 
-    findings = list(_stray_files(root))
-    pairs = [(s, name) for s in SPLITS for name in sorted(images[s].keys() | labels[s].keys())]
+    findings = list(_stray_files(root, splits))
+    pairs = [(s, name) for s in splits for name in sorted(images[s].keys() | labels[s].keys())]
     with ThreadPoolExecutor() as pool:
         ignore = table.ignore_label if table else IGNORE
         read = pool.map(
@@ -252,7 +238,7 @@ def inspect_folder(path: str | Path) -> Inspection:
                 maps[_file(root, labels[split][name])] = label
                 result.label_pixels.setdefault(split, {})[name] = label.counts
     result.images = {
-        s: {"images": len(images[s]), "labeled": len(images[s].keys() & labels[s].keys())} for s in SPLITS if images[s]
+        s: {"images": len(images[s]), "labeled": len(images[s].keys() & labels[s].keys())} for s in splits if images[s]
     }
 
     findings += _pairing(root, images, labels)
@@ -289,7 +275,7 @@ def _check_layout(result: Inspection, images: dict, labels: dict) -> None:
             )
             continue
         for split in ("train", "val"):
-            if files[split]:
+            if files.get(split, True):
                 continue
             loose = list_files(folder, suffixes)
             if not (folder / split).is_dir():
@@ -326,9 +312,9 @@ def _check_classes(result: Inspection) -> ClassTable | None:
     return table
 
 
-def _stray_files(root: Path) -> Iterable[Finding]:
+def _stray_files(root: Path, splits: Sequence[str]) -> Iterable[Finding]:
     for kind, known in (("images", IMAGE_SUFFIXES), ("labels", LABEL_SUFFIXES)):
-        for split in SPLITS:
+        for split in splits:
             folder = root / kind / split
             by_name = defaultdict(list)
             for path in sorted(folder.iterdir()) if folder.is_dir() else []:
@@ -343,7 +329,7 @@ def _stray_files(root: Path) -> Iterable[Finding]:
                         yield Finding("no file", file)
                     elif not usable_name(path.name):
                         yield Finding("name", file)
-                elif suffix in PICTURE_SUFFIXES:
+                elif suffix in OTHER_SUFFIXES:
                     yield Finding(f"other {kind[:-1]} type", file, suffix)
             for names in by_name.values():
                 if len(names) > 1:
@@ -351,12 +337,12 @@ def _stray_files(root: Path) -> Iterable[Finding]:
 
 
 def _pairing(root: Path, images: dict, labels: dict) -> Iterable[Finding]:
-    for split in SPLITS:
+    for split in images:
         for name in sorted(labels[split].keys() - images[split].keys()):
             yield Finding("no image", _file(root, labels[split][name]))
     # In train an image without a label map is what semi-supervised learning is about; in test it is to be
     # predicted.
-    for name in sorted(images["val"].keys() - labels["val"].keys()) if labels["val"] else ():
+    for name in sorted(images["val"].keys() - labels["val"].keys()) if labels.get("val") else ():
         yield Finding("no label", _file(root, images["val"][name]))
 
 
@@ -415,9 +401,11 @@ def _read_pair(
 
 def _contents(path: Path, kind: str) -> bytes:
     try:
-        return path.read_bytes()
+        return read_file(path)
     except OSError as error:
         raise FileError(kind, error.strerror or str(error)) from error
+    except ValueError as error:
+        raise FileError(kind, str(error).removeprefix(f"{path} ")) from error
 
 
 def _orientation(contents: bytes) -> int:
@@ -513,7 +501,7 @@ def _check_palettes(result: Inspection, maps: dict[str, LabelMap], table: ClassT
 
 
 def _enough_classes(result: Inspection, named: bool, binary: bool) -> bool:
-    """Whether there is a class beside the background; else it is told, unless the masks are known to be binary."""
+    """Whether there is a class beside the background; else it is an error, unless the masks are known to be binary."""
     if named and len(result.classes) == 1:
         result.add(
             "error",

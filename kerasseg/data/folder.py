@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,9 @@ import tensorflow as tf
 from PIL.ImageFile import ImageFile
 
 from kerasseg.data.datasets import IGNORE, SPLITS, Dataset
-from kerasseg.data.problems import KINDS, FileError
+from kerasseg.data.problems import KINDS, FileError, naming
 from serving.inputs import COPY, JPEG, PNG, SAVE, Contents, Names, contents_of, is_text, read_text, shown
-from serving.pictures import SMALLER, TooManyPixels, open_picture
+from serving.pictures import SMALLER, TooManyPixels, open_picture, read_file
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LABEL_SUFFIXES = (".png",)
@@ -82,10 +82,14 @@ class FolderDataset(Dataset):
         return tuple(sorted(self._images_of(split).keys() & self._labels[split].keys()))
 
     def load_image(self, split: str, name: str) -> np.ndarray:
-        return _read(read_image, _find(self._images_of(split), name, f"{self.path}/images/{split}"))
+        path = _find(self._images_of(split), name, f"{self.path}/images/{split}")
+        with naming(path):
+            return read_image(read_file(path))
 
     def load_label(self, split: str, name: str) -> np.ndarray:
-        label_HW = _read(read_label, _find(self._labels[split], name, f"{self.path}/labels/{split}"))
+        path = _find(self._labels[split], name, f"{self.path}/labels/{split}")
+        with naming(path):
+            label_HW = read_label(read_file(path))
         if self._ignore_in_files != IGNORE:
             label_HW = np.where(label_HW == self._ignore_in_files, np.uint8(IGNORE), label_HW)
         return label_HW
@@ -117,7 +121,7 @@ class FolderDataset(Dataset):
 
         def highest(path: Path) -> int:
             try:
-                label_HW = read_label(path.read_bytes())
+                label_HW = read_label(read_file(path))
             except (OSError, ValueError):  # for check_dataset to tell, with all its kind and the fix
                 return 0
             return int(label_HW.max(initial=0, where=label_HW != IGNORE))
@@ -213,9 +217,12 @@ def read_label(contents: bytes) -> np.ndarray:
 def _opened(contents: bytes, what: str, *formats: Contents) -> Iterator[ImageFile]:
     known = contents_of(contents)
     if known is not None and known not in formats:
-        raise FileError(f"{what} format", known.what, "" if known.remedy == SAVE else known.remedy)
+        says_nothing_new = known.remedy == SAVE or (what == "label" and "JPEG" in known.remedy)
+        raise FileError(f"{what} format", known.what, "" if says_nothing_new else known.remedy)
     try:
         with open_picture(contents) as picture:
+            if known is None:  # Pillow knows more formats than `contents_of`, and training fewer
+                raise FileError(f"{what} format", f"{picture.format} data")
             yield picture
     except FileError:
         raise
@@ -285,13 +292,6 @@ def _is_color(value: object) -> bool:
         and len(value) == 3
         and all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v <= 255 for v in value)
     )
-
-
-def _read(decode: Callable[[bytes], np.ndarray], path: Path) -> np.ndarray:
-    try:
-        return decode(path.read_bytes())
-    except FileError as error:
-        raise ValueError(f"{path}: {error}; {error.remedy or KINDS[error.kind][2]}") from error
 
 
 def _find(files: dict[str, Path], name: str, folder: str) -> Path:

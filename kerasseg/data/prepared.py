@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from kerasseg.data.datasets import Dataset
 from kerasseg.data.folder import read_image, read_label, tf_decode_image
+from kerasseg.data.problems import naming
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -74,11 +75,13 @@ class PreparedDataset(Dataset):
         return tuple(sorted(self._positions[split]))
 
     def load_image(self, split: str, name: str) -> np.ndarray:
-        return read_image(self._file(split, name, "image"))
+        with naming(self.describe(split, name)):
+            return read_image(self._file(split, name, "image"))
 
     def load_label(self, split: str, name: str) -> np.ndarray:
-        # Unsigned, so that a value below the first class becomes 255, ignored.
-        return read_label(self._file(split, name, self._label_feature)) - np.uint8(self._first_label)
+        with naming(f"the label map of {self.describe(split, name)}"):
+            label_HW = read_label(self._file(split, name, self._label_feature))
+        return label_HW - np.uint8(self._first_label)  # unsigned, so that a value below the first class is 255, ignored
 
     def tf_image(self, split: str, name: tf.Tensor) -> tf.Tensor:
         return tf_decode_image(self._tf_file(split, name, "image"))

@@ -1,5 +1,8 @@
 """What can be wrong with the files of a dataset folder, and the words in which readers and checks say so."""
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from serving.inputs import COPY
@@ -144,3 +147,12 @@ class FileError(ValueError):
     def __init__(self, kind: str, detail: str = "", remedy: str = "") -> None:
         super().__init__(KINDS[kind][1].format(detail))
         self.kind, self.detail, self.remedy = kind, detail, remedy
+
+
+@contextlib.contextmanager
+def naming(what: str | Path) -> Iterator[None]:
+    """A FileError inside becomes a ValueError that says of what it is, and what to do."""
+    try:
+        yield
+    except FileError as error:
+        raise ValueError(f"{what}: {error}; {error.remedy or KINDS[error.kind][2]}") from error

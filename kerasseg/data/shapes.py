@@ -1,7 +1,7 @@
 """The built-in dataset: procedural scenes of nine kinds of animals, drawn from a seed, nothing on disk.
 
-What makes it a small model of photographs: an animal is told by its coat, in pattern and colour, so that every piece of
-it still is of its class; outlines are free and tell nothing. Light, its colour, shade, size, turn and noise vary so
+What makes it a small model of photographs: an animal is known by its coat, in pattern and colour, so that every piece
+of it still is of its class; outlines are free and say nothing. Light, its colour, shade, size, turn and noise vary so
 much that a few labelled scenes do not show them all. Three animals share each coat, and live in the savanna, the water
 or the forest; only the sky at the top of the scene says in which of them it is. Stones of nearly no colour belong to
 the background.

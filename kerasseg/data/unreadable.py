@@ -1,7 +1,6 @@
 """Which picture it was that TensorFlow could not decode: its own errors do not say."""
 
 import contextlib
-import re
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +9,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from kerasseg.data.datasets import Dataset, open_dataset
+from kerasseg.data.problems import FileError, naming
 
 OF_A_PICTURE = (
     tf.errors.DataLossError,
@@ -18,10 +18,6 @@ OF_A_PICTURE = (
     tf.errors.UnknownError,
 )
 """What TensorFlow raises where a picture cannot be had, and elsewhere too."""
-
-
-# Where in a graph it happened, around what a decoder has to say.
-_OF_THE_GRAPH = re.compile(r"\{\{.*?\}\}|\[Op:.*")
 
 
 @contextlib.contextmanager
@@ -40,29 +36,23 @@ def naming_unreadable(dataset: str | Path, then: str = "start again") -> Iterato
     except OF_A_PICTURE as error:
         print("TensorFlow could not read or use something: looking whether it is a picture", file=sys.stderr)
         if found := first_unreadable(open_dataset(dataset)):
-            raise ValueError(
-                f"{found}; copy the file again from its source, or remove it (`python -m training.check_data` names "
-                f"all such files), and {then}"
-            ) from error
+            raise ValueError(f"{found} (`python -m training.check_data` names all such files); then {then}") from error
         raise
 
 
 def first_unreadable(dataset: Dataset) -> str | None:
-    """Which picture or label map cannot be decoded as training does, and why; None where all can."""
+    """Which picture or label map cannot be decoded as training does, and why, and what to do; None where all can."""
     wanted = [(split, name) for split in dataset.splits for name in dataset.image_names(split)]
     labeled = {(split, name) for split in dataset.splits for name in dataset.label_names(split)}
 
     def reason(item: tuple[str, str]) -> str | None:
-        split, name = item
-        what = dataset.describe(split, name)
         try:
-            size = dataset.tf_image(split, tf.constant(name)).shape[:2]
-            if item in labeled:
-                what = f"the label map of {what}"
-                if dataset.load_label(split, name).shape != size:
-                    return f"{what} is not of its size"
-        except (OSError, ValueError, *OF_A_PICTURE) as error:
-            return f"{what} cannot be read ({_OF_THE_GRAPH.sub('', str(error)).strip()})"
+            size = dataset.load_image(*item).shape[:2]
+            if item in labeled and (found := dataset.load_label(*item).shape) != size:
+                with naming(dataset.describe(*item)):
+                    raise FileError("size", "{1}x{0} for {3}x{2}".format(*found, *size))
+        except (OSError, ValueError) as error:
+            return str(error)
         return None
 
     with ThreadPoolExecutor() as pool:

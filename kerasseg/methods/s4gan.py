@@ -57,7 +57,7 @@ class S4GANConfig(PseudoLabelConfig, AdversarialConfig):
     """Whether that includes the last one (paper), or not (reference code)."""
     discriminator_shrink: int = 1
     """Side of the squares of pixels over which segmentation and picture are averaged before the discriminator sees
-    them. 2 takes it a quarter of the time, and softens the edges by which a mask is told from a prediction."""
+    them. 2 takes it a quarter of the time, and softens the edges by which a mask differs from a prediction."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -26,7 +26,7 @@ HEADERS = {
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    # Kept by browsers and asked for anew: after an update the files fit each other, and until then it costs a 304.
+    # Kept by browsers and asked for again: after an update the files fit each other, and until then it costs a 304.
     "Cache-Control": "no-cache",
 }
 

@@ -1,4 +1,4 @@
-"""Every message of check_dataset: a sound folder is broken in one way, and exactly that must be told."""
+"""Every message of check_dataset: a sound folder is broken in one way, and exactly that must be named."""
 
 import io
 import os
@@ -504,6 +504,46 @@ def test_jpeg_data_under_the_name_of_a_label_map(folder):
     )
     with pytest.raises(ValueError, match="labels/train/train_1.png: JPEG data under the name of a PNG; save the label"):
         FolderDataset(folder).load_label("train", "train_1")
+
+
+@pytest.mark.parametrize(("format", "what"), [("PPM", "PPM data"), ("TGA", "TGA data"), ("WEBP", "WEBP data")])
+def test_other_formats_under_the_names_of_jpegs_and_pngs(folder, format, what):
+    """What Pillow reads too, and TensorFlow does not."""
+    for kind, array in (("images", np.zeros((24, 32, 3))), ("labels", LABEL)):
+        save(folder / kind / "train/train_1.png", array, format=format)
+    image, label = told(folder)
+    assert image == f"error: images/train/train_1.png: {what} under the name of a JPEG or PNG; " + fix("image format")
+    assert label == f"error: labels/train/train_1.png: {what} under the name of a PNG; " + fix("label format")
+
+
+def test_no_label_map_should_become_a_jpeg(folder):
+    for name, contents in (("0", b"\0\0\0\x18ftypheic"), ("1", b"\x1aE\xdf\xa3"), ("2", b"\x93NUMPY")):
+        (folder / f"labels/train/train_{name}.png").write_bytes(contents + bytes(100))
+    assert only(folder) == (
+        "error: 3 files in labels/train (train_0.png, train_1.png, train_2.png): HEIC data, a video, a NumPy array "
+        f"under the name of a PNG; {fix('label format')}"
+    )
+
+
+def test_a_file_larger_than_any_picture(folder):
+    with (folder / "images/train/train_1.png").open("wb") as file:
+        file.truncate(2**35)
+    assert only(folder) == (
+        "error: images/train/train_1.png: cannot be read as a picture (has 34359738368 bytes, at most 1448432976 are "
+        "read); " + fix("unreadable image")
+    )
+
+
+def test_a_class_table_that_never_ends(folder):
+    (folder / "classes.json").unlink()
+    os.mkfifo(folder / "classes.json")
+    assert told(folder)[0].startswith("error: classes.json: is a pipe that nobody writes to: give a file; a file that")
+    with pytest.raises(ValueError, match=r"classes.json is a pipe that nobody writes to"):
+        FolderDataset(folder)
+    (folder / "classes.json").unlink()
+    (folder / "classes.json").symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match=r"classes.json is a pipe or a device: give a file"):
+        FolderDataset(folder)
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:

@@ -152,7 +152,7 @@ class MethodContract:
             assert history["L_ce"][-1] == pytest.approx(expected, rel=1e-4)
 
     def test_ten_losses_are_those_on_file(self, data):
-        """A change of results is seen. Where it is meant, delete the file: the test fails once and writes it anew."""
+        """A change of results is seen. Where it is meant, delete the file: the test fails once and writes it again."""
         keras.utils.set_random_seed(8)
         method = quickened(self.make(tiny.segmenter()))
         method.compile(run_eagerly=True)

@@ -67,7 +67,7 @@ def test_fit_trains_the_segmenter_first_and_then_the_classifier(run_eagerly):
     assert method.main_optimizer is method.segmentation.training_optimizers.segmenter
     traced = method.train_function
     assert changes(method, lambda: fit(method, data, 3)) == {"student", "teacher"}
-    assert method.train_function is traced, "a second fit traced the graphs anew"
+    assert method.train_function is traced, "a second fit traced the graphs again"
     assert method.main_optimizer is method.training_optimizers.student
     assert float(method.main_optimizer.learning_rate) == pytest.approx(method.config.classifier_learning_rate / 300)
 

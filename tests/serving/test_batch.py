@@ -384,14 +384,14 @@ def test_what_is_no_file_of_a_picture_fails_alone(segment, tmp_path):
 def test_too_little_memory_for_a_picture_fails_alone(segment, tmp_path, monkeypatch):
     for index in range(3):
         picture(tmp_path / "photos" / f"{index}.png", seed=index)
-    read = batch_pipeline.read_bounded
+    read = batch_pipeline.read_file
 
-    def out_of_memory(path, most):
-        if path.name == "1.png":
+    def out_of_memory(path, max_pixels):
+        if path.endswith("1.png"):
             raise MemoryError
-        return read(path, most)
+        return read(path, max_pixels)
 
-    monkeypatch.setattr(batch_pipeline, "read_bounded", out_of_memory)
+    monkeypatch.setattr(batch_pipeline, "read_file", out_of_memory)
     status, result, _ = segment(tmp_path / "photos", tmp_path / "out")
     assert (status, result["written"], result["failed"]) == (1, 2, 1)
     assert manifest(tmp_path / "out")["1.png"]["error"].endswith("1.png cannot be read: out of memory")

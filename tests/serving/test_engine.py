@@ -88,7 +88,7 @@ def segment_some(engine, count, height, width):
 
 
 def test_a_gpu_has_a_session_for_each_shape(on_gpu, toy_model):
-    """One that is given another shape than the last makes its plans anew, for a second."""
+    """One that is given another shape than the last makes its plans again, for a second."""
     engine, opened = on_gpu
     graph = open_artifact(toy_model).graph
     graph.rename(graph.with_suffix(".removed"))  # whose checksum nobody would look at again

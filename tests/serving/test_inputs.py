@@ -2,6 +2,8 @@
 
 import io
 import os
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,6 +95,14 @@ def test_text_in_other_encodings_is_refused_with_file_and_encoding(tmp_path, enc
     (tmp_path / "a.txt").write_bytes(text.encode(encoding))
     with pytest.raises(ValueError, match=f"a.txt {said}.*: save it as UTF-8"):
         read_text(tmp_path / "a.txt")
+
+
+def test_text_from_a_pipe_somebody_writes_to():
+    reads, writes = os.pipe()
+    os.write(writes, b"cat\n")
+    threading.Timer(0.05, lambda: (os.write(writes, b"dog\n"), os.close(writes))).start()
+    assert read_text(Path(f"/dev/fd/{reads}")) == "cat\ndog\n"
+    os.close(reads)
 
 
 def test_half_a_letter_of_utf_16_is_refused():

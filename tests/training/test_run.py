@@ -140,8 +140,8 @@ def test_an_evaluation_that_fails_costs_no_step(eager, dataset, tmp_path, capsys
                 patch.setattr(callbacks.Evaluation, "measure", lambda self, again=again: next(again)(self))
             status, _, err = train(dataset, broken, capsys, *flags, *resume, method="supervised", steps=3)
         picture.write_bytes(contents)
-        assert status == 2 and f"{picture} cannot be read (" in error_line(err)
-        assert error_line(err).endswith("and go on with --resume")
+        assert status == 2 and f"{picture}: cannot be read as a picture (" in error_line(err)
+        assert error_line(err).endswith("then go on with --resume")
         assert (broken / f"checkpoints/step_{step:07}.npz").exists()
 
     status, result, err = train(dataset, broken, capsys, *flags, "--resume", method="supervised", steps=3)
@@ -529,7 +529,7 @@ def test_a_run_is_evaluated_from_anywhere_on_whatever_has_the_split(eager, datas
     path.write_bytes(path.read_bytes()[:-12])
     monkeypatch.setattr(evaluate, "require_sound", lambda *args, **options: [])
     status, _, err = call(evaluate.cli_main, [out, "--dataset", only, "--split", "test"], capsys)
-    assert status == 2 and f"{path} cannot be read (" in error_line(err)
+    assert status == 2 and f"{path}: cannot be read as a picture (" in error_line(err)
 
 
 def test_a_training_of_which_nothing_is_measured_ends(eager, dataset, tmp_path, capsys):

@@ -104,7 +104,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder):
     def require_published(self, archive: Path, source: Source) -> None:
         """ValueError unless an archive is the published one, as far as its checksum is known.
 
-        One that was packed anew is refused too: the folder in it does in its place.
+        One that was packed again is refused too: the folder in it does in its place.
         """
         try:
             if source.url is not None:
@@ -114,7 +114,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder):
                 require_published(archive, source.sha256)
         except ValueError as error:
             raise ValueError(
-                f"{error}: download it again, to its end, from {source.home}; or, if it was packed anew, extract "
+                f"{error}: download it again, to its end, from {source.home}; or, if it was packed again, extract "
                 f"it and move it away, and its folder {source.folder} is read"
             ) from error
 
