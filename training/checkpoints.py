@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasseg.methods import Method
+from kerasseg.methods import Method, find_method
 from serving.files import file_beside
 from training.run_folder import Run
 
@@ -116,10 +116,12 @@ def open_method(run: Run, checkpoint: str = "last") -> tuple[Method, dict[str, A
     it was when it scored best there ("best").
 
     Raises:
-        ValueError: another word, no model.keras, or no checkpoint that was measured.
+        ValueError: another word, no model.keras, no checkpoint that was measured, or a method from a package that is
+            not here.
     """
     if checkpoint not in ("last", "best"):
         raise ValueError(f"--checkpoint must be last or best; got {checkpoint!r}")
+    find_method(run.config["method"])  # so that Keras knows its class
     method = keras.saving.load_model(run.model, compile=False)
     if checkpoint == "last":
         return method, run.result or {}

@@ -17,7 +17,7 @@ from training.run_folder import Run
 
 OF_A_RUN = ("seed", "split_fingerprint", "commit", "machine", "versions", "untrained_taps")
 """Settings in which runs of one method may differ and be averaged all the same."""
-OF_A_MACHINE = ("command", "dataset", "weights", "branch_run", "palette", "finished")
+OF_A_MACHINE = ("command", "dataset", "weights", "branch_run", "palette", "finished", "about_method")
 """Further ones that say where files are, or nothing of the result."""
 OF_THE_LOG = ("recipe", "log_every", "evaluate_every")
 """Further ones that change nothing of the result: where its settings came from, and what was noted on the way."""

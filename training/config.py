@@ -10,7 +10,7 @@ import tyro
 
 from kerasseg.data import Augmentation
 from kerasseg.data.weighting import parse_class_weights
-from kerasseg.methods import METHODS, Method, MethodConfig
+from kerasseg.methods import Method, MethodConfig, find_method
 from kerasseg.segmenters import BACKBONES, SEGMENTERS
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -73,7 +73,8 @@ class RunConfig:
     """Settings of a run. Those of the method itself are flags of their own, such as --s4gan.gamma."""
 
     method: str = "mlmt"
-    """supervised, meanteacher, advsemiseg, s4gan, mlmt, ecs, latent, dualgan or unimatch."""
+    """supervised, meanteacher, advsemiseg, s4gan, mlmt, ecs, latent, dualgan or unimatch; or package.module:Class for
+    one of your own, imported from the present folder or PYTHONPATH."""
     dataset: str = "shapes"
     """The built-in shapes, the path of a dataset folder, or voc2012, pascal_context, cityscapes, oxford_iiit_pet:
     these are prepared once in the directory TFDS_DATA_DIR, from the archives in TFDS_MANUAL_DIR."""
@@ -170,7 +171,7 @@ class RunConfig:
     """Train for a few steps, write nothing, and tell how long the whole will take and how much memory."""
 
     def __post_init__(self):
-        one_of("--method", self.method, METHODS)
+        _ = self.method_class  # checks the name
         one_of("--segmenter", self.segmenter, SEGMENTERS)
         one_of("--backbone", self.backbone, BACKBONES)
         one_of("--precision", self.precision, PRECISIONS)
@@ -199,7 +200,7 @@ class RunConfig:
 
     @property
     def method_class(self) -> type[Method]:
-        return METHODS[self.method]
+        return find_method(self.method)
 
     @property
     def method_fields(self) -> dict[str, dict[str, Any]]:
@@ -227,7 +228,7 @@ class RunConfig:
         dataset = Path(self.dataset).resolve().name
         labeled = Path(self.labeled).stem if Path(self.labeled).is_file() else self.labeled.replace("/", "-")
         covering = "-cover" if self.cover else ""
-        return Path("runs") / f"{dataset}_{self.method}_{labeled}{covering}_seed{self.seed}"
+        return Path("runs") / f"{dataset}_{self.method_class.registry_name}_{labeled}{covering}_seed{self.seed}"
 
 
 def with_groups(config: RunConfig, fields: dict[str, dict[str, Any]]) -> RunConfig:
@@ -236,7 +237,7 @@ def with_groups(config: RunConfig, fields: dict[str, dict[str, Any]]) -> RunConf
     Args:
         fields: values already known, by registry name.
     """
-    classes = METHODS[config.method].config_groups(fields)
+    classes = config.method_class.config_groups(fields)
     extended = dataclasses.make_dataclass(
         "RunConfig",
         [(name, group, field(default_factory=group)) for name, group in classes.items()],

@@ -5,57 +5,6 @@ A name that is missing here still appears in the report, drawn and without words
 
 from typing import NamedTuple
 
-METHODS = {
-    "supervised": (
-        "Learns from the labelled pictures alone. This is the baseline that the methods using unlabelled pictures "
-        "have to beat."
-    ),
-    "meanteacher": (
-        "Learns from the labelled pictures, and from the unlabelled ones through a teacher: a second copy of the "
-        "network whose weights are a running average of the student's. The teacher labels the unlabelled pictures as "
-        "they are; the student has to find these labels again in other colours and with a part of another picture "
-        "pasted in. The teacher is what predicts."
-    ),
-    "advsemiseg": (
-        "Learns from the labelled pictures, and from the unlabelled ones through a discriminator: a second network "
-        "that scores, pixel by pixel and from 0 to 1, how much a segmentation resembles one drawn by hand. The "
-        "segmenter learns to score well, and where its segmentations of unlabelled pictures score well enough they "
-        "serve as further labels (self-training)."
-    ),
-    "s4gan": (
-        "Learns from the labelled pictures, and from the unlabelled ones through a discriminator: a second network "
-        "that looks at a picture with its segmentation and scores, from 0 to 1, how much it resembles one labelled "
-        "by hand. The segmenter learns to imitate the features of such label maps (feature matching), and its own "
-        "segmentations that score well enough serve as further labels (self-training)."
-    ),
-    "mlmt": (
-        "Two branches. One learns to segment as s4gan does: from the labelled pictures, and from the unlabelled "
-        "ones through a discriminator that scores how much a segmentation resembles one made by hand. The other "
-        "then learns which classes are in a picture at all; its teacher is a running average of its student. In the "
-        "final segmentation a gate switches off every class that the teacher finds unlikely in the picture."
-    ),
-    "ecs": (
-        "Learns from the labelled pictures, and from the unlabelled ones through a corrector: a second network that "
-        "looks at a picture with its segmentation and says for each pixel whether it is right, and if not, which "
-        "class belongs there. Its corrections serve as further labels, the surer the heavier."
-    ),
-    "latent": (
-        "Has a second branch that finds classes of its own on the labelled pictures: groups of the real ones that "
-        "are easy to tell apart. On the unlabelled pictures the segmentation has to agree with these groups. A "
-        "discriminator that scores each pixel helps as in advsemiseg."
-    ),
-    "dualgan": (
-        "Learns from the labelled pictures, and from the unlabelled ones through two discriminators: D1 scores how "
-        "much a whole segmentation resembles one drawn by hand, D2 tells pixel by pixel whether it is right. Pixels "
-        "of which D2 is surer than D1 is of the picture serve as further labels (self-training)."
-    ),
-    "unimatch": (
-        "Learns from the labelled pictures, and from the unlabelled ones by agreement: what it is sure of in a "
-        "picture as it is, it should also say of the picture in other colours, with a part of another one pasted "
-        "in, and with some of its inner features missing. It has no second network."
-    ),
-}
-
 
 class Term(NamedTuple):
     """One logged quantity."""

@@ -194,7 +194,8 @@ def open_folder(session: Session) -> dict[str, Any]:
     path = folder / "config.json"
     if config.resume:
         before = json.loads(path.read_text())
-        free = ("versions", "commit", "command", "finished", "machine", "initial_weights", "untrained_taps")
+        free = {"versions", "commit", "command", "finished", "machine"}
+        free |= {"initial_weights", "untrained_taps", "about_method"}
         known = with_defaults(before)
         known["dataset"] = whole_path(known["dataset"])
         changed = [key for key in sorted(settings) if key not in free and known.get(key) != settings[key]]
@@ -249,6 +250,7 @@ def describe(session: Session) -> dict[str, Any]:
         "commit": commit(),
         "command": "python -m training.run " + shlex.join(sys.argv[1:]),
         "finished": False,
+        "about_method": config.method_class.summary,  # for the report, which does without TensorFlow
     }
     return json.loads(json.dumps(flags, default=str))
 

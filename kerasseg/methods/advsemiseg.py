@@ -6,7 +6,6 @@ import tensorflow as tf
 
 from kerasseg.critics import build_deeplab_discriminator, build_pixel_discriminator
 from kerasseg.critics.pixel_discriminator import STRIDE as DISCRIMINATOR_STRIDE
-from kerasseg.layers import register
 from kerasseg.losses import (
     binary_cross_entropy,
     cross_entropy,
@@ -20,6 +19,7 @@ from kerasseg.losses import (
 )
 from kerasseg.methods.config import AdversarialConfig, PseudoLabelConfig, require, require_shares, require_weights
 from kerasseg.methods.method import Method
+from kerasseg.methods.registry import register_method
 from kerasseg.segmenters import DeepLabV3Plus, fitting_rates
 
 
@@ -70,7 +70,7 @@ class AdvSemiSegConfig(PseudoLabelConfig, AdversarialConfig):
         )
 
 
-@register
+@register_method
 class AdvSemiSeg(Method):
     """L = L_ce + lambda_adv L_adv + lambda_semi L_semi (equation 2), against a fully convolutional discriminator.
 
@@ -82,6 +82,12 @@ class AdvSemiSeg(Method):
 
     registry_name = "advsemiseg"
     when = "to compare with its paper, or for a discriminator that scores every pixel"
+    summary = (
+        "Learns from the labelled pictures, and from the unlabelled ones through a discriminator: a second "
+        "network that scores, pixel by pixel and from 0 to 1, how much a segmentation resembles one drawn by "
+        "hand. The segmenter learns to score well, and where its segmentations of unlabelled pictures score "
+        "well enough they serve as further labels (self-training)."
+    )
     Config = AdvSemiSegConfig
     config: AdvSemiSegConfig
 

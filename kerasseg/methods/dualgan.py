@@ -11,7 +11,6 @@ import tensorflow as tf
 
 from kerasseg.critics import build_d1, build_d2
 from kerasseg.critics.confidence import Shown, Structure
-from kerasseg.layers import register
 from kerasseg.losses import (
     accuracy,
     binary_cross_entropy,
@@ -32,6 +31,7 @@ from kerasseg.methods.config import (
     require_weights,
 )
 from kerasseg.methods.method import Method
+from kerasseg.methods.registry import register_method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class DualGANConfig(PseudoLabelConfig, AdversarialConfig):
         require(self.use_d2 or self.lambda_s == 0, "without d2 no pixel is trusted; set lambda_s to 0")
 
 
-@register
+@register_method
 class DualGAN(Method):
     """L_G = L_ce + lambda_ad L_ad + lambda_s L_s.
 
@@ -98,6 +98,12 @@ class DualGAN(Method):
 
     registry_name = "dualgan"
     when = "to compare with its paper, or for a critic that tells right pixels from wrong ones"
+    summary = (
+        "Learns from the labelled pictures, and from the unlabelled ones through two discriminators: D1 "
+        "scores how much a whole segmentation resembles one drawn by hand, D2 tells pixel by pixel whether it "
+        "is right. Pixels of which D2 is surer than D1 is of the picture serve as further labels (self- "
+        "training)."
+    )
     Config = DualGANConfig
     config: DualGANConfig
 

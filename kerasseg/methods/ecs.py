@@ -9,11 +9,11 @@ import tensorflow as tf
 
 from kerasseg.critics import build_corrector
 from kerasseg.critics.corrector import STRIDE as CORRECTOR_STRIDE
-from kerasseg.layers import register
 from kerasseg.losses import IGNORE_LABEL, cross_entropy, focal_loss, mean_where, one_hot, pixel_cross_entropy
 from kerasseg.methods.class_swap import swap_classes
 from kerasseg.methods.config import PseudoLabelConfig, require, require_shares, require_weights
 from kerasseg.methods.method import Method
+from kerasseg.methods.registry import register_method
 from kerasseg.metrics import scores
 from kerasseg.optimizers import Adam, Poly
 from kerasseg.segmenters import DeepLabV3Plus, fitting_rates
@@ -85,7 +85,7 @@ class ECSConfig(PseudoLabelConfig):
         return 1 if self.joint_update or self.lambda_ecs == 0 or self.corrector_only else 2
 
 
-@register
+@register_method
 class ECS(Method):
     """A corrector learns where segmentations are wrong and what belongs there; its corrections are the pseudo labels.
 
@@ -101,6 +101,12 @@ class ECS(Method):
 
     registry_name = "ecs"
     when = "to compare with its paper, or for a corrector that says what should stand where a prediction is wrong"
+    summary = (
+        "Learns from the labelled pictures, and from the unlabelled ones through a corrector: a second "
+        "network that looks at a picture with its segmentation and says for each pixel whether it is right, "
+        "and if not, which class belongs there. Its corrections serve as further labels, the surer the "
+        "heavier."
+    )
     Config = ECSConfig
     config: ECSConfig
 

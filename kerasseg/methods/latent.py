@@ -6,7 +6,6 @@ from typing import Literal
 import tensorflow as tf
 
 from kerasseg.critics import build_pixel_discriminator
-from kerasseg.layers import register
 from kerasseg.losses import (
     IGNORE_LABEL,
     binary_cross_entropy,
@@ -21,6 +20,7 @@ from kerasseg.losses import (
 )
 from kerasseg.methods.config import AdversarialConfig, require, require_shares, require_weights
 from kerasseg.methods.method import Method
+from kerasseg.methods.registry import register_method
 
 EPSILON = 1e-7
 
@@ -77,7 +77,7 @@ class LatentConfig(AdversarialConfig):
         )
 
 
-@register
+@register_method
 class Latent(Method):
     """A second branch finds classes of its own, easier to tell than the semantic ones, and teaches the first branch.
 
@@ -93,6 +93,11 @@ class Latent(Method):
 
     registry_name = "latent"
     when = "to compare with its paper, or to see which classes are hard to tell apart"
+    summary = (
+        "Has a second branch that finds classes of its own on the labelled pictures: groups of the real ones "
+        "that are easy to tell apart. On the unlabelled pictures the segmentation has to agree with these "
+        "groups. A discriminator that scores each pixel helps as in advsemiseg."
+    )
     segmenting = ("segmenter", "latent_head")
     Config = LatentConfig
     config: LatentConfig

@@ -7,10 +7,10 @@ from typing import Literal
 import keras
 import tensorflow as tf
 
-from kerasseg.layers import register
 from kerasseg.losses import mean_where, pixel_cross_entropy, sum_over_replicas
 from kerasseg.methods.config import SemiSupervisedConfig, require, require_shares, require_weights
 from kerasseg.methods.method import Method
+from kerasseg.methods.registry import register_method
 from kerasseg.methods.views import StrongView, StrongViewConfig, random_boxes, random_classes
 
 CONFIDENCE_DECAY = 0.99
@@ -42,7 +42,7 @@ class MeanTeacherConfig(StrongViewConfig, SemiSupervisedConfig):
         require_shares(self, "threshold", "cons_start")
 
 
-@register
+@register_method
 class MeanTeacher(Method):
     """L = L_ce + lambda_cons L_cons. The teacher, whose weights are an average of the student's, is what predicts.
 
@@ -53,6 +53,12 @@ class MeanTeacher(Method):
 
     registry_name = "meanteacher"
     when = "the first to try: few labelled photographs, many unlabelled ones"
+    summary = (
+        "Learns from the labelled pictures, and from the unlabelled ones through a teacher: a second copy of "
+        "the network whose weights are a running average of the student's. The teacher labels the unlabelled "
+        "pictures as they are; the student has to find these labels again in other colours and with a part of "
+        "another picture pasted in. The teacher is what predicts."
+    )
     Config = MeanTeacherConfig
     config: MeanTeacherConfig
     keeps_teacher = True

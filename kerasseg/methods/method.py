@@ -127,6 +127,8 @@ class Method(keras.Model):
     """The method's `--method`."""
     when: str = ""
     """When to take it: the rest of a line that begins with its name."""
+    summary: str = ""
+    """What it does, for the report's reader: a few sentences, the first of which begins with a verb."""
 
     @classmethod
     def make_config(cls, fields: dict[str, Any]) -> Any:

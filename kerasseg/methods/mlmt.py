@@ -7,7 +7,6 @@ import keras
 import tensorflow as tf
 
 from kerasseg.critics import build_classifier, build_classifier_like, start_from_backbone
-from kerasseg.layers import register
 from kerasseg.losses import (
     binary_cross_entropy,
     categorical_cross_entropy,
@@ -18,6 +17,7 @@ from kerasseg.losses import (
 from kerasseg.methods.averaging import averaged_copy, follow
 from kerasseg.methods.config import require
 from kerasseg.methods.method import Method, concatenated
+from kerasseg.methods.registry import METHODS, register_method
 from kerasseg.methods.views import StrongView, StrongViewConfig
 from kerasseg.metrics import roc
 from kerasseg.optimizers import SGD
@@ -95,7 +95,7 @@ class MLMTConfig(StrongViewConfig):
         )
 
 
-@register
+@register_method
 class MLMT(Method):
     """One branch that segments, and then one that tells which classes are there, fused at inference.
 
@@ -111,6 +111,13 @@ class MLMT(Method):
 
     registry_name = "mlmt"
     when = "where a picture holds few of many classes: its gate switches the others off"
+    summary = (
+        "Two branches. One learns to segment as s4gan does: from the labelled pictures, and from the "
+        "unlabelled ones through a discriminator that scores how much a segmentation resembles one made by "
+        "hand. The other then learns which classes are in a picture at all; its teacher is a running average "
+        "of its student. In the final segmentation a gate switches off every class that the teacher finds "
+        "unlikely in the picture."
+    )
     gating = ("student", "teacher")
     uses_weak = True
     Config = MLMTConfig
@@ -357,8 +364,6 @@ def steps_done(optimizer: keras.optimizers.Optimizer) -> int:
 
 def branch_class(config: MLMTConfig) -> type[Method]:
     """The method of the segmentation branch; ValueError where there is none of this name."""
-    from kerasseg.methods import METHODS  # which imports this file
-
     branches = {name: method for name, method in METHODS.items() if method is not MLMT}
     require(config.branch in branches, f"branch must be one of {', '.join(branches)}; got {config.branch}")
     return branches[config.branch]

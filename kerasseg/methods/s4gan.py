@@ -6,7 +6,6 @@ from typing import Literal
 import tensorflow as tf
 
 from kerasseg.critics import build_image_discriminator
-from kerasseg.layers import register
 from kerasseg.losses import (
     binary_cross_entropy,
     cross_entropy,
@@ -26,6 +25,7 @@ from kerasseg.methods.config import (
     require_weights,
 )
 from kerasseg.methods.method import Method
+from kerasseg.methods.registry import register_method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class S4GANConfig(PseudoLabelConfig, AdversarialConfig):
         )
 
 
-@register
+@register_method
 class S4GAN(Method):
     """L_S = L_ce + lambda_fm L_fm + lambda_st L_st (equation 4), against an image-level discriminator.
 
@@ -85,6 +85,12 @@ class S4GAN(Method):
 
     registry_name = "s4gan"
     when = "to compare with its paper; it is what mlmt trains its segmenter by"
+    summary = (
+        "Learns from the labelled pictures, and from the unlabelled ones through a discriminator: a second "
+        "network that looks at a picture with its segmentation and scores, from 0 to 1, how much it resembles "
+        "one labelled by hand. The segmenter learns to imitate the features of such label maps (feature "
+        "matching), and its own segmentations that score well enough serve as further labels (self-training)."
+    )
     Config = S4GANConfig
     config: S4GANConfig
 

@@ -2,12 +2,12 @@
 
 import tensorflow as tf
 
-from kerasseg.layers import register
 from kerasseg.methods.config import SegmenterConfig
 from kerasseg.methods.method import Method
+from kerasseg.methods.registry import register_method
 
 
-@register
+@register_method
 class Supervised(Method):
     """L = CE(S(x_l), y_l).
 
@@ -18,6 +18,10 @@ class Supervised(Method):
 
     registry_name = "supervised"
     when = "the yardstick: train it beside any other method"
+    summary = (
+        "Learns from the labelled pictures alone. This is the baseline that the methods using unlabelled "
+        "pictures have to beat."
+    )
     Config = SegmenterConfig
     config: SegmenterConfig
     needs_unlabeled = False

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import keras
 import tensorflow as tf
 
-from kerasseg.layers import register
 from kerasseg.losses import mean_where, pixel_cross_entropy
 from kerasseg.methods.config import PseudoLabelConfig, require, require_shares, require_weights
 from kerasseg.methods.method import Method
+from kerasseg.methods.registry import register_method
 from kerasseg.methods.views import StrongView, StrongViewConfig, random_boxes
 
 
@@ -38,7 +38,7 @@ class UniMatchConfig(StrongViewConfig, PseudoLabelConfig):
         require(0 <= self.channel_dropout < 1, f"channel_dropout must be in 0..1 (below 1); got {self.channel_dropout}")
 
 
-@register
+@register_method
 class UniMatch(Method):
     """L = (L_ce + lambda_s (L_s1 + L_s2) + lambda_fp L_fp) / 2: what the network says of a picture as it is, it should
     say of changed ones too.
@@ -52,6 +52,11 @@ class UniMatch(Method):
 
     registry_name = "unimatch"
     when = "as meanteacher, where a step may take two to three times as long"
+    summary = (
+        "Learns from the labelled pictures, and from the unlabelled ones by agreement: what it is sure of in "
+        "a picture as it is, it should also say of the picture in other colours, with a part of another one "
+        "pasted in, and with some of its inner features missing. It has no second network."
+    )
     Config = UniMatchConfig
     config: UniMatchConfig
 

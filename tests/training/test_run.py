@@ -255,7 +255,7 @@ def test_mistakes_are_answered_by_one_line(dataset, tmp_path, capsys):
         (["--dataset", str(tmp_path / "nowhere")], "nowhere"),
         (
             ["--method", "s4gam"],
-            f"--method must be one of {', '.join(METHODS)}; got 's4gam'",
+            f"--method must be one of {', '.join(METHODS)}, or package.module:Class for one of your own; got 's4gam'",
         ),
         (["--backbone", "vgg"], "--backbone must be one of"),
         (["--recipe", "voc"], "there is no recipe 'voc': auto, or one that --list-recipes shows"),

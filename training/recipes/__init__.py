@@ -1,7 +1,7 @@
 """Named sets of defaults for `training.run`: `small_scale` for a laptop, `papers` for the papers' tables."""
 
-from kerasseg.methods import METHODS
-from training.config import RunConfig, one_of
+from kerasseg.methods import find_method
+from training.config import RunConfig
 from training.recipes import papers, small_scale  # noqa: F401 (they enter their recipes)
 from training.recipes.recipe import RECIPES, Fields, Recipe
 
@@ -22,7 +22,7 @@ def choose(name: str, method: str | None = None, dataset: str | None = None) -> 
     if name not in RECIPES:
         raise ValueError(f"there is no recipe {name!r}: auto, or one that --list-recipes shows")
     if method is not None:
-        one_of("--method", method, METHODS)
+        find_method(method)
     return RECIPES[name](method)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kerasseg.methods import METHODS
+from kerasseg.methods import METHODS, SegmenterConfig
 from training.config import RunConfig
 
 Fields = dict[str, dict[str, Any]]
@@ -59,5 +59,7 @@ def recipe(**about):
 
 def same_for_all(fields: Mapping[str, Any], **of_one: Mapping[str, Any]) -> Fields:
     """The segmenter's fields for every method, so that a gain is one over the same training; and those of one's own."""
-    shared: Fields = {name: {} if name == "mlmt" else dict(fields) for name in METHODS}
+    shared: Fields = {
+        name: dict(fields) if issubclass(method.Config, SegmenterConfig) else {} for name, method in METHODS.items()
+    }
     return {name: {**values, **of_one.get(name, {})} for name, values in shared.items()}
