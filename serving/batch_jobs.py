@@ -57,7 +57,10 @@ def find_jobs(input: str, output: Path, recursive: bool) -> list[Job]:
     if input == "-":
         if sys.stdin is None:
             raise ValueError("INPUT is -, and standard input is closed: pipe a list of pictures in")
-        return _name_outputs(_listed(sys.stdin.buffer.read(), "standard input", Path()))
+        text = sys.stdin.buffer.read(MAX_TEXT_BYTES + 1)
+        if len(text) > MAX_TEXT_BYTES:
+            raise ValueError(f"standard input has more than {MAX_TEXT_BYTES} bytes: pipe a list of pictures in")
+        return _name_outputs(_listed(text, "standard input", Path()))
     if path.is_file() and path.suffix.lower() == ".txt":
         return _name_outputs(_listed(read_bounded(path, MAX_TEXT_BYTES), str(path), path.parent))
     if path.is_file():

@@ -7,7 +7,6 @@ import contextlib
 import errno
 import io
 import json
-import logging
 import os
 import re
 import sys
@@ -53,8 +52,6 @@ def run(
     """
     # What Pillow thinks of a file (its size, damaged EXIF data): what matters is said by us, with the file's name.
     warnings.filterwarnings("ignore", module=r"PIL\b")
-    # That it found no home to keep its list of fonts in.
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     # Its telemetry has no variable; it does without this package where it is not installed, or seems so.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     with command():

@@ -6,8 +6,10 @@ logged (`REFUSED`); requests are answered in their order whatever follows them; 
 
 import asyncio
 import functools
+import math
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import httptools
@@ -38,18 +40,31 @@ DRAINED = "drained"
 """In a request's state: a function to wait with until its client has taken what was sent; False if it never will."""
 
 
+@dataclass
+class ConnectionLimit:
+    """What the connections of a server share."""
+
+    most: int
+    """Beyond it requests are refused."""
+    refused_at: float = -math.inf
+    """When one last was, by the event loop's clock, seconds."""
+
+
 class Connection(HttpToolsProtocol):
     """uvicorn's connection, cut off where its client is too slow for the phase it is in.
 
     Args:
-        max_connections: beyond it requests are answered with 503.
-        is_crowded: whether there is no room for others' bodies. Then, or where there are no connections left, a client
-            that takes `WRITE_SECONDS` for a piece of an answer is cut off; otherwise it may read as slowly as it likes.
+        limit: of all connections; beyond it requests are answered with 503.
+        is_crowded: whether there is no room for others' bodies. Then, or where somebody was refused for want of a
+            connection, a client that takes `WRITE_SECONDS` for a piece of an answer is cut off; otherwise it may read
+            as slowly as it likes.
     """
 
-    def __init__(self, *args: Any, max_connections: int, is_crowded: Callable[[], bool] = lambda: False, **kwargs: Any):
+    def __init__(
+        self, *args: Any, limit: ConnectionLimit, is_crowded: Callable[[], bool] = lambda: False, **kwargs: Any
+    ):
         super().__init__(*args, **kwargs)
-        self._max_connections = max_connections
+        self._limit = limit
         self._is_crowded = is_crowded
         self._timer: asyncio.TimerHandle | None = None
         self._read_timer: asyncio.TimerHandle | None = None
@@ -130,7 +145,8 @@ class Connection(HttpToolsProtocol):
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEADER_BYTES:
             self._refuse_headers()
             return
-        if len(self.connections) > self._max_connections:
+        if len(self.connections) > self._limit.most:
+            self._limit.refused_at = self.loop.time()
             self.scope["state"][REFUSED] = 503, "too many connections: try again later"
         super().on_headers_complete()
         self.scope["state"][DRAINED] = functools.partial(self._drained, self.cycle)
@@ -235,7 +251,7 @@ class Connection(HttpToolsProtocol):
 
     def _look_at_reader(self, before: int) -> None:
         unread = self._unread()
-        is_crowded = self._is_crowded() or len(self.connections) >= self._max_connections
+        is_crowded = self._is_crowded() or self.loop.time() - self._limit.refused_at < WRITE_SECONDS
         if unread < before and not is_crowded:
             self._watch_reader(unread)
         else:

@@ -37,9 +37,11 @@ def read_bounded(path: Path, most: int, pipes: bool = False) -> bytes:
         status = os.fstat(file.fileno())
         if pipes and stat.S_ISFIFO(status.st_mode):
             os.set_blocking(file.fileno(), True)
-            if contents := file.read(most):
-                return contents
-            raise ValueError(f"{path} is a pipe that nobody writes to: give a file")
+            contents = file.read(most + 1)
+            if not 0 < len(contents) <= most:
+                what = "with nothing in it" if not contents else f"with more than {most} bytes"
+                raise ValueError(f"{path} is a pipe {what}: give a file")
+            return contents
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{path} is a pipe or a device: give a file")
         if status.st_size > most:

@@ -134,6 +134,7 @@ class GrpcServer:
         Raises:
             ValueError: it cannot be had.
         """
+        grace = self._service.limits.timeout + ENDING_SECONDS
         self._server = grpc.aio.server(
             maximum_concurrent_rpcs=self._max_calls,
             options=[
@@ -143,7 +144,7 @@ class GrpcServer:
                 ("grpc.http2.bdp_probe", 0),  # or what is not asked for yet arrives by the megabyte
                 ("grpc.keepalive_time_ms", 60_000),  # a client that vanished is noticed
                 ("grpc.max_connection_age_ms", round(CONNECTION_SECONDS * 1000)),
-                ("grpc.max_connection_age_grace_ms", round((self._service.limits.timeout + ENDING_SECONDS) * 1000)),
+                ("grpc.max_connection_age_grace_ms", round(min(grace * 1000, 2**31 - 1))),
             ],
         )
         self._add(SERVICE, {**self._told(), "ModelInfer": self._infer})

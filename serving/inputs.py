@@ -4,7 +4,7 @@ Needs the standard library only.
 """
 
 import codecs
-import os
+import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +17,7 @@ MAX_TEXT_BYTES = 2**30
 
 SAVE = "save it as JPEG or PNG"
 COPY = "copy the file again from its source"
+EXPORT = "open it in a program that knows it, and export it as JPEG or PNG"
 EXTRACT = "extract the archive, and take the files in it"
 
 
@@ -27,11 +28,17 @@ class Contents(NamedTuple):
     """As a message has it: "HEIC data", "a Git LFS pointer"."""
     remedy: str
     """How to come by the picture."""
+    for_photos: str = ""
+    """What else to say where it is a photograph, not a label map."""
+
+    def remedy_as(self, formats: str) -> str:
+        """The remedy where only some formats will do: "PNG", of label maps."""
+        return self.remedy.replace("JPEG or PNG", formats) + (self.for_photos if "JPEG" in formats else "")
 
 
 PNG, JPEG = Contents("PNG data", SAVE), Contents("JPEG data", SAVE)
 
-_HEIC = Contents("HEIC data", f"{SAVE} (iPhones take JPEGs with Settings > Camera > Formats > Most Compatible)")
+_HEIC = Contents("HEIC data", SAVE, " (iPhones take JPEGs with Settings > Camera > Formats > Most Compatible)")
 _AVIF = Contents("AVIF data", SAVE)
 _RAW = Contents("a camera's raw data", "develop it, and save it as JPEG or PNG")
 _VIDEO = Contents("a video", "save its frames as JPEG or PNG: ffmpeg -i VIDEO frame_%06d.png")
@@ -49,13 +56,13 @@ _STARTS = {
     b"MM\0*": Contents("TIFF data", SAVE),
     b"II+\0": Contents("TIFF data", SAVE),
     b"MM\0+": Contents("TIFF data", SAVE),
-    b"\0\0\0\x0cJXL ": Contents("JPEG XL data", SAVE),
-    b"\xff\x0a": Contents("JPEG XL data", SAVE),
+    b"\0\0\0\x0cJXL ": Contents("JPEG XL data", EXPORT),
+    b"\xff\x0a": Contents("JPEG XL data", EXPORT),
     b"\0\0\0\x0cjP  ": Contents("JPEG 2000 data", SAVE),
     b"\xff\x4f\xff\x51": Contents("JPEG 2000 data", SAVE),
     b"8BPS": Contents("Photoshop data", SAVE),
-    b"gimp xcf": Contents("GIMP data", SAVE),
-    b"v/1\x01": Contents("OpenEXR data", SAVE),
+    b"gimp xcf": Contents("GIMP data", EXPORT),
+    b"v/1\x01": Contents("OpenEXR data", EXPORT),
     b"\0\0\x01\0": Contents("an icon", SAVE),
     b"FUJIFILMCCD-RAW": _RAW,
     b"IIU\0": _RAW,
@@ -74,13 +81,13 @@ _STARTS = {
     b"\x28\xb5\x2f\xfd": Contents("Zstandard data", EXTRACT),
     b"7z\xbc\xaf\x27\x1c": Contents("a 7z archive", EXTRACT),
     b"Rar!\x1a\x07": Contents("a RAR archive", EXTRACT),
-    b"\x89HDF\r\n\x1a\n": Contents("HDF5 data", SAVE),
+    b"\x89HDF\r\n\x1a\n": Contents("HDF5 data", EXPORT),
     b"\x93NUMPY": Contents("a NumPy array", f"{SAVE}: Image.fromarray(np.load(f)).save(name + '.png')"),
     b"MATLAB 5.0": Contents("MATLAB data", f"{SAVE}: scipy.io.loadmat reads it"),
-    b"\x80\x02": Contents("a Python pickle", SAVE),
-    b"\x80\x03": Contents("a Python pickle", SAVE),
-    b"\x80\x04": Contents("a Python pickle", SAVE),
-    b"\x80\x05": Contents("a Python pickle", SAVE),
+    b"\x80\x02": Contents("a Python pickle", EXPORT),
+    b"\x80\x03": Contents("a Python pickle", EXPORT),
+    b"\x80\x04": Contents("a Python pickle", EXPORT),
+    b"\x80\x05": Contents("a Python pickle", EXPORT),
     b"\0\x05\x16\x07": Contents("macOS's notes on a file", "take the file of the same name without the leading ._"),
     b"version https://git-lfs": _LFS,
 }
@@ -111,8 +118,10 @@ def contents_of(contents: bytes) -> Contents | None:
         return _RIFFS.get(start[8:12])
     if start[:2] == b"BM" and start[6:10] == bytes(4):  # text may begin so too
         return Contents("BMP data", SAVE)
+    if re.match(rb"P[1-7]\s+[\d#]", start):
+        return Contents("PPM data", SAVE)
     if start[128:132] == b"DICM":
-        return Contents("DICOM data", SAVE)
+        return Contents("DICOM data", EXPORT)
     if start[257:262] == b"ustar":
         return Contents("a tar archive", EXTRACT)
     for beginning, known in _STARTS.items():
@@ -137,7 +146,7 @@ def _text_of(start: bytes) -> Contents | None:
     if text.startswith(("<!doctype html", "<html")) or "<html" in text:
         return _PAGE
     if text.startswith("<svg") or "<svg" in text:
-        return Contents("an SVG drawing", SAVE)
+        return Contents("an SVG drawing", EXPORT)
     if text.startswith("<?xml"):
         return _XML
     return Contents("text", COPY) if all(32 <= byte < 127 or byte in b"\t\n\r" for byte in start) else None
@@ -184,7 +193,10 @@ def is_text(name: str) -> bool:
 
 def shown(name: str) -> str:
     """The name of a file for messages: bytes that are not UTF-8, and line breaks, as `\\xe9`."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    try:
+        text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a letter of UTF-16, which stands for no byte
+        text = name.encode("utf-8", "backslashreplace").decode("utf-8")
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 

@@ -160,7 +160,8 @@ def _why_unknown(contents: bytes, formats: Sequence[str] | None) -> str:
             return tiff.why_unknown(contents)
     if known.what.removesuffix(" data") in (formats or Image.MIME):  # its own format: then it is damaged
         return f"damaged {known.what}"
-    return f"{known.what}, not a picture {wanted}: {known.remedy}"
+    said = " or ".join(format for format in ("JPEG", "PNG") if not formats or format in formats)
+    return f"{known.what}, not a picture {wanted}: {known.remedy_as(said)}"
 
 
 def load_picture(
@@ -254,7 +255,7 @@ def load_labels(path: str | Path) -> np.ndarray:
         ValueError: it is no picture with one 8-bit channel.
     """
     try:
-        with open_picture(read_file(path)) as picture:
+        with open_picture(read_file(path), formats=("PNG",)) as picture:
             if picture.mode not in ("P", "L"):
                 raise ValueError(f"expected an index or palette PNG, got mode {picture.mode}")
             return np.array(picture)

@@ -339,8 +339,10 @@ def _read_json(text: bytes) -> Any:
 
 def _short_number(text: str) -> str:
     """ValueError where it is too long, or one of the words that are numbers to Python's JSON only."""
-    if len(text) > MAX_DIGITS or text in ("NaN", "Infinity", "-Infinity"):
-        raise ValueError(f"{text[:20]} is no number of at most {MAX_DIGITS} characters")
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(text)} characters, at most {MAX_DIGITS} are read")
+    if text in ("NaN", "Infinity", "-Infinity"):
+        raise ValueError(f"{text} is no number there")
     return text
 
 

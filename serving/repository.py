@@ -366,7 +366,7 @@ class Repository:
             except (OSError, ValueError) as error:
                 skipped.add(child.name)
                 if child.name not in self._skipped:
-                    log.warning("not served", extra={"entry": shown(str(child)), "reason": shown(str(error))})
+                    log.warning("not served", extra={"entry": shown(str(child)), "reason": _in_a_line(error)})
         self._skipped = skipped
         return sorted(names)
 
@@ -396,7 +396,7 @@ class Repository:
         try:
             model = Model(folder, self.settings)
         except Exception as error:  # what onnxruntime raises, out of memory for one, has no public base class
-            reason = shown(str(error))
+            reason = _in_a_line(error)
             self._refused[name, version] = state, reason
             log.warning("model refused", extra={"model": name, "version": version, "reason": reason})
             return None
@@ -423,6 +423,10 @@ class Repository:
 
     def _refusals(self, name: str) -> list[str]:
         return [reason for (refused, _), (_, reason) in sorted(self._refused.items()) if refused == name]
+
+
+def _in_a_line(error: Exception) -> str:
+    return shown(" ".join(str(error).split()))
 
 
 def _state(folder: Path) -> tuple[Any, ...]:

@@ -24,7 +24,7 @@ import uvicorn
 
 from serving import cli
 from serving.app import make_app
-from serving.connections import Connection
+from serving.connections import Connection, ConnectionLimit
 from serving.engine import Provider, has_gpu, usable_cpus
 from serving.inputs import read_text
 from serving.logs import JsonFormatter, json_lines
@@ -274,7 +274,7 @@ class Server(uvicorn.Server):
                 make_app(self.service, token, self._lifespan, config.allow_origin),
                 loop="uvloop",
                 http=functools.partial(  # type: ignore[arg-type]
-                    Connection, max_connections=config.max_connections, is_crowded=self.service.is_crowded
+                    Connection, limit=ConnectionLimit(config.max_connections), is_crowded=self.service.is_crowded
                 ),
                 ws="none",
                 log_config=None,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 # isort: off
 import kerasseg  # noqa: F401 (first: it starts TensorFlow)
@@ -28,8 +28,8 @@ class EvaluateConfig:
     """The run folder."""
     dataset: str | None = None
     """A dataset's name or folder; None for the one the run was trained on."""
-    split: str = "val"
-    """train, val or test."""
+    split: Literal["train", "val", "test"] = "val"
+    """Whose images it is measured on."""
     protocol: str | None = None
     """native, multiscale_flip, sliding_window or resized: how a picture is segmented for the comparison; None for that
     of the run's own result, with its settings."""
@@ -54,7 +54,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
             f"{', '.join(run.classes)}"
         )
     method, _ = open_method(run, config.checkpoint)
-    with naming_unreadable(config.dataset or run.config["dataset"]):
+    with naming_unreadable(config.dataset or run.config["dataset"], splits=(config.split,)):
         result = evaluate(method, dataset, config.split, protocol=protocol)
         if config.find_min_pixels:
             result["pixel_thresholds"] = find_min_pixels(method, dataset, config.split, protocol=protocol)

@@ -405,7 +405,7 @@ def _contents(path: Path, kind: str) -> bytes:
     except OSError as error:
         raise FileError(kind, error.strerror or str(error)) from error
     except ValueError as error:
-        raise FileError(kind, str(error).removeprefix(f"{path} ")) from error
+        raise FileError("too large", str(error).removeprefix(f"{path} ")) from error
 
 
 def _orientation(contents: bytes) -> int:

@@ -18,7 +18,7 @@ import tensorflow as tf
 from PIL.ImageFile import ImageFile
 
 from kerasseg.data.datasets import IGNORE, SPLITS, Dataset
-from kerasseg.data.problems import KINDS, FileError, naming
+from kerasseg.data.problems import FileError, naming_file
 from serving.inputs import COPY, JPEG, PNG, SAVE, Contents, Names, contents_of, is_text, read_text, shown
 from serving.pictures import SMALLER, TooManyPixels, open_picture, read_file
 
@@ -56,7 +56,8 @@ class FolderDataset(Dataset):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).resolve()
         if not usable_name(str(self.path)):
-            raise ValueError(f"{shown(str(path))}: {FileError('name')}; {KINDS['name'][2]}")
+            with naming_file(shown(str(path))):
+                raise FileError("name")
         self._images, self._labels = list_pairs(self.path)
         if not any(self._images.values()):
             raise ValueError(
@@ -83,12 +84,12 @@ class FolderDataset(Dataset):
 
     def load_image(self, split: str, name: str) -> np.ndarray:
         path = _find(self._images_of(split), name, f"{self.path}/images/{split}")
-        with naming(path):
+        with naming_file(path):
             return read_image(read_file(path))
 
     def load_label(self, split: str, name: str) -> np.ndarray:
         path = _find(self._labels[split], name, f"{self.path}/labels/{split}")
-        with naming(path):
+        with naming_file(path):
             label_HW = read_label(read_file(path))
         if self._ignore_in_files != IGNORE:
             label_HW = np.where(label_HW == self._ignore_in_files, np.uint8(IGNORE), label_HW)
@@ -176,6 +177,11 @@ def tf_decode_image(contents: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(image_HWC, (None, None, 3))
 
 
+def reason_of(error: tf.errors.OpError) -> str:
+    """What a decoder of TensorFlow's has to say, without where in a graph it happened."""
+    return " ".join(re.sub(r"\{\{.*?\}\}|\[Op:.*", "", error.message).split())
+
+
 def read_image(contents: bytes) -> np.ndarray:
     """uint8 RGB (H, W, 3) of the bytes of a JPEG or PNG of any kind, by the decoder that training uses: grey is
     repeated, alpha dropped, 16 bits cut to the upper 8.
@@ -189,7 +195,7 @@ def read_image(contents: bytes) -> np.ndarray:
     try:
         return tf_decode_image(tf.constant(contents)).numpy()
     except tf.errors.OpError as error:
-        reason = " ".join(re.sub(r"\{\{.*?\}\}|\[Op:.*", "", error.message).split())
+        reason = reason_of(error)
         if contents.startswith(b"\x89PNG") and b"IEND" not in contents[-4096:]:
             reason = "its end is missing"
         remedy = f"{COPY}, or write again what can be read: Image.open(f).save(f)"
@@ -217,8 +223,9 @@ def read_label(contents: bytes) -> np.ndarray:
 def _opened(contents: bytes, what: str, *formats: Contents) -> Iterator[ImageFile]:
     known = contents_of(contents)
     if known is not None and known not in formats:
-        says_nothing_new = known.remedy == SAVE or (what == "label" and "JPEG" in known.remedy)
-        raise FileError(f"{what} format", known.what, "" if says_nothing_new else known.remedy)
+        remedy = known.remedy_as("PNG" if what == "label" else "JPEG or PNG")
+        has_its_own = known.remedy != SAVE or known.for_photos
+        raise FileError(f"{what} format", known.what, remedy if has_its_own else "")
     try:
         with open_picture(contents) as picture:
             if known is None:  # Pillow knows more formats than `contents_of`, and training fewer
@@ -247,8 +254,8 @@ def parse_classes(text: str) -> tuple[ClassTable | None, list[str]]:
     is."""
     try:
         content = json.loads(text)
-    except json.JSONDecodeError as error:
-        return None, [f"not JSON ({error})"]
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of lists within lists
+        return None, [f"not JSON that can be read ({error})"]
     if not isinstance(content, dict):
         return None, [f'expected an object {{"classes": [...]}}, found a {type(content).__name__}']
 
@@ -261,6 +268,9 @@ def parse_classes(text: str) -> tuple[ClassTable | None, list[str]]:
     if not isinstance(classes, list) or not classes or not all(isinstance(c, str) and c for c in classes):
         problems.append(f'"classes" must be a list of names, one per label value, found {classes!r:.60}')
         classes = []
+    elif not all(map(is_text, classes)):
+        halves = [name for name in classes if not is_text(name)]
+        problems.append(f'"classes" has names with half a letter of UTF-16 in them: {halves!r:.60}')
     elif len(classes) > IGNORE:
         problems.append(f'"classes" has {len(classes)} names; a label map has room for {IGNORE}')
     if repeated := sorted({c for c in classes if classes.count(c) > 1}):

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from kerasseg.data.datasets import Dataset
 from kerasseg.data.folder import read_image, read_label, tf_decode_image
-from kerasseg.data.problems import naming
+from kerasseg.data.problems import naming_file
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -75,11 +75,11 @@ class PreparedDataset(Dataset):
         return tuple(sorted(self._positions[split]))
 
     def load_image(self, split: str, name: str) -> np.ndarray:
-        with naming(self.describe(split, name)):
+        with naming_file(self.describe(split, name)):
             return read_image(self._file(split, name, "image"))
 
     def load_label(self, split: str, name: str) -> np.ndarray:
-        with naming(f"the label map of {self.describe(split, name)}"):
+        with naming_file(f"the label map of {self.describe(split, name)}"):
             label_HW = read_label(self._file(split, name, self._label_feature))
         return label_HW - np.uint8(self._first_label)  # unsigned, so that a value below the first class is 255, ignored
 

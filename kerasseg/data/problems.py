@@ -150,7 +150,7 @@ class FileError(ValueError):
 
 
 @contextlib.contextmanager
-def naming(what: str | Path) -> Iterator[None]:
+def naming_file(what: str | Path) -> Iterator[None]:
     """A FileError inside becomes a ValueError that says of what it is, and what to do."""
     try:
         yield

@@ -223,7 +223,7 @@ def _count(flag: str, text: str, total: int) -> int | None:
 
 def _names_in_file(flag: str, text: str, candidates: list[str], dataset: Dataset) -> list[str]:
     path = Path(text)
-    if not path.is_file():
+    if path.is_dir() or not path.exists():
         raise ValueError(
             f"--{flag} {text}: expected a fraction (1/8, 0.125), a count (45), all, or a file of image "
             "names; no such file was found"

@@ -2,14 +2,15 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import tensorflow as tf
 
-from kerasseg.data.datasets import Dataset, open_dataset
-from kerasseg.data.problems import FileError, naming
+from kerasseg.data.datasets import SPLITS, Dataset, open_dataset
+from kerasseg.data.folder import reason_of
+from kerasseg.data.problems import FileError, naming_file
 
 OF_A_PICTURE = (
     tf.errors.DataLossError,
@@ -21,12 +22,15 @@ OF_A_PICTURE = (
 
 
 @contextlib.contextmanager
-def naming_unreadable(dataset: str | Path, then: str = "start again") -> Iterator[None]:
+def naming_unreadable(
+    dataset: str | Path, then: str = "start again", splits: Collection[str] = SPLITS
+) -> Iterator[None]:
     """Where an error inside is one of `OF_A_PICTURE`, all pictures are decoded to find out which it was.
 
     Args:
         dataset: name or folder, as `open_dataset` takes it.
         then: what to do when that picture is right.
+        splits: those that are read inside.
 
     Raises:
         ValueError: it names the first that cannot be decoded as training does.
@@ -35,24 +39,27 @@ def naming_unreadable(dataset: str | Path, then: str = "start again") -> Iterato
         yield
     except OF_A_PICTURE as error:
         print("TensorFlow could not read or use something: looking whether it is a picture", file=sys.stderr)
-        if found := first_unreadable(open_dataset(dataset)):
+        if found := first_unreadable(open_dataset(dataset), splits):
             raise ValueError(f"{found} (`python -m training.check_data` names all such files); then {then}") from error
         raise
 
 
-def first_unreadable(dataset: Dataset) -> str | None:
+def first_unreadable(dataset: Dataset, splits: Collection[str] = SPLITS) -> str | None:
     """Which picture or label map cannot be decoded as training does, and why, and what to do; None where all can."""
-    wanted = [(split, name) for split in dataset.splits for name in dataset.image_names(split)]
-    labeled = {(split, name) for split in dataset.splits for name in dataset.label_names(split)}
+    wanted = [(split, name) for split in dataset.splits if split in splits for name in dataset.image_names(split)]
+    labeled = {(split, name) for split in splits if split in dataset.splits for name in dataset.label_names(split)}
 
     def reason(item: tuple[str, str]) -> str | None:
+        what = dataset.describe(*item)
         try:
             size = dataset.load_image(*item).shape[:2]
             if item in labeled and (found := dataset.load_label(*item).shape) != size:
-                with naming(dataset.describe(*item)):
+                with naming_file(f"the label map of {what}"):
                     raise FileError("size", "{1}x{0} for {3}x{2}".format(*found, *size))
+        except OF_A_PICTURE as error:  # of a record, which has no file of its own
+            return f"{what} cannot be read ({reason_of(error)})"
         except (OSError, ValueError) as error:
-            return str(error)
+            return str(error) if what in str(error) else f"{what} cannot be read ({error})"
         return None
 
     with ThreadPoolExecutor() as pool:

@@ -315,7 +315,7 @@ def test_a_broken_classes_file(folder):
         'error: classes.json: "classes" names a more than once; a file that works: {"classes": ["background", "cat"]}',
     ]
     (folder / "classes.json").write_text("classes: a, b")
-    assert only(folder).startswith("error: classes.json: not JSON (Expecting value")
+    assert only(folder).startswith("error: classes.json: not JSON that can be read (Expecting value")
 
 
 def test_label_maps_and_images_without_each_other(folder):
@@ -480,7 +480,10 @@ def test_files_that_are_no_pictures_are_named_for_what_they_are(folder):
     (folder / "labels/train/train_2.png").write_bytes(pointer)
     lines = told(folder)
     assert [line.split(": ", 2)[1:] for line in lines] == [
-        ["images/train/photo.jpg", f"HEIC data under the name of a JPEG or PNG; {contents_of(heic).remedy}"],
+        [
+            "images/train/photo.jpg",
+            f"HEIC data under the name of a JPEG or PNG; {contents_of(heic).remedy_as('JPEG or PNG')}",
+        ],
         [
             "images/train/train_0.png",
             "a Git LFS pointer under the name of a JPEG or PNG; fetch the file that it stands for: git lfs pull",
@@ -517,11 +520,24 @@ def test_other_formats_under_the_names_of_jpegs_and_pngs(folder, format, what):
 
 
 def test_no_label_map_should_become_a_jpeg(folder):
-    for name, contents in (("0", b"\0\0\0\x18ftypheic"), ("1", b"\x1aE\xdf\xa3"), ("2", b"\x93NUMPY")):
-        (folder / f"labels/train/train_{name}.png").write_bytes(contents + bytes(100))
+    remedies = {
+        b"\0\0\0\x18ftypheic": "HEIC data under the name of a PNG; save it as PNG",
+        b"\x1aE\xdf\xa3": "a video under the name of a PNG; save its frames as PNG: ffmpeg -i VIDEO frame_%06d.png",
+        b"\x93NUMPY": "a NumPy array under the name of a PNG; save it as PNG: Image.fromarray(np.load(f)).save(name + "
+        "'.png')",
+        b"gimp xcf": "GIMP data under the name of a PNG; open it in a program that knows it, and export it as PNG",
+        b"P2 8 8 255": "PPM data under the name of a PNG; " + fix("label format"),
+    }
+    for contents, remedy in remedies.items():
+        (folder / "labels/train/train_1.png").write_bytes(contents + bytes(100))
+        assert only(folder) == f"error: labels/train/train_1.png: {remedy}"
+
+
+def test_pictures_that_pillow_does_not_open(folder):
+    (folder / "images/train/train_1.png").write_bytes(b"gimp xcf" + bytes(100))
     assert only(folder) == (
-        "error: 3 files in labels/train (train_0.png, train_1.png, train_2.png): HEIC data, a video, a NumPy array "
-        f"under the name of a PNG; {fix('label format')}"
+        "error: images/train/train_1.png: GIMP data under the name of a JPEG or PNG; open it in a program that knows "
+        "it, and export it as JPEG or PNG"
     )
 
 
@@ -529,16 +545,30 @@ def test_a_file_larger_than_any_picture(folder):
     with (folder / "images/train/train_1.png").open("wb") as file:
         file.truncate(2**35)
     assert only(folder) == (
-        "error: images/train/train_1.png: cannot be read as a picture (has 34359738368 bytes, at most 1448432976 are "
-        "read); " + fix("unreadable image")
+        "error: images/train/train_1.png: has 34359738368 bytes, at most 1448432976 are read; " + fix("too large")
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[" * 100_000, "not JSON that can be read ("),
+        ('{"classes": ["a", "b"], "ignore_label": 1' + "0" * 5000 + "}", "not JSON that can be read ("),
+        ('{"classes": ["a", "\\ud800"]}', "\"classes\" has names with half a letter of UTF-16 in them: ['\\ud800']"),
+    ],
+)
+def test_class_tables_that_json_or_others_could_not_hold(folder, text, said):
+    (folder / "classes.json").write_text(text)
+    assert told(folder)[0].startswith(f"error: classes.json: {said}")
+    with pytest.raises(ValueError, match=r"classes.json: (not JSON that can be read|\"classes\" has names)"):
+        FolderDataset(folder)
 
 
 def test_a_class_table_that_never_ends(folder):
     (folder / "classes.json").unlink()
     os.mkfifo(folder / "classes.json")
-    assert told(folder)[0].startswith("error: classes.json: is a pipe that nobody writes to: give a file; a file that")
-    with pytest.raises(ValueError, match=r"classes.json is a pipe that nobody writes to"):
+    assert told(folder)[0].startswith("error: classes.json: is a pipe with nothing in it: give a file; a file that")
+    with pytest.raises(ValueError, match=r"classes.json is a pipe with nothing in it"):
         FolderDataset(folder)
     (folder / "classes.json").unlink()
     (folder / "classes.json").symlink_to("/dev/zero")

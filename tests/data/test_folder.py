@@ -7,9 +7,19 @@ from PIL import Image
 
 from kerasseg.data import FolderDataset, default_palette
 from kerasseg.data.folder import parse_classes, read_label
+from kerasseg.data.unreadable import first_unreadable
 from tests.data.folders import CLASSES, make_folder, save, write_classes
 
 RNG = np.random.default_rng(1)
+
+
+def test_a_label_map_of_another_size_is_named(tmp_path):
+    folder = make_folder(tmp_path / "pets", train=2, val=1)
+    save(folder / "labels/train/train_1.png", np.zeros((5, 7)))
+    assert first_unreadable(FolderDataset(folder)).startswith(
+        f"the label map of {folder}/images/train/train_1.png: the label map is not of the size of its image (7x5 for "
+        "32x24)"
+    )
 
 
 def test_names_are_sorted_and_without_extension(tmp_path):

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from kerasseg.data import Augmentation, builders, default_palette, eval_dataset, make_split, open_dataset, train_dataset
 from kerasseg.data.check import require_sound
+from kerasseg.data.unreadable import first_unreadable
 from tests.data import archives
 
 
@@ -113,6 +114,19 @@ def test_training_and_evaluation_batches(tfds_directories):
     expected = np.stack([dataset.load_label("train", name) for name in split.labeled])
     assert sorted(labels.numpy().tolist()) == sorted(expected.tolist())
     assert len(list(eval_dataset(dataset, "val"))) == 2
+
+
+def test_a_damaged_record_is_named(tfds_directories, monkeypatch):
+    archives.voc2012(tfds_directories[0])
+    dataset = open_dataset("voc2012")
+    name, record = dataset.image_names("train")[1], dataset._record
+
+    def damaged(split, wanted):
+        return b"\xff" * 40 if wanted == name else record(split, wanted)
+
+    monkeypatch.setattr(dataset, "_record", damaged)
+    assert first_unreadable(dataset).startswith(f"the train image {name!r} of voc2012 cannot be read (")
+    assert first_unreadable(dataset, splits=("val",)) is None
 
 
 def test_splits_of_other_projects(tfds_directories, tmp_path):

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 
@@ -103,6 +105,14 @@ def test_cover_leaves_the_image_level_labels_to_others(four_classes):
     split = make_split(four_classes, "2", 3, image_labels="2", cover=True)
     assert split.labeled == ("c", "e")
     assert list(split.weak) == sorted(rank(four_classes, 3, set("abdfghijklmnop"))[:2])
+
+
+def test_names_from_a_pipe():
+    reads, writes = os.pipe()
+    os.write(writes, b"train_0001\ntrain_0002\n")
+    os.close(writes)
+    assert make_split(SHAPES, f"/dev/fd/{reads}").labeled == ("train_0001", "train_0002")
+    os.close(reads)
 
 
 def test_cover_has_nothing_to_choose_of_a_file_of_names(tmp_path):

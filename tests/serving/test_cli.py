@@ -169,12 +169,10 @@ def test_libraries_tell_nobody_of_their_use(room):
 
 
 def test_commands_change_libraries_and_imports_do_not():
-    show = "print('openvino_telemetry' in sys.modules, logging.getLogger('matplotlib').level)"
+    show = "print('openvino_telemetry' in sys.modules)"
     for code, found in (
-        (f"import kerasseg.data\n{show}", "False 0\n"),
-        (f"from serving import cli\ncli.run(lambda config: {show}, int, '', ['1'])", "True 40\n{}\n"),
+        (f"import kerasseg.data\n{show}", "False\n"),
+        (f"from serving import cli\ncli.run(lambda config: {show}, int, '', ['1'])", "True\n{}\n"),
     ):
-        done = subprocess.run(
-            [sys.executable, "-c", f"import logging, sys\n{code}"], capture_output=True, text=True, cwd=ROOT
-        )
+        done = subprocess.run([sys.executable, "-c", f"import sys\n{code}"], capture_output=True, text=True, cwd=ROOT)
         assert done.stdout == found

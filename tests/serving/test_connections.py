@@ -170,8 +170,9 @@ def test_a_slow_reader_is_cut_off_where_no_connection_is_left(toy_model, monkeyp
             connection, before = watched[0]
             connection.loop.call_soon_threadsafe(connection._look_at_reader, before)
             until(lambda: len(watched) == 2)  # it goes on
-            with connect(server):
-                until(lambda: len(server.server_state.connections) == 2)
+            with connect(server), connect(server) as refused:
+                refused.sendall(GET)
+                assert refused.recv(2**16).startswith(b"HTTP/1.1 503 ")
                 connection.loop.call_soon_threadsafe(connection._look_at_reader, before)
                 until(lambda: connection._is_cut)
 

@@ -3,6 +3,7 @@
 import gc
 import json
 import logging
+import math
 import signal
 import socket
 import sys
@@ -429,6 +430,12 @@ def test_a_message_that_does_not_arrive(server, monkeypatch):
         stalled = channel.stream_unary(f"/{SERVICE}/ModelInfer").future(nothing(), timeout=600)
         stalled.add_done_callback(ended.append)
         assert refused(stalled) == ("DEADLINE_EXCEEDED", "the message did not arrive within 0.05 seconds")
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 1e8])
+def test_any_timeout(toy_model, timeout):
+    with running(toy_model.parent, grpc_port=0, timeout=timeout) as server, calling(server) as call:
+        assert call("ModelInfer", infer_request()).result()
 
 
 def frame(kind, flags, stream, contents=b""):

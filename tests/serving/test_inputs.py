@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from serving.files import read_bounded
 from serving.inputs import Names, contents_of, decode_text, in_place_of, is_text, look, read_text, shown
 
 PAGE = b"\r\n<!-- proxy --><HTML><head><title>Sign in</title></head></HTML>"
@@ -105,6 +106,17 @@ def test_text_from_a_pipe_somebody_writes_to():
     os.close(reads)
 
 
+def test_a_pipe_of_which_more_comes_than_is_read(tmp_path):
+    reads, writes = os.pipe()
+    os.write(writes, b"123456789")
+    os.close(writes)
+    with pytest.raises(ValueError, match="is a pipe with more than 4 bytes: give a file"):
+        read_bounded(Path(f"/dev/fd/{reads}"), 4, pipes=True)
+    with pytest.raises(ValueError, match="is a pipe with nothing in it: give a file"):
+        read_bounded(Path(f"/dev/fd/{reads}"), 4, pipes=True)
+    os.close(reads)
+
+
 def test_half_a_letter_of_utf_16_is_refused():
     with pytest.raises(ValueError, match="list begins as UTF-16 does, and goes on otherwise: save it as UTF-8"):
         decode_text(b"\xff\xfea", "list")
@@ -119,6 +131,10 @@ def test_names_are_found_as_people_read_them():
     assert names.find("koln") is None
     assert Names(["Ab", "aB"]).find("ab") is None  # either could be meant
     assert look("\u00c4") == look("a\u0308")
+
+
+def test_every_name_can_be_shown():
+    assert [shown(name) for name in ("é\n", "caf\udce9", "\ud800")] == ["é\\n", "caf\\xe9", "\\ud800"]
 
 
 def test_names_that_are_no_text():

@@ -300,7 +300,10 @@ def test_lists_objects_and_strings_are_counted_before_they_are_made(monkeypatch)
 
 @pytest.mark.parametrize("number", ["9" * 101, "-" + "9" * 100, "0." + "1" * 99, "1e" + "0" * 99, "NaN", "-Infinity"])
 def test_numbers_of_any_length_are_refused(number):
-    with pytest.raises(ValueError, match="the request is not JSON: .* is no number of at most 100 characters"):
+    said = (
+        f"{number} is no number there" if number[-1].isalpha() else "a number of 101 characters, at most 100 are read"
+    )
+    with pytest.raises(ValueError, match=f"the request is not JSON: {said}"):
         parse(f'{{"inputs": [{number}, {number}]}}'.encode())
 
 

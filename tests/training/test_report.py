@@ -1,6 +1,7 @@
 import base64
 import io
 import json
+import os
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -511,14 +512,16 @@ def test_wide_pictures_are_reduced_and_examples_limited(tmp_path):
     assert decoded(page.images()["frame_00: picture"]).size == (400, 300)
 
 
-def command(*arguments):
+def command(*arguments, **environment):
     # A command of its own shows that no part of it needs TensorFlow.
     code = (
         "import runpy, sys; sys.argv[0] = 'training.report'; "
         "sys.modules['tensorflow'] = sys.modules['keras'] = None; "
         "runpy.run_module('training.report', run_name='__main__')"
     )
-    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, env=os.environ | environment
+    )
 
 
 def test_command_line(tmp_path):
@@ -528,7 +531,7 @@ def test_command_line(tmp_path):
     assert json.loads(done.stdout.splitlines()[-1]) == {"report": str(folder / "report.html")}
     assert "As good as s4gan (other), which reached 56.8 %." in Page(folder / "report.html").text
 
-    wrong = command(tmp_path)
+    wrong = command(tmp_path, HOME="/proc/none", MPLCONFIGDIR="")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr.startswith("error: ") and wrong.stderr.count("\n") == 1
     assert "is not a run folder" in wrong.stderr

@@ -525,6 +525,9 @@ def test_a_run_is_evaluated_from_anywhere_on_whatever_has_the_split(eager, datas
     assert status == 0 and "nothing is measured: all pixels of the test label maps are to be ignored" in err
     assert test["mIoU"] is test["mIoU_reference"] is test["pixel_accuracy"] is None
 
+    status, _, err = call(evaluate.cli_main, [out, "--dataset", only, "--split", "tset"], capsys)
+    assert status == 2 and "{train,val,test}" in err and "Traceback" not in err
+
     path = only / "images/test/val_1.png"
     path.write_bytes(path.read_bytes()[:-12])
     monkeypatch.setattr(evaluate, "require_sound", lambda *args, **options: [])
