@@ -59,7 +59,8 @@ def first_unreadable(dataset: Dataset, splits: Collection[str] = SPLITS) -> str 
         except OF_A_PICTURE as error:  # of a record, which has no file of its own
             return f"{what} cannot be read ({reason_of(error)})"
         except (OSError, ValueError) as error:
-            return str(error) if what in str(error) else f"{what} cannot be read ({error})"
+            is_named = isinstance(error.__cause__, FileError) or getattr(error, "filename", None)
+            return str(error) if is_named else f"{what} cannot be read ({error})"
         return None
 
     with ThreadPoolExecutor() as pool:

@@ -13,8 +13,11 @@ from tests.data.folders import CLASSES, make_folder, save, write_classes
 RNG = np.random.default_rng(1)
 
 
-def test_a_label_map_of_another_size_is_named(tmp_path):
+def test_a_label_map_that_cannot_be_used_is_named(tmp_path):
     folder = make_folder(tmp_path / "pets", train=2, val=1)
+    label = save(folder / "labels/train/train_1.png", np.zeros((24, 32)))
+    label.write_bytes(label.read_bytes()[:45])
+    assert first_unreadable(FolderDataset(folder)).startswith(f"{label}: cannot be read as a picture (")
     save(folder / "labels/train/train_1.png", np.zeros((5, 7)))
     assert first_unreadable(FolderDataset(folder)).startswith(
         f"the label map of {folder}/images/train/train_1.png: the label map is not of the size of its image (7x5 for "
