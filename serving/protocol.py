@@ -36,9 +36,10 @@ MAX_JSON_ELEMENTS = 2**22
 MAX_JSON_BYTES = 2**24
 """The same for requests."""
 
-MAX_JSON_TOKENS = 5 * 2**16
-"""Lists, objects, strings and words in the JSON of a request: enough for a picture of 512x512 with a list for each
-pixel. Python reads them in one piece, while all other threads wait; numbers it reads one by one (`_read_json`)."""
+MAX_JSON_TOKENS = 2**16
+"""Lists, objects, strings and words in the JSON of a request: enough for a picture of 250x250 with a list for each
+pixel. Python makes them in one piece, and looks for cycles among them, while all other threads wait: with five times as
+many, health took 0.4 s (benchmarks/results/health.md). Numbers it reads one by one (`_read_json`)."""
 
 MAX_DIGITS = 100
 """Characters of a number in JSON; Python reads a longer one in one piece, too."""

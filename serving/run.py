@@ -39,7 +39,7 @@ CLOSING = 1.0
 
 SWITCH_INTERVAL = 0.001
 """Seconds for which a thread may keep Python's lock while others wait for it. With Python's own, 5 ms,
-health waits twice as long beside threads that read JSON, which are no faster (benchmarks/results/fuzz.md)."""
+health waits twice as long beside threads that read JSON, which are no faster (benchmarks/results/health.md)."""
 
 MAX_BUCKET_PICTURES = 50
 """How many of the folder's pictures buckets are tried on."""

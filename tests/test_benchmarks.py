@@ -20,6 +20,7 @@ from benchmarks import (
     comparison_runs,
     comparison_tables,
     gpu,
+    health,
     input_pipeline,
     serving,
     step_profile,
@@ -632,3 +633,12 @@ def test_the_profile_counts_the_operations_of_tensorflow(tmp_path):
     milliseconds = [taken for kind, taken in step_profile.operations(tmp_path) if kind in ("MatMul", "_MklMatMul")]
     assert len(milliseconds) == 3
     assert 0 < min(milliseconds) <= max(milliseconds) < 1000
+
+
+@pytest.mark.slow
+def test_health_is_asked_beside_each_kind_of_request(tmp_path):
+    rows = health.main(health.Health(seconds=0.5, results=tmp_path / "health.md"))
+    assert all(0 < row["median"] <= row["99 %"] <= row["most"] and row["asked"] >= 1 for row in rows.values())
+    assert rows["nothing"]["answered"] == 0
+    assert all(row["answered"] >= 3 for what, row in rows.items() if what != "nothing")
+    assert "| JSON with 150,000 keys | " in (tmp_path / "health.md").read_text()
