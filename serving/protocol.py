@@ -39,7 +39,7 @@ MAX_JSON_BYTES = 2**24
 MAX_JSON_TOKENS = 2**16
 """Lists, objects, strings and words in the JSON of a request: enough for a picture of 250x250 with a list for each
 pixel. Python makes them in one piece, and looks for cycles among them, while all other threads wait: with five times as
-many, health took 0.4 s (benchmarks/results/health.md). Numbers it reads one by one (`_read_json`)."""
+many, health took up to 0.5 s (benchmarks/results/health.md). Numbers it reads one by one (`_read_json`)."""
 
 MAX_DIGITS = 100
 """Characters of a number in JSON; Python reads a longer one in one piece, too."""

@@ -1,6 +1,7 @@
-"""The words of the report: what the methods and the logged quantities mean, and how a curve should look.
+"""The words of the report: what the logged quantities mean, and how a curve should look.
 
-A name that is missing here still appears in the report, drawn and without words; a new method adds its lines.
+A name that is missing here still appears in the report, drawn and without words; a new method adds its terms. What the
+method itself does stands on its class (`Method.summary`).
 """
 
 from typing import NamedTuple
