@@ -1,13 +1,19 @@
-"""Optimizers where they have to differ from Keras' own."""
+"""The methods' optimizers, and what in them has to differ from Keras' own."""
+
+from typing import TYPE_CHECKING
 
 import keras
 import tensorflow as tf
 
+from kerasseg.distribution import sum_over_replicas
+from kerasseg.keras_internals import LossScaleOptimizer, index_of
 from kerasseg.layers import register
-from kerasseg.losses import sum_over_replicas
+
+if TYPE_CHECKING:
+    from kerasseg.methods.config import AdversarialConfig, SegmenterConfig
 
 
-class LossScale(keras.optimizers.LossScaleOptimizer):
+class LossScale(LossScaleOptimizer):
     """Keras' loss scaling for float16, where a step that overflows counts as a step, and replicas agree on it.
 
     Its update alone is left out. Schedules and all else that goes by `iterations` move on, as they do for the other
@@ -27,8 +33,7 @@ class LossScale(keras.optimizers.LossScaleOptimizer):
         overflows = sum_over_replicas(tf.cast(tf.logical_not(super().check_finite(grads)), tf.float32))
         return overflows == 0
 
-    def _stateful_handle_non_finite_grads(self):
-        super()._stateful_handle_non_finite_grads()
+    def after_overflow(self):
         self.skipped.assign_add(1)
         self.iterations.assign_add(1)
 
@@ -53,7 +58,7 @@ class GroupRates(keras.optimizers.Optimizer):
 
     def update_step(self, gradient, variable, learning_rate):
         if self.multipliers is not None:
-            learning_rate = learning_rate * self.multipliers[self._get_variable_index(variable)]
+            learning_rate = learning_rate * self.multipliers[index_of(variable, self)]
         super().update_step(gradient, variable, learning_rate)
 
     def get_config(self):
@@ -116,3 +121,33 @@ class Poly(keras.optimizers.schedules.PolynomialDecay):
 
     def get_config(self):
         return {"learning_rate": self.initial_learning_rate, "steps": self.decay_steps, "until": self.until}
+
+
+def segmenter_optimizer(
+    config: "SegmenterConfig", segmenter: keras.Model, network: keras.Model | None = None
+) -> SGD | AdamW:
+    """The optimizer that `config` describes, for the segmenter or another `network` that learns beside it: all that is
+    not of the segmenter's backbone learns at the head's rate."""
+    network = network or segmenter
+    backbone = getattr(segmenter, "backbone", None)
+    pretrained = {variable.path for variable in backbone.trainable_variables} if backbone else set()
+    multipliers = [
+        1.0 if not backbone or variable.path in pretrained else config.head_multiplier
+        for variable in network.trainable_variables
+    ]
+    rate = Poly(config.learning_rate, config.main_updates * config.steps)
+    if config.optimizer == "adamw":
+        return AdamW(rate, weight_decay=config.weight_decay, multipliers=multipliers)
+    return SGD(
+        rate,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        l2=config.weight_decay,
+        multipliers=multipliers,
+    )
+
+
+def discriminator_optimizer(config: "AdversarialConfig", until: float = 1.0) -> keras.optimizers.Adam:
+    """The optimizer that `config` describes; `until` that share of training, when its rate becomes 0."""
+    rate = Poly(config.discriminator_learning_rate, config.steps, until)
+    return keras.optimizers.Adam(rate, beta_1=0.9, beta_2=0.99)

@@ -5,14 +5,15 @@ import resource
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasseg.data import Augmentation, Dataset, Split, make_split, open_dataset, train_dataset
+from kerasseg.data import Dataset, Split, make_split, open_dataset, train_dataset
 from kerasseg.data.check import require_sound
 from kerasseg.data.weighting import resolve_class_weights
 from kerasseg.methods import Method, TrainingData
@@ -28,6 +29,14 @@ PANELS = 4
 """Pictures shown in TensorBoard."""
 
 
+class Stage(NamedTuple):
+    """A method that is fitted in a run, and after which steps of the run that begins and ends."""
+
+    method: Method
+    begin: int
+    end: int
+
+
 @dataclass(frozen=True)
 class Session:
     """A method ready to be trained, with all that it needs."""
@@ -39,7 +48,18 @@ class Session:
     dataset: Dataset
     split: Split
     method: Method
-    """Compiled."""
+    """Its stages are compiled."""
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The parts of the training in their order."""
+        ends = list(accumulate(method.config.steps for method in self.method.stages()))
+        return tuple(map(Stage, self.method.stages(), [0, *ends], ends))
+
+    @property
+    def steps(self) -> int:
+        """How many training steps there are in all."""
+        return self.stages[-1].end
 
     @property
     def unlabeled(self) -> int:
@@ -75,38 +95,30 @@ class Session:
     def images_per_step(self) -> int:
         return self.config.batch_size + self.unlabeled
 
-    def whole_batches(self, start_step: int, **share: Any) -> tf.data.Dataset:
-        """Batches for all devices together, from that step on; `share` as `train_dataset` takes it."""
+    def whole_batches(self, stage: Stage, start_step: int, **share: Any) -> tf.data.Dataset:
+        """A stage's batches for all devices together, from that step of the run on; `share` as `train_dataset` takes
+        it."""
+        return train_dataset(
+            self.dataset,
+            self.split,
+            dataclasses.replace(self.config.augmentation, whole=stage.method.learns_from_whole_images),
+            batch_size=self.config.batch_size,
+            unlabeled_batch_size=self.unlabeled,
+            seed=self.config.seed,
+            start_step=start_step,
+            rare_class_temperature=self.config.rare_class_temperature,
+            copy_paste=self.config.copy_paste,
+            **share,
+        )
 
-        def batches(augmentation: Augmentation, step: int) -> tf.data.Dataset:
-            return train_dataset(
-                self.dataset,
-                self.split,
-                augmentation,
-                batch_size=self.config.batch_size,
-                unlabeled_batch_size=self.unlabeled,
-                seed=self.config.seed,
-                start_step=step,
-                rare_class_temperature=self.config.rare_class_temperature,
-                copy_paste=self.config.copy_paste,
-                **share,
-            )
-
-        augmentation, crop_steps = self.config.augmentation, self.method.crop_steps
-        if crop_steps == self.method.total_steps:
-            return batches(augmentation, start_step)
-        whole = batches(dataclasses.replace(augmentation, whole=True), max(start_step, crop_steps))
-        crops = max(crop_steps - start_step, 0) * len(share.get("own_shares", (0,)))
-        return batches(augmentation, start_step).take(crops).concatenate(whole) if crops else whole
-
-    def batches(self, start_step: int) -> tf.distribute.DistributedDataset:
+    def batches(self, stage: Stage, start_step: int) -> tf.distribute.DistributedDataset:
         """The same, shared out among the strategy's devices."""
 
         def of_a_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
             shares = context.num_replicas_in_sync
             each = shares // context.num_input_pipelines
             own = range(context.input_pipeline_id * each, (context.input_pipeline_id + 1) * each)
-            return self.whole_batches(start_step, shares=shares, own_shares=own)
+            return self.whole_batches(stage, start_step, shares=shares, own_shares=own)
 
         return self.strategy.distribute_datasets_from_function(of_a_worker)
 
@@ -142,7 +154,8 @@ def assemble(config: RunConfig, strategy: tf.distribute.Strategy, resumed: bool 
         raise ValueError("the workers do not see the same images: give all of them the same --dataset and flags")
     with strategy.scope():
         method = build_method(config, dataset, split, resumed)
-        method.compile(sync_batch_norm=config.sync_batch_norm, accumulate=config.accumulate)
+        for stage in method.stages():
+            stage.compile(sync_batch_norm=config.sync_batch_norm, accumulate=config.accumulate)
     session = Session(config, strategy, protocol, dataset, split, method)
     for warning in session.warnings():
         print(f"warning: {warning}", file=sys.stderr)
@@ -217,11 +230,14 @@ def open_branch(folder: Path, dataset: Dataset, split: Split) -> Method:
     return keras.saving.load_model(run.model)
 
 
-class Look:
+class Evaluator:
     """What is found out of a method while it trains: its scores, how hard its losses pull, what pictures come to.
 
     Args:
         names: of the val images that its scores are of; all when None.
+
+    Attributes:
+        stage: the one that is trained at present; the first, until another is set.
     """
 
     def __init__(self, session: Session, names: Sequence[str] | None = None):
@@ -231,9 +247,10 @@ class Look:
             Measurement(method, dataset, names=names),
             Examples(method, dataset, "val"),
         )
-        self.gradient_norms = None
+        self.stage = session.stages[0]
+        self.first_batch = None
         if session.config.gradient_norms:
-            self.gradient_norms = GradientNorms(method, next(iter(session.whole_batches(start_step=0))))
+            self.first_batch = next(iter(session.whole_batches(self.stage, start_step=0)))
 
     def __call__(self) -> tuple[dict, dict, np.ndarray]:
         """The result, scores of it for the log, and panels, as `Evaluation` wants them."""
@@ -241,7 +258,8 @@ class Look:
         noted = {"val_mIoU": result["mIoU"]}
         noted |= {f"val_mIoU_{name}": result[name]["mIoU"] for name in self.variants}
         noted = {name: score for name, score in noted.items() if score is not None}
-        noted |= self.gradient_norms() if self.gradient_norms else {}
+        if self.first_batch is not None:
+            noted |= GradientNorms(self.stage.method, self.first_batch)()
         return result, noted, self.examples.panels(PANELS)
 
 

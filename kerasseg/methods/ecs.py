@@ -15,7 +15,7 @@ from kerasseg.methods.config import PseudoLabelConfig, require, require_shares, 
 from kerasseg.methods.method import Method
 from kerasseg.methods.registry import register_method
 from kerasseg.metrics import scores
-from kerasseg.optimizers import Adam, Poly
+from kerasseg.optimizers import Adam, Poly, segmenter_optimizer
 from kerasseg.segmenters import DeepLabV3Plus, fitting_rates
 
 
@@ -136,7 +136,7 @@ class ECS(Method):
         corrector = Adam(rate, beta_1=0.9, beta_2=0.99, l2=config.corrector_weight_decay)
         if config.corrector_only:
             return {"corrector": corrector}
-        return {"segmenter": self.segmenter_optimizer(), "corrector": corrector}
+        return {"segmenter": segmenter_optimizer(self.config, self.segmenter), "corrector": corrector}
 
     @property
     def main_optimizer(self):
@@ -182,9 +182,8 @@ class ECS(Method):
         prediction_BHW = tf.argmax(S_BHWK, axis=-1, output_type=tf.int32)
         return tf.where(prediction_BHW == y, self.num_classes, y)
 
-    def update(self, data):
-        x_l, x_u, y_l = self.unpack(data)
-        valid_u = self.unlabeled_valid(data)
+    def update(self, batch):
+        x_l, y_l, x_u, valid_u = batch.labeled, batch.labels, batch.unlabeled, batch.valid
         config = self.config
         y_t = tf.where(y_l == IGNORE_LABEL, IGNORE_LABEL, self.num_classes)  # "right as it is" everywhere
         if config.corrector_only:  # the segmenter in inference mode, or its batch norm would learn
