@@ -1,5 +1,7 @@
 """The methods' optimizers, and what in them has to differ from Keras' own."""
 
+import math
+import warnings
 from typing import TYPE_CHECKING
 
 import keras
@@ -36,6 +38,49 @@ class LossScale(LossScaleOptimizer):
     def after_overflow(self):
         self.skipped.assign_add(1)
         self.iterations.assign_add(1)
+
+
+@register
+class Replaceable(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule that a rate set by hand takes the place of, in a graph that exists already too."""
+
+    def __init__(self, schedule: keras.optimizers.schedules.LearningRateSchedule):
+        self.schedule = schedule
+        self.by_hand = tf.Variable(math.nan, trainable=False, name="rate_by_hand")
+
+    def __call__(self, step):
+        return tf.where(tf.math.is_nan(self.by_hand), self.schedule(step), self.by_hand)
+
+    def get_config(self):
+        return {"schedule": keras.saving.serialize_keras_object(self.schedule)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(keras.saving.deserialize_keras_object(config["schedule"]))
+
+
+class SettableRate(keras.optimizers.Optimizer):
+    """An optimizer whose `learning_rate` may be set although it has a schedule, as `LearningRateScheduler` and
+    `ReduceLROnPlateau` set it: a `Replaceable` one steps aside, with a warning."""
+
+    def __init__(self, learning_rate, *args, **kwargs):
+        super().__init__(learning_rate, *args, **kwargs)
+        self.schedule = learning_rate if isinstance(learning_rate, Replaceable) else None
+
+    @property
+    def learning_rate(self):
+        return keras.optimizers.Optimizer.learning_rate.fget(self)
+
+    @learning_rate.setter
+    def learning_rate(self, rate):
+        if self.schedule is None or callable(rate):
+            keras.optimizers.Optimizer.learning_rate.fset(self, rate)
+            return
+        if math.isnan(self.schedule.by_hand.numpy()):
+            warnings.warn(
+                f"the learning rate is set to {float(rate):.3g} and no longer follows its schedule", stacklevel=2
+            )
+        self.schedule.by_hand.assign(rate)
 
 
 class GroupRates(keras.optimizers.Optimizer):
@@ -89,18 +134,18 @@ class L2Penalty(keras.optimizers.Optimizer):
 
 
 @register
-class SGD(L2Penalty, GroupRates, keras.optimizers.SGD):
+class SGD(SettableRate, L2Penalty, GroupRates, keras.optimizers.SGD):
     """SGD with momentum, as the papers' segmenters are trained. Arguments: `L2Penalty`, `GroupRates`,
     `keras.optimizers.SGD`."""
 
 
 @register
-class Adam(L2Penalty, keras.optimizers.Adam):
+class Adam(SettableRate, L2Penalty, keras.optimizers.Adam):
     """Adam, as a critic with weight decay is trained. Arguments: `L2Penalty`, `keras.optimizers.Adam`."""
 
 
 @register
-class AdamW(GroupRates, keras.optimizers.AdamW):
+class AdamW(SettableRate, GroupRates, keras.optimizers.AdamW):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101) and rates by group.
 
     A step takes the weight decay times the learning rate off each weight, whatever its group. Arguments: `GroupRates`,
@@ -135,7 +180,7 @@ def segmenter_optimizer(
         1.0 if not backbone or variable.path in pretrained else config.head_multiplier
         for variable in network.trainable_variables
     ]
-    rate = Poly(config.learning_rate, config.main_updates * config.steps)
+    rate = Replaceable(Poly(config.learning_rate, config.main_updates * config.steps))
     if config.optimizer == "adamw":
         return AdamW(rate, weight_decay=config.weight_decay, multipliers=multipliers)
     return SGD(

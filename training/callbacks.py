@@ -61,9 +61,9 @@ class Progress(StepCallback):
     def after_step(self, logs):
         seconds = time.perf_counter() - self.started
         rate = (self.step - self.start_step) * self.images_per_step / seconds
-        first = next(iter(logs), None)
+        total = next(iter(self.model.loss_first(logs).values()), None)
         self.bar.set_postfix_str(
-            f"{rate:.1f} images/s" + (f", {first} {logs[first]:.3f}" if first else ""), refresh=False
+            f"{rate:.1f} images/s" + ("" if total is None else f", loss {total:.3f}"), refresh=False
         )
         self.bar.update()
 

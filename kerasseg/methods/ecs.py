@@ -16,7 +16,7 @@ from kerasseg.methods.method import Method
 from kerasseg.methods.registry import register_method
 from kerasseg.metrics import scores
 from kerasseg.optimizers import Adam, Poly, segmenter_optimizer
-from kerasseg.segmenters import DeepLabV3Plus, fitting_rates
+from kerasseg.segmenters import BACKBONES, DeepLabV3Plus, fitting_rates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +113,10 @@ class ECS(Method):
     def __init__(self, segmenter, corrector=None, *, name=None, **fields):
         config = self.make_config(fields)
         if corrector is None:
+            require(
+                config.corrector_backbone is not None or hasattr(segmenter, "backbone_name"),
+                f"corrector_backbone must name one of {', '.join(BACKBONES)}: the segmenter's own is none of them",
+            )
             corrector = build_corrector(
                 segmenter.output_shape[-1],
                 config.corrector_backbone or segmenter.backbone,
@@ -201,7 +205,8 @@ class ECS(Method):
             terms = {"L_sup": L_sup, "L_ce": L_ce, "L_aux": L_aux} | corrector_terms
             if config.joint_update and config.lambda_ecs:
                 terms |= self.learn_corrections(x_u, valid_u, tape)
-                L_S = terms["L_S"] = L_sup + config.lambda_ecs * terms["L_ecs"]
+                L_S = L_sup + config.lambda_ecs * terms["L_ecs"]
+                terms = {"L_S": L_S} | terms
         self.minimize("segmenter", L_S, tape)
 
         if config.lambda_ecs and not config.joint_update:

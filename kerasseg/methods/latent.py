@@ -22,6 +22,7 @@ from kerasseg.methods.config import AdversarialConfig, require, require_shares, 
 from kerasseg.methods.method import Method
 from kerasseg.methods.registry import register_method
 from kerasseg.optimizers import discriminator_optimizer, segmenter_optimizer
+from kerasseg.segmenters import require_parts
 
 EPSILON = 1e-7
 
@@ -104,6 +105,7 @@ class Latent(Method):
     config: LatentConfig
 
     def __init__(self, segmenter, latent_head=None, discriminator=None, *, name=None, **fields):
+        require_parts(segmenter, "Latent")
         config = self.make_config(fields)
         classes = segmenter.output_shape[-1]
         self.branch_classes = {

@@ -1,6 +1,7 @@
 """What all methods share, so that a method's `train_step` has only its paper in it."""
 
 import dataclasses
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Self
 
@@ -10,12 +11,13 @@ import tensorflow as tf
 
 from kerasseg import accumulation
 from kerasseg.distribution import for_the_log
-from kerasseg.keras_internals import BuiltModel, all_layers
+from kerasseg.keras_internals import all_layers
 from kerasseg.losses import IGNORE_LABEL, cross_entropy, dice_loss, hard_pixels
 from kerasseg.methods import gradient_norms
 from kerasseg.methods.averaging import averaged_copy, follow
 from kerasseg.methods.batch import Batch, as_batch
 from kerasseg.methods.config import MethodConfig, require
+from kerasseg.methods.fitting import FittedModel, Optimizers, further_metric, optimizers_by_network, require_logits
 from kerasseg.methods.inference import Inference, Segment, at_once
 from kerasseg.metrics import ConfusionMatrix
 from kerasseg.optimizers import LossScale
@@ -30,7 +32,7 @@ class TrainingData(NamedTuple):
     """Height and width of the training crops, pixels."""
 
 
-class Method(BuiltModel):
+class Method(FittedModel):
     """A way of training a segmenter: networks, one optimizer for each, and a `train_step`.
 
     As a Keras model it maps images (B,H,W,3), RGB in 0..255, any size, to class probabilities (B,H,W,K), float32.
@@ -64,6 +66,7 @@ class Method(BuiltModel):
 
     def __init__(self, networks: dict[str, keras.Model], fields: dict[str, Any], name: str | None = None):
         super().__init__(name=name)
+        require_logits(networks.get("segmenter"))
         self.config = self.make_config(fields)
         self.network_names = tuple(networks)
         for network_name, network in networks.items():
@@ -213,16 +216,6 @@ class Method(BuiltModel):
         """
         return {}
 
-    def test_step(self, data):
-        images_BHW3, labels_BHW = data
-        for variant, probabilities_BHWK in self.predictions(images_BHW3).items():
-            self.confusion[variant or "mIoU"].update_state(labels_BHW, tf.argmax(probabilities_BHWK, axis=-1))
-        return {name: metric.result() for name, metric in self.confusion.items()}
-
-    @property
-    def metrics(self):
-        return list(self.confusion.values())
-
     # --- training ---
 
     def make_optimizers(self) -> dict[str, keras.optimizers.Optimizer]:
@@ -231,8 +224,11 @@ class Method(BuiltModel):
 
     def compile(
         self,
-        optimizers: dict[str, keras.optimizers.Optimizer] | None = None,
-        jit_compile=None,
+        optimizer: Optimizers = None,
+        loss=None,
+        metrics: Sequence[str | keras.metrics.Metric] | None = None,
+        *,
+        jit_compile: bool | None = None,
         sync_batch_norm: bool = False,
         accumulate: int = 1,
         **kwargs,
@@ -240,13 +236,24 @@ class Method(BuiltModel):
         """Makes the optimizers and their state.
 
         Args:
-            optimizers: by network name, in place of the paper's.
+            optimizer: in place of the paper's: by network name, or one for the networks that segment.
+            loss: None; a method brings its own.
+            metrics: of class probabilities (B,H,W,K) against labels (B,H,W), which `evaluate` gives beside mIoU.
+            jit_compile: whether XLA compiles the step; by default not: on CPU it is the slower of the two.
             sync_batch_norm: whether batch norm goes by the batches of all replicas together.
             accumulate: in how many parts, one after the other, networks take a batch, for less memory; it divides the
                 batches' sizes. Only batch norm notices: it goes by each part.
-            jit_compile: whether XLA compiles the step; by default not: on CPU it is the slower of the two.
             kwargs: `steps_per_execution`, `run_eagerly` and so on, as `keras.Model.compile` takes them.
+
+        Raises:
+            ValueError: for a network that is not there, or a loss.
         """
+        refused = [name for name in ("loss_weights", "weighted_metrics") if kwargs.get(name) is not None]
+        if loss is not None or refused:
+            raise ValueError(
+                f"{type(self).__name__} learns by the losses of its paper: leave out {', '.join(refused or ['loss'])}; "
+                "their weights are its fields"
+            )
         if getattr(self.config, "freeze_batch_norm", False):
             for layer in self.batch_norms(self.segmenting):
                 layer.trainable = False
@@ -261,17 +268,14 @@ class Method(BuiltModel):
                     accumulation.accumulate(network.head)
                 elif not isinstance(network, Method):
                     accumulation.accumulate(network)
-        chosen = self.make_optimizers() | (optimizers or {})
-        for network_name, optimizer in chosen.items():
-            require(
-                network_name in self.network_names,
-                f"{type(self).__name__} has no network {network_name!r}; its networks: {', '.join(self.network_names)}",
-            )
+        chosen = self.make_optimizers() | optimizers_by_network(self, optimizer)
+        for network_name, each in chosen.items():
             if keras.config.dtype_policy().name == "mixed_float16":
-                optimizer = LossScale(optimizer)
+                each = LossScale(each)
             # Before the first step, or two optimizers in one step fail under MirroredStrategy.
-            optimizer.build(getattr(self, network_name).trainable_variables)
-            setattr(self.training_optimizers, network_name, optimizer)
+            each.build(getattr(self, network_name).trainable_variables)
+            setattr(self.training_optimizers, network_name, each)
+        self.further_metrics = [further_metric(metric) for metric in metrics or ()]
         first = next(iter(chosen), None)
         super().compile(
             optimizer=getattr(self.training_optimizers, first) if first else "sgd",
@@ -349,6 +353,7 @@ class Method(BuiltModel):
         before = self.skipped()
         with accumulation.batches_in_parts(self.accumulate):
             terms = self.update(self.batch(data))
+        self.term_names = tuple(terms)  # in the graph's answer they stand by the alphabet
         self.update_average()
         skipped = {name: count - before[name] for name, count in self.skipped().items()}
         return for_the_log(terms | skipped)
@@ -358,8 +363,8 @@ class Method(BuiltModel):
         batch = as_batch(data)
         if self.needs_unlabeled and batch.unlabeled is None:
             raise ValueError(
-                f"{type(self).__name__} learns from unlabelled images too; give "
-                '({"labeled": images, "unlabeled": images}, labels)'
+                f"{type(self).__name__} learns from unlabelled images too: give fit {{'labeled': images, 'unlabeled': "
+                "images} and the labels of the former, or batches of these"
             )
         return batch
 

@@ -21,7 +21,7 @@ from kerasseg.methods.method import Method, concatenated
 from kerasseg.methods.registry import METHODS, register_method
 from kerasseg.methods.views import StrongView, StrongViewConfig
 from kerasseg.metrics import roc
-from kerasseg.optimizers import SGD
+from kerasseg.optimizers import SGD, Replaceable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +224,7 @@ class MLMT(Method):
     def make_optimizers(self):
         config = self.config
         rate = keras.optimizers.schedules.CosineDecay(config.classifier_learning_rate, config.steps, alpha=1 / 300)
-        return {"student": SGD(rate, momentum=0.9, nesterov=True, l2=config.classifier_weight_decay)}
+        return {"student": SGD(Replaceable(rate), momentum=0.9, nesterov=True, l2=config.classifier_weight_decay)}
 
     def stages(self):
         return (*self.segmentation.stages(), self) if self.config.train_branch else (self,)

@@ -11,6 +11,7 @@ from kerasseg.methods.method import Method
 from kerasseg.methods.registry import register_method
 from kerasseg.methods.views import StrongView, StrongViewConfig, random_boxes
 from kerasseg.optimizers import segmenter_optimizer
+from kerasseg.segmenters import require_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,7 @@ class UniMatch(Method):
     config: UniMatchConfig
 
     def __init__(self, segmenter, *, name=None, **fields):
+        require_parts(segmenter, "UniMatch")
         super().__init__({"segmenter": segmenter}, fields, name=name)
         self.random = keras.random.SeedGenerator(name="boxes")
         self.strong = StrongView(self.config)
