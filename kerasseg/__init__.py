@@ -4,7 +4,7 @@ Importing it registers every layer, network and method, so that `keras.saving.lo
 """
 
 from kerasseg import start  # isort: skip (first of all)
-from kerasseg import data, losses, methods, metrics, segmenters
+from kerasseg import data, losses, methods, metrics, recipes, segmenters
 from kerasseg.methods import (
     ECS,
     METHODS,
@@ -41,6 +41,7 @@ __all__ = [
     "losses",
     "methods",
     "metrics",
+    "recipes",
     "register_method",
     "segmenters",
     "start",

@@ -23,6 +23,7 @@ import tensorflow as tf
 from kerasseg.data import DATASETS, naming_unreadable
 from kerasseg.distribution import separate_random_numbers
 from kerasseg.methods import METHODS, Method
+from kerasseg.recipes import RECIPES, choose, table
 from kerasseg.segmenters import SEGMENTERS, LoadedWeights
 from serving import cli
 from serving.files import locked, write_atomically
@@ -39,7 +40,6 @@ from training.config import DECIDE_NOTHING, RunConfig, defaults, with_groups
 from training.diagnostics import diagnose
 from training.dry_run import dry_run
 from training.evaluation import Examples, evaluate
-from training.recipes import RECIPES, choose, table
 from training.report import write_report
 from training.run_folder import Run, write_json
 from training.session import Evaluator, Session, assemble, peak_memory, prepare_backend, untrained_taps
@@ -315,14 +315,14 @@ def configuration(arguments: list[str]) -> RunConfig:
     first.add_argument("--dataset")
     first.add_argument("--mlmt.branch", dest="branch")
     known, _ = first.parse_known_args(arguments)
-    config, fields = choose(known.recipe, known.method, known.dataset)
+    settings, fields = choose(known.recipe, known.method, known.dataset)
     if known.branch is not None:
         fields["mlmt"] = fields["mlmt"] | {"branch": known.branch}
     needs = RECIPES[known.recipe].needs if known.recipe in RECIPES else {}
     for flag, what in needs.items():
         if not {flag, "--help", "-h"} & {argument.split("=")[0] for argument in arguments}:
             raise ValueError(f"recipe {known.recipe} needs {flag}: {what}")
-    return with_groups(dataclasses.replace(config, recipe=known.recipe), fields)
+    return with_groups(settings, fields, known.recipe)
 
 
 def main(arguments: list[str] | None = None) -> None:

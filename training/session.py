@@ -1,6 +1,5 @@
 """What a training is put together from: TensorFlow's settings, the images, the method, the batches."""
 
-import dataclasses
 import resource
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,11 +12,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasseg.data import Dataset, Split, make_split, open_dataset, train_dataset
+from kerasseg.data import Dataset, Split, make_split, open_dataset
 from kerasseg.data.check import require_sound
-from kerasseg.data.weighting import resolve_class_weights
-from kerasseg.methods import Method, TrainingData
-from kerasseg.segmenters import SEGMENTERS, build_segmenter, dead_taps, fitting_rates
+from kerasseg.methods import Method
+from kerasseg.segmenters import dead_taps
 from training.config import RunConfig
 from training.diagnostics import GradientNorms
 from training.evaluation import Examples, Measurement
@@ -64,17 +62,7 @@ class Session:
     @property
     def unlabeled(self) -> int:
         """How many unlabelled images there are in a step."""
-        config, method = self.config, self.method
-        if not method.needs_unlabeled:
-            return 0
-        wanted = (config.unlabeled_batch_size or config.batch_size) * method.unlabeled_sets
-        replicas = self.strategy.num_replicas_in_sync
-        if wanted // replicas % method.unlabeled_sets:
-            raise ValueError(
-                f"{config.method} takes {method.unlabeled_sets} unlabelled images for each that it learns from, so "
-                f"each device needs a multiple of that; got {wanted // replicas}: choose another --unlabeled-batch-size"
-            )
-        return max(wanted, method.least_unlabeled * replicas)
+        return self.config.unlabeled_images(self.method, self.strategy.num_replicas_in_sync)
 
     def warnings(self) -> Iterator[str]:
         """What is likely to cost points, a line each."""
@@ -98,18 +86,8 @@ class Session:
     def whole_batches(self, stage: Stage, start_step: int, **share: Any) -> tf.data.Dataset:
         """A stage's batches for all devices together, from that step of the run on; `share` as `train_dataset` takes
         it."""
-        return train_dataset(
-            self.dataset,
-            self.split,
-            dataclasses.replace(self.config.augmentation, whole=stage.method.learns_from_whole_images),
-            batch_size=self.config.batch_size,
-            unlabeled_batch_size=self.unlabeled,
-            seed=self.config.seed,
-            start_step=start_step,
-            rare_class_temperature=self.config.rare_class_temperature,
-            copy_paste=self.config.copy_paste,
-            **share,
-        )
+        replicas = self.strategy.num_replicas_in_sync
+        return self.config.batches(self.dataset, self.split, stage.method, replicas, start_step=start_step, **share)
 
     def batches(self, stage: Stage, start_step: int) -> tf.distribute.DistributedDataset:
         """The same, shared out among the strategy's devices."""
@@ -177,35 +155,17 @@ def build_method(config: RunConfig, dataset: Dataset, split: Split, resumed: boo
     Args:
         resumed: a checkpoint will bring the weights.
     """
-    fields = config.method_class.with_data(config.method_fields, TrainingData(len(split.labeled), config.crop))
-    if class_weights := resolve_class_weights(config.class_weights, dataset, split):
-        fields = {
-            name: group | ({"class_weights": class_weights} if "class_weights" in group else {})
-            for name, group in fields.items()
-        }
     if config.branch_run is not None:
-        if config.average_weights or class_weights or config.rates:
+        if config.average_weights or config.class_weights != "none" or config.rates:
             raise ValueError(
                 "--average-weights, --class-weights and --rates decide how a segmenter is trained, and that of "
                 "--branch-run is trained already: give them to its own run"
             )
         branch = open_branch(config.branch_run, dataset, split)
         start = "none" if resumed else Run.read(config.branch_run).config["weights"]
+        fields = config.known_fields(dataset, split, config.method_fields)
         return config.method_class.from_trained(branch, fields, start)
-    rates = config.rates or fitting_rates(SEGMENTERS[config.segmenter], config.crop, config.output_stride)
-    head: dict[str, Any] = {"rates": rates}
-    if config.segmenter == "deeplab_v3plus":
-        head |= {"head_dropout": config.head_dropout}
-        head |= {} if config.head_channels is None else {"head_channels": config.head_channels}
-    segmenter = build_segmenter(
-        config.segmenter,
-        backbone=config.backbone,
-        num_classes=dataset.num_classes,
-        output_stride=config.output_stride,
-        weights="none" if resumed else config.weights,
-        **head,
-    )
-    return config.method_class.from_segmenter(segmenter, fields)
+    return config.build_method(dataset, split, config.method_fields, weights="none" if resumed else None)
 
 
 def untrained_taps(method: Method, crop: tuple[int, int]) -> dict[str, int]:
