@@ -3,7 +3,7 @@
 Importing it registers every layer, network and method, so that `keras.saving.load_model` needs no custom objects.
 """
 
-from kerasseg import start  # isort: skip (first of all)
+from kerasseg import tensorflow_setup  # isort: skip (first of all)
 from kerasseg import data, losses, methods, metrics, recipes, segmenters
 from kerasseg.methods import (
     ECS,
@@ -44,5 +44,5 @@ __all__ = [
     "recipes",
     "register_method",
     "segmenters",
-    "start",
+    "tensorflow_setup",
 ]

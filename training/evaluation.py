@@ -174,7 +174,7 @@ class Examples:
         answer = self.method.infer(images_BHW3)
         predictions = answer.variants | self.method.of_last_weights(images_BHW3)
         labels = {name: tf.argmax(probabilities, axis=-1) for name, probabilities in predictions.items()}
-        return labels, answer.scores, answer.reliability_BHW
+        return labels, answer.critic_scores, answer.reliability_BHW
 
     def some(self, count: int):
         """Yields, of up to `count` pictures, (name, image uint8 (H,W,3), truth (H,W), {variant: label map (H,W)},

@@ -43,7 +43,7 @@ from training.evaluation import Examples, evaluate
 from training.report import write_report
 from training.run_folder import Run, write_json
 from training.session import Evaluator, Session, assemble, peak_memory, prepare_backend, untrained_taps
-from training.workers import gather, is_chief, make_strategy, together, workplace
+from training.workers import fail_together, gather, is_chief, make_strategy, own_config
 
 DESCRIPTION = """Trains a segmentation model from a few labelled images and many unlabelled ones.
 
@@ -66,11 +66,11 @@ def train(config: RunConfig) -> dict[str, Any]:
     prepare_backend(config)
     strategy = make_strategy(config)  # of several workers before anything uses a device
     with contextlib.ExitStack() as stack:
-        with together(strategy):
+        with fail_together(strategy):
             if is_chief(strategy):
                 stack.enter_context(locked(config.folder, user="training", remedy="choose another --out"))
             check_folder(config)
-        result = train_worker(stack.enter_context(workplace(config, strategy)), strategy)
+        result = train_worker(stack.enter_context(own_config(config, strategy)), strategy)
         gather(strategy, 0)  # no worker leaves before the chief has written everything: it would count as lost
     report = {"report": str(config.folder / "report.html")} if result["finished"] else {}
     return {"run": str(config.folder)} | report | result

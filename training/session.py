@@ -21,7 +21,7 @@ from training.diagnostics import GradientNorms
 from training.evaluation import Examples, Measurement
 from training.protocols import Protocol, make_protocol
 from training.run_folder import Run
-from training.workers import gather, is_chief, together
+from training.workers import fail_together, gather, is_chief
 
 PANELS = 4
 """Pictures shown in TensorBoard."""
@@ -120,10 +120,10 @@ def assemble(config: RunConfig, strategy: tf.distribute.Strategy, resumed: bool 
     Raises:
         ValueError: for a mistake in the settings or the data.
     """
-    with together(strategy):
+    with fail_together(strategy):
         protocol = make_protocol(config.protocol, config.crop, **config.protocol_settings.given)
         dataset = open_dataset(config.dataset) if is_chief(strategy) else None  # which may have to prepare it
-    with together(strategy):
+    with fail_together(strategy):
         dataset = dataset or open_dataset(config.dataset)
         split = open_split(config, dataset)
         for problem in require_sound(dataset, split, config.cover):
@@ -141,10 +141,10 @@ def assemble(config: RunConfig, strategy: tf.distribute.Strategy, resumed: bool 
 
 
 def open_split(config: RunConfig, dataset: Dataset) -> Split:
-    """The labelled, weak and unlabelled images; those of the run itself when it is resumed."""
+    """The labelled, image-labelled and unlabelled images; those of the run itself when it is resumed."""
     if config.resume and (config.folder / "split").is_dir():
         return Split.load(config.folder / "split")
-    if config.image_labels is not None and not config.method_class.uses_weak:
+    if config.image_labels is not None and not config.method_class.uses_image_labels:
         raise ValueError(f"{config.method} has no use for --image-labels: leave it out, or use --method mlmt")
     return make_split(dataset, config.labeled, config.seed, config.image_labels, config.cover)
 

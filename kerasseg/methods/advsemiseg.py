@@ -117,7 +117,7 @@ class AdvSemiSeg(Method):
             "discriminator": discriminator_optimizer(self.config),
         }
 
-    def scores(self, images_BHW3, S_BHWK):
+    def critic_scores(self, images_BHW3, S_BHWK):
         return tf.nn.sigmoid(self.discriminator(S_BHWK, training=False)[..., 0])
 
     def update(self, batch):

@@ -17,9 +17,9 @@ class Batch(NamedTuple):
     """Unlabelled images (U,H,W,3); None where the method has no use for them."""
     valid: tf.Tensor | None = None
     """Which of their pixels are of the image, and not of its padding: (U,H,W) bool."""
-    weak: tf.Tensor | None = None
+    image_labeled: tf.Tensor | None = None
     """Images with image-level labels (W,H,W,3); None where there are none."""
-    weak_classes: tf.Tensor | None = None
+    image_labels: tf.Tensor | None = None
     """Which classes these hold: (W,K) float32 of 0 and 1."""
 
 
@@ -30,7 +30,7 @@ def as_batch(data: Any) -> Batch:
     images = dict(images) if isinstance(images, Mapping) else {"labeled": images}
     if "labeled" not in images:
         raise ValueError(f'a batch is ({{"labeled": images, "unlabeled": images}}, labels); got {sorted(images)}')
-    images |= {name: image_batch(images[name]) for name in ("labeled", "unlabeled", "weak") if name in images}
+    images |= {name: image_batch(images[name]) for name in ("labeled", "unlabeled", "image_labeled") if name in images}
     unlabeled, valid = images.get("unlabeled"), images.get("unlabeled_valid")
     if unlabeled is not None and valid is None:
         valid = tf.ones(tf.shape(unlabeled)[:3], tf.bool)
@@ -39,8 +39,8 @@ def as_batch(data: Any) -> Batch:
         label_maps(labels),
         unlabeled,
         valid,
-        images.get("weak"),
-        images.get("weak_classes"),
+        images.get("image_labeled"),
+        images.get("image_labels"),
     )
 
 

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from kerasseg.critics import build_d1, build_d2
-from kerasseg.critics.confidence import Shown, Structure
+from kerasseg.critics.dual_discriminators import Shown, Structure
 from kerasseg.losses import (
     accuracy,
     binary_cross_entropy,
@@ -129,7 +129,7 @@ class DualGAN(Method):
         }
         return {"segmenter": segmenter_optimizer(self.config, self.segmenter)} | critics
 
-    def scores(self, images_BHW3, S_BHWK):
+    def critic_scores(self, images_BHW3, S_BHWK):
         if self.config.use_d2:
             return tf.nn.sigmoid(self.d2([S_BHWK, images_BHW3])[..., 0])
         return tf.nn.sigmoid(self.d1(S_BHWK)[:, 0])

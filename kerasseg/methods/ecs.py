@@ -146,7 +146,7 @@ class ECS(Method):
     def main_optimizer(self):
         return self.training_optimizers.corrector if self.config.corrector_only else super().main_optimizer
 
-    def scores(self, images_BHW3, S_BHWK):
+    def critic_scores(self, images_BHW3, S_BHWK):
         """The corrector's probability of "right as it is" (B,H,W)."""
         return tf.nn.softmax(self.corrector([S_BHWK, images_BHW3], training=False))[..., -1]
 

@@ -23,7 +23,7 @@ class Inference(NamedTuple):
     """Their softmax: the class probabilities before any gate, which critics judge."""
     variants: dict[str, tf.Tensor]
     """What `Method.variants_from` makes of them."""
-    scores: tf.Tensor | None
+    critic_scores: tf.Tensor | None
     """What the method's critic makes of the segmentation, 0..1: (B,), (B,H,W), or None where there is no critic."""
 
     @property
@@ -34,4 +34,5 @@ class Inference(NamedTuple):
     @property
     def reliability_BHW(self) -> tf.Tensor | None:
         """How far a critic that judges pixels trusts the segmentation, 0..1; None where no critic does."""
-        return self.scores if self.scores is not None and self.scores.shape.rank == 3 else None
+        scores = self.critic_scores
+        return scores if scores is not None and scores.shape.rank == 3 else None

@@ -142,7 +142,7 @@ class Latent(Method):
             "discriminator": discriminator_optimizer(self.config),
         }
 
-    def scores(self, images_BHW3, S_BHWK):
+    def critic_scores(self, images_BHW3, S_BHWK):
         return tf.nn.sigmoid(self.discriminator(S_BHWK)[..., 0])
 
     def diagnostics(self, observed):

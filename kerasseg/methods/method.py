@@ -61,8 +61,8 @@ class Method(FittedModel):
     """The networks that segment, by name: what `SegmenterConfig` says holds for them."""
     gating: tuple[str, ...] = ()
     """The networks by which classes are switched off, by name: a small change there may change a whole picture."""
-    uses_weak = False
-    """Whether it learns from image-level labels: `"weak"` and `"weak_classes"` of a batch."""
+    uses_image_labels = False
+    """Whether it learns from image-level labels: `"image_labeled"` and `"image_labels"` of a batch."""
 
     def __init__(self, networks: dict[str, keras.Model], fields: dict[str, Any], name: str | None = None):
         super().__init__(name=name)
@@ -172,7 +172,7 @@ class Method(FittedModel):
         logits_BHWK = self.predictor(images_BHW3, training=False)
         S_BHWK = tf.nn.softmax(logits_BHWK)
         variants = self.variants_from(images_BHW3, S_BHWK)
-        return Inference(logits_BHWK, S_BHWK, variants, self.scores(images_BHW3, S_BHWK))
+        return Inference(logits_BHWK, S_BHWK, variants, self.critic_scores(images_BHW3, S_BHWK))
 
     def predictions(self, images_BHW3, segment: Segment = at_once) -> dict[str, tf.Tensor]:
         """Class probabilities (B,H,W,K) by variant, in inference mode; `segment` for protocols that average over
@@ -195,7 +195,7 @@ class Method(FittedModel):
         """Class probabilities (B,H,W,K) by variant, from the predicting network's for whole images."""
         return {"": S_BHWK}
 
-    def scores(self, images_BHW3, probabilities_BHWK) -> tf.Tensor | None:
+    def critic_scores(self, images_BHW3, probabilities_BHWK) -> tf.Tensor | None:
         """What the method's critic makes of a segmentation, 0..1: (B,), (B,H,W), or None where there is no critic."""
         return None
 

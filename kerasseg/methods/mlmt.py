@@ -120,7 +120,7 @@ class MLMT(Method):
         "unlikely in the picture."
     )
     gating = ("student", "teacher")
-    uses_weak = True
+    uses_image_labels = True
     Config = MLMTConfig
     config: MLMTConfig
 
@@ -178,8 +178,8 @@ class MLMT(Method):
 
     # --- inference: fusion (section 3.3) ---
 
-    def scores(self, images_BHW3, S_BHWK):
-        return self.segmentation.scores(images_BHW3, S_BHWK)
+    def critic_scores(self, images_BHW3, S_BHWK):
+        return self.segmentation.critic_scores(images_BHW3, S_BHWK)
 
     @property
     def variants(self):
@@ -286,10 +286,10 @@ class MLMT(Method):
         return {"L_MT": L_MT, "L_cls": L_cls, "L_cons": L_cons}
 
     def labeled_for_classifier(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
-        """Images whose classes are known and those classes (B,K): from label maps and, if given, from weak labels."""
+        """Images whose classes are known, and those classes (B,K): from label maps, and from image-level labels."""
         x, z = batch.labeled, multi_hot(batch.labels, self.num_classes)
-        if batch.weak is not None:
-            x, z = tf.concat([x, batch.weak], axis=0), tf.concat([z, batch.weak_classes], axis=0)
+        if batch.image_labeled is not None:
+            x, z = tf.concat([x, batch.image_labeled], axis=0), tf.concat([z, batch.image_labels], axis=0)
         return x, z
 
     def consistency_weight(self) -> tf.Tensor:

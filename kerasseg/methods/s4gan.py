@@ -112,7 +112,7 @@ class S4GAN(Method):
             "discriminator": discriminator_optimizer(self.config),
         }
 
-    def scores(self, images_BHW3, S_BHWK):
+    def critic_scores(self, images_BHW3, S_BHWK):
         _, logits_B1 = self.discriminator([S_BHWK, images_BHW3], training=False)
         return tf.nn.sigmoid(logits_B1[:, 0])
 

@@ -195,7 +195,9 @@ def test_scores_are_d2s_confidence_by_pixel():
     method = make()
     S = np.asarray(method(x["labeled"]), np.float64)
     expected = tiny.sigmoid(tiny.judgement(tiny.float64_weights(method.d2), S, x["labeled"])[..., 0])
-    np.testing.assert_allclose(method.scores(tf.constant(x["labeled"]), method(x["labeled"])), expected, rtol=1e-4)
+    np.testing.assert_allclose(
+        method.critic_scores(tf.constant(x["labeled"]), method(x["labeled"])), expected, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize(

@@ -337,7 +337,7 @@ def test_weak_labels_feed_the_classifier_only():
     z_weak = np.float32([[1, 1, 0], [0, 0, 1]])
     method = still(make(lambda_cons=0.0))
     method.compile()
-    batch = x | {"weak": weak, "weak_classes": z_weak}
+    batch = x | {"image_labeled": weak, "image_labels": z_weak}
     images = np.concatenate([x["labeled"], weak, x["unlabeled"]])
     p = tiny.sigmoid(forward(method.student.get_weights(), images, "batch")[:4])
     z = np.concatenate([np.stack([np.isin(np.arange(tiny.K), labels).astype(float) for labels in y]), z_weak])

@@ -112,7 +112,7 @@ def test_a_step_updates_each_network_by_its_own_loss(fields):
     x, y = tiny.batch(np.random.default_rng(0))
     method = make(**fields | ({"gamma": 0.0} if fields.get("gamma") == "between" else {}))
     if fields.get("gamma") == "between":  # so that one image of the two is trusted
-        scores = np.sort(method.scores(tf.constant(x["unlabeled"]), method(x["unlabeled"])))
+        scores = np.sort(method.critic_scores(tf.constant(x["unlabeled"]), method(x["unlabeled"])))
         fields = {"gamma": float(scores.mean())}
         weights = method.get_weights()
         method = make(**fields)

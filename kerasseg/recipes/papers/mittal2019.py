@@ -33,8 +33,8 @@ def network(
     steps: int = 35_000, s4gan: Mapping[str, Any] | None = None, image_labels: str | None = None, **run: Any
 ) -> Settings:
     def settings(method: str) -> tuple[TrainingSettings, Fields]:
-        weak = image_labels if find_method(method).uses_weak else None
-        given = V2 | {"batch_size": 8, "image_labels": weak} | run
+        used = image_labels if find_method(method).uses_image_labels else None
+        given = V2 | {"batch_size": 8, "image_labels": used} | run
         config = TrainingSettings(method=method, steps=steps, learning_rate=2.5e-4, evaluate_every=2000, **given)
         optimizer = {"nesterov": False, "weight_decay": 5e-4, "head_multiplier": 10.0}
         return config, trained(optimizer, steps, s4gan=s4gan or {})
