@@ -76,7 +76,7 @@ class SettableRate(keras.optimizers.Optimizer):
         if self.schedule is None or callable(rate):
             keras.optimizers.Optimizer.learning_rate.fset(self, rate)
             return
-        if math.isnan(self.schedule.by_hand.numpy()):
+        if math.isnan(keras.ops.convert_to_numpy(self.schedule.by_hand)):
             warnings.warn(
                 f"the learning rate is set to {float(rate):.3g} and no longer follows its schedule", stacklevel=2
             )

@@ -141,7 +141,7 @@ class EndOfSchedule(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         method = self.model
         optimizer = method.main_optimizer
-        ended = int(optimizer.iterations) >= method.config.steps * method.config.main_updates
+        ended = keras.ops.convert_to_numpy(optimizer.iterations) >= method.config.steps * method.config.main_updates
         if ended and not self.warned and float(optimizer.learning_rate) == 0.0:
             self.warned = True
             warnings.warn(
