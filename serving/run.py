@@ -22,15 +22,15 @@ from typing import Annotated, Any
 import tyro
 import uvicorn
 
-from serving import cli
-from serving.app import make_app
-from serving.connections import Connection, ConnectionLimit
-from serving.engine import Provider, has_gpu, usable_cpus
-from serving.inputs import read_text
-from serving.logs import JsonFormatter, json_lines
-from serving.pictures import PICTURE_SUFFIXES, load_picture, warm_up
-from serving.repository import Repository, Settings
-from serving.service import Limits, Service
+from serving.common import cli
+from serving.common.inputs import read_text
+from serving.common.pictures import PICTURE_SUFFIXES, load_picture, warm_up
+from serving.http.app import make_app
+from serving.http.connections import Connection, ConnectionLimit
+from serving.model.engine import Provider, has_gpu, usable_cpus
+from serving.model.repository import Repository, Settings
+from serving.service.logs import JsonFormatter, json_lines
+from serving.service.service import Limits, Service
 
 log = logging.getLogger("serving")
 
@@ -214,14 +214,14 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def grpc_server_class() -> type:
-    """`serving.grpc_server.GrpcServer`, imported when it is asked for: most servers do without gRPC, and its packages.
+    """`serving.grpc.server.GrpcServer`, imported when it is asked for: most servers do without gRPC, and its packages.
 
     Raises:
         ValueError: they are not installed.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what its core says on stderr is no JSON, and told otherwise
     try:
-        from serving.grpc_server import GrpcServer
+        from serving.grpc.server import GrpcServer
     except ImportError as error:
         raise ValueError(f'--grpc-port needs the extra grpc: pip install "kerasseg[grpc]" ({error})') from error
     return GrpcServer

@@ -21,8 +21,8 @@ from PIL import Image
 
 import tests.backbone  # noqa: F401 (--backbone tiny)
 from tests.data.folders import make_folder
-from tests.serving.conftest import write_toy_model
 from tests.serving.servers import picture, running
+from tests.serving.toy_model import write_toy_model
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import tensorflow as tf
 
 from kerasseg.data.augment import PAD_VALUE
-from serving.windows import corners, steps
+from serving.common.windows import corners, steps
 from training.config import one_of
 
 Predict = Callable[[tf.Tensor], tf.Tensor]

@@ -23,8 +23,8 @@ import tensorflow as tf
 from kerasseg.data import DATASETS, naming_unreadable
 from kerasseg.methods import METHODS, Method
 from kerasseg.segmenters import SEGMENTERS, LoadedWeights
-from serving import cli
-from serving.files import locked, write_atomically
+from serving.common import cli
+from serving.common.files import locked, write_atomically
 from training.callbacks import (
     CheckpointEvery,
     Evaluation,

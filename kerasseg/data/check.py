@@ -32,8 +32,8 @@ from kerasseg.data.folder import (
 )
 from kerasseg.data.problems import KINDS, FileError, Finding
 from kerasseg.data.splits import Split, first_few
-from serving.inputs import read_text, shown
-from serving.pictures import PICTURE_SUFFIXES, open_picture, read_file
+from serving.common.inputs import read_text, shown
+from serving.common.pictures import PICTURE_SUFFIXES, open_picture, read_file
 
 OTHER_SUFFIXES = (*PICTURE_SUFFIXES, ".heic", ".heif", ".avif", ".jxl", ".npy", ".mat")
 # What people call the folders of a dataset, and what they are called here.

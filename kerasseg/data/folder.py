@@ -19,8 +19,8 @@ from PIL.ImageFile import ImageFile
 
 from kerasseg.data.datasets import IGNORE, SPLITS, Dataset
 from kerasseg.data.problems import FileError, naming_file
-from serving.inputs import COPY, JPEG, PNG, SAVE, Contents, Names, contents_of, is_text, read_text, shown
-from serving.pictures import SMALLER, TooManyPixels, open_picture, read_file
+from serving.common.inputs import COPY, JPEG, PNG, SAVE, Contents, Names, contents_of, is_text, read_text, shown
+from serving.common.pictures import SMALLER, TooManyPixels, open_picture, read_file
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LABEL_SUFFIXES = (".png",)

@@ -13,7 +13,7 @@ import h5py
 import keras
 import numpy as np
 
-from serving.inputs import in_place_of
+from serving.common.inputs import in_place_of
 
 # Where a layer stands: the names of the networks around it, from the outermost inwards, and its own.
 LayerPath = tuple[str, ...]

@@ -5,8 +5,8 @@ import json
 import numpy as np
 from PIL import Image
 
-from serving.pictures import load_picture
-from tests.serving.conftest import PALETTE
+from serving.common.pictures import load_picture
+from tests.serving.toy_model import PALETTE
 
 
 def picture(path, height=6, width=8, seed=0, **options):

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from serving import run
-from serving.openapi import document
+from serving.http.openapi import document
 
 
 @contextlib.contextmanager

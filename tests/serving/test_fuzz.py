@@ -7,10 +7,10 @@ from schemathesis.checks import load_all_checks
 from schemathesis.specs.openapi import checks
 
 from benchmarks import fuzz
-from serving.openapi import document
+from serving.http.openapi import document
 from tests.serving.calls import calling, infer_request
-from tests.serving.conftest import write_toy_model
 from tests.serving.servers import running
+from tests.serving.toy_model import write_toy_model
 
 load_all_checks()
 CHECKS = [

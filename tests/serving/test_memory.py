@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.fuzz import memory_of, served
-from serving.engine import usable_cpus
+from serving.model.engine import usable_cpus
 from tests.serving.calls import calling, infer_request
 from tests.serving.servers import connect, encoded, until
 

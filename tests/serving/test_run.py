@@ -12,12 +12,13 @@ import threading
 import httpx
 import pytest
 
-from serving import cli, run
-from serving.pictures import png
-from serving.repository import Repository
-from tests.serving.conftest import write_toy_model
+from serving import run
+from serving.common import cli
+from serving.common.pictures import png
+from serving.model.repository import Repository
+from tests.serving.model.test_repository import SAMPLES
 from tests.serving.servers import clients, picture, running, until
-from tests.serving.test_repository import SAMPLES
+from tests.serving.toy_model import write_toy_model
 
 SEGMENT = "/v1/segment/toy"
 
@@ -164,7 +165,9 @@ HANGS = {
 def test_a_signal_ends_the_server_whatever_hangs(toy_model, what):
     code = f"""if True:
         import os, time
-        from serving import cli, engine, repository, run
+        from serving import run
+        from serving.common import cli
+        from serving.model import engine, repository
 
         def hang():
             time.sleep(3600)
@@ -215,7 +218,7 @@ def test_a_signal_ends_the_server_whatever_hangs(toy_model, what):
 def test_terminated_under_load(toy_model, tmp_path):
     """As a process: it says where it listens, answers what it has taken, and ends with its result."""
     code = (
-        "import sys; from serving import cli, run\n"
+        "import sys; from serving import run; from serving.common import cli\n"
         "try: cli.run(run.main, run.Config, '')\n"
         "finally: print([name for name in ('tensorflow', 'keras', 'kerasseg', 'onnx', 'ray', 'grpc')"
         " if name in sys.modules])\n"

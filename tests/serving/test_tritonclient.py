@@ -9,8 +9,8 @@ import tritonclient.http
 from google.protobuf.message import Message
 from tritonclient.utils import InferenceServerException
 
-from tests.serving.conftest import CLASSES, write_toy_model
 from tests.serving.servers import running
+from tests.serving.toy_model import CLASSES, write_toy_model
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 6, 8, 3), np.uint8)
 

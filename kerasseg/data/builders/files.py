@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from serving.inputs import decode_text, in_place_of
+from serving.common.inputs import decode_text, in_place_of
 
 # Path relative to the folder -> what reads the file.
 Files = dict[str, Callable[[], bytes]]
