@@ -28,7 +28,8 @@ from serving.common.pictures import PICTURE_SUFFIXES, load_picture, warm_up
 from serving.http.app import make_app
 from serving.http.connections import Connection, ConnectionLimit
 from serving.model.engine import Provider, has_gpu, usable_cpus
-from serving.model.repository import Repository, Settings
+from serving.model.model import ModelSettings
+from serving.model.repository import Repository
 from serving.service.logs import JsonFormatter, json_lines
 from serving.service.service import Limits, Service
 
@@ -165,7 +166,7 @@ def check(config: Config) -> None:
         raise ValueError(f"--workers {config.workers} share {threads} threads: take no more workers than that")
 
 
-def settings_of(config: Config) -> Settings:
+def settings_of(config: Config) -> ModelSettings:
     """How models are run.
 
     Raises:
@@ -181,7 +182,7 @@ def settings_of(config: Config) -> Settings:
         samples = [load_picture(file) for file in files[:: -(-len(files) // MAX_BUCKET_PICTURES) or 1]]
         if not samples:
             raise ValueError(f"no pictures in {config.bucket_pictures}: --buckets are tried on them")
-    return Settings(
+    return ModelSettings(
         provider=provider,
         threads=config.threads,
         workers=config.workers,

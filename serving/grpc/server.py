@@ -23,7 +23,8 @@ from prometheus_client import Counter
 
 from serving.common.artifact import ModelInfo
 from serving.grpc.messages import MESSAGES
-from serving.model.repository import Answer, Model, UnknownModel
+from serving.model.model import Answer, Model
+from serving.model.repository import UnknownModel
 from serving.service import v2_protocol
 from serving.service.service import (
     FAILURES,

@@ -28,7 +28,7 @@ from serving.common.artifact import ModelInfo
 from serving.common.pictures import WEB_FORMATS, areas, index_png, jpeg, load_picture, map_png, overlay
 from serving.http import openapi, page
 from serving.http.connections import BROKEN, DRAINED, REFUSED
-from serving.model.repository import Answer, Model
+from serving.model.model import Answer, Model
 from serving.service import v2_protocol
 from serving.service.metrics import prometheus_text
 from serving.service.service import (

@@ -23,8 +23,8 @@ class Closed(Exception):
     """The batcher takes no more requests."""
 
 
-class Request:
-    """An item that waits.
+class QueuedRequest:
+    """A request that waits for its batch.
 
     Args:
         key: only requests of equal keys share a batch.
@@ -52,12 +52,12 @@ class RequestQueue:
     def __init__(self, batch_size: Callable[[Any], int], max_delay: float):
         self._batch_size = batch_size
         self._max_delay = max_delay
-        self._groups: dict[Hashable, deque[Request]] = {}
+        self._groups: dict[Hashable, deque[QueuedRequest]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._groups.values()))
 
-    def put(self, request: Request) -> None:
+    def put(self, request: QueuedRequest) -> None:
         self._groups.setdefault(request.key, deque()).append(request)
 
     def discard(self, key: Hashable, future: Future[Any]) -> None:
@@ -70,14 +70,14 @@ class RequestQueue:
         """When `take` will have a batch if nothing else arrives; None of an empty queue."""
         return min(map(self._due_at, self._groups.values()), default=None)
 
-    def take(self, now: float) -> list[Request]:
+    def take(self, now: float) -> list[QueuedRequest]:
         """The batch that is due, without requests that were cancelled; empty where none is."""
         due = [group for group in self._groups.values() if self._due_at(group) <= now]
         if not due:
             return []
         group = min(due, key=lambda group: group[0].arrived)
         key, room = group[0].key, self._batch_size(group[0].key)
-        batch: list[Request] = []
+        batch: list[QueuedRequest] = []
         while group and (group[0].count <= room or not batch):
             request = group.popleft()
             if request.future.set_running_or_notify_cancel():
@@ -87,7 +87,7 @@ class RequestQueue:
             del self._groups[key]
         return batch
 
-    def _due_at(self, group: deque[Request]) -> float:
+    def _due_at(self, group: deque[QueuedRequest]) -> float:
         full = sum(request.count for request in group) >= self._batch_size(group[0].key)
         return float("-inf") if full else group[0].arrived + self._max_delay
 
@@ -190,7 +190,7 @@ class Batcher:
             thread.join()
 
     def _submit(self, ticket: Ticket, key: Hashable, item: Any, count: int) -> Future[Any]:
-        request = Request(key, item, count, self._clock())
+        request = QueuedRequest(key, item, count, self._clock())
         with self._condition:
             if not ticket.held:
                 raise RuntimeError("a ticket is for one item, while its block lasts")
@@ -220,7 +220,7 @@ class Batcher:
             self._execute(batch)
             del batch  # an idle thread holds no pictures
 
-    def _next_batch(self) -> list[Request]:
+    def _next_batch(self) -> list[QueuedRequest]:
         """Sleeps until a batch is due; empty once all is done."""
         with self._condition:
             while True:
@@ -235,7 +235,7 @@ class Batcher:
                 due_at = self._queue.due_at()
                 self._condition.wait(None if due_at is None else max(due_at - now, 0.0))
 
-    def _execute(self, batch: list[Request]) -> None:
+    def _execute(self, batch: list[QueuedRequest]) -> None:
         try:
             results = self._run([request.item for request in batch])
             if len(results) != len(batch):

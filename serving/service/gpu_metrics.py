@@ -28,7 +28,7 @@ class GpuCollector(Collector):
     """Tells of every GPU that the process can see; nothing while no model runs on one.
 
     Args:
-        models: those that are served, as `serving.model.repository.Model`.
+        models: those that are served, as `serving.model.model.Model`.
     """
 
     def __init__(self, models: Callable[[], Iterable[Any]]):

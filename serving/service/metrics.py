@@ -27,7 +27,7 @@ class ModelCollector(Collector):
     """Asks the models that are loaded at the moment.
 
     Args:
-        models: them, as `serving.model.repository.Model`.
+        models: them, as `serving.model.model.Model`.
     """
 
     def __init__(self, models: Callable[[], Iterable[Any]]):

@@ -27,7 +27,8 @@ import numpy as np
 from serving.common.pictures import TooManyPixels, check_pixels
 from serving.model.batcher import Closed, QueueFull, Ticket
 from serving.model.engine import usable_cpus
-from serving.model.repository import Answer, Model, Repository, UnknownModel
+from serving.model.model import Answer, Model
+from serving.model.repository import Repository, UnknownModel
 from serving.service import v2_protocol
 from serving.service.metrics import new_registry
 

@@ -16,7 +16,7 @@ from serving import run
 from serving.common import cli
 from serving.common.pictures import png
 from serving.model.repository import Repository
-from tests.serving.model.test_repository import SAMPLES
+from tests.serving.model.test_model import SAMPLES
 from tests.serving.servers import clients, picture, running, until
 from tests.serving.toy_model import write_toy_model
 
@@ -152,7 +152,7 @@ HANGS = {
     "nothing": "",
     "a reader of stderr": "fill(2)",
     "a reader of stdout": "fill(1)",
-    "a disk at the start": "repository.open_artifact = lambda folder: time.sleep(3600)",
+    "a disk at the start": "model.open_artifact = lambda folder: time.sleep(3600)",
     "a disk later": "repository.Repository.scan = lambda self: time.sleep(3600)",
     "a session": """
         predict = engine.Engine.predict  # which hangs once it is warm
@@ -167,7 +167,7 @@ def test_a_signal_ends_the_server_whatever_hangs(toy_model, what):
         import os, time
         from serving import run
         from serving.common import cli
-        from serving.model import engine, repository
+        from serving.model import engine, model, repository
 
         def hang():
             time.sleep(3600)

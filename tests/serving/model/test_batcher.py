@@ -7,7 +7,7 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from serving.model.batcher import Batcher, Closed, QueueFull, Request, RequestQueue
+from serving.model.batcher import Batcher, Closed, QueuedRequest, QueueFull, RequestQueue
 
 
 def queue_of(*requests, batch_size=4, max_delay=10.0):
@@ -18,7 +18,7 @@ def queue_of(*requests, batch_size=4, max_delay=10.0):
 
 
 def request(item, key="size", count=1, arrived=0.0):
-    return Request(key, item, count, arrived)
+    return QueuedRequest(key, item, count, arrived)
 
 
 def items(batch):

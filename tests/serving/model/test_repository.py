@@ -1,13 +1,11 @@
 """Models on disk and models that are served: versions, buckets, replacement without a failed request."""
 
 import errno
-import gc
 import json
 import logging
 import os
 import shutil
 import threading
-import weakref
 from pathlib import Path
 
 import httpx
@@ -15,45 +13,19 @@ import numpy as np
 import pytest
 
 from serving.common.artifact import INFO_FILE
-from serving.model import repository as repository_module
+from serving.model import model as model_module
 from serving.model.batcher import Closed
 from serving.model.engine import Engine
-from serving.model.repository import Model, Repository, Settings, UnknownModel, pad
+from serving.model.model import ModelSettings
+from serving.model.repository import Repository, UnknownModel
 from tests.serving.calls import calling, infer_request
+from tests.serving.model.repositories import refusal, segment
 from tests.serving.servers import picture, running, until
 from tests.serving.toy_model import write_toy_model
 
 
-@pytest.fixture
-def opened():
-    """Opens repositories, and ends their threads."""
-    made = []
-
-    def open(folder, **settings):
-        made.append(Repository(folder, Settings(**settings)))
-        made[-1].load()
-        return made[-1]
-
-    yield open
-    for repository in made:
-        repository.close()
-
-
 def served(repository):
     return sorted((model.info.name, model.info.version) for model in repository.models())
-
-
-def segment(repository, images_NHWC, outputs=("labels",), name="toy", version=None):
-    model, ticket = repository.admit(name, version)
-    with ticket:
-        return model.submit(ticket, np.asarray(images_NHWC, np.uint8), outputs)
-
-
-def refusal(folder, **settings):
-    with pytest.raises(ValueError) as caught:
-        Repository(folder, Settings(**settings)).load()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_newest_versions_are_served(toy_model, opened):
@@ -129,8 +101,8 @@ def test_a_version_is_served_once_it_is_whole(toy_model, opened, monkeypatch):
     repository = opened(toy_model.parent)
     elsewhere = write_toy_model(toy_model.parent.parent / "elsewhere" / "toy", 2) / "2"
     looked_at = []
-    open_artifact = repository_module.open_artifact
-    monkeypatch.setattr(repository_module, "open_artifact", lambda path: looked_at.append(path) or open_artifact(path))
+    open_artifact = model_module.open_artifact
+    monkeypatch.setattr(model_module, "open_artifact", lambda path: looked_at.append(path) or open_artifact(path))
 
     def scan():
         looked_at.clear()
@@ -223,7 +195,7 @@ def test_a_model_json_by_hand_breaks_no_page_of_the_server(toy_model):
     """Each is refused with its reason when it is opened, and the others' pages stay."""
     write_toy_model(toy_model.parent / "silent", 1, precision=None)
     with pytest.raises(ValueError, match="precision"):
-        Repository(toy_model.parent, Settings()).load()
+        Repository(toy_model.parent, ModelSettings()).load()
     shutil.rmtree(toy_model.parent / "silent")
     with running(toy_model.parent) as server, httpx.Client(base_url=server.url) as client:
         write_toy_model(toy_model.parent / "silent", 1, precision=None)
@@ -297,129 +269,3 @@ def test_an_admission_that_meets_a_replacement_gets_the_successor(toy_model, ope
     model, ticket = repository.admit("toy")
     with ticket:
         assert model.info.version == 2
-
-
-# Sizes
-
-
-def noting_sizes(monkeypatch):
-    sizes, predict = [], Engine.predict
-    monkeypatch.setattr(
-        Engine,
-        "predict",
-        lambda self, images, outputs=None: sizes.append(images.shape[:3]) or predict(self, images, outputs),
-    )
-    return sizes
-
-
-def test_warm_before_ready(toy_model, opened, monkeypatch):
-    sizes = noting_sizes(monkeypatch)
-    opened(toy_model.parent, warm_up=((8, 6), (4, 4)))
-    assert sizes == [(1, 4, 4), (8, 4, 4), (1, 8, 6), (8, 8, 6)]
-    sizes.clear()
-
-
-def test_a_gpu_stays_warm_for_what_was_asked_for(toy_model, opened, gpu):
-    """It prepares itself for each number of pictures when it comes first, and forgets none for a size between."""
-    repository = opened(toy_model.parent, provider="cuda", warm_up=((4, 4), (5, 5), (6, 6)))
-    warm = [(count, side, side) for side in (4, 5, 6) for count in (1, 2, 4, 8)]
-    assert [session.shapes for session in gpu] == [[shape] for shape in warm]
-    for count, side in ((3, 7), (1, 4), (3, 5)):
-        segment(repository, random_images(side, side, count=count)).result(60)
-    again = [(1, 4, 4), (4, 5, 5)]
-    assert [session.shapes[1:] for session in gpu] == [[shape] if shape in again else [] for shape in warm] + [[]]
-
-
-def test_a_model_that_has_ended_is_let_go_at_once(toy_model):
-    """With its sessions and their memory: a steady server seldom looks for reference cycles."""
-    model = Model(toy_model / "1", Settings(warm_up=((4, 4),)))
-    alive = weakref.ref(model._engine)
-    gc.disable()
-    try:
-        model.close()
-        model.join()
-        del model
-        assert alive() is None
-    finally:
-        gc.enable()
-
-
-def random_images(height, width, count=1, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), np.uint8)
-
-
-SAMPLES = tuple(random_images(height, 7, seed=height)[0] for height in (3, 5, 8))
-
-
-def test_mixed_sizes_share_a_padded_bucket(toy_model, opened, monkeypatch):
-    repository = opened(toy_model.parent, buckets=((16, 16), (8, 8)), samples=SAMPLES, max_delay=3600, batch_size=3)
-    assert repository.get("toy").buckets == ((8, 8), (16, 16))
-    sizes = noting_sizes(monkeypatch)
-    images = [random_images(3, 4, seed=1), random_images(8, 8, seed=2), random_images(5, 2, seed=3)]
-    futures = [segment(repository, image, ("labels", "confidence")) for image in images]
-    for image, future in zip(images, futures, strict=True):
-        outputs = future.result(60).outputs
-        np.testing.assert_array_equal(outputs["labels"], image[..., 0] // 64)
-        np.testing.assert_allclose(outputs["confidence"], image[..., 1] / 255, rtol=1e-6)
-    assert sizes == [(3, 8, 8)]
-    sizes.clear()
-    # Alone a picture is padded as well: what it is answered does not depend on its company.
-    futures = [segment(repository, random_images(9, 2, 3)), segment(repository, random_images(17, 2, 3))]
-    assert [future.result(60).outputs["labels"].shape for future in futures] == [(3, 9, 2), (3, 17, 2)]
-    assert sizes == [(3, 16, 16), (3, 17, 2)]  # too large for every bucket: at its own size
-
-
-def test_buckets_are_off_where_padding_changes_labels(toy_model, opened, monkeypatch, caplog):
-    """As in a model whose image pooling sees the padding."""
-    predict = Engine.predict
-
-    def pooled(self, images_NHWC, outputs=None):
-        result = predict(self, images_NHWC, outputs)
-        dark = images_NHWC.mean(axis=(1, 2, 3), keepdims=True)[..., 0] < 128
-        return result | {"labels": np.where(dark, 0, result["labels"])}
-
-    monkeypatch.setattr(Engine, "predict", pooled)
-    # Bright above and dark in its last row, of which padding makes more.
-    image_HWC = np.full((4, 4, 3), 200, np.uint8)
-    image_HWC[3] = 0
-    model = opened(toy_model.parent, buckets=((8, 8),), samples=[image_HWC]).get("toy")
-    assert model.buckets == ()
-    [record] = [record for record in caplog.records if record.message == "pictures are not padded to buckets"]
-    assert (record.model, record.size, record.bucket, record.labels_changed) == ("toy", (4, 4), (8, 8), 0.75)
-
-
-def test_buckets_need_a_picture_that_shows_something(toy_model):
-    said = refusal(toy_model.parent, buckets=((8, 8),), samples=[np.zeros((8, 8, 3), np.uint8)])
-    assert "none of the bucket pictures is smaller than a bucket" in said
-
-
-def test_padding_repeats_the_edge():
-    padded = pad(np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3), (3, 4))
-    assert padded[0, :, :, 0].tolist() == [[0, 3, 3, 3], [6, 9, 9, 9], [6, 9, 9, 9]]
-    image = random_images(2, 2)
-    assert pad(image, (2, 2)) is image
-
-
-def test_large_pictures_go_alone(toy_model, opened, monkeypatch):
-    monkeypatch.setattr("serving.model.engine.MAX_BATCH_PIXELS", 20)
-    repository = opened(toy_model.parent, max_delay=3600)
-    sizes = noting_sizes(monkeypatch)
-    futures = [segment(repository, random_images(4, 5)) for _ in range(3)]
-    assert [future.result(60).outputs["labels"].shape for future in futures] == [(1, 4, 5)] * 3
-    assert sizes == [(1, 4, 5)] * 3
-
-
-def test_workers_share_the_threads(toy_model, opened):
-    for workers, threads, own in ((1, 4, 4), (3, 4, 2), (4, 4, 1)):
-        model = opened(toy_model.parent, workers=workers, threads=threads).get("toy")
-        assert model._engine.threads == own
-
-
-def test_an_artifact_with_another_output(toy_model, opened):
-    """Whatever model.json lists can be asked for; here the confidence, under a second name."""
-    file = toy_model / "1" / INFO_FILE
-    fields = json.loads(file.read_text())
-    fields["outputs"].reverse()
-    file.write_text(json.dumps(fields))
-    answer = segment(opened(toy_model.parent), np.full((1, 1, 1, 3), 255), ("confidence",)).result(60)
-    assert {name: array.tolist() for name, array in answer.outputs.items()} == {"confidence": [[[1.0]]]}
