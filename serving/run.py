@@ -30,8 +30,9 @@ from serving.http.connections import Connection, ConnectionLimit
 from serving.model.engine import Provider, has_gpu, usable_cpus
 from serving.model.model import ModelSettings
 from serving.model.repository import Repository
+from serving.service.limits import RequestLimits
 from serving.service.logs import JsonFormatter, json_lines
-from serving.service.service import Limits, Service
+from serving.service.service import Service
 
 log = logging.getLogger("serving")
 
@@ -246,16 +247,16 @@ class Server(uvicorn.Server):
     def __init__(self, config: Config, give_up: Callable[[], None] | None = None):
         token = read_token(config.token_file) if config.token_file else None
         self.repository = Repository(config.models, settings_of(config))
-        limits = Limits(
+        limits = RequestLimits(
             max_body=config.max_body_mb * 2**20,
             max_bodies=max(config.max_bodies_mb, config.max_body_mb) * 2**20,
             max_pixels=config.max_pixels,
             timeout=config.timeout,
         )
-        self.service = Service(self.repository, limits, allow_load=config.allow_load)
+        self.service = Service(self.repository, limits, token, config.allow_load)
         self._grpc = None
         if config.grpc_port is not None:
-            self._grpc = grpc_server_class()(self.service, token, config.max_connections)
+            self._grpc = grpc_server_class()(self.service, config.max_connections)
         self._failure: Exception | None = None
         self._poll = config.poll
         self._drain_delay = config.drain_delay
@@ -272,7 +273,7 @@ class Server(uvicorn.Server):
         self._grpc_stopped: asyncio.Future[None] | None = None
         super().__init__(
             uvicorn.Config(
-                make_app(self.service, token, self._lifespan, config.allow_origin),
+                make_app(self.service, self._lifespan, config.allow_origin),
                 loop="uvloop",
                 http=functools.partial(  # type: ignore[arg-type]
                     Connection, limit=ConnectionLimit(config.max_connections), is_crowded=self.service.is_crowded

@@ -3,7 +3,8 @@
 from importlib.metadata import version as installed_version
 from typing import Any
 
-from serving.service.v2_protocol import DATATYPES, HEADER_LENGTH
+from serving.http.tensor_codec import HEADER_LENGTH
+from serving.service.v2_protocol import DATATYPES
 
 JSON = "application/json"
 

@@ -62,3 +62,24 @@ def write_toy_model(folder, version, maps=("confidence",), **changes):
     )
     (place / INFO_FILE).write_text(ModelInfo(**fields | changes).to_json())
     return folder
+
+
+def model_info(datatype="UINT8", shape=(-1, -1, -1, 3), **outputs):
+    """What a model says of itself that takes another input, or gives other outputs, by name their datatypes."""
+    outputs = outputs or {"labels": "UINT8", "confidence": "FP32"}
+    return ModelInfo(
+        name="toy",
+        version=3,
+        classes=("a", "b"),
+        palette=((0, 0, 0), (1, 2, 3)),
+        inputs=(Tensor(name="image", datatype=datatype, shape=shape, description=""),),
+        outputs=tuple(
+            Tensor(name=name, datatype=datatype, shape=(-1, -1, -1), description="")
+            for name, datatype in outputs.items()
+        ),
+        precision="fp32",
+        evaluation={},
+        provenance={},
+        sha256="0",
+        parity={"passed": True},
+    )

@@ -132,7 +132,7 @@ def test_what_is_wrong_is_told(call, request_, said):
 
 
 def test_long_typed_tensors_are_refused_unread(call, monkeypatch):
-    monkeypatch.setattr("serving.grpc.server.MAX_ELEMENTS", 287)
+    monkeypatch.setattr("serving.grpc.tensor_codec.MAX_ELEMENTS", 287)
     assert refused(call("ModelInfer", infer_request(raw=False))) == (
         "INVALID_ARGUMENT",
         "image: 288 numbers in contents, at most 287 are read: send them raw",
@@ -335,7 +335,7 @@ class Unmade:
 
 
 def test_long_fields_are_refused_before_they_are_made(call, monkeypatch):
-    monkeypatch.setattr("serving.grpc.server.MAX_FIELD_BYTES", 200)
+    monkeypatch.setattr("serving.grpc.tensor_codec.MAX_FIELD_BYTES", 200)
     assert call("ModelInfer", infer_request()).result()  # 288 bytes of a raw tensor
     for more in (field(3, bytes(201)), field(5, field(3, bytes(201))), field(15, bytes(201))):
         code, said = refused(call("ModelInfer", infer_request().SerializeToString() + more))
@@ -363,7 +363,7 @@ def test_messages_arrive_in_turns(toy_model, monkeypatch):
     """Of those that may be 100 MiB each, two at a time; one that does not come makes room for others."""
     monkeypatch.setattr("serving.grpc.server.RECEIVE_SECONDS", 0.05)
     with running(toy_model.parent, max_body_mb=100, grpc_port=0) as server, calling(server) as call:
-        assert server._grpc._turns.free._value == 2
+        assert server._grpc._slots.free._value == 2
         with grpc.insecure_channel(server.grpc_address) as channel:
             ended = threading.Event()
 
@@ -372,12 +372,12 @@ def test_messages_arrive_in_turns(toy_model, monkeypatch):
                 yield from ()
 
             stalled = [channel.stream_unary(f"/{SERVICE}/ModelInfer").future(nothing(), timeout=600) for _ in range(2)]
-            until(lambda: server._grpc._turns.free.locked())
+            until(lambda: server._grpc._slots.free.locked())
             assert call("ModelInfer", infer_request()).result()
             codes = {answer.code().name for answer in stalled if answer.done()}
             assert codes == {"DEADLINE_EXCEEDED"}
             ended.set()
-        until(lambda: server._grpc._turns.free._value == 2)
+        until(lambda: server._grpc._slots.free._value == 2)
 
 
 def test_pictures_that_do_not_come_hold_up_nothing_else(server, call):
@@ -390,9 +390,9 @@ def test_pictures_that_do_not_come_hold_up_nothing_else(server, call):
 
         stalled = [
             channel.stream_unary(f"/{SERVICE}/ModelInfer").future(nothing(), timeout=600)
-            for _ in range(server._grpc._turns.free._value + 1)
+            for _ in range(server._grpc._slots.free._value + 1)
         ]
-        until(lambda: server._grpc._turns.waiting)
+        until(lambda: server._grpc._slots.waiting)
         assert service_pb2.ServerMetadataResponse.FromString(call("ServerMetadata", b"").result()).name
         assert not any(answer.done() for answer in stalled)
         ended.set()

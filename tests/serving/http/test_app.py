@@ -17,9 +17,9 @@ from PIL import Image
 
 from serving.common.artifact import Tensor, open_artifact
 from serving.common.pictures import coco_rle, load_picture, overlay
-from serving.http import app
-from serving.http.app import choose_output
-from serving.model.engine import Engine
+from serving.http import picture_codec
+from serving.http.picture_codec import choose_output
+from serving.model.engine import Engine, usable_cpus
 from serving.service import service
 from serving.service.logs import JsonFormatter
 from tests.serving.servers import answer_to, as_documented, clients, connect, encoded, picture, running, until
@@ -481,7 +481,7 @@ def decoding(monkeypatch):
     """A picture is decoded for as long as this event is not set."""
     go_on = threading.Event()
     monkeypatch.setattr(
-        app, "load_picture", lambda *args, **options: go_on.wait(600) and load_picture(*args, **options)
+        picture_codec, "load_picture", lambda *args, **options: go_on.wait(600) and load_picture(*args, **options)
     )
     yield go_on
     go_on.set()
@@ -499,9 +499,9 @@ def test_decoding_ends_for_the_client_with_its_time(server, client, model, decod
 
 def test_a_body_whose_time_is_over_is_let_go(server, client, decoding):
     """It no longer counts, so that the pool must not keep it until a thread is free."""
-    for _ in range(service.usable_cpus() + 3):
+    for _ in range(usable_cpus() + 3):
         assert client.post(f"{SEGMENT}?timeout=0.05", content=picture()).status_code == 503
-    queue = server.service._pool._work_queue
+    queue = server.service.pool._executor._work_queue
     assert queue.qsize() == 3
     for _ in range(3):
         assert inspect.getclosurevars(queue.get().fn).nonlocals == {"work": []}

@@ -5,7 +5,7 @@ import jsonschema_rs
 import pytest
 from starlette.routing import Route
 
-from serving.http.app import Endpoints
+from serving.http.endpoints import Endpoints
 from serving.http.openapi import document
 from tests.serving.servers import running
 
