@@ -23,7 +23,7 @@ import tyro
 from benchmarks.results_file import write_between_markers
 from benchmarks.serving import jpegs
 from benchmarks.turns import Record, circumstances, measure, spread, take_turns
-from serving.batch import command as batch_command
+from serving.batch import command as batch
 from serving.batch.jobs import find_jobs
 from serving.common import cli
 from serving.common.artifact import open_artifact
@@ -92,8 +92,8 @@ def job_process(config: Batch, side: str) -> None:
 
     def turn() -> Record:
         with tempfile.TemporaryDirectory() as output, contextlib.redirect_stderr(io.StringIO()):
-            result = batch_command.main(
-                batch_command.Config(
+            result = batch.main(
+                batch.BatchConfig(
                     model=config.model,
                     input=str(config.pictures),
                     output=Path(output),

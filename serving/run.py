@@ -48,7 +48,7 @@ MAX_BUCKET_PICTURES = 50
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class ServerConfig:
     """Flags of `python -m serving.run`."""
 
     models: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODELS")]
@@ -106,7 +106,7 @@ class Config:
     """Log each request."""
 
 
-def main(config: Config) -> dict[str, Any]:
+def main(config: ServerConfig) -> dict[str, Any]:
     """Serves until SIGTERM or Ctrl-C; returns the figures printed at the end."""
     check(config)
     start = time.monotonic()
@@ -126,7 +126,7 @@ def give_up() -> None:
     os._exit(1)
 
 
-def check(config: Config) -> None:
+def check(config: ServerConfig) -> None:
     """Raises ValueError for a flag out of range, before anything else happens."""
     least = {
         "threads": 1,
@@ -167,7 +167,7 @@ def check(config: Config) -> None:
         raise ValueError(f"--workers {config.workers} share {threads} threads: take no more workers than that")
 
 
-def settings_of(config: Config) -> ModelSettings:
+def model_settings(config: ServerConfig) -> ModelSettings:
     """How models are run.
 
     Raises:
@@ -244,9 +244,9 @@ class Server(uvicorn.Server):
         grpc_address: where it listens for gRPC, host:port, once it has started; None where it does not.
     """
 
-    def __init__(self, config: Config, give_up: Callable[[], None] | None = None):
+    def __init__(self, config: ServerConfig, give_up: Callable[[], None] | None = None):
         token = read_token(config.token_file) if config.token_file else None
-        self.repository = Repository(config.models, settings_of(config))
+        self.repository = Repository(config.models, model_settings(config))
         limits = RequestLimits(
             max_body=config.max_body_mb * 2**20,
             max_bodies=max(config.max_bodies_mb, config.max_body_mb) * 2**20,
@@ -376,4 +376,4 @@ class Server(uvicorn.Server):
 
 
 if __name__ == "__main__":
-    cli.run(main, Config, "Serves exported models over HTTP, without TensorFlow.")
+    cli.run(main, ServerConfig, "Serves exported models over HTTP, without TensorFlow.")

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from serving.batch.jobs import Job, Kind, find_jobs, parse_shard, shard_of
 from serving.batch.manifest import RUNS, Manifest, file_name, write_ranking
-from serving.batch.pipeline import Find, Options, segment
+from serving.batch.pipeline import FindRecord, SegmentOptions, segment
 from serving.common.artifact import Artifact, open_artifact
 from serving.common.pictures import MAX_PIXELS
 from serving.common.windows import steps
@@ -26,7 +26,7 @@ from serving.model.engine import Engine, Provider
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class BatchConfig:
     """Flags of `python -m serving.batch`."""
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -63,7 +63,7 @@ class Config:
     """One for each GPU when left out; without GPUs, for each machine."""
 
 
-def main(config: Config) -> dict[str, Any]:
+def main(config: BatchConfig) -> dict[str, Any]:
     """Segments the pictures; returns the figures printed at the end."""
     for name in ("batch_size", "threads", "max_pixels", "ray_actors"):
         value = getattr(config, name)
@@ -71,10 +71,10 @@ def main(config: Config) -> dict[str, Any]:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     shard = parse_shard(config.shard)
     artifact = open_artifact(config.model)
-    options = options_of(config, artifact, shard)
+    options = make_options(config, artifact, shard)
     jobs = find_jobs(config.input, config.output, config.recursive)
     mine = shard_of(jobs, shard)
-    segment_jobs = worker_of(config, artifact, options)
+    segment_jobs = make_worker(config, artifact, options)
 
     start = time.perf_counter()
     statuses: Counter[str] = Counter()
@@ -94,7 +94,7 @@ def main(config: Config) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     ranking = {}
     if config.rank:
-        answer = {"model_sha256": artifact.info.sha256, "options": options.of_the_answer}
+        answer = {"model_sha256": artifact.info.sha256, "options": options.affecting_results}
         ranking = {"ranking": str(write_ranking(config.output, [job.name for job in jobs], answer))}
     return {
         "pictures": len(mine),
@@ -110,7 +110,7 @@ def main(config: Config) -> dict[str, Any]:
     }
 
 
-def options_of(config: Config, artifact: Artifact, shard: tuple[int, int]) -> Options:
+def make_options(config: BatchConfig, artifact: Artifact, shard: tuple[int, int]) -> SegmentOptions:
     """Raises ValueError where the flags contradict each other or the model."""
     outputs = {tensor.name for tensor in artifact.info.outputs}
     if not config.write and not config.rank:
@@ -124,7 +124,7 @@ def options_of(config: Config, artifact: Artifact, shard: tuple[int, int]) -> Op
             raise ValueError(f"--window is a height and a width of at least 1 pixel, got {config.window}")
         if "logits" not in outputs:
             raise ValueError(f"--window needs a model with logits: export {artifact.info.name} with --logits")
-    return Options(
+    return SegmentOptions(
         output=config.output.absolute(),
         write=config.write,
         runs_file=file_name(RUNS, shard),
@@ -135,9 +135,9 @@ def options_of(config: Config, artifact: Artifact, shard: tuple[int, int]) -> Op
     )
 
 
-def worker_of(
-    config: Config, artifact: Artifact, options: Options
-) -> Callable[[list[Job], Find], Iterator[dict[str, Any]]]:
+def make_worker(
+    config: BatchConfig, artifact: Artifact, options: SegmentOptions
+) -> Callable[[list[Job], FindRecord], Iterator[dict[str, Any]]]:
     """What segments pictures: this process, or a cluster. Raises ValueError where it cannot be had."""
     if config.engine == "local":
         return functools.partial(segment, Engine(artifact, config.provider, config.threads), options)

@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 from typing import Literal
 
 from serving.common.files import read_bounded
-from serving.common.inputs import MAX_TEXT_BYTES, Names, decode_text, is_text, look
+from serving.common.inputs import MAX_TEXT_BYTES, Names, comparable, decode_text, is_text
 from serving.common.pictures import PICTURE_SUFFIXES
 
 Kind = Literal["labels", "overlay", "confidence", "reliability", "rle"]
@@ -45,7 +45,7 @@ def find_jobs(input: str, output: Path, recursive: bool) -> list[Job]:
         input: a folder or a pattern, of which files with a picture's suffix are taken, hidden ones and earlier
             results left out; a picture; or a list, a `.txt` file or `-` for standard input, with the path of a picture
             on each line, from the list's folder (the working directory) on where it is relative. What a list names is
-            taken as it is, or else as the only file whose name looks the same (`serving.common.inputs.look`): a
+            taken as it is, or else as the only file whose name looks the same (`serving.common.inputs.comparable`): a
             picture that is not there fails when its turn comes.
         output: where results go.
         recursive: take the pictures of a folder's subfolders too.
@@ -143,8 +143,8 @@ def _name_outputs(sources: dict[str, Path]) -> list[Job]:
     a.jpg and A.png share one too: what looks alike is the same to some file systems.
     """
     stems = {name: name.removesuffix(PurePath(name).suffix) for name in sources}
-    taken = Counter(map(look, stems.values())) + Counter(map(look, sources))
+    taken = Counter(map(comparable, stems.values())) + Counter(map(comparable, sources))
     return [
-        Job(os.path.abspath(sources[name]), name, stems[name] if taken[look(stems[name])] == 1 else name)
+        Job(os.path.abspath(sources[name]), name, stems[name] if taken[comparable(stems[name])] == 1 else name)
         for name in sorted(sources)
     ]

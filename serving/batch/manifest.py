@@ -33,7 +33,7 @@ class Place(NamedTuple):
     length: int
 
 
-class Lines:
+class JsonLines:
     """One such file, to append to; put in order, a line per picture, when it is opened and when it is closed.
 
     Attributes:
@@ -84,7 +84,7 @@ def read_lines(path: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
             offset += len(line)
 
 
-class Records:
+class EarlierRecords:
     """What earlier jobs wrote of each picture, read as it is asked for; may be used by several threads.
 
     Args:
@@ -134,8 +134,8 @@ class Manifest:
 
     def __init__(self, folder: Path, shard: tuple[int, int], runs: bool):
         self._folder = folder
-        self._lines = Lines(folder / file_name("manifest", shard))
-        self._runs = Lines(folder / file_name(RUNS, shard)) if runs else None
+        self._lines = JsonLines(folder / file_name("manifest", shard))
+        self._runs = JsonLines(folder / file_name(RUNS, shard)) if runs else None
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
@@ -145,7 +145,7 @@ class Manifest:
             self._remove_leftovers(self._folder / lock)
             for lines in filter(None, (self._lines, self._runs)):
                 stack.enter_context(lines)
-            self._earlier = stack.enter_context(Records(self._folder))
+            self._earlier = stack.enter_context(EarlierRecords(self._folder))
             self._stack = stack.pop_all()
         return self
 
@@ -153,7 +153,7 @@ class Manifest:
         self._stack.close()
 
     def find(self, name: str) -> dict[str, Any]:
-        """What earlier jobs wrote of a picture, see `Records.find`, less run lengths that are not there."""
+        """What earlier jobs wrote of a picture, see `EarlierRecords.find`, less run lengths that are not there."""
         record = self._earlier.find(name)
         if self._runs and self._runs.keys.get(name) != record.get("key"):
             record.get("outputs", {}).pop("rle", None)
@@ -194,7 +194,7 @@ def write_ranking(folder: Path, names: Iterable[str], answer: dict[str, Any]) ->
         answer: what their records must hold, so that only answers of one model are compared.
     """
     wanted = {"status": "ok", **answer}.items()
-    with Records(folder) as records:
+    with EarlierRecords(folder) as records:
         done = (record for record in map(records.find, names) if wanted <= record.items())
         ranked = sorted((record.get("mean_reliability", record["mean_confidence"]), record["input"]) for record in done)
     text = io.StringIO()

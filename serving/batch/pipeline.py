@@ -32,12 +32,12 @@ WAITING_PIXELS = 2**26
 T = TypeVar("T")
 R = TypeVar("R")
 
-Find = Callable[[str], dict[str, Any]]
+FindRecord = Callable[[str], dict[str, Any]]
 """The record that an earlier job wrote of a picture; an empty one if there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class SegmentOptions:
     """How pictures are segmented, and what is written of them."""
 
     output: Path
@@ -52,7 +52,7 @@ class Options:
     stride: float
 
     @property
-    def of_the_answer(self) -> dict[str, Any]:
+    def affecting_results(self) -> dict[str, Any]:
         """Those that change what is found in a picture."""
         return {"window": list(self.window), "stride": self.stride} if self.window else {}
 
@@ -68,7 +68,7 @@ class Decoded:
         return self.image_HWC.shape[0] * self.image_HWC.shape[1]
 
 
-def segment(engine: Engine, options: Options, jobs: Iterable[Job], find: Find) -> Iterator[dict[str, Any]]:
+def segment(engine: Engine, options: SegmentOptions, jobs: Iterable[Job], find: FindRecord) -> Iterator[dict[str, Any]]:
     """Segments the pictures and writes the results; yields a manifest record for each, in any order.
 
     What is done already, with the same picture, model and options, is yielded as `{"status": "skipped"}`. A record may
@@ -137,7 +137,7 @@ def bounded_map(
             future.cancel()
 
 
-def decode(job: Job, artifact: Artifact, options: Options, find: Find) -> Decoded | dict[str, Any]:
+def decode(job: Job, artifact: Artifact, options: SegmentOptions, find: FindRecord) -> Decoded | dict[str, Any]:
     """Reads one picture, or returns the record that says why it need not, or cannot, be segmented."""
     start = time.perf_counter()
     record: dict[str, Any] = {
@@ -147,7 +147,7 @@ def decode(job: Job, artifact: Artifact, options: Options, find: Find) -> Decode
         "sha256": None,
         "model": f"{artifact.info.name}/{artifact.info.version}",
         "model_sha256": artifact.info.sha256,
-        "options": options.of_the_answer,
+        "options": options.affecting_results,
     }
     try:
         contents = read_file(job.source, options.max_pixels)
@@ -171,14 +171,14 @@ def failed(record: dict[str, Any], error: str) -> dict[str, Any]:
     return record | {"status": "error", "error": error, "finished": time.time()}
 
 
-def key_of(sha256: str, artifact: Artifact, options: Options) -> str:
+def key_of(sha256: str, artifact: Artifact, options: SegmentOptions) -> str:
     """What results depend on, as one hash: the picture's contents, the model and its colours, and the options."""
     info = artifact.info
-    parts = json.dumps([sha256, info.sha256, info.classes, info.palette, options.of_the_answer])
+    parts = json.dumps([sha256, info.sha256, info.classes, info.palette, options.affecting_results])
     return hashlib.sha256(parts.encode()).hexdigest()
 
 
-def outputs_of(job: Job, options: Options) -> dict[str, str]:
+def outputs_of(job: Job, options: SegmentOptions) -> dict[str, str]:
     """By kind, the picture's files, below the output folder."""
     return {kind: options.runs_file if kind == "rle" else FILES[kind].format(job.output_name) for kind in options.write}
 
@@ -228,7 +228,9 @@ def group_by_size(
     yield from groups.values()
 
 
-def predict(engine: Engine, batch: list[Decoded], options: Options) -> Iterator[tuple[Decoded, dict[str, np.ndarray]]]:
+def predict(
+    engine: Engine, batch: list[Decoded], options: SegmentOptions
+) -> Iterator[tuple[Decoded, dict[str, np.ndarray]]]:
     """Segments pictures of one size, one by one if the batch fails; what still fails gets an error record."""
     start = time.perf_counter()
     try:
@@ -249,7 +251,7 @@ def predict(engine: Engine, batch: list[Decoded], options: Options) -> Iterator[
         yield picture, {name: output[index] for name, output in outputs.items()}
 
 
-def _predict(images_HWC: list[np.ndarray], engine: Engine, options: Options) -> dict[str, Any]:
+def _predict(images_HWC: list[np.ndarray], engine: Engine, options: SegmentOptions) -> dict[str, Any]:
     height, width = images_HWC[0].shape[:2]
     if options.window and (height > options.window[0] or width > options.window[1]):
         found = [
@@ -262,7 +264,9 @@ def _predict(images_HWC: list[np.ndarray], engine: Engine, options: Options) -> 
     return engine.predict(np.stack(images_HWC), [name for name in maps if name in engine.outputs])
 
 
-def write(picture: Decoded, outputs: dict[str, np.ndarray], artifact: Artifact, options: Options) -> dict[str, Any]:
+def write(
+    picture: Decoded, outputs: dict[str, np.ndarray], artifact: Artifact, options: SegmentOptions
+) -> dict[str, Any]:
     """Writes the files of one picture and returns its finished record.
 
     What a format cannot hold, or a name that is too long, is the picture's fault. That a file cannot be written (a full

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from serving.batch.jobs import Job
-from serving.batch.pipeline import Find, Options, segment
+from serving.batch.pipeline import FindRecord, SegmentOptions, segment
 from serving.common.artifact import Artifact, open_artifact
 from serving.model.engine import Engine, Provider
 
@@ -54,7 +54,7 @@ class Actor:
     What ends a job is returned, not raised: Ray would try again, and wrap it in tracebacks.
     """
 
-    def __init__(self, model: Path, provider: Provider, threads: int | None, options: Options):
+    def __init__(self, model: Path, provider: Provider, threads: int | None, options: SegmentOptions):
         self._open = functools.cache(lambda: Engine(open_artifact(model), provider, threads))
         self._options = options
 
@@ -75,9 +75,9 @@ def segment_on_ray(
     artifact: Artifact,
     provider: Provider,
     threads: int | None,
-    options: Options,
+    options: SegmentOptions,
     jobs: list[Job],
-    find: Find,
+    find: FindRecord,
 ) -> Iterator[dict[str, Any]]:
     """`serving.batch.pipeline.segment` over a cluster.
 

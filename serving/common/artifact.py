@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from serving.common.inputs import in_place_of, read_text
+from serving.common.inputs import failed_copy, read_text
 
 SCHEMA = 1
 """Raised when a field changes meaning; an artifact of another schema is refused."""
@@ -173,7 +173,7 @@ def open_artifact(path: str | Path) -> Artifact:
     if not artifact.graph.is_file():
         raise ValueError(f"{folder} has no {GRAPH_FILE}: {again}")
     if sha256_of(artifact.graph) != info.sha256:
-        if known := in_place_of(artifact.graph):
+        if known := failed_copy(artifact.graph):
             raise ValueError(f"{artifact.graph} is {known.what}, and no graph: {known.remedy}")
         raise ValueError(f"{artifact.graph} is not the graph its parity report speaks of (sha256 differs): {again}")
     return artifact

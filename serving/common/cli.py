@@ -84,7 +84,7 @@ def command() -> Iterator[None]:
             finally:
                 sys.stdout.flush()
         except Exception as error:
-            message = told(error)
+            message = error_line(error)
             if message is None or os.environ.get("KERASSEG_TRACEBACK"):
                 raise
             fail(message)
@@ -145,7 +145,7 @@ class _Stderr(_Stream):
             self._give_up()
 
 
-def told(error: Exception) -> str | None:
+def error_line(error: Exception) -> str | None:
     """The line for a mistake; None for a fault of ours, or of a library, of which a traceback tells more."""
     if isinstance(error, ValueError):
         return str(error)
@@ -173,14 +173,14 @@ def refusal(error: Exception) -> int | None:
 
 def _parse(config: Any, description: str, args: list[str] | None, default: Any) -> Any:
     """tyro.cli, with the framed text it prints about a wrong flag told as one line like every other mistake."""
-    told = io.StringIO()
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(told):
+        with contextlib.redirect_stderr(printed):
             return tyro.cli(config, prog=_command(), description=description, args=args, default=default)
     except SystemExit as stop:
         if not stop.code:
             raise
-        lines = [line.strip(" ╭╮╰╯│─") for line in told.getvalue().splitlines()]
+        lines = [line.strip(" ╭╮╰╯│─") for line in printed.getvalue().splitlines()]
         words = " ".join(line for line in lines[1:] if line.strip("-")).split(" For full helptext")[0]
         words, _, similar = words.partition(" Perhaps you meant: ")
         hint = f" (perhaps {similar.split()[0]}?)" if similar else ""

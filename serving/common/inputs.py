@@ -130,7 +130,7 @@ def contents_of(contents: bytes) -> Contents | None:
     return _text_of(start)
 
 
-def in_place_of(path: Path) -> Contents | None:
+def failed_copy(path: Path) -> Contents | None:
     """What a failed copy or download left in place of a file of any kind; None where the file may be what it should.
 
     Raises:
@@ -191,7 +191,7 @@ def is_text(name: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
-def shown(name: str) -> str:
+def printable(name: str) -> str:
     """The name of a file for messages: bytes that are not UTF-8, and line breaks, as `\\xe9`."""
     try:
         text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
@@ -200,8 +200,8 @@ def shown(name: str) -> str:
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
-def look(name: str) -> str:
-    """The same for names that look alike, or that some file systems take for one: those that differ in Unicode form
+def comparable(name: str) -> str:
+    """One text for names that look alike, or that some file systems take for one: those that differ in Unicode form
     (macOS writes ä as a and two dots) or in letter case."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
@@ -213,7 +213,7 @@ class Names:
         self._names = set(names)
         self._alike: dict[str, str | None] = {}
         for name in self._names:
-            self._alike[look(name)] = None if look(name) in self._alike else name
+            self._alike[comparable(name)] = None if comparable(name) in self._alike else name
 
     def find(self, name: str) -> str | None:
-        return name if name in self._names else self._alike.get(look(name))
+        return name if name in self._names else self._alike.get(comparable(name))

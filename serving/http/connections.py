@@ -81,11 +81,11 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         transport.set_write_buffer_limits(0)  # so that the time of an unread answer always runs
-        self._allow(HEADER_SECONDS)
+        self._start_timer(HEADER_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_cut = self._is_cut or exc is not None
-        self._allow(None)
+        self._start_timer(None)
         for timer in (self._read_timer, self._half_closed_timer):
             if timer:
                 timer.cancel()
@@ -123,15 +123,15 @@ class Connection(HttpToolsProtocol):
         if not waiting:
             return False
         self._is_over = True
-        self._allow(None)
+        self._start_timer(None)
         self.cycle.keep_alive = False
-        self._half_closed_timer = self.loop.call_later(HALF_CLOSED_SECONDS, self._ask_whether_it_reads)
+        self._half_closed_timer = self.loop.call_later(HALF_CLOSED_SECONDS, self._probe_reader)
         return True
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._is_header = True
-        self._allow(HEADER_SECONDS)
+        self._start_timer(HEADER_SECONDS)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._is_header:  # trailers say nothing here
@@ -139,7 +139,7 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._has_ended, self._is_header = True, False
-        self._allow(None)
+        self._start_timer(None)
         if self._is_over or self.parser.should_upgrade():
             return
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEADER_BYTES:
@@ -161,7 +161,7 @@ class Connection(HttpToolsProtocol):
         if self._is_over or self.parser.should_upgrade():
             return
         super().on_message_complete()
-        self._allow(None)
+        self._start_timer(None)
 
     def _ignore_upgrade(self, rest: bytes) -> bytes | None:
         """The request as if nothing had been offered: the parser would leave the body to another protocol."""
@@ -182,7 +182,7 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, status: int, message: str) -> None:
         """Answers what is being read in its turn, by the application, and reads no more."""
         self._is_over = True
-        self._allow(None)
+        self._start_timer(None)
         cycle = self.cycle
         if cycle and cycle.more_body:
             if cycle.response_complete:
@@ -219,7 +219,7 @@ class Connection(HttpToolsProtocol):
     def linger(self) -> None:
         """Closes once the client has had time to read what it was told, which it could not if it still sends then."""
         self.transport.write_eof()
-        self._allow(LINGER_SECONDS)
+        self._start_timer(LINGER_SECONDS)
 
     # What is written
 
@@ -230,7 +230,7 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.cycle.more_body and not self.transport.is_closing():
-            self._allow(LINGER_SECONDS)
+            self._start_timer(LINGER_SECONDS)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -247,9 +247,9 @@ class Connection(HttpToolsProtocol):
         return not (cycle.disconnected or self._is_cut)
 
     def _watch_reader(self, unread: int) -> None:
-        self._read_timer = self.loop.call_later(WRITE_SECONDS, self._look_at_reader, unread)
+        self._read_timer = self.loop.call_later(WRITE_SECONDS, self._check_reader, unread)
 
-    def _look_at_reader(self, before: int) -> None:
+    def _check_reader(self, before: int) -> None:
         unread = self._unread()
         is_crowded = self._is_crowded() or self.loop.time() - self._limit.refused_at < WRITE_SECONDS
         if unread < before and not is_crowded:
@@ -268,19 +268,19 @@ class Connection(HttpToolsProtocol):
             unsent = int.from_bytes(fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
         return self.transport.get_write_buffer_size() + unsent
 
-    def _ask_whether_it_reads(self) -> None:
+    def _probe_reader(self) -> None:
         """One that is gone refuses what is written to it."""
         cycle = self._running
         silent = cycle and not cycle.response_started and not self.transport.is_closing()
         if cycle and silent and cycle.scope["http_version"] == "1.1":
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self._half_closed_timer = self.loop.call_later(HALF_CLOSED_SECONDS, self._ask_whether_it_reads)
+        self._half_closed_timer = self.loop.call_later(HALF_CLOSED_SECONDS, self._probe_reader)
 
     def _cut(self) -> None:
         self._is_cut = True
         self.transport.abort()
 
-    def _allow(self, seconds: float | None) -> None:
+    def _start_timer(self, seconds: float | None) -> None:
         """Starts the time of the next phase; None ends the present one's."""
         if self._timer:
             self._timer.cancel()

@@ -8,7 +8,7 @@ from serving.service.v2_protocol import DATATYPES
 
 JSON = "application/json"
 
-FAILURES = {
+STATUS_MEANINGS = {
     400: "What was sent cannot be read, or is not what the model takes",
     401: "The server's token is missing",
     403: "The server was started without this",
@@ -21,8 +21,8 @@ FAILURES = {
 }
 """What each status means, with the body {"error": "..."}."""
 
-OF_BODIES = (400, 408, 413, 503)
-OF_MODELS = (404, 503)
+BODY_FAILURES = (400, 408, 413, 503)
+MODEL_FAILURES = (404, 503)
 
 
 def document(*, token: bool) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def document(*, token: bool) -> dict[str, Any]:
             str(status): _ref("responses", str(status)) for status in sorted({*statuses, *failures})
         }
 
-    def told(name: str, *statuses: int) -> dict[str, Any]:
+    def json_answers(name: str, *statuses: int) -> dict[str, Any]:
         return answers({JSON: {"schema": _ref("schemas", name)}}, *statuses)
 
     def get(name: str, summary: str, responses: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def document(*, token: bool) -> dict[str, Any]:
     def post(name: str, summary: str, responses: dict[str, Any], **more: Any) -> dict[str, Any]:
         return {"post": {"operationId": name, "summary": summary, "responses": responses, **more}}
 
-    def of_model(path: str, item: dict[str, Any]) -> dict[str, Any]:
+    def for_model(path: str, item: dict[str, Any]) -> dict[str, Any]:
         """Of its newest version, and of one by number."""
         before, after = path.split("{model}")
         [(method, operation)] = item.items()
@@ -70,7 +70,7 @@ def document(*, token: bool) -> dict[str, Any]:
     timing = {"Server-Timing": _ref("headers", "Server-Timing")}
     open_to_all: dict[str, Any] = {"security": []} if token else {}
     paths = {
-        "/v2": get("server_metadata", "Name, version and extensions of the server", told("ServerMetadata")),
+        "/v2": get("server_metadata", "Name, version and extensions of the server", json_answers("ServerMetadata")),
         "/v2/health/live": get(
             "live",
             "The server runs",
@@ -80,27 +80,32 @@ def document(*, token: bool) -> dict[str, Any]:
         "/v2/health/ready": get(
             "ready", "All models are loaded", {"200": {"description": "Ready"}} | unready(None), **open_to_all
         ),
-        "/v2/models/stats": get("all_statistics", "Statistics of all models", told("Statistics")),
-        **of_model("/v2/models/{model}", get("metadata", "A model's tensors and classes", told("ModelMetadata", 404))),
-        **of_model(
+        "/v2/models/stats": get("all_statistics", "Statistics of all models", json_answers("Statistics")),
+        **for_model(
+            "/v2/models/{model}", get("metadata", "A model's tensors and classes", json_answers("ModelMetadata", 404))
+        ),
+        **for_model(
             "/v2/models/{model}/ready",
             get(
                 "model_ready",
                 "The model answers",
-                told("ModelReady", 404) | unready({"anyOf": [_ref("schemas", "ModelReady"), _ref("schemas", "Error")]}),
+                json_answers("ModelReady", 404)
+                | unready({"anyOf": [_ref("schemas", "ModelReady"), _ref("schemas", "Error")]}),
             ),
         ),
-        **of_model("/v2/models/{model}/config", get("config", "How a model is run", told("ModelConfig", 404))),
-        **of_model("/v2/models/{model}/stats", get("statistics", "A model's statistics", told("Statistics", 404))),
-        **of_model(
+        **for_model("/v2/models/{model}/config", get("config", "How a model is run", json_answers("ModelConfig", 404))),
+        **for_model(
+            "/v2/models/{model}/stats", get("statistics", "A model's statistics", json_answers("Statistics", 404))
+        ),
+        **for_model(
             "/v2/models/{model}/infer",
             post(
                 "infer",
                 "The V2 protocol: tensors in, tensors out",
                 answers(
                     {JSON: {"schema": _ref("schemas", "InferResponse")}, "application/octet-stream": {}},
-                    *OF_BODIES,
-                    *OF_MODELS,
+                    *BODY_FAILURES,
+                    *MODEL_FAILURES,
                     headers=binary | timing,
                 ),
                 parameters=[_ref("parameters", HEADER_LENGTH), _ref("parameters", "Content-Encoding")],
@@ -117,19 +122,19 @@ def document(*, token: bool) -> dict[str, Any]:
         "/v2/repository/index": post(
             "index",
             "Every version of every model, with its state",
-            told("Index", *OF_BODIES),
+            json_answers("Index", *BODY_FAILURES),
             requestBody={"content": {JSON: {"schema": _ref("schemas", "IndexRequest")}}},
         ),
         "/v2/repository/models/{model}/load": post(
             "load",
             "Serve a model",
-            answers(None, *OF_BODIES, 403, 404),
+            answers(None, *BODY_FAILURES, 403, 404),
             requestBody={"content": {JSON: {"schema": _ref("schemas", "LoadRequest")}}},
         )
         | {"parameters": [_ref("parameters", "model")]},
         "/v2/repository/models/{model}/unload": post("unload", "End a model", answers(None, 403, 404))
         | {"parameters": [_ref("parameters", "model")]},
-        **of_model(
+        **for_model(
             "/v1/segment/{model}",
             post(
                 "segment",
@@ -141,8 +146,8 @@ def document(*, token: bool) -> dict[str, Any]:
                         JSON: {"schema": _ref("schemas", "Areas")},
                         "application/x-coco-rle+json": {"schema": _ref("schemas", "Areas")},
                     },
-                    *OF_BODIES,
-                    *OF_MODELS,
+                    *BODY_FAILURES,
+                    *MODEL_FAILURES,
                     406,
                     headers=timing,
                 ),
@@ -376,6 +381,6 @@ COMPONENTS: dict[str, Any] = {
         str(status): {"description": description, "content": {JSON: {"schema": _ref("schemas", "Error")}}}
         | ({"headers": {"Retry-After": {"description": "Seconds", "schema": INTEGER}}} if status == 503 else {})
         | ({"headers": {"WWW-Authenticate": {"schema": STRING}}} if status == 401 else {})
-        for status, description in FAILURES.items()
+        for status, description in STATUS_MEANINGS.items()
     },
 }

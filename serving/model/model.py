@@ -95,11 +95,11 @@ class Model:
         self.provider = self._engine.provider
         self.max_batch_size = settings.batch_size
         self.max_delay = settings.max_delay
-        self.buckets = self._proven(settings.buckets, settings.samples)
+        self.buckets = self._harmless_buckets(settings.buckets, settings.samples)
         self._warm_up({*settings.warm_up, *self.buckets})
         self._batcher = Batcher(
             # Knows no model, whose memory could not be let go then until Python looks for cycles.
-            functools.partial(_segment, self._engine, self.statistics),
+            functools.partial(_run_batch, self._engine, self.statistics),
             lambda size: batch_limit(size, settings.batch_size),
             max_delay=settings.max_delay,
             max_queue=settings.max_queue,
@@ -144,7 +144,7 @@ class Model:
             for count in gpu_batches(size, self.max_batch_size) if self.provider == "cuda" else alone_and_most:
                 self._engine.predict(np.zeros((count, *size, 3), np.uint8))
 
-    def _proven(self, buckets: tuple[Size, ...], samples: Sequence[np.ndarray]) -> tuple[Size, ...]:
+    def _harmless_buckets(self, buckets: tuple[Size, ...], samples: Sequence[np.ndarray]) -> tuple[Size, ...]:
         """The buckets, from the smallest up, if padding leaves the labels of all samples as they are; or none."""
         buckets = tuple(sorted(buckets, key=lambda size: size[0] * size[1]))
         tried = 0
@@ -174,7 +174,7 @@ def gpu_batches(size: Size, batch_size: int) -> list[int]:
     return sorted({gpu_batch(size, count + 1) for count in range(batch_limit(size, batch_size))})
 
 
-def _segment(engine: Engine, statistics: Statistics, requests: list[PaddedPictures]) -> list[Answer]:
+def _run_batch(engine: Engine, statistics: Statistics, requests: list[PaddedPictures]) -> list[Answer]:
     """A batch, in the batcher's thread."""
     started = time.perf_counter_ns()
     images_NHWC = (

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.common.artifact import GRAPH_FILE, INFO_FILE, versions
-from serving.common.inputs import shown
+from serving.common.inputs import printable
 from serving.model.batcher import Closed, Ticket
 from serving.model.model import Model, ModelSettings
 
@@ -34,7 +34,7 @@ class Repository:
         self._refused: dict[tuple[str, int], tuple[tuple, str]] = {}
         self._unloaded: set[str] = set()
         self._skipped: set[str] = set()
-        """Entries that cannot be read, and were told."""
+        """Entries that cannot be read, and have been logged."""
         self._lock = threading.RLock()
         self._closed = False
 
@@ -93,7 +93,7 @@ class Repository:
         if not names:
             raise ValueError(f"{self.folder} holds no models: export one with python -m export.run RUN --out ...")
         for name in names:
-            self._follow(name)
+            self._update(name)
             if name not in self._models:
                 raise ValueError(self._refusals(name)[-1])
 
@@ -108,7 +108,7 @@ class Repository:
             self._unloaded &= {*names, *self._skipped}
             known = {*names, *self._models, *(name for name, _ in self._refused)} - self._unloaded - self._skipped
         for name in known:
-            self._follow(name)
+            self._update(name)
 
     def load_one(self, name: str) -> None:
         """Serves a model again that was unloaded, or its newest version at once.
@@ -120,7 +120,7 @@ class Repository:
         if name not in self._names():
             raise UnknownModel(f"failed to load {name!r}: there is no such model in the repository")
         self._unloaded.discard(name)
-        self._follow(name)
+        self._update(name)
         if name not in self._models:
             raise ValueError(self._refusals(name)[-1])
 
@@ -172,11 +172,11 @@ class Repository:
             except (OSError, ValueError) as error:
                 skipped.add(child.name)
                 if child.name not in self._skipped:
-                    log.warning("not served", extra={"entry": shown(str(child)), "reason": _in_a_line(error)})
+                    log.warning("not served", extra={"entry": printable(str(child)), "reason": _one_line(error)})
         self._skipped = skipped
         return sorted(names)
 
-    def _follow(self, name: str) -> None:
+    def _update(self, name: str) -> None:
         with self._lock:
             current = self._models.get(name, {})
             on_disk = versions(self.folder / name)
@@ -195,14 +195,14 @@ class Repository:
     def _open(self, name: str, version: int) -> Model | None:
         """None where it is refused: half-written as yet, or not right. Looked at again once its files change."""
         folder = self.folder / name / str(version)
-        state = _state(folder)
+        state = _file_stamps(folder)
         if self._refused.get((name, version), (None,))[0] == state:
             return None
         started = time.perf_counter()
         try:
             model = Model(folder, self.settings)
         except Exception as error:  # what onnxruntime raises, out of memory for one, has no public base class
-            reason = _in_a_line(error)
+            reason = _one_line(error)
             self._refused[name, version] = state, reason
             log.warning("model refused", extra={"model": name, "version": version, "reason": reason})
             return None
@@ -231,11 +231,11 @@ class Repository:
         return [reason for (refused, _), (_, reason) in sorted(self._refused.items()) if refused == name]
 
 
-def _in_a_line(error: Exception) -> str:
-    return shown(" ".join(str(error).split()))
+def _one_line(error: Exception) -> str:
+    return printable(" ".join(str(error).split()))
 
 
-def _state(folder: Path) -> tuple[Any, ...]:
+def _file_stamps(folder: Path) -> tuple[Any, ...]:
     """What changes when a file of an artifact is written."""
     state: list[Any] = []
     for file in (GRAPH_FILE, INFO_FILE):

@@ -50,7 +50,7 @@ class Statistics:
         """An entry of `GET /v2/models/stats`; every field is there, since perf_analyzer reads all of them."""
         with self._lock:
 
-            def told(what: str) -> dict[str, int]:
+            def counted(what: str) -> dict[str, int]:
                 return {"count": self._count[what], "ns": self._nanoseconds[what]}
 
             nothing = {"count": 0, "ns": 0}
@@ -60,7 +60,7 @@ class Statistics:
                 "last_inference": self._last_inference,
                 "inference_count": self._pictures,
                 "execution_count": self._batches.total(),
-                "inference_stats": {what: told(what) for what in ("success", "fail", *PHASES)}
+                "inference_stats": {what: counted(what) for what in ("success", "fail", *PHASES)}
                 | {"cache_hit": nothing, "cache_miss": nothing},
                 "batch_stats": [
                     {

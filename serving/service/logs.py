@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 MAX_WAITING = 10_000
 """Lines kept for a reader that is slow; beyond it they are lost, and memory is not."""
 
-PATIENCE = 2.0
+STALLED_SECONDS = 2.0
 """Seconds without a line written, after which nobody is thought to read."""
 
 _USUAL = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
@@ -35,7 +35,7 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(fields, default=str)
 
 
-class _Waiting(logging.handlers.QueueHandler):
+class _QueueHandler(logging.handlers.QueueHandler):
     def prepare(self, record: logging.LogRecord) -> str:  # type: ignore[override]
         return self.format(record)
 
@@ -70,12 +70,12 @@ class _Writer(threading.Thread):
             rest = rest[os.write(descriptor, rest) :]
 
     def stop(self) -> None:
-        """Returns once all is written, or nothing has been for `PATIENCE`."""
+        """Returns once all is written, or nothing has been for `STALLED_SECONDS`."""
         self._lines.put(None)
         left = -1
         while self.is_alive() and self._lines.qsize() != left:
             left = self._lines.qsize()
-            self.join(PATIENCE)
+            self.join(STALLED_SECONDS)
 
 
 @contextlib.contextmanager
@@ -86,7 +86,7 @@ def json_lines(requests: bool = True) -> Iterator[None]:
         requests: whether each request is a line.
     """
     lines: queue.Queue[str | None] = queue.Queue()
-    handler = _Waiting(lines)
+    handler = _QueueHandler(lines)
     handler.setFormatter(JsonFormatter())
     writer = _Writer(lines)
     root, ours = logging.getLogger(), logging.getLogger("serving")

@@ -66,8 +66,8 @@ class Service:
         self._token = token
         self._allow_load = allow_load
         self._held_bytes = 0
-        self._under_way = 0
-        self._may_give_back = False
+        self._running = 0
+        self._has_served = False
         self.registry = new_registry(repository.models)
 
     def close(self) -> None:
@@ -171,7 +171,7 @@ class Service:
         """
         model = record.model = self.model(name, version)
         until = record.arrived / 1e9 + min(self.limits.timeout, codec.timeout)
-        self._under_way += 1
+        self._running += 1
         try:
             if model.full:  # before its body is read: refusing has to be cheap
                 raise QueueFull("the queue is full")
@@ -200,7 +200,7 @@ class Service:
             model.statistics.failed(failure.reason if failure else "OTHER", time.perf_counter_ns() - record.arrived)
             raise
         finally:
-            self._under_way -= 1
+            self._running -= 1
         ended = time.perf_counter_ns()
         durations = dict(answer.durations)
         durations["compute_input"] += answer.submitted - record.arrived
@@ -215,8 +215,8 @@ class Service:
         """
         while True:
             await asyncio.sleep(IDLE_SECONDS)
-            if self._may_give_back and not self._under_way and not self._held_bytes:
-                self._may_give_back = False
+            if self._has_served and not self._running and not self._held_bytes:
+                self._has_served = False
                 await asyncio.to_thread(_trim, self.repository.models())
 
     def is_crowded(self) -> bool:
@@ -227,7 +227,7 @@ class Service:
     def receiving(self) -> Iterator[Callable[[int], None]]:
         """Yields a function that counts bytes of a body as they arrive, until the block ends; it raises QueueFull."""
         held = 0
-        self._may_give_back = True
+        self._has_served = True
 
         def count(length: int) -> None:
             nonlocal held

@@ -21,7 +21,7 @@ from serving.http.openapi import document
 def running(models, **flags):
     """Yields a `run.Server` that is ready; at the end it drains."""
     flags = {"provider": "cpu", "port": 0, "poll": 0, "warm_up": ((4, 4),), "max_delay": 0.0} | flags
-    config = run.Config(models=models, **flags)
+    config = run.ServerConfig(models=models, **flags)
     run.check(config)
     server = run.Server(config)
     failures = []

@@ -30,7 +30,7 @@ def refused(toy_model, capfd, tmp_path, monkeypatch):
 
     def start(*args):
         with pytest.raises(SystemExit) as exit:
-            cli.run(run.main, run.Config, "", ["models", "--port", "0", "--provider", "cpu", *map(str, args)])
+            cli.run(run.main, run.ServerConfig, "", ["models", "--port", "0", "--provider", "cpu", *map(str, args)])
         captured = capfd.readouterr()
         assert (exit.value.code, captured.out) == (2, "")
         return captured.err.splitlines()[-1]
@@ -95,7 +95,7 @@ def test_auto_takes_the_cpu_where_there_is_no_gpu(toy_model, monkeypatch):
 def test_alive_before_it_is_ready(toy_model, monkeypatch):
     load, allowed = Repository.load, threading.Event()
     monkeypatch.setattr(Repository, "load", lambda self: allowed.wait(600) and load(self))
-    server = run.Server(run.Config(models=toy_model.parent, port=0, provider="cpu"))
+    server = run.Server(run.ServerConfig(models=toy_model.parent, port=0, provider="cpu"))
     thread = threading.Thread(target=server.serve_requests)
     thread.start()
     until(lambda: server.started)
@@ -181,7 +181,7 @@ def test_a_signal_ends_the_server_whatever_hangs(toy_model, what):
                 os.set_blocking(descriptor, True)
 
         {HANGS[what]}
-        cli.run(run.main, run.Config, '')
+        cli.run(run.main, run.ServerConfig, '')
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -219,7 +219,7 @@ def test_terminated_under_load(toy_model, tmp_path):
     """As a process: it says where it listens, answers what it has taken, and ends with its result."""
     code = (
         "import sys; from serving import run; from serving.common import cli\n"
-        "try: cli.run(run.main, run.Config, '')\n"
+        "try: cli.run(run.main, run.ServerConfig, '')\n"
         "finally: print([name for name in ('tensorflow', 'keras', 'kerasseg', 'onnx', 'ray', 'grpc')"
         " if name in sys.modules])\n"
     )

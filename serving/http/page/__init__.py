@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-MEDIA_TYPES = {
+FILES = {
     "index.html": "text/html; charset=utf-8",
     "page.css": "text/css; charset=utf-8",
     "page.js": "text/javascript; charset=utf-8",
@@ -40,7 +40,7 @@ def routes() -> list[BaseRoute]:
     def path(name: str) -> str:
         return "/" if name == "index.html" else f"/page/{name}"
 
-    return [Route(path(name), _file(name), include_in_schema=False) for name in MEDIA_TYPES]
+    return [Route(path(name), _file(name), include_in_schema=False) for name in FILES]
 
 
 def _file(name: str) -> Callable[[Request], Awaitable[Response]]:
@@ -52,6 +52,6 @@ def _file(name: str) -> Callable[[Request], Awaitable[Response]]:
         known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
         if headers["ETag"] in known:
             return Response(status_code=304, headers=headers)
-        return Response(content, media_type=MEDIA_TYPES[name], headers=headers)
+        return Response(content, media_type=FILES[name], headers=headers)
 
     return answer

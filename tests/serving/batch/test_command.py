@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from serving.batch import command, pipeline
-from serving.batch.command import Config
+from serving.batch.command import BatchConfig
 from serving.common import cli
 from serving.common.artifact import open_artifact
 from serving.common.pictures import MAX_PIXELS, coco_rle
@@ -35,7 +35,7 @@ def segment(toy_model, capsys):
     def run(*args, model=toy_model):
         provider = [] if "--provider" in args else ["--provider", "cpu"]
         with pytest.raises(SystemExit) as exit:
-            cli.run(command.main, Config, "", [str(model), *map(str, args), *provider])
+            cli.run(command.main, BatchConfig, "", [str(model), *map(str, args), *provider])
         captured = capsys.readouterr()
         lines = captured.out.splitlines()
         return exit.value.code, json.loads(lines[-1]) if lines else None, captured.err
@@ -405,7 +405,7 @@ def test_a_killed_job_leaves_nothing_behind_for_long(toy_model, segment, tmp_pat
     code = (
         "import os, pathlib, signal; from serving.batch import command; from serving.common import cli\n"
         "pathlib.Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "cli.run(command.main, command.Config, '')\n"
+        "cli.run(command.main, command.BatchConfig, '')\n"
     )
     arguments = [str(toy_model), str(tmp_path / "photos"), str(out), "--recursive", "--provider", "cpu"]
     killed = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True)
@@ -501,7 +501,7 @@ def test_runs_without_tensorflow(toy_model, tmp_path):
     picture(tmp_path / "photos" / "a.png")
     code = (
         "import sys; from serving.batch import command; from serving.common import cli\n"
-        "try: cli.run(command.main, command.Config, '')\n"
+        "try: cli.run(command.main, command.BatchConfig, '')\n"
         "finally: print([name for name in ('tensorflow', 'keras', 'kerasseg', 'onnx')"
         " if name in sys.modules])\n"
     )

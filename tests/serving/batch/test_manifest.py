@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from serving.batch.manifest import Lines, Manifest, Records, read_lines, write_ranking
+from serving.batch.manifest import EarlierRecords, JsonLines, Manifest, read_lines, write_ranking
 
 
 def record(name, **fields):
@@ -18,7 +18,7 @@ def lines_of(path):
 
 def test_lines_are_in_order_and_the_last_of_a_name_counts(tmp_path):
     path = tmp_path / "manifest.jsonl"
-    with Lines(path) as lines:
+    with JsonLines(path) as lines:
         for name, value in [("b", 1), ("a", 2), ("b", 3), ("ä", 4)]:
             lines.append(record(name, value=value))
     assert lines_of(path) == [record("a", value=2), record("b", value=3), record("ä", value=4)]
@@ -30,7 +30,7 @@ def test_lines_are_in_order_and_the_last_of_a_name_counts(tmp_path):
 def test_a_killed_jobs_last_words_are_left_out(tmp_path, cut):
     path = tmp_path / "manifest.jsonl"
     path.write_text(json.dumps(record("a")) + "\n" + cut)
-    with Lines(path) as lines:
+    with JsonLines(path) as lines:
         lines.append(record("c"))
     assert [line["input"] for line in lines_of(path)] == ["a", "c"]
 
@@ -39,7 +39,7 @@ def test_a_file_in_order_is_not_written_again(tmp_path):
     path = tmp_path / "manifest.jsonl"
     path.write_text("".join(json.dumps(record(name)) + "\n" for name in "abc"))
     before = path.stat()
-    with Lines(path):
+    with JsonLines(path):
         pass
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
@@ -70,7 +70,7 @@ def test_records_of_all_shards_and_the_last_finished_counts(tmp_path):
     write("manifest.jsonl", record("a", finished=2.0, key="new"), record("b", finished=1.0, key="old"))
     write("manifest-1-of-2.jsonl", record("a", finished=1.0, key="old"), record("c", finished=1.0, key="one"))
     write("manifest-2-of-2.jsonl", record("b", finished=3.0, key="new"))
-    with Records(tmp_path) as records:
+    with EarlierRecords(tmp_path) as records:
         assert {name: records.find(name).get("key") for name in "abcd"} == {
             "a": "new",
             "b": "new",

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving.batch.command import Config, main
-from serving.batch.pipeline import Options
+from serving.batch.command import BatchConfig, main
+from serving.batch.pipeline import SegmentOptions
 from tests.serving.batches import expected_labels, labels_at, manifest, picture
 
 batch_ray = pytest.importorskip("serving.batch.ray", reason="needs kerasseg[ray]", exc_type=ImportError)
@@ -79,7 +79,7 @@ def block_of(*sources, earlier=None):
 
 
 def actor(model, output, threads=1):
-    options = Options(
+    options = SegmentOptions(
         output=output,
         write=("labels",),
         runs_file="rle.jsonl",
@@ -118,7 +118,7 @@ def test_no_cluster_is_told_at_once(toy_model, tmp_path, address):
     picture(tmp_path / "photos" / "a.png")
     with pytest.raises(ValueError, match=f"no Ray cluster at {address}"):
         main(
-            Config(
+            BatchConfig(
                 model=toy_model,
                 input=str(tmp_path / "photos"),
                 output=tmp_path / "out",

@@ -120,7 +120,7 @@ class LibraryError(Exception):
     ],
 )
 def test_what_is_refused_comes_with_a_remedy(error, said):
-    message = cli.told(error)
+    message = cli.error_line(error)
     assert (message is None) if said is None else (said in message)
 
 

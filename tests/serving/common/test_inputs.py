@@ -10,7 +10,16 @@ import pytest
 from PIL import Image
 
 from serving.common.files import read_bounded
-from serving.common.inputs import Names, contents_of, decode_text, in_place_of, is_text, look, read_text, shown
+from serving.common.inputs import (
+    Names,
+    comparable,
+    contents_of,
+    decode_text,
+    failed_copy,
+    is_text,
+    printable,
+    read_text,
+)
 
 PAGE = b"\r\n<!-- proxy --><HTML><head><title>Sign in</title></head></HTML>"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
@@ -65,14 +74,14 @@ def test_what_pillow_writes(format):
     assert contents_of(file.getvalue()).what == f"{format} data"
 
 
-def test_what_stands_in_place_of_a_file_of_any_kind(tmp_path):
+def test_what_stands_failed_copy_a_file_of_any_kind(tmp_path):
     file = tmp_path / "model.onnx"
     for contents, what in ((POINTER, "a Git LFS pointer"), (PAGE, "a web page"), (b"", "an empty file")):
         file.write_bytes(contents)
-        assert in_place_of(file).what == what
+        assert failed_copy(file).what == what
     for contents in (b"PK\x03\x04", b"some text", b"\x08\x07\x12\x00"):
         file.write_bytes(contents)
-        assert in_place_of(file) is None
+        assert failed_copy(file) is None
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -130,15 +139,15 @@ def test_names_are_found_as_people_read_them():
     assert (names.find("a"), names.find("A")) == ("a", "A")
     assert names.find("koln") is None
     assert Names(["Ab", "aB"]).find("ab") is None  # either could be meant
-    assert look("\u00c4") == look("a\u0308")
+    assert comparable("\u00c4") == comparable("a\u0308")
 
 
 def test_every_name_can_be_shown():
-    assert [shown(name) for name in ("é\n", "caf\udce9", "\ud800")] == ["é\\n", "caf\\xe9", "\\ud800"]
+    assert [printable(name) for name in ("é\n", "caf\udce9", "\ud800")] == ["é\\n", "caf\\xe9", "\\ud800"]
 
 
 def test_names_that_are_no_text():
     name = os.fsdecode(b"caf\xe9\n.jpg")
     assert not is_text(name) and is_text("café")
-    assert shown(name) == "caf\\xe9\\n.jpg"
-    assert shown("日本 café.jpg") == "日本 café.jpg"
+    assert printable(name) == "caf\\xe9\\n.jpg"
+    assert printable("日本 café.jpg") == "日本 café.jpg"

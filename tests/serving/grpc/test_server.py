@@ -548,7 +548,7 @@ def test_the_extra_is_missing(toy_model, monkeypatch):
     monkeypatch.delitem(sys.modules, "serving.grpc.server", raising=False)
     monkeypatch.setitem(sys.modules, "grpc", None)
     with pytest.raises(ValueError, match=r'--grpc-port needs the extra grpc: pip install "kerasseg\[grpc\]"'):
-        run.Server(run.Config(models=toy_model.parent, provider="cpu", port=0, grpc_port=0))
+        run.Server(run.ServerConfig(models=toy_model.parent, provider="cpu", port=0, grpc_port=0))
 
 
 def test_a_port_that_is_taken(toy_model, server):

@@ -126,11 +126,11 @@ def test_a_client_that_reads_gets_all_however_slowly(server, monkeypatch, caplog
     watched, received, looks = [], 0, 0
     monkeypatch.setattr(connections.Connection, "_watch_reader", lambda self, unread: watched.append((self, unread)))
 
-    def look_if_it_has_read(times):
+    def check_what_it_has_read(times):
         nonlocal looks
         connection, before = watched[-1]
         if len(watched) == times and connection._unread() < before:
-            connection._look_at_reader(before)
+            connection._check_reader(before)
             looks += 1
 
     with connect(server) as raw:
@@ -139,7 +139,7 @@ def test_a_client_that_reads_gets_all_however_slowly(server, monkeypatch, caplog
         while received < 20 * 2**20:
             received += len(raw.recv(2**16))
             if looks < 5:
-                watched[-1][0].loop.call_soon_threadsafe(look_if_it_has_read, len(watched))
+                watched[-1][0].loop.call_soon_threadsafe(check_what_it_has_read, len(watched))
     assert looks >= 1
     until(lambda: lines_of(caplog))
     [(_, status, sent)] = lines_of(caplog)
@@ -168,12 +168,12 @@ def test_a_slow_reader_is_cut_off_where_no_connection_is_left(toy_model, monkeyp
             raw.sendall(large_answer())
             until(lambda: watched)
             connection, before = watched[0]
-            connection.loop.call_soon_threadsafe(connection._look_at_reader, before)
+            connection.loop.call_soon_threadsafe(connection._check_reader, before)
             until(lambda: len(watched) == 2)  # it goes on
             with connect(server), connect(server) as refused:
                 refused.sendall(GET)
                 assert refused.recv(2**16).startswith(b"HTTP/1.1 503 ")
-                connection.loop.call_soon_threadsafe(connection._look_at_reader, before)
+                connection.loop.call_soon_threadsafe(connection._check_reader, before)
                 until(lambda: connection._is_cut)
 
 

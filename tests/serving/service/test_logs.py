@@ -66,7 +66,7 @@ def test_a_slow_reader_loses_lines_and_holds_nobody_up(capfd, monkeypatch):
 
 
 def test_the_end_waits_for_a_slow_reader_and_for_no_reader_that_hangs(capfd, monkeypatch):
-    monkeypatch.setattr(logs, "PATIENCE", 0.2)
+    monkeypatch.setattr(logs, "STALLED_SECONDS", 0.2)
     write, hangs = logs._Writer.write, threading.Event()
 
     def slowly(line):
