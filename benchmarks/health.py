@@ -25,8 +25,8 @@ from benchmarks.fuzz import MODEL, served
 from benchmarks.results_file import write_between_markers
 from benchmarks.turns import circumstances
 from serving.common import cli
-from tests.serving.calls import calling, infer_request
-from tests.serving.servers import encoded
+from tests.serving.grpc_calls import calling, infer_request
+from tests.serving.pictures import encoded
 
 CLIENTS = 3
 PAUSE = 0.01

@@ -1,12 +1,32 @@
-"""What tests of all rooms use: a model to serve, a gate before it, and a GPU that is none."""
+"""What tests of all rooms use: a server, its model, a gate before that, and a GPU that is none."""
 
 import pytest
 
 from serving.model import sessions
 from serving.model.engine import Engine
 from serving.model.sessions import new_session
-from tests.serving.servers import Gate
+from tests.serving.servers import Gate, running, until
 from tests.serving.toy_model import write_toy_model
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """What `server` serves; a file that needs other models overrides it."""
+    return write_toy_model(tmp_path_factory.mktemp("models") / "toy", 1).parent
+
+
+@pytest.fixture(scope="module")
+def server_flags():
+    """Flags of `server`; a file that needs some overrides it."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def server(models, server_flags):
+    """A server for all tests of a file, over HTTP and gRPC; in the end nothing of any request is left in it."""
+    with running(models, grpc_port=0, **server_flags) as server:
+        yield server
+        until(lambda: not any(model.pending for model in server.repository.models()) and not server.service._held_bytes)
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from serving.common import cli
 from serving.common.pictures import png
 from serving.model.repository import Repository
 from tests.serving.model.test_model import SAMPLES
-from tests.serving.servers import clients, picture, running, until
+from tests.serving.pictures import picture
+from tests.serving.servers import clients, running, until
 from tests.serving.toy_model import write_toy_model
 
 SEGMENT = "/v1/segment/toy"

@@ -13,7 +13,7 @@ import pytest
 
 from serving.batch.command import BatchConfig, main
 from serving.batch.pipeline import SegmentOptions
-from tests.serving.batches import expected_labels, labels_at, manifest, picture
+from tests.serving.pictures import expected_labels, labels_at, manifest, save_picture
 
 batch_ray = pytest.importorskip("serving.batch.ray", reason="needs kerasseg[ray]", exc_type=ImportError)
 
@@ -40,7 +40,7 @@ def processes_of_actors():
 def test_a_job_goes_on_when_a_worker_is_killed_and_a_machine_lost(cluster, toy_model, tmp_path):
     photos, out = tmp_path / "photos", tmp_path / "out"
     for index in range(PICTURES):
-        picture(photos / f"p{index:03}.png", 60, 80, seed=index)
+        save_picture(photos / f"p{index:03}.png", 60, 80, seed=index)
     (photos / "broken.png").write_bytes(b"no picture")
     flags = ["--provider", "cpu", "--write", "labels", "rle", "--engine", "ray", "--ray-address", cluster.address]
     command = [sys.executable, "-m", "serving.batch", str(toy_model), str(photos), str(out), *flags]
@@ -92,7 +92,7 @@ def actor(model, output, threads=1):
 
 
 def test_an_actor_leaves_what_is_done(toy_model, tmp_path):
-    picture(tmp_path / "a.png")
+    save_picture(tmp_path / "a.png")
     call = actor(toy_model, tmp_path / "out")
     [record] = map(json.loads, call(block_of(tmp_path / "a.png"))["record"])
     assert (record["status"], record["input"]) == ("ok", "a.png")
@@ -103,7 +103,7 @@ def test_an_actor_leaves_what_is_done(toy_model, tmp_path):
 def test_what_ends_a_job_is_told_by_the_machine(toy_model, tmp_path):
     """After the records of what it could write."""
     for name in ("a.png", "b.png"):
-        picture(tmp_path / name)
+        save_picture(tmp_path / name)
     out = tmp_path / "out"
     (out / "labels" / "b.png").mkdir(parents=True)
     done, record = map(json.loads, actor(toy_model, out)(block_of(tmp_path / "a.png", tmp_path / "b.png"))["record"])
@@ -115,7 +115,7 @@ def test_what_ends_a_job_is_told_by_the_machine(toy_model, tmp_path):
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:port"])
 def test_no_cluster_is_told_at_once(toy_model, tmp_path, address):
-    picture(tmp_path / "photos" / "a.png")
+    save_picture(tmp_path / "photos" / "a.png")
     with pytest.raises(ValueError, match=f"no Ray cluster at {address}"):
         main(
             BatchConfig(

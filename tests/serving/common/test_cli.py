@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from serving.common import cli
-from tests.serving.batches import labels_at, picture
+from tests.serving.pictures import labels_at, save_picture
 from tests.test_project import ROOT
 
 COMMAND = """
@@ -90,7 +90,7 @@ def test_what_is_said_goes_into_no_file(tmp_path):
 
 @pytest.mark.parametrize("redirection", ["2>&-", "2> /dev/full", "<&- 2>&-"])
 def test_a_batch_job_without_stderr_writes_its_masks(toy_model, tmp_path, redirection):
-    image_HWC = picture(tmp_path / "photos" / "a.png")
+    image_HWC = save_picture(tmp_path / "photos" / "a.png")
     (tmp_path / "photos" / "b.png").write_bytes(b"no picture")
     arguments = [toy_model, tmp_path / "photos", tmp_path / "out", "--provider", "cpu"]
     status, stdout, _ = run(redirection, *arguments, command=("-m", "serving.batch"))
@@ -149,7 +149,7 @@ def on_a_small_disk():
 
 def test_a_full_disk_is_told_and_leaves_nothing_half_written(toy_model, tmp_path, on_a_small_disk):
     for index in range(12):
-        picture(tmp_path / "photos" / f"{index}.png", height=128, width=128, seed=index)
+        save_picture(tmp_path / "photos" / f"{index}.png", height=128, width=128, seed=index)
     batch = f'"$@" -m serving.batch {toy_model} {tmp_path}/photos {tmp_path}/disk/out --provider cpu'
     done = on_a_small_disk(tmp_path / "disk", "60k", f"{batch}; echo $?; ls -AR {tmp_path}/disk")
     assert done.stdout.startswith("2\n") and ".tmp" not in done.stdout

@@ -19,17 +19,8 @@ from serving import run
 from serving.grpc import server as grpc_server
 from serving.grpc.messages import DEFINITIONS, MESSAGES
 from serving.service.logs import JsonFormatter
-from tests.serving.calls import IMAGES, SERVICE, calling, infer_request
+from tests.serving.grpc_calls import IMAGES, SERVICE, calling, infer_request
 from tests.serving.servers import running, until
-from tests.serving.toy_model import write_toy_model
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    models = tmp_path_factory.mktemp("models")
-    write_toy_model(models / "toy", 1)
-    with running(models, grpc_port=0) as server:
-        yield server
 
 
 @pytest.fixture

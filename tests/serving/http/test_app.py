@@ -22,7 +22,8 @@ from serving.http.picture_codec import choose_output
 from serving.model.engine import Engine, usable_cpus
 from serving.service import service
 from serving.service.logs import JsonFormatter
-from tests.serving.servers import answer_to, as_documented, clients, connect, encoded, picture, running, until
+from tests.serving.pictures import encoded, expected_labels, picture
+from tests.serving.servers import answer_to, as_documented, clients, connect, running, until
 from tests.serving.toy_model import CLASSES, PALETTE, write_toy_model
 
 SEGMENT = "/v1/segment/toy"
@@ -30,14 +31,6 @@ SEGMENT = "/v1/segment/toy"
 
 def post_head(path, length, *headers):
     return "\r\n".join([f"POST {path} HTTP/1.1", "Host: x", f"Content-Length: {length}", *headers, "", ""]).encode()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    models = tmp_path_factory.mktemp("models")
-    write_toy_model(models / "toy", 1)
-    with running(models) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +46,6 @@ def client_of(server):
 @pytest.fixture
 def model(server):
     return server.repository.get("toy")
-
-
-def labels_of(contents):
-    return load_picture(contents)[..., 0] // 64
 
 
 def index_of(response):
@@ -82,14 +71,14 @@ def error_of(response, status):
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
 def test_a_picture_as_body_and_as_form(client, format):
     contents = picture(10, 14, format=format)
-    np.testing.assert_array_equal(index_of(client.post(SEGMENT, content=contents)), labels_of(contents))
+    np.testing.assert_array_equal(index_of(client.post(SEGMENT, content=contents)), expected_labels(contents))
     as_curl = {"Content-Type": "application/x-www-form-urlencoded"}  # what --data-binary says by itself
     np.testing.assert_array_equal(
-        index_of(client.post(SEGMENT, content=contents, headers=as_curl)), labels_of(contents)
+        index_of(client.post(SEGMENT, content=contents, headers=as_curl)), expected_labels(contents)
     )
     form = {"files": {"picture": ("a.jpg", contents)}, "data": {"note": "ignored"}}
-    np.testing.assert_array_equal(index_of(client.post(SEGMENT, **form)), labels_of(contents))
-    np.testing.assert_array_equal(index_of(client.post(f"{SEGMENT}/versions/1", **form)), labels_of(contents))
+    np.testing.assert_array_equal(index_of(client.post(SEGMENT, **form)), expected_labels(contents))
+    np.testing.assert_array_equal(index_of(client.post(f"{SEGMENT}/versions/1", **form)), expected_labels(contents))
 
 
 def test_a_picture_taken_sideways_is_answered_upright(client):
@@ -98,7 +87,7 @@ def test_a_picture_taken_sideways_is_answered_upright(client):
     contents = picture(6, 12, format="JPEG", quality=95, exif=exif)
     labels_HW = index_of(client.post(SEGMENT, content=contents))
     assert labels_HW.shape == (12, 6)
-    np.testing.assert_array_equal(labels_HW, labels_of(contents))
+    np.testing.assert_array_equal(labels_HW, expected_labels(contents))
 
 
 @pytest.mark.parametrize("asked", [{"params": {"output": "overlay"}}, {"headers": {"Accept": "image/jpeg"}}])
@@ -107,7 +96,7 @@ def test_overlay(client, asked):
     response = client.post(SEGMENT, content=contents, **asked)
     assert response.headers["content-type"] == "image/jpeg"
     tinted = load_picture(response.content)
-    expected = overlay(load_picture(contents), labels_of(contents), PALETTE)
+    expected = overlay(load_picture(contents), expected_labels(contents), PALETTE)
     np.testing.assert_allclose(tinted.astype(int), expected.astype(int), atol=3)
 
 
@@ -144,7 +133,7 @@ def test_run_lengths(client, asked):
     contents = picture(6, 8)
     answer = client.post(SEGMENT, content=contents, **asked).json()
     found = {entry["label"]: entry["rle"] for entry in answer["classes"]}
-    assert found == coco_rle(labels_of(contents))
+    assert found == coco_rle(expected_labels(contents))
 
 
 def test_a_map_of_the_model(client):
@@ -398,7 +387,7 @@ def test_pictures_of_a_size_share_a_batch_and_answers_are_as_alone(server, clien
     assert gate.batches[0] == (1, 2, 2)
     assert sorted(gate.batches[1:]) == [(2, 10, 4), (3, 6, 8)]
     for body, response in zip(contents, responses, strict=False):
-        np.testing.assert_array_equal(index_of(response), labels_of(body))
+        np.testing.assert_array_equal(index_of(response), expected_labels(body))
         assert client.post(SEGMENT, content=body).content == response.content
 
 
@@ -416,7 +405,7 @@ def test_one_picture_that_fails_in_the_model_fails_alone(server, model, gate, mo
     before, bad, after = batches_while_held(server, gate, model, contents)
     assert error_of(bad, 500) == "the model failed: Failed to allocate memory"
     for body, response in ((contents[0], before), (contents[2], after)):
-        np.testing.assert_array_equal(index_of(response), labels_of(body))
+        np.testing.assert_array_equal(index_of(response), expected_labels(body))
 
 
 def test_a_full_queue_refuses_at_once(toy_model, gate):
@@ -438,7 +427,7 @@ def test_a_full_queue_refuses_at_once(toy_model, gate):
         assert 'nv_inference_request_failure{model="toy",reason="REJECTED",version="1"} 5.0' in metrics
         gate.open()
         for seed, response in enumerate(admitted):
-            np.testing.assert_array_equal(index_of(response.result()), labels_of(picture(seed=seed)))
+            np.testing.assert_array_equal(index_of(response.result()), expected_labels(picture(seed=seed)))
         assert gate.batches == [(1, 6, 8), (2, 6, 8)]
 
 
@@ -652,4 +641,4 @@ def test_many_clients_at_once(server, client):
     with ThreadPoolExecutor(12) as pool:
         responses = list(pool.map(lambda body: client.post(SEGMENT, content=body), contents))
     for body, response in zip(contents, responses, strict=True):
-        np.testing.assert_array_equal(index_of(response), labels_of(body))
+        np.testing.assert_array_equal(index_of(response), expected_labels(body))

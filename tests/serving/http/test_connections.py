@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from serving.http import connections
-from tests.serving.servers import answer_to, connect, picture, running, until
-from tests.serving.toy_model import write_toy_model
+from tests.serving.pictures import picture
+from tests.serving.servers import answer_to, connect, running, until
 
 GET = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST /v1/segment/toy HTTP/1.1\r\nHost: x\r\n"
@@ -24,11 +24,8 @@ def post_picture(version=b"1.1"):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    models = tmp_path_factory.mktemp("models")
-    write_toy_model(models / "toy", 1)
-    with running(models, max_connections=3) as server:
-        yield server
+def server_flags():
+    return {"max_connections": 3}
 
 
 @pytest.fixture(autouse=True)

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image, ImageCms
 
 from serving.http import page as served
-from tests.serving.servers import clients, encoded, picture, running, until
+from tests.serving.pictures import encoded, picture
+from tests.serving.servers import clients, running, until
 from tests.serving.toy_model import CLASSES, PALETTE, write_toy_model
 
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium")
 
 ARGUMENTS = [
     "--headless",
@@ -33,17 +33,16 @@ READING = "willReadFrequently"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """Serves `judged`, which has reliability, and `toy`, which has not."""
-    models = tmp_path_factory.mktemp("models")
-    write_toy_model(models / "toy", 1)
+def models(models):
+    """`toy`, and `judged`, which has reliability."""
     write_toy_model(models / "judged", 2, maps=("confidence", "reliability"), name="judged")
-    with running(models) as server:
-        yield server
+    return models
 
 
 @pytest.fixture(scope="module")
 def browser():
+    if CHROMIUM is None:
+        pytest.skip("needs chromium: apt-get install chromium")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -353,7 +352,7 @@ def test_the_token_is_asked_for_and_sent_from_then_on(open_page, toy_model, tmp_
 
 
 def test_headers(server):
-    for path in ("/", *(f"/page/{name}" for name in served.MEDIA_TYPES if name != "index.html")):
+    for path in ("/", *(f"/page/{name}" for name in served.FILES if name != "index.html")):
         response = httpx.get(server.url + path)
         assert response.status_code == 200
         policy = response.headers["content-security-policy"]

@@ -18,9 +18,10 @@ from serving.model.batcher import Closed
 from serving.model.engine import Engine
 from serving.model.model import ModelSettings
 from serving.model.repository import Repository, UnknownModel
-from tests.serving.calls import calling, infer_request
+from tests.serving.grpc_calls import calling, infer_request
 from tests.serving.model.repositories import refusal, segment
-from tests.serving.servers import picture, running, until
+from tests.serving.pictures import picture
+from tests.serving.servers import running, until
 from tests.serving.toy_model import write_toy_model
 
 
