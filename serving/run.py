@@ -221,7 +221,7 @@ def grpc_server_class() -> type:
     Raises:
         ValueError: they are not installed.
     """
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what its core says on stderr is no JSON, and told otherwise
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its core writes no JSON to stderr; our log has it
     try:
         from serving.grpc.server import GrpcServer
     except ImportError as error:

@@ -58,7 +58,7 @@ class BatchConfig:
     engine: Literal["local", "ray"] = "local"
     """ray: over a Ray cluster, whose machines share MODEL, INPUT and OUTPUT."""
     ray_address: str | None = None
-    """host:port; RAY_ADDRESS when left out, and without it a cluster of this machine alone."""
+    """host:port; RAY_ADDRESS when left out, and without it a cluster of this machine only."""
     ray_actors: int | None = None
     """One for each GPU when left out; without GPUs, for each machine."""
 

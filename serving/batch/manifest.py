@@ -88,7 +88,7 @@ class EarlierRecords:
     """What earlier jobs wrote of each picture, read as it is asked for; may be used by several threads.
 
     Args:
-        folder: the job's output, with the manifests of all its shards. Of several with a picture, what was finished
+        folder: the job's output, with the manifests of all its shards. Where several have a picture, what was finished
             last counts.
     """
 

@@ -20,7 +20,7 @@ MAX_CLASSES = 255
 """Labels are bytes, and 255 is no class."""
 
 MAP_DATATYPES = ("UINT8", "FP16", "FP32")
-"""Of maps that can be answered, as the V2 inference protocol calls them."""
+"""The datatypes of maps that can be answered, as the V2 inference protocol calls them."""
 
 GRAPH_FILE = "model.onnx"
 INFO_FILE = "model.json"
@@ -58,7 +58,7 @@ class ModelInfo:
     provenance: dict[str, Any]
     """Where it comes from: run settings, package versions, commit, split fingerprint, time of the export."""
     sha256: str
-    """Of `model.onnx`."""
+    """The checksum of `model.onnx`."""
     parity: dict[str, Any]
     """The report of `export.parity`; `parity["passed"]` decides whether the model may be used."""
     schema: int = SCHEMA
@@ -71,7 +71,7 @@ class ModelInfo:
         """Raises ValueError, or what else Python does of JSON of other types, when `text` is not a `model.json` of this
         schema: all that is written by hand comes through here."""
         fields = json.loads(text)
-        json.dumps(fields, ensure_ascii=False).encode()  # a half of a surrogate pair could be told to nobody
+        json.dumps(fields, ensure_ascii=False).encode()  # a half of a surrogate pair could not be written in any answer
         if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
             found = fields.get("schema") if isinstance(fields, dict) else None
             raise ValueError(f"it has schema {found}, this kerasseg reads schema {SCHEMA}")
@@ -137,7 +137,7 @@ def versions(model_folder: Path) -> list[int]:
     """The versions in `MODELS/name`, ascending; empty when the folder does not exist."""
     if not model_folder.is_dir():
         return []
-    # isdecimal alone would accept "٣" and "007", two names for one version.
+    # isdecimal would also accept "٣" and "007", two names for one version.
     return sorted(int(child.name) for child in model_folder.iterdir() if child.is_dir() and _is_version(child.name))
 
 

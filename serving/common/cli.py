@@ -172,7 +172,7 @@ def refusal(error: Exception) -> int | None:
 
 
 def _parse(config: Any, description: str, args: list[str] | None, default: Any) -> Any:
-    """tyro.cli, with the framed text it prints about a wrong flag told as one line like every other mistake."""
+    """tyro.cli, but what it prints about a wrong flag, in a frame, becomes one line, as for every other mistake."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):

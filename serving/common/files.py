@@ -115,7 +115,7 @@ def in_use(lock: Path) -> bool:
 
 @contextlib.contextmanager
 def locked(folder: Path, name: str = ".lock", *, user: str, remedy: str) -> Iterator[None]:
-    """The folder, made when missing, for this process alone; a folder still empty at the end is removed.
+    """The folder, made when missing, for this process only; a folder still empty at the end is removed.
 
     The lock is the system's, and goes with the process, however that ends.
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from serving.common.files import read_bounded
 
 MAX_TEXT_BYTES = 2**30
-"""Of a file with text: room for a list of ten million names."""
+"""The largest file with text, bytes: room for a list of ten million names."""
 
 SAVE = "save it as JPEG or PNG"
 COPY = "copy the file again from its source"

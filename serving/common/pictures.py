@@ -30,7 +30,7 @@ WEB_FORMATS = ("JPEG", "PNG", "WEBP")
 """Pillow's names of what cameras and browsers make; each further decoder is one more that strangers' bytes reach."""
 
 MAX_PIXELS = 178_956_970
-"""Largest picture decoded unless told otherwise. Beyond it Pillow suspects a decompression bomb, and the decoders that
+"""The largest picture decoded by default. Beyond it Pillow suspects a decompression bomb, and the decoders that
 training uses give up."""
 
 SMALLER = "cut it into tiles or scale it down"
@@ -42,7 +42,8 @@ STRIDE = 32
 """Networks pad a picture's sides to a multiple of their stride, which is no more than this."""
 
 MAX_SCANS = 64
-"""Of a JPEG. Encoders write about ten; each is a walk over all of the picture, for as little as thirty bytes."""
+"""The most scans of a JPEG. Encoders write about ten. Each is a walk over the whole picture, for as little as thirty
+bytes."""
 
 MAX_READS = 2**17
 """Pieces in which a file of up to 128 MiB may be read; a larger one in as many as it has KiB. Each of its segments
@@ -175,7 +176,7 @@ def load_picture(
 
     EXIF orientation is applied. Grey, palette, CMYK, 1-bit and 16-bit pictures become 8-bit RGB (16-bit keeps
     the high byte). Transparency is dropped and the colours beneath it are kept, as TensorFlow's decoder does
-    in training. Of an animation, the first frame.
+    in training. An animation gives its first frame.
 
     Args:
         source: a file, or the bytes of one.
@@ -208,7 +209,7 @@ def load_picture(
 
 
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-"""Of a JPEG's segment: neither a byte of a scan that is escaped, nor a restart within it."""
+"""The start of a JPEG's segment: neither a byte of a scan that is escaped, nor a restart within it."""
 
 
 def _check_scans(source: bytes, position: int) -> None:
@@ -285,7 +286,7 @@ def overlay(
     Args:
         image_HWC: uint8 (H,W,3).
         labels_HW: integers 0..255 (H,W).
-        opacity: 0 (picture alone) to 1 (colours alone).
+        opacity: 0 (only the picture) to 1 (only the colours).
 
     Returns:
         uint8 (H,W,3).

@@ -1,6 +1,6 @@
 """Pictures too large to be segmented at once: where to put windows, and how to put together what they show.
 
-NumPy alone: training needs it too. H, W size of the picture; h, w of a window; N windows; K classes.
+Needs NumPy only: training uses it too. H, W size of the picture; h, w of a window; N windows; K classes.
 """
 
 import itertools
@@ -69,7 +69,7 @@ def segment_by_windows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Segments a picture of any size, window by window: the mean of the softmax probabilities where windows overlap.
 
-    That is what the evaluation protocol `sliding_window` does, of which a third overlaps unless told otherwise. In
+    That is what the evaluation protocol `sliding_window` does, of which a third overlaps by default. In
     memory there is one row of windows at a time: h x W x K numbers, however high the picture is.
 
     Args:
@@ -78,7 +78,7 @@ def segment_by_windows(
         num_classes: K.
         window: h and w, pixels.
         stride: step from one window to the next, as a share of the window.
-        batch_size: windows segmented at once, which changes the speed alone.
+        batch_size: windows segmented at once, which changes nothing but the speed.
 
     Returns:
         Labels uint8 (H,W), and their probability float32 (H,W), 0..1.
@@ -94,7 +94,7 @@ def segment_by_windows(
     image_HW3 = np.pad(image_HW3, missing, constant_values=GREY) if np.any(missing) else image_HW3
     labels_HW = np.empty(image_HW3.shape[:2], np.uint8)
     confidence_HW = np.empty(image_HW3.shape[:2], np.float32)
-    # Of the rows from `top` on: the sum over windows, and how many windows show each pixel.
+    # For the rows from `top` on: the sum over windows, and how many windows show each pixel.
     total_hWK = np.zeros((h, image_HW3.shape[1], num_classes), np.float32)
     count_hW1 = np.zeros((h, image_HW3.shape[1], 1), np.float32)
     top = 0

@@ -213,7 +213,7 @@ class GrpcServer:
         return handle
 
     def _health(self, request: Any) -> dict[str, str]:
-        """Of the server as a whole, whichever service is asked about."""
+        """The server's health, whichever service is asked about."""
         return {"status": "SERVING" if self._service.ready else "NOT_SERVING"}
 
     def _model_ready(self, request: Any) -> dict[str, bool]:
@@ -260,7 +260,7 @@ class GrpcServer:
                 message = next_message.result()
             finally:
                 next_message.cancel()
-            if message is grpc.aio.EOF:  # or one came that was too large, which the client has been told
+            if message is grpc.aio.EOF:  # or one came that was too large, which gRPC has answered
                 raise ClientGone("no message came")
             if len(message) < SMALL_MESSAGE:
                 slot.close()

@@ -16,13 +16,13 @@ from serving.service.limits import RequestLimits
 from serving.service.v2_protocol import PIECE, TensorRequest, read_request, to_bytes
 
 MAX_ELEMENTS = 2**22
-"""Of a tensor in typed contents, which take many times their size in memory; larger ones travel raw only."""
+"""The most numbers in typed contents, which take many times their size in memory; larger tensors travel raw only."""
 
 MAX_FIELDS = 2**12
-"""Of an inference request, those within others too. Each becomes an object, however few bytes it has."""
+"""The most fields in an inference request, counting those within others. Each becomes an object, however small."""
 
 MAX_FIELD_BYTES = 2**23
-"""Of a field that is no raw tensor."""
+"""The longest field that is no raw tensor, bytes."""
 
 MAX_RANK = 32
 """Dimensions of a tensor that are looked at."""
@@ -40,7 +40,7 @@ CONTENTS = {
 
 
 class TensorCodec:
-    """Of one request, see `serving.service.requests.Codec`; its bodies are JSON and binary tensors of `read_infer`."""
+    """Reads one request and writes its answer, see `serving.service.requests.Codec`. `read_infer` makes its bodies."""
 
     timeout = math.inf
 

@@ -16,7 +16,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 MAX_HEADER_BYTES = 2**16
-"""Of a request line and headers, of trailers, and of whatever else lies between two pieces of a body."""
+"""The longest request line and headers, trailers, or whatever else lies between two pieces of a body."""
 
 HEADER_SECONDS = 10.0
 """From a connection, or the first byte of a request, to the end of its headers."""
@@ -217,7 +217,7 @@ class Connection(HttpToolsProtocol):
             self.pipeline.appendleft((self.cycle, self.app))
 
     def linger(self) -> None:
-        """Closes once the client has had time to read what it was told, which it could not if it still sends then."""
+        """Closes once the client has had time to read its answer, which it could not if it still sends then."""
         self.transport.write_eof()
         self._start_timer(LINGER_SECONDS)
 

@@ -16,7 +16,7 @@ from serving.service.service import Service
 log = logging.getLogger("serving")
 
 SENT_BYTES = 2**16
-"""Of an answer at a time: how much of it was sent is known, and logged, when its client goes."""
+"""The largest piece of an answer that is sent at a time: when a client goes, the log says how much was sent."""
 
 OPEN_PATHS = ("/v2/health/",)
 """Answered without a token: what asks for them, such as Kubernetes, has none."""

@@ -34,7 +34,7 @@ def document(*, token: bool) -> dict[str, Any]:
     failures = (401, 500, 503) if token else (500, 503)  # of every endpoint
 
     def answers(content: Any, *statuses: int, headers: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Of an operation: 200 with this content by media type, and failures."""
+        """An operation's answers: 200 with this content by media type, and failures."""
         ok = {"description": "OK", "headers": {"X-Request-Id": _ref("headers", "X-Request-Id")} | (headers or {})}
         return {"200": ok | ({"content": content} if content else {})} | {
             str(status): _ref("responses", str(status)) for status in sorted({*statuses, *failures})
@@ -50,7 +50,7 @@ def document(*, token: bool) -> dict[str, Any]:
         return {"post": {"operationId": name, "summary": summary, "responses": responses, **more}}
 
     def for_model(path: str, item: dict[str, Any]) -> dict[str, Any]:
-        """Of its newest version, and of one by number."""
+        """For its newest version, and for one by number."""
         before, after = path.split("{model}")
         [(method, operation)] = item.items()
         versioned = operation | {"operationId": f"{operation['operationId']}_of_version"}
@@ -351,7 +351,7 @@ COMPONENTS: dict[str, Any] = {
         "opacity": {
             "name": "opacity",
             "in": "query",
-            "description": "Of the overlay",
+            "description": "How strongly the overlay tints the picture",
             "schema": {"type": "number", "minimum": 0, "maximum": 1, "default": 0.5},
         },
         "timeout": {

@@ -36,10 +36,10 @@ NEEDED_OUTPUTS = {"areas": ("labels", "confidence"), "overlay": ("labels",), "rl
 """What of the model goes into an answer; for any other the output of the same name."""
 
 MAX_RUNS = 2**20
-"""Of an answer in run lengths."""
+"""The most run lengths in an answer."""
 
 MAX_PARTS = 64
-"""Of a form, with its end."""
+"""The most parts of a form, counting its end."""
 
 _LOST_BY_CURL = re.compile(rb"[\r\n\0]")
 """What `curl -d @FILE` takes out of a file. No picture is without."""
@@ -52,11 +52,11 @@ class PictureRequest(DecodedRequest):
     output: str
     """See `choose_output`."""
     opacity: float
-    """Of the overlay, 0..1."""
+    """How strongly the overlay tints the picture, 0..1."""
 
 
 class PictureCodec:
-    """Of one request, see `serving.service.requests.Codec`.
+    """Reads one request and writes its answer, see `serving.service.requests.Codec`.
 
     Args:
         query, headers: of the request.

@@ -35,7 +35,7 @@ MAX_DIGITS = 100
 
 
 class TensorCodec:
-    """Of one request, see `serving.service.requests.Codec`.
+    """Reads one request and writes its answer, see `serving.service.requests.Codec`.
 
     Args:
         headers: of the request.

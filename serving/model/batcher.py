@@ -45,7 +45,7 @@ class RequestQueue:
     of several the one whose first request has waited longest.
 
     Args:
-        batch_size: by key, how much fits into a batch. A request that is larger alone goes alone.
+        batch_size: by key, how much fits into a batch. A larger request is a batch of its own.
         max_delay: how long a window stays open, seconds.
     """
 
@@ -125,7 +125,7 @@ class Batcher:
 
     Args:
         run: a batch of items to as many results. Where it raises, the items are tried one by one, so that one that
-            cannot be computed fails alone.
+            cannot be computed does not fail the others.
         batch_size, max_delay: see `RequestQueue`.
         max_queue: how many requests may be waiting or being prepared.
         workers: batches that run side by side.

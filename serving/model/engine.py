@@ -31,7 +31,7 @@ MIN_PIXELS_PER_THREAD = 2**15
 """Pixels of a picture from which on a CPU runs the pictures of a batch side by side, a thread each."""
 
 GPU_SHAPES = 8
-"""Batches of so many shapes stay prepared on a GPU unless told otherwise: 1, 2, 4 and 8 pictures of two sizes."""
+"""Batches of so many shapes stay prepared on a GPU by default: 1, 2, 4 and 8 pictures of two sizes."""
 
 
 class Engine:

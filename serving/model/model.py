@@ -119,7 +119,7 @@ class Model:
         return self._batcher.admit()
 
     def submit(self, ticket: Ticket, images_NHWC: np.ndarray, outputs: Sequence[str]) -> "Future[Answer]":
-        """Queues pictures of one size, uint8 (N,H,W,3). What they are padded to depends on their size alone."""
+        """Queues pictures of one size, uint8 (N,H,W,3). What they are padded to depends on nothing but their size."""
         size = images_NHWC.shape[1:3]
         bucket = next((bucket for bucket in self.buckets if size[0] <= bucket[0] and size[1] <= bucket[1]), size)
         padded = PaddedPictures(pad(images_NHWC, bucket), tuple(outputs), size)
@@ -137,7 +137,7 @@ class Model:
         self._batcher.join()
 
     def _warm_up(self, sizes: Iterable[Size]) -> None:
-        """Runs every size once alone and once as the largest batch; on a GPU in every number of pictures that it may be
+        """Runs every size as one picture and as the largest batch. A GPU runs every number of pictures that it may be
         given, since each is prepared when it comes first."""
         for size in sorted(sizes):
             alone_and_most = sorted({1, batch_limit(size, self.max_batch_size)})

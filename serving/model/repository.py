@@ -161,7 +161,7 @@ class Repository:
             model.join()
 
     def _names(self) -> list[str]:
-        """The folders that hold versions. What cannot be read is left as it is served at present, and told once."""
+        """The folders that hold versions. What cannot be read is served as before, and logged once."""
         names: list[str] = []
         skipped: set[str] = set()
         for child in self.folder.iterdir():

@@ -36,12 +36,12 @@ def session_options(threads: int) -> SessionOptions:
     options = SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what goes wrong is raised, and told by whoever knows the picture
+    options.log_severity_level = 4  # what goes wrong is raised; the caller knows the picture, and reports it
     # Threads that spin while they wait for work take the CPU from those that decode and encode pictures.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # One plan per size seen is kept for ever otherwise: memory would grow with every new picture size.
     options.enable_mem_pattern = False
-    # The artifact's checksum is of model.onnx alone. Weights that it names in other files would not be those
+    # The artifact's checksum covers model.onnx only. Weights that it names in other files would not be those
     # that were proven right, or no weights at all but any file of this machine: none is found here.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     return options
@@ -50,14 +50,14 @@ def session_options(threads: int) -> SessionOptions:
 def gpu_session(graph: bytes) -> InferenceSession:
     """A session on the GPU; whether it really is there, its `get_providers()` tell."""
     providers = [("CUDAExecutionProvider", CUDA_OPTIONS), "CPUExecutionProvider"]
-    session = new_session(graph, providers, threads=1)  # the CPU computes sizes alone
+    session = new_session(graph, providers, threads=1)  # the CPU computes nothing but sizes
     session.disable_fallback()  # else a failed run would quietly go on with a new CPU session
     return session
 
 
 def first_gpu_session(graph: bytes, quiet: bool) -> InferenceSession | None:
     """A session on the GPU; None where it cannot be used, which onnxruntime explains on stderr unless `quiet`."""
-    # get_available_providers() only tells what was compiled in; whether CUDA works shows in the session alone.
+    # get_available_providers() only lists what was compiled in; a session shows whether CUDA works.
     if "CUDAExecutionProvider" not in get_available_providers():
         return None
     if quiet:

@@ -16,7 +16,7 @@ BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Statistics:
-    """Of one version of a model. Durations are in nanoseconds."""
+    """Counts requests, batches and pictures of one version of a model. Durations are in nanoseconds."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -15,11 +15,11 @@ class RequestLimits:
     """What a client may ask for."""
 
     max_body: int = 2**26
-    """Bytes of a body, compressed and not."""
+    """The largest body, compressed and not, bytes."""
     max_bodies: int = 2**28
-    """Bytes of all bodies that are being read or decoded, and of all answers that are being sent."""
+    """The most bytes of all bodies that are being read or decoded, and of all answers that are being sent."""
     max_pixels: int = 2**24
-    """Of a picture, or of a tensor's pictures together; `check_pixels` says how thin ones count."""
+    """The most pixels of a picture, or of a tensor's pictures together; `check_pixels` says how thin ones count."""
     timeout: float = 30.0
     """Seconds that a request may wait to be decoded and for its batch."""
     body_timeout: float = 30.0
@@ -27,7 +27,7 @@ class RequestLimits:
 
     @property
     def max_elements(self) -> int:
-        """Of a tensor: three for each pixel."""
+        """The most numbers in a tensor: three for each pixel."""
         return 3 * self.max_pixels
 
     def check_images(self, images_NHWC: np.ndarray, max_batch_size: int) -> None:

@@ -111,7 +111,7 @@ class Service:
         )
 
     def statistics(self, name: str | None = None, version: str | None = None) -> dict[str, Any]:
-        """Of one model, or of all that are served."""
+        """The statistics of one model, or of all that are served."""
         models = self.repository.models() if name is None else [self.model(name, version)]
         return {"model_stats": [model.statistics.to_json(model.info.name, model.info.version) for model in models]}
 
