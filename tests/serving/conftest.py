@@ -5,6 +5,7 @@ import pytest
 from serving.model import sessions
 from serving.model.engine import Engine
 from serving.model.sessions import new_session
+from tests.serving.http_calls import client_of
 from tests.serving.servers import Gate, running, until
 from tests.serving.toy_model import write_toy_model
 
@@ -27,6 +28,18 @@ def server(models, server_flags):
     with running(models, grpc_port=0, **server_flags) as server:
         yield server
         until(lambda: not any(model.pending for model in server.repository.models()) and not server.service._held_bytes)
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    """Sends to `server`; its answers are as documented."""
+    with client_of(server) as client:
+        yield client
+
+
+@pytest.fixture
+def model(server):
+    return server.repository.get("toy")
 
 
 @pytest.fixture

@@ -16,12 +16,11 @@ from serving import run
 from serving.common import cli
 from serving.common.pictures import png
 from serving.model.repository import Repository
+from tests.serving.http_calls import SEGMENT
 from tests.serving.model.test_model import SAMPLES
 from tests.serving.pictures import picture
 from tests.serving.servers import clients, running, until
 from tests.serving.toy_model import write_toy_model
-
-SEGMENT = "/v1/segment/toy"
 
 
 @pytest.fixture

@@ -24,11 +24,6 @@ from tests.serving.servers import running, until
 
 
 @pytest.fixture
-def model(server):
-    return server.repository.get("toy")
-
-
-@pytest.fixture
 def call(server):
     with calling(server) as call:
         yield call
