@@ -26,7 +26,7 @@ def file_name(stem: str, shard: tuple[int, int]) -> str:
     return f"{stem}.jsonl" if count == 1 else f"{stem}-{index}-of-{count}.jsonl"
 
 
-class Place(NamedTuple):
+class LinePosition(NamedTuple):
     """Where in a file a line is, bytes."""
 
     offset: int
@@ -72,7 +72,7 @@ class JsonLines:
         return keys
 
 
-def read_lines(path: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
+def read_lines(path: Path) -> Iterator[tuple[LinePosition, dict[str, Any]]]:
     """The lines of such a file. What is no whole line is left out: a killed job's last words."""
     with path.open("rb") as file:
         offset = 0
@@ -80,7 +80,7 @@ def read_lines(path: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
             with contextlib.suppress(ValueError):
                 record = json.loads(line)
                 if line.endswith(b"\n") and isinstance(record, dict) and isinstance(record.get("input"), str):
-                    yield Place(offset, len(line)), record
+                    yield LinePosition(offset, len(line)), record
             offset += len(line)
 
 
@@ -93,7 +93,7 @@ class EarlierRecords:
     """
 
     def __init__(self, folder: Path):
-        self._places: dict[str, tuple[int, Place]] = {}
+        self._places: dict[str, tuple[int, LinePosition]] = {}
         self._stack = contextlib.ExitStack()
         finished: dict[str, float] = {}
         for path in sorted(folder.glob("manifest*.jsonl")):

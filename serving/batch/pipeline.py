@@ -58,7 +58,7 @@ class SegmentOptions:
 
 
 @dataclass
-class Decoded:
+class DecodedPicture:
     job: Job
     image_HWC: np.ndarray
     record: dict[str, Any]
@@ -137,7 +137,7 @@ def bounded_map(
             future.cancel()
 
 
-def decode(job: Job, artifact: Artifact, options: SegmentOptions, find: FindRecord) -> Decoded | dict[str, Any]:
+def decode(job: Job, artifact: Artifact, options: SegmentOptions, find: FindRecord) -> DecodedPicture | dict[str, Any]:
     """Reads one picture, or returns the record that says why it need not, or cannot, be segmented."""
     start = time.perf_counter()
     record: dict[str, Any] = {
@@ -163,7 +163,9 @@ def decode(job: Job, artifact: Artifact, options: SegmentOptions, find: FindReco
         return failed(record, f"{job.source} cannot be read: out of memory")
     height, width = image_HWC.shape[:2]
     seconds = time.perf_counter() - start
-    return Decoded(job, image_HWC, record | {"outputs": outputs, "height": height, "width": width, "seconds": seconds})
+    return DecodedPicture(
+        job, image_HWC, record | {"outputs": outputs, "height": height, "width": width, "seconds": seconds}
+    )
 
 
 def failed(record: dict[str, Any], error: str) -> dict[str, Any]:
@@ -202,14 +204,14 @@ def stamp_of(path: Path) -> list[int] | None:
 
 
 def group_by_size(
-    pictures: Iterable[Decoded | dict[str, Any]], batch_size: int
-) -> Iterator[list[Decoded] | dict[str, Any]]:
+    pictures: Iterable[DecodedPicture | dict[str, Any]], batch_size: int
+) -> Iterator[list[DecodedPicture] | dict[str, Any]]:
     """Collects pictures of one size into batches; records pass through.
 
     Holds at most `2 * batch_size` pictures back: where every picture has its own size, the batches are
     smaller.
     """
-    groups: dict[tuple[int, ...], list[Decoded]] = {}
+    groups: dict[tuple[int, ...], list[DecodedPicture]] = {}
     waiting = 0
     for picture in pictures:
         if isinstance(picture, dict):
@@ -229,8 +231,8 @@ def group_by_size(
 
 
 def predict(
-    engine: Engine, batch: list[Decoded], options: SegmentOptions
-) -> Iterator[tuple[Decoded, dict[str, np.ndarray]]]:
+    engine: Engine, batch: list[DecodedPicture], options: SegmentOptions
+) -> Iterator[tuple[DecodedPicture, dict[str, np.ndarray]]]:
     """Segments pictures of one size, one by one if the batch fails; what still fails gets an error record."""
     start = time.perf_counter()
     try:
@@ -265,7 +267,7 @@ def _predict(images_HWC: list[np.ndarray], engine: Engine, options: SegmentOptio
 
 
 def write(
-    picture: Decoded, outputs: dict[str, np.ndarray], artifact: Artifact, options: SegmentOptions
+    picture: DecodedPicture, outputs: dict[str, np.ndarray], artifact: Artifact, options: SegmentOptions
 ) -> dict[str, Any]:
     """Writes the files of one picture and returns its finished record.
 

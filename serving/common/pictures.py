@@ -97,7 +97,7 @@ def check_pixels(height: int, width: int, max_pixels: int, count: int = 1) -> No
         )
 
 
-class _Source(io.BytesIO):
+class _LimitedReads(io.BytesIO):
     """A file's contents, for a decoder that may ask for them a limited number of times only.
 
     Decoders read a file's segments one by one, and the bytes between them too: millions of either take minutes.
@@ -130,7 +130,7 @@ def open_picture(
             message is the reason, and leaves it to the caller to name the file.
     """
     try:
-        with _Source(contents) as file, Image.open(file, formats=formats) as picture:
+        with _LimitedReads(contents) as file, Image.open(file, formats=formats) as picture:
             width, height = picture.size
             check_pixels(height, width, max_pixels)
             if isinstance(picture, JpegImageFile):

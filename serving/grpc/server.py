@@ -19,7 +19,7 @@ from google.protobuf.json_format import ParseDict
 from prometheus_client import Counter
 
 from serving.grpc.messages import MESSAGES
-from serving.grpc.tensor_codec import TensorCodec, parse_message, read_infer
+from serving.grpc.tensor_codec import GrpcTensorCodec, parse_message, read_infer
 from serving.model.repository import UnknownModel
 from serving.service.failures import (
     FAILURES,
@@ -227,7 +227,7 @@ class GrpcServer:
     async def _infer(self, record: RequestRecord, context: grpc.aio.ServicerContext) -> bytes:
         async with contextlib.AsyncExitStack() as received:
             name, version, *body = await received.enter_async_context(self._received(context, read_infer, self._slots))
-            codec = TensorCodec(self._service.limits)
+            codec = GrpcTensorCodec(self._service.limits)
             reply, _ = await self._service.infer(record, name, version, _released_after(received, body), codec)
             return reply
 

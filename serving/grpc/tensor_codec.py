@@ -39,7 +39,7 @@ CONTENTS = {
 """Where a tensor's numbers are, by datatype, if they are not raw. FP16 has no such place."""
 
 
-class TensorCodec:
+class GrpcTensorCodec:
     """Reads one request and writes its answer, see `serving.service.requests.Codec`. `read_infer` makes its bodies."""
 
     timeout = math.inf

@@ -190,7 +190,7 @@ class Connection(HttpToolsProtocol):
                 return
             cycle.scope["state"][BROKEN] = message
             cycle.keep_alive = cycle.more_body = False
-            cycle.transport = _Lingering(self)  # type: ignore[assignment]
+            cycle.transport = _LingeringTransport(self)  # type: ignore[assignment]
             cycle.message_event.set()
             return
         super().on_message_begin()
@@ -198,7 +198,7 @@ class Connection(HttpToolsProtocol):
         self.scope["state"][REFUSED] = status, message
         self.cycle = RequestResponseCycle(
             scope=self.scope,
-            transport=_Lingering(self),  # type: ignore[arg-type]
+            transport=_LingeringTransport(self),  # type: ignore[arg-type]
             flow=self.flow,
             logger=self.logger,
             access_logger=self.access_logger,
@@ -287,7 +287,7 @@ class Connection(HttpToolsProtocol):
         self._timer = self.loop.call_later(seconds, self._cut) if seconds else None
 
 
-class _Lingering:
+class _LingeringTransport:
     """A connection's transport, whose `close` waits for the client."""
 
     def __init__(self, connection: Connection):

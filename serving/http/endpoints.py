@@ -11,7 +11,7 @@ from starlette.routing import BaseRoute, Route
 from serving.http import page
 from serving.http.bodies import content_encoding, decompress, received
 from serving.http.picture_codec import PictureCodec
-from serving.http.tensor_codec import TensorCodec
+from serving.http.tensor_codec import HttpTensorCodec
 from serving.service.limits import MAX_SHORT_BODY
 from serving.service.metrics import prometheus_text
 from serving.service.requests import Codec
@@ -106,7 +106,7 @@ class Endpoints:
 
     async def infer(self, request: Request) -> Response:
         """The V2 protocol: tensors in, tensors out."""
-        return await self._infer(request, TensorCodec(request.headers, self._service.limits))
+        return await self._infer(request, HttpTensorCodec(request.headers, self._service.limits))
 
     async def segment(self, request: Request) -> Response:
         """A picture in; its mask, overlay, areas or run lengths out."""

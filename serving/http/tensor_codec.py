@@ -34,7 +34,7 @@ MAX_DIGITS = 100
 """Characters of a number in JSON; Python reads a longer one in one piece, too."""
 
 
-class TensorCodec:
+class HttpTensorCodec:
     """Reads one request and writes its answer, see `serving.service.requests.Codec`.
 
     Args:

@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from serving.batch.jobs import Job
-from serving.batch.pipeline import Decoded, bounded_map, group_by_size
+from serving.batch.pipeline import DecodedPicture, bounded_map, group_by_size
 from serving.model import engine
 
 
 def sized(name, height, width):
-    return Decoded(Job(name, name, name), np.zeros((height, width, 3), np.uint8), {"input": name})
+    return DecodedPicture(Job(name, name, name), np.zeros((height, width, 3), np.uint8), {"input": name})
 
 
 def test_groups_are_of_one_size_and_bounded():

@@ -373,8 +373,8 @@ def test_a_jpeg_of_many_kinds_of_nothing(monkeypatch):
 def test_fill_bytes_between_scans_are_read_once(monkeypatch):
     """In pieces, those that the decoder cannot use yet would be copied for every piece."""
     reads = []
-    read = pictures._Source.read
-    monkeypatch.setattr(pictures._Source, "read", lambda self, *size: reads.append(size) or read(self, *size))
+    read = pictures._LimitedReads.read
+    monkeypatch.setattr(pictures._LimitedReads, "read", lambda self, *size: reads.append(size) or read(self, *size))
     contents = encoded(Image.new("RGB", (8, 8)), "JPEG")
     assert load_picture(contents[:-2] + b"\xff" * 10**6 + contents[-2:]).shape == (8, 8, 3)
     assert len(reads) < 200
