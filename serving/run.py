@@ -86,7 +86,7 @@ class ServerConfig:
     allow_load: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Let clients load and unload models."""
     token_file: Path | None = None
-    """A file with the token that requests must bear; health needs none."""
+    """A file with the token that requests must carry; health needs none."""
     allow_origin: tuple[str, ...] = ()
     """Origins (https://a.example) whose pages may use this server from a browser, by CORS; * for all."""
     max_body_mb: int = 64

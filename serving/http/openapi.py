@@ -29,7 +29,7 @@ def document(*, token: bool) -> dict[str, Any]:
     """The document, as JSON.
 
     Args:
-        token: whether requests have to bear one.
+        token: whether requests must carry one.
     """
     failures = (401, 500, 503) if token else (500, 503)  # of every endpoint
 
