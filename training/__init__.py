@@ -1,6 +1,6 @@
 import logging
 
-import serving  # noqa: F401  first of all: it starts the process
+from serving.common import process_setup  # noqa: F401  first of all
 
 # Or it says where it keeps its list of fonts when there is no home; it is imported by the report.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
