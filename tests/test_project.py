@@ -76,6 +76,23 @@ def test_no_address_of_a_registry_and_no_path_of_somebodys_machine():
             assert not found, f"{path.relative_to(ROOT)} names {found[0]}"
 
 
+def headings(file: Path) -> set[str]:
+    """The anchors of a Markdown file's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", file.read_text(encoding="utf-8"), flags=re.M | re.S)
+    found = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+def test_links_of_markdown_files_lead_somewhere():
+    for file in project_files():
+        if file.suffix == ".md":
+            for target in re.findall(r"\]\((?!https?:)([^)]+)\)", file.read_text(encoding="utf-8")):
+                path, _, anchor = target.partition("#")
+                linked = file.parent / path if path else file
+                assert linked.exists(), f"{file.relative_to(ROOT)} links to {target}"
+                assert not anchor or anchor in headings(linked), f"{file.relative_to(ROOT)} links to {target}"
+
+
 @pytest.mark.parametrize("room", PACKAGES)
 def test_every_module_imports(room):
     package = importlib.import_module(room)
@@ -149,7 +166,7 @@ def test_private_names_of_other_packages_stand_in_one_file():
 
 def test_no_import_circles():
     """At the top of modules: which of them a module imports, and these, and so on, never comes back to it."""
-    modules = {module_name(path): path for room in MAY_IMPORT for path in (ROOT / room).rglob("*.py")}
+    modules = {module_name(path): path for room in PACKAGES for path in (ROOT / room).rglob("*.py")}
 
     def imported(name: str) -> list[str]:
         found = []

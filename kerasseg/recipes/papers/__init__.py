@@ -3,7 +3,7 @@
 `python -m training.run --recipe NAME` trains the paper's method; with `--method supervised` its baseline, and with any
 other method that one under the same conditions. The numbers of a recipe are the paper's, for each method that it
 reports; `--list-recipes` shows them all. What a paper does not say is its reference code's, or the methods' default
-(docs/decisions.md).
+(docs/decisions/methods.md).
 
 The end of a name says what a recipe changes: `full` labels all images, `lambda_semi_0` sets that field to 0.
 """
