@@ -184,7 +184,7 @@ def test_class_weights_are_those_of_a_weighted_mean_in_a_graph_of_before_too():
         method.fit(x, y, class_weight={3: 1.0})
     mlmt = MLMT(Supervised(tiny.segmenter()), tiny.classifier())
     mlmt.compile()
-    with pytest.raises(ValueError, match="MLMT has no use for class_weight"):
+    with pytest.raises(ValueError, match="MLMT does not use class_weight"):
         mlmt.fit({"labeled": x, "unlabeled": x}, y, class_weight={0: 1.0})
 
 

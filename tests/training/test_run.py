@@ -76,7 +76,7 @@ def test_a_run_leaves_everything_a_user_needs(dataset, tmp_path, capsys):
     flags = ["--protocol", "sliding_window", "--window-batch-size", "3"]
     status, windows, _ = call(evaluate.cli_main, [out, *flags], capsys)
     assert status == 0 and windows["protocol"]["window"] == [24, 32] and windows["protocol"]["stride"] == [16, 22]
-    assert windows["mIoU"] == again["mIoU"]  # the pictures are as large as the crops, so one window covers each
+    assert windows["mIoU"] == again["mIoU"]  # the images are as large as the crops, so one window covers each
     model = keras.saving.load_model(out / "model.keras")
     assert model.segmenter.head.get_layer("dropout").rate == 0.3
     truth, predicted = [], []
@@ -119,7 +119,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(dataset, tmp_path
 
 
 def test_an_evaluation_that_fails_costs_no_step(eager, dataset, tmp_path, capsys, monkeypatch):
-    """Within a run, and after its last step: the picture is named, and the run goes on with that evaluation."""
+    """Within a run, and after its last step: the image is named, and the run goes on with that evaluation."""
     whole, broken, picture = tmp_path / "whole", tmp_path / "broken", dataset / "images/val/val_1.png"
     flags = ["--evaluate-every", "2", "--log-every", "2", "--checkpoint-every", "100"]
     assert train(dataset, whole, capsys, *flags, method="supervised", steps=3)[0] == 0
@@ -140,7 +140,7 @@ def test_an_evaluation_that_fails_costs_no_step(eager, dataset, tmp_path, capsys
                 patch.setattr(callbacks.Evaluation, "measure", lambda self, again=again: next(again)(self))
             status, _, err = train(dataset, broken, capsys, *flags, *resume, method="supervised", steps=3)
         picture.write_bytes(contents)
-        assert status == 2 and f"{picture}: cannot be read as a picture (" in error_line(err)
+        assert status == 2 and f"{picture}: cannot be read as an image (" in error_line(err)
         assert error_line(err).endswith("then go on with --resume")
         assert (broken / f"checkpoints/step_{step:07}.npz").exists()
 
@@ -533,7 +533,7 @@ def test_a_run_is_evaluated_from_anywhere_on_whatever_has_the_split(eager, datas
     path.write_bytes(path.read_bytes()[:-12])
     monkeypatch.setattr(evaluate, "require_sound", lambda *args, **options: [])
     status, _, err = call(evaluate.cli_main, [out, "--dataset", only, "--split", "test"], capsys)
-    assert status == 2 and f"{path}: cannot be read as a picture (" in error_line(err)
+    assert status == 2 and f"{path}: cannot be read as an image (" in error_line(err)
 
 
 def test_a_training_of_which_nothing_is_measured_ends(eager, dataset, tmp_path, capsys):
