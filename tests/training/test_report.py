@@ -267,9 +267,9 @@ def test_says_when_the_gate_lowered_miou(tmp_path):
     assert "58.0 % mIoU without gate" in page.text
     assert (
         "The gate lowered mIoU by 1.2 points, because most classes are in most images here or because the classifier "
-        "has not learnt enough; prefer the ungated output."
+        "has not learned enough; prefer the ungated output."
     ) in page.text
-    assert "The upright mark on a bar shows “without gate”." in page.text
+    assert "The vertical mark on a bar shows “without gate”." in page.text
     assert "sky 90.0 % 61.0 %" in page.text
     assert "drive/frame_7: without gate, 0 % of pixels right" in page.images()
     reliability = decoded(page.images()["drive/frame_7: reliability, dark: the critic doubts it"])
@@ -360,10 +360,10 @@ def test_shows_whether_confidence_can_be_trusted(tmp_path):
     for figure in ("0.050", "0.917", "100.0 %", "of 50 %"):
         assert figure in page, figure
     assert "softmax, unlabelled training images" in page and "rank correlation, labelled training images" in page
-    assert "has 3 columns: 3 take more than 10 % of some class, 2 take more than 90 % of some class" in page
+    assert "has 3 columns: 3 hold more than 10 % of some class, 2 hold more than 90 % of some class" in page
     for part in ("mean teacher, area 0.765", "77.8 %", "34.5 %", "-0.50", "right as it is", "0.88", "-0.62"):
         assert part in page, part
-    of_curves = ("segmentation_losses", "miou_on_validation_pictures")
+    of_curves = ("segmentation_losses", "miou_on_validation_images")
     for name in ("confidence_and_accuracy", "latent_classes", "which_classes_are_there", "the_corrector", *of_curves):
         picture = Image.open(folder / f"figures/{name}.png")
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
@@ -389,7 +389,7 @@ def test_unfinished_run_without_result_examples_or_discriminator(tmp_path):
     assert "25.0 % mIoU on val images at step 100, the last check while training" in page.text
     assert "120 of 200 training steps" in page.text
     assert page.images() == {}
-    for absent in ("What it makes of images", "class by class", "How it was measured", "export.run"):
+    for absent in ("Example images", "class by class", "How it was measured", "export.run"):
         assert absent not in page.text
     assert "training.run --seed 3 --dataset 'my streets' --resume" in page.text
     assert len([tag for tag, _ in page.tags if tag == "svg"]) == 2
@@ -454,7 +454,7 @@ def test_the_first_figures_are_supervised_ungated_gated_and_so_are_the_pictures(
         "56.8 % mIoU with gate, on 101 val images 53.0 % mIoU of the last weights (student)"
     )
     titles = [name.split(": ")[1].split(", ")[0] for name in page.images()]
-    assert titles == ["picture", "label map", "supervised (first_supervised)", "without gate", "with gate", "student"]
+    assert titles == ["image", "label map", "supervised (first_supervised)", "without gate", "with gate", "student"]
 
 
 def edit_json(file, **changes):
