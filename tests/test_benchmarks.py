@@ -465,7 +465,7 @@ def test_impossible_requests(benchmark, fields, message):
     [
         ({"labeled": 0}, "--labeled must be at least 1"),
         ({"more_labels": ("half",)}, "numbers of images, and all; got half"),
-        ({"dataset": "elsewhere"}, "--labeled N; it is known of msrc21, neu_seg, camvid, shapes only"),
+        ({"dataset": "elsewhere"}, "--labeled N; only msrc21, neu_seg, camvid, shapes have a default"),
         ({}, "which dataset"),
     ],
 )
@@ -553,8 +553,8 @@ def test_sides_that_do_not_do_the_same_are_refused():
         ({"parameters": {"segmenter": 8}}, "do the same: parameters"),
         ({"shape": [1, 3]}, "do the same: shape"),
         ({"losses": {"L_ce": 3.0}}, "not have the same losses"),
-        ({"losses": {"L_ce": 9.0, "L_ecs": 0.1}}, "begin alike: L_ce is 3 and 9"),
-        ({"losses": {"L_ce": 3.0, "L_ecs": float("nan")}}, "begin alike: L_ecs"),
+        ({"losses": {"L_ce": 9.0, "L_ecs": 0.1}}, "begin with different losses: L_ce is 3 and 9"),
+        ({"losses": {"L_ce": 3.0, "L_ecs": float("nan")}}, "begin with different losses: L_ecs"),
     ):
         with pytest.raises(ValueError, match=message):
             train_step.check(side, side | change)

@@ -153,8 +153,8 @@ CONFIG = {"method": "mlmt", "dataset": "shapes", "steps": 1, "classes": [], "pal
     ("arguments", "said"),
     [
         (["nothing", "--out", "m"], "nothing is not a run folder"),
-        (["unfinished", "--out", "m"], "not finished: go on with training.run --resume"),
-        (["stopped", "--out", "m"], "stopped has no model.keras yet: go on with training.run --resume"),
+        (["unfinished", "--out", "m"], "not finished: continue it with training.run --resume"),
+        (["stopped", "--out", "m"], "stopped has no model.keras yet: continue it with training.run --resume"),
         (["stopped", "--out", "m", "--precision", "fp8"], "--precision takes fp32, fp16, int8; got fp8"),
         (["stopped", "--out", "m", "--formats", "tflite"], "--formats takes onnx, saved_model, openvino; got tflite"),
         (["stopped", "--out", "m", "--formats", "onnx", "litert"], "litert is not written: its converter"),
@@ -269,7 +269,7 @@ def test_int8_needs_the_training_pictures(runs, export, tmp_path):
     (example / "image.png").write_bytes(png(np.zeros((20, 30, 3), np.uint8)))
     (example / "truth.png").write_bytes(index_png(np.zeros((20, 30), np.uint8), PALETTE))
     status, _, err = export(run, "--out", tmp_path / "scene", "--precision", "int8")
-    assert status == 2 and "int8 is calibrated on the run's training images, which cannot be had" in err
+    assert status == 2 and "int8 is calibrated on the run's training images, which are missing" in err
 
 
 def test_flags_that_cannot_be_met_are_told_first(runs, export, tmp_path):
