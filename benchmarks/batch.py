@@ -23,12 +23,13 @@ import tyro
 from benchmarks.results_file import write_between_markers
 from benchmarks.serving import jpegs
 from benchmarks.turns import Record, circumstances, measure, spread, take_turns
-from serving import batch, cli
-from serving.artifact import open_artifact
-from serving.batch_jobs import find_jobs
-from serving.engine import Engine, Provider
-from serving.pictures import load_picture
-from tests.serving.conftest import write_toy_model
+from serving.batch import command as batch
+from serving.batch.jobs import find_jobs
+from serving.common import cli
+from serving.common.artifact import open_artifact
+from serving.common.pictures import load_picture
+from serving.model.engine import Engine, Provider
+from tests.serving.toy_model import write_toy_model
 
 JOBS = {
     "job: labels": ("labels",),
@@ -92,7 +93,7 @@ def job_process(config: Batch, side: str) -> None:
     def turn() -> Record:
         with tempfile.TemporaryDirectory() as output, contextlib.redirect_stderr(io.StringIO()):
             result = batch.main(
-                batch.Config(
+                batch.BatchConfig(
                     model=config.model,
                     input=str(config.pictures),
                     output=Path(output),

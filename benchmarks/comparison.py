@@ -31,7 +31,7 @@ from benchmarks.comparison_tables import write_results, write_summary
 from kerasseg.data import open_dataset
 from kerasseg.methods import METHODS
 from kerasseg.recipes import choose
-from serving import cli
+from serving.common import cli
 
 LABELED = {"msrc21": 42, "neu_seg": 28, "camvid": 12, "shapes": 20}
 """Labelled images of known datasets, by the folder's name."""

@@ -24,7 +24,7 @@ from benchmarks.comparison_runs import (
 )
 from benchmarks.results_file import write_between_markers
 from kerasseg.methods import METHODS
-from serving.files import write_atomically
+from serving.common.files import write_atomically
 from training.compare import BASELINE, gains, mean_and_deviation
 from training.run_folder import write_json
 

@@ -32,10 +32,11 @@ from PIL import Image, features
 
 from benchmarks.results_file import write_between_markers
 from benchmarks.turns import circumstances
-from serving import cli
-from tests.serving.calls import calling, infer_request
-from tests.serving.conftest import write_toy_model
-from tests.serving.servers import answer_to, connect, encoded
+from serving.common import cli
+from tests.serving.grpc_calls import calling, infer_request
+from tests.serving.pictures import encoded
+from tests.serving.servers import answer_to, connect
+from tests.serving.toy_model import write_toy_model
 
 MODEL = "toy"
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")

@@ -24,10 +24,10 @@ import tyro
 from benchmarks.inference import pictures
 from benchmarks.results_file import write_between_markers
 from benchmarks.turns import circumstances, spread
-from serving import cli
-from serving.artifact import Artifact, open_artifact, versions
-from serving.engine import Engine
-from serving.sessions import CUDA_OPTIONS, session_options
+from serving.common import cli
+from serving.common.artifact import Artifact, open_artifact, versions
+from serving.model.engine import Engine
+from serving.model.sessions import CUDA_OPTIONS, session_options
 
 OPTIONS = {
     "the engine's": CUDA_OPTIONS,

@@ -24,9 +24,9 @@ from PIL import Image
 from benchmarks.fuzz import MODEL, served
 from benchmarks.results_file import write_between_markers
 from benchmarks.turns import circumstances
-from serving import cli
-from tests.serving.calls import calling, infer_request
-from tests.serving.servers import encoded
+from serving.common import cli
+from tests.serving.grpc_calls import calling, infer_request
+from tests.serving.pictures import encoded
 
 CLIENTS = 3
 PAUSE = 0.01

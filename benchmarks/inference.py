@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks.results_file import write_between_markers
 from benchmarks.turns import Record, circumstances, hold_to_cores, measure, require_cores, spread, take_turns
-from serving import cli
+from serving.common import cli
 
 SIDES = {
     "cpu": ("fp32", "int8", "saved_model", "keras", "naive", "keras_hub", "pytorch", "pytorch_compiled"),
@@ -126,8 +126,8 @@ def make_predictor(config: Inference, folder: Path) -> tuple[dict, Predictor]:
     if side in NEED_TENSORFLOW:
         return tensorflow_predictor(config, folder)
 
-    from serving.artifact import Artifact, ModelInfo
-    from serving.engine import Engine
+    from serving.common.artifact import Artifact, ModelInfo
+    from serving.model.engine import Engine
 
     place = folder / side.removesuffix("_graphs")
     artifact = Artifact(place, ModelInfo.from_json((place / "model.json").read_text()))

@@ -30,8 +30,8 @@ from kerasseg.data import open_dataset
 from kerasseg.layers import AtrousConv2D, AtrousDepthwiseConv2D
 from kerasseg.methods import Supervised
 from kerasseg.segmenters import build_segmenter
-from serving import cli
-from serving.artifact import GRAPH_FILE, INFO_FILE, ModelInfo, sha256_of
+from serving.common import cli
+from serving.common.artifact import GRAPH_FILE, INFO_FILE, ModelInfo, sha256_of
 
 
 def build(network: str) -> Supervised:

@@ -28,7 +28,7 @@ from benchmarks.turns import (
     spread,
     take_turns,
 )
-from serving import cli
+from serving.common import cli
 
 CROP, SCALE, JITTER = 321, (0.5, 1.5), 0.5
 SIZE_HW, CLASSES = (375, 500), 21

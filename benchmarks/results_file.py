@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from serving.files import write_atomically
+from serving.common.files import write_atomically
 
 BEGIN, END = "<!-- table -->\n", "<!-- end of table -->\n"
 

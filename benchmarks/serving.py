@@ -36,10 +36,10 @@ from PIL import Image
 from benchmarks.inference import pictures
 from benchmarks.results_file import write_between_markers
 from benchmarks.turns import Record, circumstances, measured, spread, take_turns
-from serving import cli
-from serving.artifact import open_artifact, versions
-from serving.engine import Engine, Provider
-from serving.pictures import load_picture
+from serving.common import cli
+from serving.common.artifact import open_artifact, versions
+from serving.common.pictures import load_picture
+from serving.model.engine import Engine, Provider
 
 STARTS = 60
 """Seconds within which a server must answer."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.train_step import PASSES, SEGMENTERS, TrainStep, kerasseg_run
 from benchmarks.turns import circumstances, hold_to_cores, require_cores
-from serving import cli
+from serving.common import cli
 
 PICO_TO_MILLI = 1e-9
 

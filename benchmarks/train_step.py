@@ -29,7 +29,7 @@ from benchmarks.turns import (
     spread,
     take_turns,
 )
-from serving import cli
+from serving.common import cli
 
 IGNORE_LABEL = 255
 SIDES = ("kerasseg", "floor", "pytorch")

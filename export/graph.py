@@ -18,7 +18,7 @@ import tensorflow as tf
 import tf2onnx
 
 from kerasseg.methods import Method
-from serving.artifact import Tensor
+from serving.common.artifact import Tensor
 
 OPSET = 17
 

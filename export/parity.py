@@ -12,7 +12,7 @@ from PIL import Image
 
 from kerasseg.losses import IGNORE_LABEL
 from kerasseg.metrics import ConfusionMatrix, scores
-from serving.windows import softmax
+from serving.common.windows import softmax
 
 Predictor = Callable[[np.ndarray], dict[str, np.ndarray]]
 """uint8 (N,H,W,3) to {"labels": uint8 (N,H,W), "confidence": float32 (N,H,W)}, and further outputs."""

@@ -41,10 +41,10 @@ from export.parity import LIMITS, Limits, Predictor, Sample, parity_report
 from export.precision import to_fp16, to_int8
 from kerasseg.data import evenly_spaced, open_dataset
 from kerasseg.methods import Method
-from serving import cli
-from serving.artifact import GRAPH_FILE, INFO_FILE, MAX_CLASSES, Artifact, ModelInfo, sha256_of, versions
-from serving.engine import Engine
-from serving.pictures import load_labels, load_picture
+from serving.common import cli
+from serving.common.artifact import GRAPH_FILE, INFO_FILE, MAX_CLASSES, Artifact, ModelInfo, sha256_of, versions
+from serving.common.pictures import load_labels, load_picture
+from serving.model.engine import Engine
 from training.checkpoints import open_method
 from training.run_folder import Run
 

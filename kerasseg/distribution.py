@@ -18,6 +18,11 @@ def sum_over_replicas(value: tf.Tensor) -> tf.Tensor:
     return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
+def number(variable: keras.Variable | tf.Variable) -> float:
+    """The value of a scalar variable that all replicas share."""
+    return float(tf.convert_to_tensor(variable.value if isinstance(variable, keras.Variable) else variable))
+
+
 def for_the_log(terms: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     """The terms of the global batch, from the replicas' shares of them, as `train_step` must return them."""
     terms = {name: sum_over_replicas(term) for name, term in terms.items()}

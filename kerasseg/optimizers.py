@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import keras
 import tensorflow as tf
 
-from kerasseg.distribution import sum_over_replicas
+from kerasseg.distribution import number, sum_over_replicas
 from kerasseg.keras_internals import LossScaleOptimizer, index_of
 from kerasseg.layers import register
 
@@ -76,7 +76,7 @@ class SettableRate(keras.optimizers.Optimizer):
         if self.schedule is None or callable(rate):
             keras.optimizers.Optimizer.learning_rate.fset(self, rate)
             return
-        if math.isnan(self.schedule.by_hand.numpy()):
+        if math.isnan(number(self.schedule.by_hand)):
             warnings.warn(
                 f"the learning rate is set to {float(rate):.3g} and no longer follows its schedule", stacklevel=2
             )

@@ -22,15 +22,17 @@ from typing import Annotated, Any
 import tyro
 import uvicorn
 
-from serving import cli
-from serving.app import make_app
-from serving.connections import Connection, ConnectionLimit
-from serving.engine import Provider, has_gpu, usable_cpus
-from serving.inputs import read_text
-from serving.logs import JsonFormatter, json_lines
-from serving.pictures import PICTURE_SUFFIXES, load_picture, warm_up
-from serving.repository import Repository, Settings
-from serving.service import Limits, Service
+from serving.common import cli
+from serving.common.inputs import read_text
+from serving.common.pictures import PICTURE_SUFFIXES, load_picture, warm_up
+from serving.http.app import make_app
+from serving.http.connections import Connection, ConnectionLimit
+from serving.model.engine import Provider, has_gpu, usable_cpus
+from serving.model.model import ModelSettings
+from serving.model.repository import Repository
+from serving.service.limits import RequestLimits
+from serving.service.logs import JsonFormatter, json_lines
+from serving.service.service import Service
 
 log = logging.getLogger("serving")
 
@@ -46,7 +48,7 @@ MAX_BUCKET_PICTURES = 50
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class ServerConfig:
     """Flags of `python -m serving.run`."""
 
     models: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODELS")]
@@ -84,7 +86,7 @@ class Config:
     allow_load: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Let clients load and unload models."""
     token_file: Path | None = None
-    """A file with the token that requests must bear; health needs none."""
+    """A file with the token that requests must carry; health needs none."""
     allow_origin: tuple[str, ...] = ()
     """Origins (https://a.example) whose pages may use this server from a browser, by CORS; * for all."""
     max_body_mb: int = 64
@@ -104,7 +106,7 @@ class Config:
     """Log each request."""
 
 
-def main(config: Config) -> dict[str, Any]:
+def main(config: ServerConfig) -> dict[str, Any]:
     """Serves until SIGTERM or Ctrl-C; returns the figures printed at the end."""
     check(config)
     start = time.monotonic()
@@ -124,7 +126,7 @@ def give_up() -> None:
     os._exit(1)
 
 
-def check(config: Config) -> None:
+def check(config: ServerConfig) -> None:
     """Raises ValueError for a flag out of range, before anything else happens."""
     least = {
         "threads": 1,
@@ -165,7 +167,7 @@ def check(config: Config) -> None:
         raise ValueError(f"--workers {config.workers} share {threads} threads: take no more workers than that")
 
 
-def settings_of(config: Config) -> Settings:
+def model_settings(config: ServerConfig) -> ModelSettings:
     """How models are run.
 
     Raises:
@@ -181,7 +183,7 @@ def settings_of(config: Config) -> Settings:
         samples = [load_picture(file) for file in files[:: -(-len(files) // MAX_BUCKET_PICTURES) or 1]]
         if not samples:
             raise ValueError(f"no pictures in {config.bucket_pictures}: --buckets are tried on them")
-    return Settings(
+    return ModelSettings(
         provider=provider,
         threads=config.threads,
         workers=config.workers,
@@ -214,14 +216,14 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def grpc_server_class() -> type:
-    """`serving.grpc_server.GrpcServer`, imported when it is asked for: most servers do without gRPC, and its packages.
+    """`serving.grpc.server.GrpcServer`, imported when it is asked for: most servers do without gRPC, and its packages.
 
     Raises:
         ValueError: they are not installed.
     """
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what its core says on stderr is no JSON, and told otherwise
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its core writes no JSON to stderr; our log has it
     try:
-        from serving.grpc_server import GrpcServer
+        from serving.grpc.server import GrpcServer
     except ImportError as error:
         raise ValueError(f'--grpc-port needs the extra grpc: pip install "kerasseg[grpc]" ({error})') from error
     return GrpcServer
@@ -242,19 +244,19 @@ class Server(uvicorn.Server):
         grpc_address: where it listens for gRPC, host:port, once it has started; None where it does not.
     """
 
-    def __init__(self, config: Config, give_up: Callable[[], None] | None = None):
+    def __init__(self, config: ServerConfig, give_up: Callable[[], None] | None = None):
         token = read_token(config.token_file) if config.token_file else None
-        self.repository = Repository(config.models, settings_of(config))
-        limits = Limits(
+        self.repository = Repository(config.models, model_settings(config))
+        limits = RequestLimits(
             max_body=config.max_body_mb * 2**20,
             max_bodies=max(config.max_bodies_mb, config.max_body_mb) * 2**20,
             max_pixels=config.max_pixels,
             timeout=config.timeout,
         )
-        self.service = Service(self.repository, limits, allow_load=config.allow_load)
+        self.service = Service(self.repository, limits, token, config.allow_load)
         self._grpc = None
         if config.grpc_port is not None:
-            self._grpc = grpc_server_class()(self.service, token, config.max_connections)
+            self._grpc = grpc_server_class()(self.service, config.max_connections)
         self._failure: Exception | None = None
         self._poll = config.poll
         self._drain_delay = config.drain_delay
@@ -271,7 +273,7 @@ class Server(uvicorn.Server):
         self._grpc_stopped: asyncio.Future[None] | None = None
         super().__init__(
             uvicorn.Config(
-                make_app(self.service, token, self._lifespan, config.allow_origin),
+                make_app(self.service, self._lifespan, config.allow_origin),
                 loop="uvloop",
                 http=functools.partial(  # type: ignore[arg-type]
                     Connection, limit=ConnectionLimit(config.max_connections), is_crowded=self.service.is_crowded
@@ -374,4 +376,4 @@ class Server(uvicorn.Server):
 
 
 if __name__ == "__main__":
-    cli.run(main, Config, "Serves exported models over HTTP, without TensorFlow.")
+    cli.run(main, ServerConfig, "Serves exported models over HTTP, without TensorFlow.")

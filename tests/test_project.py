@@ -6,6 +6,7 @@ import os
 import pkgutil
 import re
 import tomllib
+from collections.abc import Iterable
 from fnmatch import fnmatch
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -16,13 +17,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-# Arrows point one way: what a room may import besides itself.
-MAY_IMPORT = {
-    "kerasseg": {"serving"},
-    "serving": set(),
-    "training": {"kerasseg", "serving"},
-    "export": {"kerasseg", "serving", "training"},
-}
+PACKAGES = ("kerasseg", "serving", "training", "export")
 
 
 def project_files() -> list[Path]:
@@ -39,15 +34,30 @@ def project_files() -> list[Path]:
     return sorted(files)
 
 
+def may_import() -> dict[str, list[str]]:
+    """By room, what else of ours it may import: the table in CONTRIBUTING.md."""
+    rooms = {}
+    for row in re.findall(r"^\| (`.*) \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.M):
+        folder, _, allowed = row.split(" | ")
+        rooms[re.sub(r"/$|\.py$", "", folder.strip("`")).replace("/", ".")] = re.findall("`(.*?)`", allowed)
+    return rooms
+
+
 def imports(path: Path) -> set[str]:
-    """The top-level packages that a file imports."""
+    """What a file imports, wherever in it: `a.b.c` for `from a.b import c`."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            names.add(node.module)
-    return {name.split(".")[0] for name in names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: write from {'.' * node.level}{node.module or ''} import ... in full"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def is_within(name: str, modules: Iterable[str]) -> bool:
+    """Whether a dotted name is one of the modules, or in one."""
+    return any(f"{name}.".startswith(f"{module}.") for module in modules)
 
 
 def requirements() -> list[Requirement]:
@@ -66,7 +76,24 @@ def test_no_address_of_a_registry_and_no_path_of_somebodys_machine():
             assert not found, f"{path.relative_to(ROOT)} names {found[0]}"
 
 
-@pytest.mark.parametrize("room", MAY_IMPORT)
+def headings(file: Path) -> set[str]:
+    """The anchors of a Markdown file's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", file.read_text(encoding="utf-8"), flags=re.M | re.S)
+    found = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+def test_links_of_markdown_files_lead_somewhere():
+    for file in project_files():
+        if file.suffix == ".md":
+            for target in re.findall(r"\]\((?!https?:)([^)]+)\)", file.read_text(encoding="utf-8")):
+                path, _, anchor = target.partition("#")
+                linked = file.parent / path if path else file
+                assert linked.exists(), f"{file.relative_to(ROOT)} links to {target}"
+                assert not anchor or anchor in headings(linked), f"{file.relative_to(ROOT)} links to {target}"
+
+
+@pytest.mark.parametrize("room", PACKAGES)
 def test_every_module_imports(room):
     package = importlib.import_module(room)
     names = [module.name for module in pkgutil.walk_packages(package.__path__, f"{room}.")]
@@ -75,19 +102,24 @@ def test_every_module_imports(room):
         importlib.import_module(name)
 
 
-@pytest.mark.parametrize("room", MAY_IMPORT)
-def test_arrows_point_one_way(room):
-    others = {*MAY_IMPORT, "tests", "benchmarks"} - {room} - MAY_IMPORT[room]
-    for path in (ROOT / room).rglob("*.py"):
-        assert not imports(path) & others, path
+@pytest.mark.parametrize("package", [*PACKAGES, "benchmarks"])
+def test_arrows_point_one_way(package):
+    allowed = may_import()
+    for path in (ROOT / package).rglob("*.py"):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        rooms = [room for room in allowed if is_within(module, [room])]
+        assert rooms, f"{module} is in no room of CONTRIBUTING.md"
+        ours = {name for name in imports(path) if is_within(name, [*PACKAGES, "benchmarks", "tests"])}
+        refused = {name for name in ours if not is_within(name, [*rooms, *allowed[rooms[0]]])}
+        assert not refused, f"{module} imports {', '.join(sorted(refused))}: CONTRIBUTING.md has what it may import"
 
 
 def test_what_is_imported_is_declared():
     declared = {canonicalize_name(requirement.name) for requirement in requirements()}
     providers = packages_distributions()
-    for room in MAY_IMPORT:
-        for path in (ROOT / room).rglob("*.py"):
-            for name in imports(path) & providers.keys() - MAY_IMPORT.keys():
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            for name in {name.split(".")[0] for name in imports(path)} & providers.keys() - {*PACKAGES}:
                 provided_by = {canonicalize_name(provider) for provider in providers[name]}
                 assert declared & provided_by, f"{path} imports {name}: declare it in pyproject.toml"
 
@@ -134,7 +166,7 @@ def test_private_names_of_other_packages_stand_in_one_file():
 
 def test_no_import_circles():
     """At the top of modules: which of them a module imports, and these, and so on, never comes back to it."""
-    modules = {module_name(path): path for room in MAY_IMPORT for path in (ROOT / room).rglob("*.py")}
+    modules = {module_name(path): path for room in PACKAGES for path in (ROOT / room).rglob("*.py")}
 
     def imported(name: str) -> list[str]:
         found = []

@@ -1,6 +1,6 @@
 import logging
 
-import serving  # noqa: F401  first of all: it starts the process
+from serving.common import process_setup  # noqa: F401  first of all
 
 # Without a home folder matplotlib, which the report imports, would print where it keeps its list of fonts.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)

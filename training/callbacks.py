@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from serving.files import file_beside, naming
+from serving.common.files import file_beside, naming
 from training.checkpoints import Checkpoints
 from training.run_folder import METRICS, SPEED, read_lines
 

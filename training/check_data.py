@@ -14,7 +14,7 @@ import tyro
 from kerasseg.data.check import inspect_dataset, inspect_folder
 from kerasseg.data.datasets import DATASETS, IGNORE, open_dataset
 from kerasseg.data.splits import make_split
-from serving import cli
+from serving.common import cli
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasseg.methods import Method, find_method
-from serving.files import file_beside
+from serving.common.files import file_beside
 from training.run_folder import Run
 
 KEEP = 2

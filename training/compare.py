@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from serving import cli
+from serving.common import cli
 from training.run_folder import Run
 
 OF_A_RUN = ("seed", "split_fingerprint", "commit", "machine", "versions", "untrained_taps")

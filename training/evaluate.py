@@ -12,7 +12,7 @@ import tyro
 
 from kerasseg.data import naming_unreadable, open_dataset
 from kerasseg.data.check import require_sound
-from serving import cli
+from serving.common import cli
 from training.checkpoints import open_method
 from training.config import ProtocolFlags, ProtocolSettings
 from training.evaluation import evaluate, find_min_pixels

@@ -14,8 +14,8 @@ from kerasseg.methods import Method
 from kerasseg.methods.mlmt import gated, predicted_pixels
 from kerasseg.metrics import ConfusionMatrix, count_pixels, scores
 from kerasseg.visualize import panel
-from serving.files import write_atomically
-from serving.pictures import index_png, png
+from serving.common.files import write_atomically
+from serving.common.pictures import index_png, png
 from training.protocols import Native, Protocol
 
 

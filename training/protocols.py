@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from kerasseg.data.augment import PAD_VALUE
 from kerasseg.settings import one_of
-from serving.windows import corners, steps
+from serving.common.windows import corners, steps
 
 Predict = Callable[[tf.Tensor], tf.Tensor]
 """Images (N,H,W,3) to class probabilities (N,H,W,K), such as `Method.class_probabilities`."""

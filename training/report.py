@@ -21,8 +21,8 @@ import tyro
 from markupsafe import Markup
 from PIL import Image
 
-from serving import cli, pictures
-from serving.files import write_atomically
+from serving.common import cli, pictures
+from serving.common.files import write_atomically
 from training import glossary, plots
 from training.run_folder import Curve, Run, is_number
 

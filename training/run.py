@@ -25,8 +25,8 @@ from kerasseg.distribution import separate_random_numbers
 from kerasseg.methods import METHODS, Method
 from kerasseg.recipes import RECIPES, choose, table
 from kerasseg.segmenters import SEGMENTERS, LoadedWeights
-from serving import cli
-from serving.files import locked, write_atomically
+from serving.common import cli
+from serving.common.files import locked, write_atomically
 from training.callbacks import (
     CheckpointEvery,
     Evaluation,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from serving.files import write_atomically
+from serving.common.files import write_atomically
 
 KEYS = ("method", "dataset", "steps", "classes", "palette", "split_fingerprint")
 """The keys that every config.json must have."""

@@ -32,8 +32,8 @@ from kerasseg.data.folder import (
 )
 from kerasseg.data.problems import KINDS, FileError, Finding
 from kerasseg.data.splits import Split, first_few
-from serving.inputs import read_text, shown
-from serving.pictures import PICTURE_SUFFIXES, open_picture, read_file
+from serving.common.inputs import printable, read_text
+from serving.common.pictures import PICTURE_SUFFIXES, open_picture, read_file
 
 OTHER_SUFFIXES = (*PICTURE_SUFFIXES, ".heic", ".heif", ".avif", ".jxl", ".npy", ".mat")
 # What people call the folders of a dataset, and what they are called here.
@@ -209,7 +209,7 @@ def inspect_folder(path: str | Path, splits: Sequence[str] = SPLITS) -> Inspecti
         result.add("error", str(root), f"expected a dataset folder, found {found}", "check the path")
         return result
     if not usable_name(str(root.resolve())):
-        result.problems += _grouped([Finding("name", shown(str(root)))])
+        result.problems += _grouped([Finding("name", printable(str(root)))])
         return result
     if (name := root.resolve().name) in DATASETS:
         result.add(
@@ -616,7 +616,7 @@ def _grouped(findings: Iterable[Finding]) -> list[Problem]:
 
 
 def _file(root: Path, path: Path) -> str:
-    return shown(path.relative_to(root).as_posix())
+    return printable(path.relative_to(root).as_posix())
 
 
 def _join(folder: str, names: list[str]) -> str:

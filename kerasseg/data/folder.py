@@ -19,8 +19,8 @@ from PIL.ImageFile import ImageFile
 
 from kerasseg.data.datasets import IGNORE, SPLITS, Dataset
 from kerasseg.data.problems import FileError, naming_file
-from serving.inputs import COPY, JPEG, PNG, SAVE, Contents, Names, contents_of, is_text, read_text, shown
-from serving.pictures import SMALLER, TooManyPixels, open_picture, read_file
+from serving.common.inputs import COPY, JPEG, PNG, SAVE, Contents, Names, contents_of, is_text, printable, read_text
+from serving.common.pictures import SMALLER, TooManyPixels, open_picture, read_file
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LABEL_SUFFIXES = (".png",)
@@ -56,7 +56,7 @@ class FolderDataset(Dataset):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).resolve()
         if not usable_name(str(self.path)):
-            with naming_file(shown(str(path))):
+            with naming_file(printable(str(path))):
                 raise FileError("name")
         self._images, self._labels = list_pairs(self.path)
         if not any(self._images.values()):

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from kerasseg.data.datasets import Dataset, count_pixels
-from serving.inputs import Names, read_text
+from serving.common.inputs import Names, read_text
 
 T = TypeVar("T")
 

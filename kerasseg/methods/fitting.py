@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasseg.distribution import number
 from kerasseg.keras_internals import BuiltModel
 from kerasseg.losses import IGNORE_LABEL, valid_pixels
 from kerasseg.methods.batch import image_batch, label_maps
@@ -141,7 +142,7 @@ class EndOfSchedule(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         method = self.model
         optimizer = method.main_optimizer
-        ended = int(optimizer.iterations) >= method.config.steps * method.config.main_updates
+        ended = number(optimizer.iterations) >= method.config.steps * method.config.main_updates
         if ended and not self.warned and float(optimizer.learning_rate) == 0.0:
             self.warned = True
             warnings.warn(

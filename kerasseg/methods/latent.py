@@ -105,8 +105,8 @@ class Latent(Method):
     config: LatentConfig
 
     def __init__(self, segmenter, latent_head=None, discriminator=None, *, name=None, **fields):
-        require_parts(segmenter, "Latent")
         config = self.make_config(fields)
+        require_parts(segmenter, "Latent")
         classes = segmenter.output_shape[-1]
         self.branch_classes = {
             "latent": config.latent_classes,

@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from kerasseg.critics import build_classifier, build_classifier_like, start_from_backbone
+from kerasseg.distribution import number
 from kerasseg.losses import (
     binary_cross_entropy,
     categorical_cross_entropy,
@@ -246,7 +247,7 @@ class MLMT(Method):
     def fit(self, *args, **kwargs):
         """As `keras.Model.fit`. Before the first step, the classifier gets the segmenter's trained backbone, where
         `classifier_start` says so."""
-        if self.starts_from_segmenter and int(keras.ops.convert_to_numpy(self.main_optimizer.iterations)) == 0:
+        if self.starts_from_segmenter and number(self.main_optimizer.iterations) == 0:
             start_from_backbone(self.student, self.segmenter)
             self.teacher.set_weights(self.student.get_weights())
         return super().fit(*args, **kwargs)

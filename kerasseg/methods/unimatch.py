@@ -63,8 +63,8 @@ class UniMatch(Method):
     config: UniMatchConfig
 
     def __init__(self, segmenter, *, name=None, **fields):
-        require_parts(segmenter, "UniMatch")
         super().__init__({"segmenter": segmenter}, fields, name=name)
+        require_parts(segmenter, "UniMatch")
         self.random = keras.random.SeedGenerator(name="boxes")
         self.strong = StrongView(self.config)
         self.drop_channels = keras.layers.SpatialDropout2D(self.config.channel_dropout, name="drop_channels")

@@ -59,7 +59,7 @@ def photos(method: str) -> tuple[TrainingSettings, Fields]:
     config = TrainingSettings(
         method=method,
         # All of it, and slowly: its last blocks recognise each animal, and at the head's rate it forgets how.
-        # Either is worth five points of supervised (docs/decisions.md).
+        # Either is worth five points of supervised (docs/decisions/photographs.md).
         backbone="mobilenet_v2",
         head_channels=64,
         weights="imagenet",
@@ -70,7 +70,7 @@ def photos(method: str) -> tuple[TrainingSettings, Fields]:
     )
     fields = _small_scale(classifier_steps=750, head_multiplier=3.0)
     fields["unimatch"] = fields["unimatch"] | {
-        # Labels made in train mode cost points on photographs, outside of this project (docs/decisions.md).
+        # Labels made in train mode cost points on photographs, outside of this project (docs/decisions/methods.md).
         "targets": "teacher",
         # As sure and as often pasted as meanteacher, and each strong view as heavy as the one with dropped features.
         "threshold": 0.9,
@@ -107,7 +107,7 @@ def _small_scale(classifier_steps: int, head_multiplier: float = 1.0) -> Fields:
             "optimizer": "adamw",
             "head_multiplier": head_multiplier,
             "nesterov": False,  # AdamW has none: with it, methods would differ and not be comparable
-            # AdamW's decoupled 1e-4 is nothing over 1500 steps, and 0.05 was no better (docs/decisions.md).
+            # AdamW's decoupled 1e-4 is nothing over 1500 steps, and 0.05 was no better (docs/decisions/photographs.md).
             "weight_decay": 0.0,
         },
         s4gan={"discriminator_shrink": 2},

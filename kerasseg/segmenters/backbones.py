@@ -10,7 +10,7 @@ from kerasseg.layers import AtrousConv2D, AtrousDepthwiseConv2D, BatchNormalizat
 from kerasseg.segmenters.weights import load_weights
 
 OUTPUT_STRIDES = (8, 16, 32)
-# The networks' own 0.999 (MobileNetV2) averages more steps than a run on few labels has: see docs/decisions.md.
+# MobileNetV2's own 0.999 averages more steps than a run on few labels has (docs/decisions/networks.md).
 BATCH_NORM_MOMENTUM = 0.97
 
 
@@ -150,7 +150,8 @@ def dilate(network: keras.Model, output_stride: int, extra_channels: int = 0) ->
             return BatchNormalization.from_config(config)
         if isinstance(layer, keras.layers.ZeroPadding2D) and layer.name in removed:
             # Feeds a convolution of padding "valid": what it needs at stride 1 to cover every position. As much on
-            # either side, or all that follows would be shifted from the pixels that it describes (docs/decisions.md).
+            # either side, or all that follows would be shifted from the pixels that it describes
+            # (docs/decisions/networks.md).
             before = removed[layer.name] // 2
             config["padding"] = [(before, removed[layer.name] - before)] * 2
         elif isinstance(layer, keras.layers.DepthwiseConv2D | keras.layers.Conv2D) and (

@@ -13,7 +13,7 @@ import h5py
 import keras
 import numpy as np
 
-from serving.inputs import in_place_of
+from serving.common.inputs import failed_copy
 
 # Where a layer is: the names of the networks around it, from the outermost inwards, and its own.
 LayerPath = tuple[str, ...]
@@ -137,7 +137,7 @@ def read_layers(path: Path) -> Layers:
         if isinstance(error, KeyError) and "config.json" in message:
             hint = "a .keras archive has it (PyTorch's files are ZIP archives too, and are not read)"
         raise ValueError(f"the weights in {path} cannot be read: {message}; {hint}") from error
-    known = in_place_of(path)
+    known = failed_copy(path)
     raise ValueError(
         f"{path} holds no weights: expected a .keras archive, a .weights.h5 or a legacy .h5 file, and it is "
         + (f"{known.what}; {known.remedy}" if known else "neither a zip archive nor an HDF5 file, whatever its name")

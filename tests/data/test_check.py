@@ -13,7 +13,7 @@ from PIL import Image
 from kerasseg.data import FolderDataset, Split
 from kerasseg.data.check import KINDS, check_dataset, inspect_folder, require_sound
 from kerasseg.data.shapes import ShapesDataset
-from serving.inputs import contents_of
+from serving.common.inputs import contents_of
 from tests.data.folders import CLASSES, make_folder, save, write_classes
 
 CAMVID = Path(__file__).parents[2] / "../shared/data/camvid"

@@ -14,10 +14,11 @@ from export import run as export_run
 from kerasseg.critics import build_pixel_discriminator
 from kerasseg.data import open_dataset
 from kerasseg.methods import AdvSemiSeg
-from serving import batch, cli
-from serving.artifact import open_artifact
-from serving.engine import Engine
-from serving.pictures import index_png, load_labels, png
+from serving.batch import command as batch
+from serving.common import cli
+from serving.common.artifact import open_artifact
+from serving.common.pictures import index_png, load_labels, png
+from serving.model.engine import Engine
 from tests.export.conftest import CLASSES, PALETTE, tiny_method, tiny_segmenter, write_run
 from training.checkpoints import Checkpoints
 from training.protocols import SlidingWindow
@@ -189,7 +190,7 @@ def test_exported_model_segments_a_folder(runs, export, tmp_path):
     (tmp_path / "photos" / "a.png").write_bytes(png(image_HWC))
     with pytest.raises(SystemExit) as exit:
         arguments = [str(tmp_path / name) for name in ("scene", "photos", "out")]
-        cli.run(batch.main, batch.Config, "", [*arguments, "--provider", "cpu"])
+        cli.run(batch.main, batch.BatchConfig, "", [*arguments, "--provider", "cpu"])
     assert exit.value.code == 0
     loaded = keras.saving.load_model(runs["mlmt"] / "model.keras")
     with Image.open(tmp_path / "out" / "labels" / "a.png") as written:
@@ -217,7 +218,7 @@ def test_a_critic_of_pixels_and_logits_come_along(export, tmp_path):
     (tmp_path / "photo.png").write_bytes(png(images_NHW3[0]))
     arguments = [str(tmp_path / name) for name in ("scene", "photo.png", "out")]
     with pytest.raises(SystemExit) as exit:
-        cli.run(batch.main, batch.Config, "", [*arguments, "--provider", "cpu", "--window", "24", "24"])
+        cli.run(batch.main, batch.BatchConfig, "", [*arguments, "--provider", "cpu", "--window", "24", "24"])
     assert exit.value.code == 0
     expected = Engine(artifact, "cpu").predict_large(images_NHW3[0], (24, 24))["labels"]
     assert (expected != outputs["labels"][0]).any()

@@ -1,17 +1,45 @@
-"""A model small enough to know its answers by heart, made without TensorFlow."""
+"""What tests of all rooms use: a server, its model, a gate before that, and a GPU that is none."""
 
-import onnx
 import pytest
-from onnx import TensorProto, helper
 
-from serving import sessions
-from serving.artifact import GRAPH_FILE, INFO_FILE, ModelInfo, Tensor, sha256_of
-from serving.engine import Engine
-from serving.sessions import new_session
-from tests.serving.servers import Gate
+from serving.model import sessions
+from serving.model.engine import Engine
+from serving.model.sessions import new_session
+from tests.serving.http_calls import client_of
+from tests.serving.servers import Gate, running, until
+from tests.serving.toy_model import write_toy_model
 
-CLASSES = ("dark", "dim", "light", "bright")
-PALETTE = ((0, 0, 0), (128, 0, 0), (0, 128, 0), (0, 0, 128))
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """What `server` serves; a file that needs other models overrides it."""
+    return write_toy_model(tmp_path_factory.mktemp("models") / "toy", 1).parent
+
+
+@pytest.fixture(scope="module")
+def server_flags():
+    """Flags of `server`; a file that needs some overrides it."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def server(models, server_flags):
+    """A server for all tests of a file, over HTTP and gRPC; in the end nothing of any request is left in it."""
+    with running(models, grpc_port=0, **server_flags) as server:
+        yield server
+        until(lambda: not any(model.pending for model in server.repository.models()) and not server.service._held_bytes)
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    """Sends to `server`; its answers are as documented."""
+    with client_of(server) as client:
+        yield client
+
+
+@pytest.fixture
+def model(server):
+    return server.repository.get("toy")
 
 
 @pytest.fixture
@@ -68,58 +96,3 @@ def gpu(monkeypatch):
 def toy_model(tmp_path):
     """`MODELS/toy` with version 1: `labels` is red // 64, `confidence` is green / 255."""
     return write_toy_model(tmp_path / "models" / "toy", 1)
-
-
-def write_toy_model(folder, version, maps=("confidence",), **changes):
-    """Writes a version of the toy model, with fields of its `model.json` changed; returns `folder`.
-
-    Any of its maps, confidence or another, is green / 255.
-    """
-    nodes = [
-        helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
-        helper.make_node("Gather", ["pixels", "zero"], ["red"], axis=3),
-        helper.make_node("Gather", ["pixels", "one"], ["green"], axis=3),
-        helper.make_node("Div", ["red", "step"], ["steps"]),
-        helper.make_node("Cast", ["steps"], ["labels"], to=TensorProto.UINT8),
-        *(helper.make_node("Div", ["green", "most"], [name]) for name in maps),
-    ]
-    constants = [
-        helper.make_tensor("zero", TensorProto.INT64, [], [0]),
-        helper.make_tensor("one", TensorProto.INT64, [], [1]),
-        helper.make_tensor("step", TensorProto.FLOAT, [], [64.0]),
-        helper.make_tensor("most", TensorProto.FLOAT, [], [255.0]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "toy",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", 3])],
-        [
-            helper.make_tensor_value_info("labels", TensorProto.UINT8, ["N", "H", "W"]),
-            *(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", "H", "W"]) for name in maps),
-        ],
-        constants,
-    )
-    place = folder / str(version)
-    place.mkdir(parents=True)
-    onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9),
-        place / GRAPH_FILE,
-    )
-    fields = dict(
-        name="toy",
-        version=version,
-        classes=CLASSES,
-        palette=PALETTE,
-        inputs=(Tensor(name="image", datatype="UINT8", shape=(-1, -1, -1, 3), description=""),),
-        outputs=(
-            Tensor(name="labels", datatype="UINT8", shape=(-1, -1, -1), description=""),
-            *(Tensor(name=name, datatype="FP32", shape=(-1, -1, -1), description="") for name in maps),
-        ),
-        precision="fp32",
-        evaluation={"mIoU": 0.5},
-        provenance={"commit": "abc"},
-        sha256=sha256_of(place / GRAPH_FILE),
-        parity={"passed": True},
-    )
-    (place / INFO_FILE).write_text(ModelInfo(**fields | changes).to_json())
-    return folder

@@ -1,7 +1,6 @@
 """A server as `python -m serving.run` starts it, in a thread of this process, on a free port of 127.0.0.1."""
 
 import contextlib
-import io
 import re
 import socket
 import threading
@@ -10,18 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import jsonschema_rs
-import numpy as np
-from PIL import Image
 
 from serving import run
-from serving.openapi import document
+from serving.http.openapi import document
 
 
 @contextlib.contextmanager
 def running(models, **flags):
     """Yields a `run.Server` that is ready; at the end it drains."""
     flags = {"provider": "cpu", "port": 0, "poll": 0, "warm_up": ((4, 4),), "max_delay": 0.0} | flags
-    config = run.Config(models=models, **flags)
+    config = run.ServerConfig(models=models, **flags)
     run.check(config)
     server = run.Server(config)
     failures = []
@@ -76,18 +73,6 @@ def until(condition):
             return
         time.sleep(0.005)
     raise AssertionError("it does not happen")
-
-
-def picture(height=6, width=8, seed=0, format="PNG", **options):
-    """Random pixels as a file's bytes, 2 x 2 pixels alike so that lossy formats keep them nearly."""
-    small = np.random.default_rng(seed).integers(0, 256, (height // 2, width // 2, 3), np.uint8)
-    return encoded(Image.fromarray(small.repeat(2, axis=0).repeat(2, axis=1)), format, **options)
-
-
-def encoded(image, format="PNG", **options):
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
 
 
 class Gate:

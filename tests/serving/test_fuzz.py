@@ -7,10 +7,8 @@ from schemathesis.checks import load_all_checks
 from schemathesis.specs.openapi import checks
 
 from benchmarks import fuzz
-from serving.openapi import document
-from tests.serving.calls import calling, infer_request
-from tests.serving.conftest import write_toy_model
-from tests.serving.servers import running
+from serving.http.openapi import document
+from tests.serving.grpc_calls import calling, infer_request
 
 load_all_checks()
 CHECKS = [
@@ -31,16 +29,6 @@ def few(times):
         phases=[Phase.explicit, Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    models = tmp_path_factory.mktemp("models")
-    write_toy_model(models / "toy", 1)
-    with running(models, grpc_port=0) as server:
-        yield server
-        assert server.repository.get("toy").pending == 0
-        assert server.service._held_bytes == 0
 
 
 @pytest.mark.parametrize(

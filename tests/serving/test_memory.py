@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from benchmarks.fuzz import memory_of, served
-from serving.engine import usable_cpus
-from tests.serving.calls import calling, infer_request
-from tests.serving.servers import connect, encoded, until
+from serving.model.engine import usable_cpus
+from tests.serving.grpc_calls import calling, infer_request
+from tests.serving.pictures import encoded
+from tests.serving.servers import connect, until
 
 pytestmark = pytest.mark.slow
 

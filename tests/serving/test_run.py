@@ -12,14 +12,15 @@ import threading
 import httpx
 import pytest
 
-from serving import cli, run
-from serving.pictures import png
-from serving.repository import Repository
-from tests.serving.conftest import write_toy_model
-from tests.serving.servers import clients, picture, running, until
-from tests.serving.test_repository import SAMPLES
-
-SEGMENT = "/v1/segment/toy"
+from serving import run
+from serving.common import cli
+from serving.common.pictures import png
+from serving.model.repository import Repository
+from tests.serving.http_calls import SEGMENT
+from tests.serving.model.test_model import SAMPLES
+from tests.serving.pictures import picture
+from tests.serving.servers import clients, running, until
+from tests.serving.toy_model import write_toy_model
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def refused(toy_model, capfd, tmp_path, monkeypatch):
 
     def start(*args):
         with pytest.raises(SystemExit) as exit:
-            cli.run(run.main, run.Config, "", ["models", "--port", "0", "--provider", "cpu", *map(str, args)])
+            cli.run(run.main, run.ServerConfig, "", ["models", "--port", "0", "--provider", "cpu", *map(str, args)])
         captured = capfd.readouterr()
         assert (exit.value.code, captured.out) == (2, "")
         return captured.err.splitlines()[-1]
@@ -94,7 +95,7 @@ def test_auto_takes_the_cpu_where_there_is_no_gpu(toy_model, monkeypatch):
 def test_alive_before_it_is_ready(toy_model, monkeypatch):
     load, allowed = Repository.load, threading.Event()
     monkeypatch.setattr(Repository, "load", lambda self: allowed.wait(600) and load(self))
-    server = run.Server(run.Config(models=toy_model.parent, port=0, provider="cpu"))
+    server = run.Server(run.ServerConfig(models=toy_model.parent, port=0, provider="cpu"))
     thread = threading.Thread(target=server.serve_requests)
     thread.start()
     until(lambda: server.started)
@@ -151,7 +152,7 @@ HANGS = {
     "nothing": "",
     "a reader of stderr": "fill(2)",
     "a reader of stdout": "fill(1)",
-    "a disk at the start": "repository.open_artifact = lambda folder: time.sleep(3600)",
+    "a disk at the start": "model.open_artifact = lambda folder: time.sleep(3600)",
     "a disk later": "repository.Repository.scan = lambda self: time.sleep(3600)",
     "a session": """
         predict = engine.Engine.predict  # which hangs once it is warm
@@ -164,7 +165,9 @@ HANGS = {
 def test_a_signal_ends_the_server_whatever_hangs(toy_model, what):
     code = f"""if True:
         import os, time
-        from serving import cli, engine, repository, run
+        from serving import run
+        from serving.common import cli
+        from serving.model import engine, model, repository
 
         def hang():
             time.sleep(3600)
@@ -178,7 +181,7 @@ def test_a_signal_ends_the_server_whatever_hangs(toy_model, what):
                 os.set_blocking(descriptor, True)
 
         {HANGS[what]}
-        cli.run(run.main, run.Config, '')
+        cli.run(run.main, run.ServerConfig, '')
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -215,8 +218,8 @@ def test_a_signal_ends_the_server_whatever_hangs(toy_model, what):
 def test_terminated_under_load(toy_model, tmp_path):
     """As a process: it says where it listens, answers what it has taken, and ends with its result."""
     code = (
-        "import sys; from serving import cli, run\n"
-        "try: cli.run(run.main, run.Config, '')\n"
+        "import sys; from serving import run; from serving.common import cli\n"
+        "try: cli.run(run.main, run.ServerConfig, '')\n"
         "finally: print([name for name in ('tensorflow', 'keras', 'kerasseg', 'onnx', 'ray', 'grpc')"
         " if name in sys.modules])\n"
     )

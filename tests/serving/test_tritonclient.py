@@ -9,8 +9,8 @@ import tritonclient.http
 from google.protobuf.message import Message
 from tritonclient.utils import InferenceServerException
 
-from tests.serving.conftest import CLASSES, write_toy_model
 from tests.serving.servers import running
+from tests.serving.toy_model import CLASSES, write_toy_model
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 6, 8, 3), np.uint8)
 
@@ -73,13 +73,15 @@ def plain(told):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    models = tmp_path_factory.mktemp("models")
-    for version in (1, 2):
-        write_toy_model(models / "toy", version)
+def models(models):
+    write_toy_model(models / "toy", 2)
     write_toy_model(models / "other", 7)
-    with running(models, versions=2, grpc_port=0) as server:
-        yield server
+    return models
+
+
+@pytest.fixture(scope="module")
+def server_flags():
+    return {"versions": 2}
 
 
 @pytest.fixture(scope="module", params=[Http, Grpc])

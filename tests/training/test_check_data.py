@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving import cli
+from serving.common import cli
 from tests.data import archives
 from tests.data.folders import make_folder, save
 from training.check_data import CheckData, main

@@ -11,8 +11,8 @@ import sys
 import pytest
 
 from tests.data.folders import make_folder
-from tests.serving.conftest import write_toy_model
 from tests.serving.servers import until
+from tests.serving.toy_model import write_toy_model
 from tests.test_project import ROOT
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace, which watches processes, is missing")

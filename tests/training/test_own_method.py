@@ -10,9 +10,9 @@ import pytest
 from export import run as export_run
 from kerasseg.methods import METHODS, find_method, register_method
 from kerasseg.methods.supervised import Supervised
-from serving import cli
-from serving.artifact import open_artifact
-from serving.engine import Engine
+from serving.common import cli
+from serving.common.artifact import open_artifact
+from serving.model.engine import Engine
 from tests.data.folders import make_folder
 from tests.test_project import ROOT
 from tests.training.commands import call, error_line, train

@@ -11,7 +11,7 @@ from PIL import Image
 from kerasseg.data import open_dataset
 from kerasseg.methods import MLMT, Supervised
 from kerasseg.metrics import scores
-from serving.windows import corners
+from serving.common.windows import corners
 from tests.data.folders import make_folder, save, write_classes
 from tests.methods import tiny
 from training.evaluation import Measurement, evaluate, find_min_pixels

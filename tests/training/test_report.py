@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from kerasseg.metrics import Reliability
-from serving import pictures
+from serving.common import pictures
 from training import glossary, report
 from training.run_folder import Run
 

@@ -17,7 +17,7 @@ from PIL import Image
 from kerasseg.data import make_split, open_dataset
 from kerasseg.methods import METHODS
 from kerasseg.segmenters import build_segmenter
-from serving.files import locked
+from serving.common.files import locked
 from tests.data import archives
 from tests.data.folders import CLASSES, make_folder, save, write_classes
 from tests.methods import tiny

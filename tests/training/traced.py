@@ -7,7 +7,8 @@ from pathlib import Path
 import kerasseg  # noqa: F401  as the commands do, first
 import tests.backbone  # noqa: F401 (--backbone tiny)
 from export import run as export_run
-from serving import batch, cli
+from serving.batch import command as batch
+from serving.common import cli
 from tests.training.commands import TINY
 from training import check_data, compare, evaluate, report, run
 
@@ -29,4 +30,4 @@ command(report.main, report.Config, RUN)
 command(compare.main, compare.CompareConfig, RUN)
 formats = ("--formats", "onnx", "saved_model", "openvino")
 command(export_run.main, export_run.Config, RUN, "--out", MODEL, "--parity-pictures", "1", *formats)
-command(batch.main, batch.Config, MODEL, f"{PETS}/images/val", str(folder / "out"), "--provider", "cpu")
+command(batch.main, batch.BatchConfig, MODEL, f"{PETS}/images/val", str(folder / "out"), "--provider", "cpu")

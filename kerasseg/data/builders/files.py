@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from serving.inputs import decode_text, in_place_of
+from serving.common.inputs import decode_text, failed_copy
 
 # Path relative to the folder -> what reads the file.
 Files = dict[str, Callable[[], bytes]]
@@ -61,7 +61,7 @@ def files_of(path: Path, folder: str = "", suffixes: tuple[str, ...] = ("",)) ->
             if name.startswith(prefix) and name.endswith(suffixes):
                 found[name.removeprefix(prefix)] = read
     except BROKEN as error:
-        if known := in_place_of(path):
+        if known := failed_copy(path):
             raise ValueError(f"{path} is {known.what}, and no archive: {known.remedy}") from error
         raise ValueError(f"{path} is damaged or was not downloaded to its end ({error}): download it again") from error
     return found

@@ -1,0 +1,1 @@
+"""Batch jobs: `python -m serving.batch`."""

@@ -1,0 +1,149 @@
+"""Segments pictures with an exported model: `python -m serving.batch MODELS/name INPUT OUTPUT`.
+
+A picture's line in `manifest.jsonl` is written after its files: a job that was killed takes up where it was, and a
+second run redoes only what changed (the picture, the model, how it is segmented, or what is written).
+"""
+
+import functools
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tqdm import tqdm
+
+from serving.batch.jobs import Job, Kind, find_jobs, parse_shard, shard_of
+from serving.batch.manifest import RUNS, Manifest, file_name, write_ranking
+from serving.batch.pipeline import FindRecord, SegmentOptions, segment
+from serving.common.artifact import Artifact, open_artifact
+from serving.common.pictures import MAX_PIXELS
+from serving.common.windows import steps
+from serving.model.engine import Engine, Provider
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """Flags of `python -m serving.batch`."""
+
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """MODELS/name for its newest version, or MODELS/name/VERSION."""
+    input: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INPUT")]
+    """A folder, a picture, a pattern in quotes ('photos/*.jpg'), or a list of paths: a .txt file, or - for stdin."""
+    output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
+    """Folder for the results and manifest.jsonl."""
+    recursive: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Also take the pictures of INPUT's subfolders."""
+    write: tuple[Kind, ...] = ("labels", "overlay")
+    """Class numbers, the picture tinted, grey maps (255 is sure), run lengths in rle.jsonl."""
+    rank: Literal["uncertainty"] | None = None
+    """Write ranking.csv: what to label next, the least certain first."""
+    window: tuple[int, int] | None = None
+    """Height, width: larger pictures go window by window. Wants a model exported with --logits."""
+    stride: float = 2 / 3
+    """From one window to the next, as a share of the window."""
+    max_pixels: int = MAX_PIXELS
+    """Larger pictures fail before they are decoded."""
+    shard: str = "1/1"
+    """i/n: do the i-th of n parts, for hosts that share INPUT and OUTPUT."""
+    batch_size: int = 4
+    """Pictures of one size predicted together, at most."""
+    provider: Provider = "auto"
+    """Where to run; auto takes the GPU if it works."""
+    threads: int | None = None
+    """CPU threads of a prediction; all that this process may use when left out."""
+    engine: Literal["local", "ray"] = "local"
+    """ray: over a Ray cluster, whose machines share MODEL, INPUT and OUTPUT."""
+    ray_address: str | None = None
+    """host:port; RAY_ADDRESS when left out, and without it a cluster of this machine only."""
+    ray_actors: int | None = None
+    """One for each GPU when left out; without GPUs, for each machine."""
+
+
+def main(config: BatchConfig) -> dict[str, Any]:
+    """Segments the pictures; returns the figures printed at the end."""
+    for name in ("batch_size", "threads", "max_pixels", "ray_actors"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    shard = parse_shard(config.shard)
+    artifact = open_artifact(config.model)
+    options = make_options(config, artifact, shard)
+    jobs = find_jobs(config.input, config.output, config.recursive)
+    mine = shard_of(jobs, shard)
+    segment_jobs = make_worker(config, artifact, options)
+
+    start = time.perf_counter()
+    statuses: Counter[str] = Counter()
+    providers: set[str] = set()
+    with Manifest(config.output, shard, runs="rle" in config.write) as manifest:
+        name = f"{artifact.info.name}/{artifact.info.version}"
+        with tqdm(total=len(mine), desc=name, unit="picture") as progress:
+            for record in segment_jobs(mine, manifest.find):
+                statuses[record["status"]] += 1
+                if record["status"] == "error":
+                    progress.write(f"failed: {record['error']}", file=sys.stderr)
+                if record["status"] != "skipped":
+                    manifest.append(record, record.pop("runs", None))
+                if "provider" in record:
+                    providers.add(record["provider"])
+                progress.update()
+    seconds = time.perf_counter() - start
+    ranking = {}
+    if config.rank:
+        answer = {"model_sha256": artifact.info.sha256, "options": options.affecting_results}
+        ranking = {"ranking": str(write_ranking(config.output, [job.name for job in jobs], answer))}
+    return {
+        "pictures": len(mine),
+        "written": statuses["ok"],
+        "skipped": statuses["skipped"],
+        "failed": statuses["error"],
+        "seconds": round(seconds, 3),
+        "images_per_second": round(statuses["ok"] / seconds, 3),
+        "provider": ", ".join(sorted(providers)) or None,
+        "model": name,
+        **ranking,
+        "exit_status": 1 if statuses["error"] else 0,
+    }
+
+
+def make_options(config: BatchConfig, artifact: Artifact, shard: tuple[int, int]) -> SegmentOptions:
+    """Raises ValueError where the flags contradict each other or the model."""
+    outputs = {tensor.name for tensor in artifact.info.outputs}
+    if not config.write and not config.rank:
+        raise ValueError("--write names nothing to write: add labels, overlay, confidence, reliability or rle")
+    if "reliability" in config.write and ("reliability" not in outputs or config.window):
+        reason = "windows are put together without it" if "reliability" in outputs else "its run has no critic for it"
+        raise ValueError(f"{artifact.folder} gives no reliability here ({reason}): leave it out of --write")
+    if config.window:
+        steps(config.window, config.stride)
+        if min(config.window) < 1:
+            raise ValueError(f"--window is a height and a width of at least 1 pixel, got {config.window}")
+        if "logits" not in outputs:
+            raise ValueError(f"--window needs a model with logits: export {artifact.info.name} with --logits")
+    return SegmentOptions(
+        output=config.output.absolute(),
+        write=config.write,
+        runs_file=file_name(RUNS, shard),
+        batch_size=config.batch_size,
+        max_pixels=config.max_pixels,
+        window=config.window,
+        stride=config.stride,
+    )
+
+
+def make_worker(
+    config: BatchConfig, artifact: Artifact, options: SegmentOptions
+) -> Callable[[list[Job], FindRecord], Iterator[dict[str, Any]]]:
+    """What segments pictures: this process, or a cluster. Raises ValueError where it cannot be had."""
+    if config.engine == "local":
+        return functools.partial(segment, Engine(artifact, config.provider, config.threads), options)
+    try:
+        from serving.batch.ray import Cluster, segment_on_ray
+    except ImportError as error:
+        raise ValueError(f"--engine ray needs Ray ({error}): pip install 'kerasseg[ray]'") from error
+    cluster = Cluster(config.ray_address, config.ray_actors)
+    return functools.partial(segment_on_ray, cluster, artifact, config.provider, config.threads, options)

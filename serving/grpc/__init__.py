@@ -1,0 +1,1 @@
+"""The server's gRPC side. Needs the extra `grpc`."""
