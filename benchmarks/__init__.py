@@ -1,3 +1,3 @@
-"""What is measured, each with one command; results in `benchmarks/results`."""
+"""Benchmarks, one command each; their results are in `benchmarks/results`."""
 
 from serving.common import process_setup  # noqa: F401  first of all

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.batch MODELS/NAME PICTURES`: a batch job beside the bare engine, and its memory over files.
+"""`python -m benchmarks.batch MODELS/NAME PICTURES`: a batch job against the bare engine, and its memory over files.
 
-The engine predicts the same pictures, decoded before, in the same batches; the job reads, decodes, predicts, encodes
-and writes. Each has a process of its own, and they take turns. For the memory, 100,000 files (links to few) go through
-a job with the tests' model, which takes next to no time.
+The engine predicts the same images, already decoded, in the same batches; the job reads, decodes, predicts, encodes and
+writes. Each has a process of its own, and they take turns. For the memory, a job with the tests' model, which takes
+hardly any time, segments 100,000 files (links to a few).
 """
 
 import contextlib
@@ -40,7 +40,7 @@ JOBS = {
 
 ENGINE = "engine"
 SHARES = (0.01, 0.1, 0.5, 0.99)
-"""Of the files, after which the memory is measured."""
+"""Shares of the files after which the memory is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +54,11 @@ class Batch:
     provider: Provider = "auto"
     """Where to run."""
     batch_size: int = 4
-    """Pictures predicted together."""
+    """Images predicted together."""
     repeats: int = 5
-    """Of each side, in turns; the table has their median, smallest and largest."""
+    """Turns of each side; the table has their median, smallest and largest."""
     files: int = 100_000
-    """For the memory."""
+    """Number of files for the memory measurement."""
     results: Path = Path("benchmarks/results/batch.md")
     """The tables are written between the markers of this file."""
     side: str | None = None
@@ -66,7 +66,7 @@ class Batch:
 
 
 def engine_process(config: Batch) -> None:
-    """Predicts the pictures, decoded before, in batches of one size."""
+    """Predicts the images, decoded before, in batches of one size."""
     engine = Engine(open_artifact(config.model), config.provider)
     jobs = find_jobs(str(config.pictures), Path("nowhere"), recursive=False)
     images = sorted((load_picture(job.source) for job in jobs), key=lambda image_HWC: image_HWC.shape)
@@ -120,17 +120,17 @@ def throughput(config: Batch) -> list[str]:
         ratios = [rate / record["rate"] for rate, record in zip(rates, turns[ENGINE], strict=True)]
         rows.append(f"| {side} | {spread(rates)} | {spread(ratios)} |")
     return [
-        f"{ready[ENGINE]['pictures']} pictures, batches of {config.batch_size}; median of {config.repeats} turns, "
+        f"{ready[ENGINE]['pictures']} images, batches of {config.batch_size}; median of {config.repeats} turns, "
         "smallest and largest.",
         "",
-        "| | pictures a second | to the engine, by turn |",
+        "| | images a second | to the engine, by turn |",
         "| --- | ---: | ---: |",
         *rows,
     ]
 
 
 def memory(config: Batch) -> str:
-    """What a job over many files has in memory, at `SHARES` of them."""
+    """The memory of a job over many files, at `SHARES` of them."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         model = write_toy_model(folder / "models/toy", 1)
@@ -157,7 +157,7 @@ def memory(config: Batch) -> str:
             raise ValueError(f"the job over {config.files} files ended with status {job.returncode}")
         seconds = time.perf_counter() - start
     said = ", ".join(f"{mib:.0f} MiB after {count:,}" for count, mib in found)
-    return f"{config.files:,} files of 320x240 in {seconds:.0f} s, with the tests' model, labels alone: {said}."
+    return f"{config.files:,} files of 320x240 in {seconds:.0f} s, with the tests' model, labels only: {said}."
 
 
 def count_lines(path: Path) -> int:

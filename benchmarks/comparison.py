@@ -1,8 +1,8 @@
-"""`python -m benchmarks.comparison DATASET`: all methods with few labels, and what more labels are worth.
+"""`python -m benchmarks.comparison DATASET`: all methods with few labels, and the gain from more labels.
 
 Trains every method with every seed, and supervised with other numbers of labels and of updates, evaluates on val at
-native size, and writes tables and a plot after each run. It keeps what a finished run scored, and resumes what is
-unfinished, so that it can be stopped and started; on another machine kept scores count and the rest is trained.
+native size, and writes tables and a plot after each run. It keeps the scores of finished runs and resumes unfinished
+ones, so it can be stopped and started; on another machine the kept scores count and the other runs are trained.
 
   DATASET --weights FILE --jobs 2 --max-hours 3               the table of the seeds that are reported
   DATASET --seeds 10 --methods unimatch                       on a seed that is not reported
@@ -34,9 +34,9 @@ from kerasseg.recipes import choose
 from serving.common import cli
 
 LABELED = {"msrc21": 42, "neu_seg": 28, "camvid": 12, "shapes": 20}
-"""Labelled pictures of known datasets, by the folder's name."""
+"""Labelled images of known datasets, by the folder's name."""
 STOPPED = {status for number in (signal.SIGINT, signal.SIGTERM) for status in (128 + number, -number)}
-"""Exit statuses of a run that a signal ended; --resume goes on with it."""
+"""Exit statuses of a run that a signal ended; --resume continues it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,20 +46,20 @@ class ComparisonConfig:
     dataset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")] = ""
     """shapes, or the path of a dataset folder."""
     labeled: int | None = None
-    """Labelled pictures of all methods; None for 42 of msrc21, 28 of neu_seg, 12 of camvid and 20 of shapes."""
+    """Labelled images of all methods; None for 42 of msrc21, 28 of neu_seg, 12 of camvid and 20 of shapes."""
     more_labels: tuple[str, ...] | None = None
-    """Further numbers of labelled pictures, for supervised; None for half, twice and four times as many, and all."""
+    """Further numbers of labelled images, for supervised; None for half, twice and four times as many, and all."""
     cover: bool = True
-    """Draw labelled pictures so that they cover the classes."""
+    """Draw labelled images so that they cover the classes."""
     weights: Path | None = None
     """File with the backbone's weights; None for those of the recipe."""
     steps: int | None = None
-    """Of the segmenter's training; None for the recipe's: 1500 for a folder."""
+    """Steps of the segmenter's training; None for the recipe's: 1500 for a folder."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Each decides a labelled subset, the initial weights and the batches. Those from 10 on are for tuning: only the
-    methods are run, and their scores are kept apart."""
+    """Each decides which images are labelled, the initial weights and the batches. Those from 10 on are for tuning:
+    only the methods are run, and their scores are kept separately."""
     methods: tuple[str, ...] = tuple(METHODS)
-    """Those to train; the tables show all of which there are scores."""
+    """Methods to train; the tables show all that have scores."""
     variant: str = ""
     """Name of the methods with the flags of --extra, on seeds from 10 on."""
     extra: str = ""
@@ -67,13 +67,13 @@ class ComparisonConfig:
     jobs: int = 1
     """Runs at a time, each with its share of the cores."""
     max_hours: float | None = None
-    """After this time start no new run, and stop those in progress with a checkpoint: the next call goes on."""
+    """After this time start no new run, and stop those in progress with a checkpoint; the next call continues."""
     summary: bool = False
     """Write the table of all datasets, and train nothing."""
     runs: Path = Path("runs/comparison")
     """Where the run folders go."""
     results: Path = Path("benchmarks/results/comparison")
-    """Where tables, plots and scores go; the table of all datasets goes beside it."""
+    """Folder of tables, plots and scores; the table of all datasets goes next to it."""
 
     def __post_init__(self):
         for name in ("labeled", "steps", "jobs"):
@@ -81,14 +81,14 @@ class ComparisonConfig:
                 raise ValueError(f"--{name} must be at least 1; got {value}")
         for labeled in self.more_labels or ():
             if labeled != "all" and not labeled.isdecimal():
-                raise ValueError(f"--more-labels takes numbers of pictures, and all; got {labeled}")
+                raise ValueError(f"--more-labels takes numbers of images, and all; got {labeled}")
 
 
 def comparison(config: ComparisonConfig, train_images: int | None = None) -> Comparison:
-    """What the flags and the dataset come to.
+    """The comparison that the flags and the dataset describe.
 
     Args:
-        train_images: how many training pictures have a mask; None to look into the dataset.
+        train_images: how many training images have a label map; None to count them in the dataset.
 
     Raises:
         ValueError: the dataset or --labeled is not given and not known.
@@ -98,7 +98,7 @@ def comparison(config: ComparisonConfig, train_images: int | None = None) -> Com
     name = Path(config.dataset).resolve().name
     labeled = config.labeled or LABELED.get(name)
     if labeled is None:
-        raise ValueError(f"how many labelled pictures? give --labeled N; it is known of {', '.join(LABELED)} only")
+        raise ValueError(f"how many labelled images? give --labeled N; only {', '.join(LABELED)} have a default")
     if train_images is None:
         train_images = len(open_dataset(config.dataset).label_names("train"))
     numbers = (labeled // 2, 2 * labeled, 4 * labeled)
@@ -125,7 +125,7 @@ def comparison(config: ComparisonConfig, train_images: int | None = None) -> Com
 
 
 class Queue:
-    """The runs to come, which several workers take, until its time is over.
+    """The runs still to train; several workers take them, until its time is over.
 
     Args:
         seconds: until then; None for no limit.
@@ -145,8 +145,8 @@ class Queue:
         return time.monotonic() < self.until
 
     def take(self) -> Training | None:
-        """The first run that can start now; None where there is none. A worker that gets none can go: what waits for
-        a run in progress is taken by the worker that ends it."""
+        """The first run that can start now; None where there is none. A worker that gets none can end: the worker of a
+        run in progress takes the runs that wait for it."""
         with self.lock:
             if not self.open:
                 return None
@@ -221,12 +221,12 @@ def main(config: ComparisonConfig) -> dict[str, Any]:
 
 
 def compare(config: Comparison, jobs: int = 1, max_hours: float | None = None) -> dict[str, Any]:
-    """Trains what has no scores yet; returns where the table is, the mean of each row and the number of runs to come.
+    """Trains runs without scores; returns where the table is, the mean of each row and the number of runs left.
 
     Raises:
         ValueError: kept scores do not belong in one table, or runs failed, after all others are done.
     """
-    write_results(config)  # first of all, whether kept scores belong together
+    write_results(config)  # first of all: checks whether kept scores belong together
     queue = Queue(config, None if max_hours is None else 3600 * max_hours)
     cores = sorted(os.sched_getaffinity(0))
     jobs = min(jobs, len(cores))

@@ -1,4 +1,4 @@
-"""The plot of a comparison: what each method makes of few labels, and what more labels are worth."""
+"""The plot of a comparison: the score of each method with few labels, and the gain from more labels."""
 
 import io
 import statistics
@@ -13,7 +13,7 @@ from training.compare import BASELINE, mean_and_deviation
 
 
 def labels_figure(config: Comparison, by_labels: Mapping[str, Scores], scores: Mapping[str, Scores]) -> Figure:
-    """mIoU by number of labelled pictures: supervised as a line, the other methods as points above its `labeled`."""
+    """mIoU by number of labelled images: supervised as a line, the other methods as points above its `labeled`."""
     figure = Figure(figsize=(7.5, 4), layout="constrained")
     axes = figure.subplots()
     counts = sorted(by_labels, key=config.count)
@@ -28,7 +28,7 @@ def labels_figure(config: Comparison, by_labels: Mapping[str, Scores], scores: M
         place = config.count(config.labeled) * 1.06**index  # side by side
         marker = "sD^vPX*<>hd"[index % 11 - 1]
         axes.errorbar(place, mean, deviation or 0.0, capsize=3, marker=marker, linestyle="", label=method)
-    if others and config.labeled in by_labels:  # beside the points, what they are to be compared with
+    if others and config.labeled in by_labels:  # next to the points, the score that they are compared with
         baseline = statistics.mean(by_labels[config.labeled].values())
         axes.hlines(baseline, config.count(config.labeled), place, color="black", linewidth=1, linestyle="dotted")
     axes.set_xscale("log")
@@ -36,7 +36,7 @@ def labels_figure(config: Comparison, by_labels: Mapping[str, Scores], scores: M
     axes.set_xticks([config.count(n) for n in counts], [str(config.count(n)) for n in counts])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(f"labelled pictures (all but supervised: {config.labeled}, side by side)")
+    axes.set_xlabel(f"labelled images (all but supervised: {config.labeled}, side by side)")
     axes.set_ylabel("mIoU on val, %")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

@@ -1,4 +1,4 @@
-"""What a comparison trains, in which order, and what it keeps of each run."""
+"""The runs of a comparison, their order, and what it keeps from each."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ PLAIN = "student"
 Scores = dict[int, float]
 """mIoU by seed, %."""
 KeptRuns = dict[int, dict[str, Any]]
-"""What is kept of the runs of one row, by seed."""
+"""The kept scores of the runs of one row, by seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,23 +40,23 @@ class Comparison:
     dataset: str
     """shapes, or the path of a dataset folder."""
     weights: Path | None = None
-    """Of the backbone; None for those of the recipe."""
+    """File with the backbone's weights; None for those of the recipe."""
     train_images: int
-    """How many training pictures have a mask: what `all` of them are."""
+    """How many training images have a label map: the number for `all`."""
     labeled: str
-    """Labelled pictures of all methods."""
+    """Labelled images of all methods."""
     more_labels: tuple[str, ...]
-    """Further numbers of labelled pictures, for supervised."""
+    """Further numbers of labelled images, for supervised."""
     cover: bool
-    """Draw the labelled pictures so that they cover the classes."""
+    """Draw the labelled images so that they cover the classes."""
     steps: int
-    """Of the segmenter's training."""
+    """Steps of the segmenter's training."""
     classifier_steps: int
-    """Of mlmt's classifier."""
+    """Steps of mlmt's classifier."""
     seeds: tuple[int, ...] = (0, 1, 2)
     methods: tuple[str, ...] = tuple(METHODS)
     variant: str = ""
-    """What the methods are called that get the flags of `extra`."""
+    """Name of the methods with the flags of `extra`."""
     extra: str = ""
     runs: Path = Path("runs/comparison")
     results: Path = Path("benchmarks/results/comparison")
@@ -88,7 +88,7 @@ class Comparison:
 
     @property
     def table(self) -> Path:
-        """The file with the tables; the plot lies beside it."""
+        """The file with the tables; the plot is next to it."""
         return self.results / f"{self.name}.md"
 
     @property
@@ -97,7 +97,7 @@ class Comparison:
         return self.results / self.name / ("tuning" if self.tuning else "")
 
     def count(self, labeled: str) -> int:
-        """How many labelled pictures that is."""
+        """How many labelled images `labeled` stands for."""
         return self.train_images if labeled == "all" else int(labeled)
 
     @property
@@ -127,7 +127,7 @@ class Training(NamedTuple):
         return config.runs / config.name / self.name
 
     def kept(self, config: Comparison) -> Path:
-        """Where the scores of the run are kept, which stay when its folder is gone."""
+        """The file with the scores of the run, which stays when the run folder is deleted."""
         return config.folder / f"{self.name}.json"
 
     def finished(self, config: Comparison) -> bool:
@@ -142,7 +142,7 @@ class Training(NamedTuple):
         return config.cover and self.labeled != "all"
 
     def flags(self, config: Comparison) -> list[str]:
-        """Its command line, less --dataset, --weights and --out."""
+        """Its command line, without --dataset, --weights and --out."""
         own = ["--method", self.method, "--labeled", self.labeled, "--seed", str(self.seed)]
         own += ["--steps", str(self.steps), *METHOD_FLAGS.get(self.method, ())]
         own += ["--cover" if self.covers(config) else "--no-cover"]
@@ -179,10 +179,10 @@ def trainings(config: Comparison) -> list[Training]:
 
 
 def to_train(config: Comparison) -> list[Training]:
-    """The runs without kept scores, and before them those whose segmenter they take, where its folder is gone.
+    """The runs without kept scores, and before them those whose segmenter they need, where its folder is deleted.
 
     Raises:
-        ValueError: scores are kept of a run with other settings than it would have now.
+        ValueError: kept scores are from a run with other settings than it would have now.
     """
     found: dict[Training, None] = {}
     for training in trainings(config):
@@ -197,12 +197,12 @@ def to_train(config: Comparison) -> list[Training]:
     return list(found)
 
 
-# What is kept of them ---------------------------------------------------------------------------------------
+# What is kept from them -------------------------------------------------------------------------------------
 
 
 def keep(config: Comparison, training: Training) -> None:
-    """Keeps the settings and scores of a finished run, without the paths of the machine it ran on, and how far its
-    confidences are to be trusted.
+    """Keeps the settings and scores of a finished run, without the paths of its machine, and how far its confidences
+    can be trusted.
 
     Raises:
         ValueError: it was run with other settings than it would be now.
@@ -224,14 +224,14 @@ def keep(config: Comparison, training: Training) -> None:
 
 
 def seeds_kept(config: Comparison) -> list[int]:
-    """Those of the comparison, and further ones of which there are scores."""
+    """The seeds of the comparison, and further ones that have scores."""
     found = {int(match[1]) for path in config.folder.glob("*.json") if (match := re.search(r"_seed(\d+)$", path.stem))}
     return sorted(found | set(config.seeds))
 
 
 def read_kept(config: Comparison, method: str, labeled: str, steps: int) -> KeptRuns:
-    """What is kept of a method by seed; ValueError where it was not run with the same settings for all seeds, or where
-    they are not those of today."""
+    """The kept scores of a method by seed; ValueError where its settings differ between seeds, or differ from those of
+    today."""
     each = [Training(method, labeled, seed, steps) for seed in seeds_kept(config)]
     runs = {one.seed: json.loads(one.kept(config).read_text()) for one in each if one.kept(config).exists()}
     require_same_for_all_seeds(method, runs)
@@ -252,8 +252,8 @@ def require_same_for_all_seeds(row: str, runs: KeptRuns) -> None:
 
 
 def require_as_now(config: Comparison, training: Training, scores: dict[str, Any], where: Path) -> None:
-    """ValueError where a run had other settings than it would have if it started now. What the flags of a variant
-    change is not looked at: of them it must be the flags that are the same."""
+    """ValueError where a run had other settings than it would have if it started now. Settings that a variant's flags
+    change are not compared; the flags must be the same."""
     if training.variant:
         if scores["extra"] != config.extra:
             raise ValueError(
@@ -267,12 +267,12 @@ def require_as_now(config: Comparison, training: Training, scores: dict[str, Any
     if changed:
         raise ValueError(
             f"{where} was run with other settings than it would be now ({', '.join(changed)}): delete it to run it "
-            "again, scores and run folder, or give the flags of then"
+            "again, scores and run folder, or give the flags it was run with"
         )
 
 
 def settings_now(config: Comparison, training: Training) -> dict[str, Any]:
-    """The settings that the run would record if it started now, as far as recipe and flags decide them."""
+    """The settings, decided by recipe and flags, that the run would record if it started now."""
     recipe, fields = choose("auto", training.method, config.dataset)
     flags = {"labeled": training.labeled, "steps": training.steps, "cover": training.covers(config)}
     flags["average_weights"] = training.method == BASELINE
@@ -288,10 +288,10 @@ def settings_now(config: Comparison, training: Training) -> dict[str, Any]:
 
 
 def settings_that_count(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The recorded settings that decide a result, and for those that are not recorded yet, because they came later,
-    the values that change nothing: the defaults of today.
+    """The recorded settings that decide a result. Settings that are newer than the record get the values that change
+    nothing: today's defaults.
 
-    The rate stands in the method's fields.
+    The learning rate is in the method's fields.
     """
     not_settings = {*OF_A_RUN, *OF_A_MACHINE, *OF_THE_LOG, "learning_rate"}
     groups = {
@@ -307,7 +307,7 @@ def differing(settings: Mapping[str, Any], others: Mapping[str, Any], everything
     """Names of the settings with other values, sorted; fields of methods by their own names.
 
     Args:
-        everything: also those that only one of them has; otherwise only fields of methods are compared so strictly.
+        everything: also settings that only one of them has; otherwise this holds only for fields of methods.
     """
     names = settings.keys() | others.keys() if everything else settings.keys() & others.keys()
     changed = set()
@@ -320,12 +320,12 @@ def differing(settings: Mapping[str, Any], others: Mapping[str, Any], everything
     return sorted(changed)
 
 
-# What may stand in one table --------------------------------------------------------------------------------
+# What may be in one table -----------------------------------------------------------------------------------
 
 
 def require_alike(kept_runs: Mapping[str, KeptRuns]) -> None:
     """ValueError unless all methods trained their segmenters with the same settings, with as many updates and, by seed,
-    on the same pictures."""
+    on the same images."""
     first, *others = kept_runs
     for other in others:
         ours, theirs = (first_settings(kept_runs[method]) for method in (first, other))
@@ -357,7 +357,7 @@ def first_settings(runs: KeptRuns) -> dict[str, Any]:
 
 
 def segmenter_fields(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """Of the method that trained the segmenter: mlmt takes one of s4gan."""
+    """The fields of the method that trained the segmenter: mlmt takes one from s4gan."""
     return settings["fields"]["s4gan" if method == "mlmt" else method]
 
 
@@ -368,7 +368,7 @@ def updates(settings: Mapping[str, Any], method: str) -> int:
 
 
 def of_the_segmenter(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """The settings that methods have to share for their difference to be the methods' own."""
+    """The settings that methods must share, so that their difference is only the methods'."""
     of_the_method = {"method", "fields", "steps", "image_labels", "average_weights", "ema_decay", "untrained_taps"}
     shared = settings | segmenter_fields(settings, method)
     names = settings.keys() | {entry.name for entry in dataclasses.fields(SegmenterConfig)}

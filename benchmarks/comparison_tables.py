@@ -1,4 +1,4 @@
-"""The tables and the plot of a comparison, made from what is kept of its runs."""
+"""The tables and the plot of a comparison, made from the kept scores of its runs."""
 
 import dataclasses
 import json
@@ -29,34 +29,34 @@ from training.compare import BASELINE, gains, mean_and_deviation
 from training.run_folder import write_json
 
 OF_THE_TABLE = ("dataset", "train_images", "labeled", "more_labels", "cover", "steps", "classifier_steps")
-"""What the table of all datasets has to know of a comparison; lies beside the kept scores."""
+"""The data of a comparison that the table of all datasets needs; the file is next to the kept scores."""
 ABOUT = "comparison.json"
 AVERAGED, TWICE, ALL = "supervised, averaged weights", "supervised, twice the updates", "supervised, all labels"
 
 
 class Kept(NamedTuple):
-    """All that is kept of a comparison."""
+    """All kept scores of a comparison."""
 
     methods: dict[str, KeptRuns]
     by_labels: dict[str, KeptRuns]
-    """Of supervised, by the number of labelled pictures."""
+    """Supervised, by the number of labelled images."""
     twice: KeptRuns
-    """Of supervised with twice as many updates."""
+    """Supervised with twice as many updates."""
 
 
 class Row(NamedTuple):
-    """What the table says of a method."""
+    """The table's row of a method."""
 
     name: str
     scores: Scores
     seconds: float | None
-    """A step of the segmenter's training; None is to come."""
+    """Seconds per step of the segmenter's training; None where not measured yet."""
     memory: int
-    """The most that a run held, bytes."""
+    """The most memory that a run held, bytes."""
 
 
 def read_all(config: Comparison) -> Kept:
-    """What is kept of the methods and of supervised; ValueError where that does not belong in one table."""
+    """The kept scores of the methods and of supervised; ValueError where they do not belong in one table."""
     methods = {}
     for method in METHODS:
         training = of_method(config, method, config.seeds[0])
@@ -71,7 +71,7 @@ def read_all(config: Comparison) -> Kept:
 
 
 def write_results(config: Comparison) -> dict[str, float]:
-    """Writes the tables and the plot of what is kept so far; the mean of each row.
+    """Writes the tables and the plot of the scores kept so far; returns the mean of each row.
 
     Raises:
         ValueError: kept scores do not belong in one table.
@@ -92,11 +92,11 @@ def write_results(config: Comparison) -> dict[str, float]:
         labels_table(config, kept),
         gate_table(config, kept),
         critics_table(config, kept),
-        [f"![mIoU by labelled pictures]({plot.name})"],
+        [f"![mIoU by labelled images]({plot.name})"],
         commands(config, kept),
     ]
     if not config.table.exists():
-        config.table.write_text(f"# {config.name}: {config.labeled} labelled pictures\n\n")
+        config.table.write_text(f"# {config.name}: {config.labeled} labelled images\n\n")
     write_between_markers(config.table, "\n\n".join("\n".join(part) for part in parts if part) + "\n")
     return {row.name: statistics.mean(row.scores.values()) for row in rows}
 
@@ -105,12 +105,12 @@ def write_results(config: Comparison) -> dict[str, float]:
 
 
 def miou(runs: KeptRuns, variant: str | None = None) -> Scores:
-    """Of one of the predictions; None for the method's own."""
+    """mIoU of one of the predictions, by seed; `variant` None for the method's own."""
     return {seed: 100 * (run["result"][variant] if variant else run["result"])["mIoU"] for seed, run in runs.items()}
 
 
 def own_scores(row: str, runs: KeptRuns) -> Scores:
-    """Of a method's own prediction: for supervised that without averaged weights."""
+    """mIoU of a method's own prediction: for supervised the one without averaged weights."""
     return miou(runs, PLAIN if row.partition("@")[0] == BASELINE else None)
 
 
@@ -136,8 +136,8 @@ def rows_of(kept: Kept) -> list[Row]:
 
 
 def costs(runs: KeptRuns, branches: KeptRuns | None = None) -> tuple[float | None, int]:
-    """Seconds a step of the segmenter's training, and the most memory. With `branches`, whose segmenters the runs take,
-    the seconds of both are shared out among the steps of the segmenter."""
+    """Seconds per step of the segmenter's training, and the most memory, bytes. With `branches`, whose segmenters the
+    runs take, the seconds of both are divided by the steps of the segmenter."""
     both = [[run] if branches is None else [branches.get(seed), run] for seed, run in runs.items()]
     whole = [[run["result"] for run in pair if run] for pair in both if all(pair)]
     seconds = [sum(result["seconds"] for result in pair) / pair[0]["steps"] for pair in whole]
@@ -146,7 +146,7 @@ def costs(runs: KeptRuns, branches: KeptRuns | None = None) -> tuple[float | Non
 
 
 def mean_and_error(differences: Sequence[float]) -> str:
-    """Mean and its standard error; the mean only of one difference."""
+    """Mean and its standard error; only the mean for a single difference."""
     if not differences:
         return "-"
     mean, deviation = mean_and_deviation(differences)
@@ -154,7 +154,7 @@ def mean_and_error(differences: Sequence[float]) -> str:
 
 
 def mean_of(differences: Sequence[float] | None) -> float:
-    """As a table shows it; -inf where there is none."""
+    """The mean as a table shows it; -inf where there is none."""
     return round(statistics.mean(differences), 1) if differences else -math.inf
 
 
@@ -167,14 +167,14 @@ def paired(scores: Scores, baseline: Scores) -> str:
 
 def closed_share(scores: Scores, few: Scores, full: Scores) -> float | None:
     """How much of the distance from few to all labels a method closes, over the seeds that all three have; None where
-    there is no such seed, or more labels are worth nothing."""
+    there is no such seed, or more labels gain nothing."""
     seeds = scores.keys() & few.keys() & full.keys()
     distance = sum(full[seed] - few[seed] for seed in seeds)
     return sum(scores[seed] - few[seed] for seed in seeds) / distance if distance > 0 else None
 
 
 def by_seed(seeds: Iterable[int], scores: Scores) -> list[str]:
-    """Cells: the score of each seed, `-` where it is to come, and their mean."""
+    """Cells: the score of each seed, `-` where it is missing, and their mean."""
     return [f"{scores[seed]:.1f}" if seed in scores else "-" for seed in seeds] + [
         f"{statistics.mean(scores.values()):.1f}" if scores else "-"
     ]
@@ -206,7 +206,7 @@ def methods_table(config: Comparison, kept: Kept, rows: Sequence[Row]) -> list[s
     dates = " and ".join(sorted({run["date"] for run in each}))
     machines = " or ".join(sorted({run["settings"]["machine"] for run in each}))
     few, full = own_scores(BASELINE, kept.methods.get(BASELINE, {})), label_scores(kept).get("all", {})
-    head = [f"mIoU on val, %, {config.labeled} labelled pictures", *seeds_head(config), "mean"]
+    head = [f"mIoU on val, %, {config.labeled} labelled images", *seeds_head(config), "mean"]
     head += ["to supervised, by seed", "closes of the distance to all labels", "seconds a step", "GiB"]
     lines = []
     for row in rows:
@@ -226,14 +226,14 @@ def methods_table(config: Comparison, kept: Kept, rows: Sequence[Row]) -> list[s
 def labels_table(config: Comparison, kept: Kept) -> list[str]:
     scores = label_scores(kept)
     rows = [
-        [f"{config.count(labeled)} pictures", *by_seed(seeds_kept(config), scores[labeled])]
+        [f"{config.count(labeled)} images", *by_seed(seeds_kept(config), scores[labeled])]
         for labeled in sorted(scores, key=config.count)
     ]
     return markdown(["supervised with", *seeds_head(config), "mean"], rows)
 
 
 def gate_table(config: Comparison, kept: Kept) -> list[str]:
-    """What mlmt's gate changes of its own segmentation."""
+    """How mlmt's gate changes its score."""
     if not (runs := kept.methods.get("mlmt")):
         return []
     seeds, on, off = seeds_kept(config), miou(runs), miou(runs, "without_gate")
@@ -248,7 +248,7 @@ def gate_table(config: Comparison, kept: Kept) -> list[str]:
 
 
 def critics_table(config: Comparison, kept: Kept) -> list[str]:
-    """How well each critic that judges pixels finds the wrong ones of val, and the softmax beside it does."""
+    """How well each critic that judges pixels finds the wrong ones of val, and how well the softmax does."""
     rows = []
     for method, runs in kept.methods.items():
         areas = {
@@ -262,7 +262,7 @@ def critics_table(config: Comparison, kept: Kept) -> list[str]:
 
 
 def commands(config: Comparison, kept: Kept) -> list[str]:
-    """What reproduces the tables, and the runs of the first."""
+    """The commands that reproduce the tables, and those of the first table's runs."""
     places = {flag: flag.strip("-").upper() for flag in config.data_flags}
     places |= {"--dataset": "shapes"} if config.dataset == "shapes" else {}
     own = ["python", "-m", "benchmarks.comparison", places["--dataset"], "--labeled", config.labeled]
@@ -282,7 +282,7 @@ def commands(config: Comparison, kept: Kept) -> list[str]:
 
 
 def write_tuning(config: Comparison) -> dict[str, float]:
-    """Writes the table of what was tried on seeds that are not reported; the mean of each row."""
+    """Writes the table of the settings tried on seeds that are not reported; returns the mean of each row."""
     found: dict[str, KeptRuns] = {}
     for path in sorted(config.folder.glob("*.json")):
         run = json.loads(path.read_text())
@@ -302,7 +302,7 @@ def write_tuning(config: Comparison) -> dict[str, float]:
         change = paired(scores[row], scores.get(method, {})) if variant else "-"
         flags = f"`{extra}`" if extra else "as in the recipe"
         lines.append([row, flags, *by_seed(seeds, scores[row]), change, paired(scores[row], scores.get(BASELINE, {}))])
-    head = [f"mIoU on val, %, {config.labeled} labelled pictures", "flags", *seeds_head(config), "mean"]
+    head = [f"mIoU on val, %, {config.labeled} labelled images", "flags", *seeds_head(config), "mean"]
     head += ["to the same without the flags", "to supervised"]
     table = config.folder.with_suffix(".md")
     if not table.exists():
@@ -340,7 +340,7 @@ def dataset_order(about: Path) -> tuple[int, str]:
 
 
 def summary_table(kept: Mapping[Comparison, Kept]) -> list[str]:
-    """Gains over supervised, the best of each dataset in bold; what a step costs on the first one."""
+    """Gains over supervised, the best of each dataset in bold; seconds and memory of a step on the first one."""
     rows = {config: {row.name: row for row in rows_of(one)} for config, one in kept.items()}
     few = {config: rows[config][BASELINE].scores for config in kept}
     differences: dict[str, dict[Comparison, list[float]]] = {}

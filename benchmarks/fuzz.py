@@ -1,9 +1,9 @@
-"""`python -m benchmarks.fuzz`: sends a server what no client should, and tells whether it minds.
+"""`python -m benchmarks.fuzz`: sends a server requests that no client should, and checks its answers.
 
-Some requests are made by schemathesis from the server's own OpenAPI document, most are bytes: binary tensors, pictures
-and forms that are nearly right, thin ones, JSON that is deep or wide, chunks and trailers, odd paths, queries and
-headers, messages over gRPC with repeated fields; and some clients read slowly, or go. No answer may be a 5xx but 503
-(INTERNAL or UNKNOWN over gRPC), every whole request has one, and the server's memory stays where it was.
+schemathesis makes some requests from the server's own OpenAPI document. Most are bytes: binary tensors, images and
+forms that are nearly right, thin images, JSON that is deep or wide, chunks and trailers, odd paths, queries and
+headers, messages over gRPC with repeated fields; some clients read slowly, or hang up. No answer may be a 5xx other
+than 503 (INTERNAL or UNKNOWN over gRPC), every complete request must have one, and the server's memory must not grow.
 `tests/serving/test_fuzz.py` sends a few of the same.
 """
 
@@ -58,13 +58,13 @@ class Fuzz:
     requests: int = 10_000
     """In all."""
     seed: int = 0
-    """Of every random choice."""
+    """Seed of every random choice."""
     results: Path = Path("benchmarks/results/fuzz.md")
     """The result is written between the markers of this file."""
 
 
 class Sent(NamedTuple):
-    """A request as bytes, and whether it is all there; if not, the client hangs up in its midst."""
+    """A request as bytes, and whether it is complete; if not, the client hangs up in the middle of it."""
 
     contents: bytes
     whole: bool
@@ -79,7 +79,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
     max_leaves=8,
 )
-# What a header may hold without ending.
+# Characters that a header may hold without ending.
 WORDS = st.text(st.characters(max_codepoint=255, exclude_characters="\r\n\0"), max_size=20)
 SEGMENTS = st.sampled_from(
     ["v1", "v2", "models", "segment", MODEL, "versions", "1", "infer", "..", "%2e%2e", "%00", ""]
@@ -92,14 +92,14 @@ THIN |= THIN.map(lambda sides: sides[::-1])
 
 
 def mostly(usual: Any, strategy: st.SearchStrategy) -> st.SearchStrategy:
-    """Seven times of eight what is usual, or the right thing would hardly ever come together."""
+    """The usual value seven times out of eight, since otherwise hardly any request would be right."""
     usual = usual if isinstance(usual, st.SearchStrategy) else st.just(usual)
     return st.integers(0, 7).flatmap(lambda n: usual if n else strategy)
 
 
 @st.composite
 def damaged(draw: st.DrawFn, contents: bytes) -> bytes:
-    """With a few bytes changed, and perhaps cut off."""
+    """The contents with a few bytes changed, and perhaps cut off."""
     changed = bytearray(contents)
     for _ in range(draw(st.integers(0, 4)) if contents else 0):
         changed[draw(st.integers(0, len(changed) - 1))] = draw(st.integers(0, 255))
@@ -143,7 +143,7 @@ def tensors(draw: st.DrawFn) -> tuple[dict[str, str], bytes]:
 
 @st.composite
 def wide_or_deep(draw: st.DrawFn) -> bytes:
-    """JSON of one thing many times, beside each other or within each other."""
+    """JSON of one element many times, one after the other or nested."""
     times = draw(mostly(st.integers(0, 500), st.sampled_from([5_000, 500_000])))
     before, thing, after = draw(
         st.sampled_from(
@@ -181,7 +181,7 @@ def chunked(draw: st.DrawFn, body: bytes) -> bytes:
 
 @st.composite
 def repeated(draw: st.DrawFn, message: bytes) -> bytes:
-    """A message of protobuf with a field more, many times, which may be within others."""
+    """A protobuf message with one more field, many times, which may be inside others."""
     times = draw(mostly(st.integers(0, 100), st.sampled_from([5_000, 1_000_000])))
     more = (
         draw(st.sampled_from([b"\x2a\0", b"\x32\0", b"\x3a\0", b"\x22\0", b"\x78\1", b"\x18\1", b"\x08\1"]))
@@ -285,7 +285,7 @@ def is_right(status: int | str | None, whole: bool = True) -> bool:
 
 
 def operations(document: dict[str, Any]) -> Iterator[tuple[str, st.SearchStrategy]]:
-    """Of each operation, requests that keep to the document and, where it has a body, that do not; by name."""
+    """For each operation, by name, requests that follow the document, and where it has a body, requests that do not."""
     there = {"model": MODEL, "version": "1"}
     for result in schemathesis.openapi.from_dict(document).get_all_operations():
         operation = result.ok()
@@ -304,7 +304,7 @@ def operations(document: dict[str, Any]) -> Iterator[tuple[str, st.SearchStrateg
 
 
 def repeat(strategy: st.SearchStrategy, times: int, number: int, send: Callable[[Any], None]) -> None:
-    """Sends up to so many examples of the strategy: fewer where it has no more."""
+    """Sends up to so many examples of the strategy, fewer where it has fewer."""
 
     @seed(number)
     @settings(
@@ -343,7 +343,7 @@ def served(folder: Path, more: Sequence[str] = ()) -> Iterator[tuple[SimpleNames
 
 
 def main(config: Fuzz) -> dict[str, Any]:
-    """Sends all; returns statuses, the server's memory, and what was not right."""
+    """Sends all; returns statuses, the server's memory in MiB, and what was wrong."""
     before, started = circumstances("schemathesis", "hypothesis", "uvicorn"), time.monotonic()
     statuses: Counter[str] = Counter()
     memory: dict[int, int] = {}
@@ -403,4 +403,4 @@ def table(told: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, Fuzz, "Sends a server what no client should, and tells whether it minds.")
+    cli.run(main, Fuzz, "Sends a server requests that no client should, and checks its answers.")

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.gpu MODELS`: exported models on an NVIDIA GPU: whether they do there what they do on a CPU,
-then what another shape of batch costs with each of onnxruntime's options, and with a session for each shape.
+"""`python -m benchmarks.gpu MODELS`: exported models on an NVIDIA GPU: whether they give the same as on a CPU, then
+the time of another batch shape with each of onnxruntime's options, and with a session for each shape.
 
-Checked for each model: its maps beside the CPU's, the nodes that onnxruntime leaves to the CPU, and the memory that a
-large picture leaves behind. Networks and servers are timed by `benchmarks.inference` and `benchmarks.serving` with
+Checked for each model: its maps against the CPU's, the nodes that onnxruntime runs on the CPU, and the memory still in
+use after a large image. Networks and servers are timed by `benchmarks.inference` and `benchmarks.serving` with
 `--provider cuda`. Needs `pip install -e ".[serve]"`.
 """
 
@@ -36,14 +36,14 @@ OPTIONS = {
     "the default, channels last": CUDA_OPTIONS | {"cudnn_conv_algo_search": "DEFAULT", "prefer_nhwc": "1"},
 }
 SHAPES = ((1, 321, 321), (1, 350, 333), (8, 321, 321))
-"""Batches (N,H,W) that one session is given in turn."""
+"""Batches (N,H,W) that one session gets in turn."""
 COUNTS = (1, 2, 4, 8)
-"""Pictures of `SIZE` that have a session each."""
+"""Numbers of images of `SIZE` that have a session each."""
 SIZE = (321, 321)
 RUNS = 12
-"""Of the same shape, whose median counts."""
+"""Runs of the same shape; their median counts."""
 LARGE = (3000, 4000)
-"""A telephone's picture."""
+"""Size of a phone's photo, pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Gpu:
 
 
 def open_session(artifact: Artifact, options: dict[str, str], profile: Path | None = None):
-    """A session on the GPU, without which it is a ValueError."""
+    """A session on the GPU; ValueError where there is none."""
     wanted = session_options(threads=1)
     if profile is not None:
         wanted.enable_profiling = True
@@ -77,7 +77,7 @@ def labels(session: onnxruntime.InferenceSession, images_NHW3: np.ndarray) -> np
 
 
 def left_to_cpu(artifact: Artifact) -> str:
-    """The nodes that a run computes on the CPU, by their op."""
+    """The numbers of nodes that a run computes on the CPU, by op."""
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(artifact, CUDA_OPTIONS, Path(folder))
         labels(session, pictures((1, 97, 131)))
@@ -117,7 +117,7 @@ def milliseconds(session: onnxruntime.InferenceSession, images_NHW3: np.ndarray)
 
 
 def options_table(name: str, artifact: Artifact) -> list[str]:
-    """Markdown, a row a set of options: one session, and what its batches of one shape and another take."""
+    """Markdown, a row for each set of options: one session, and the time of its batches of one shape and another."""
     columns = [f"{'x'.join(map(str, shape))} {which}, ms" for shape in SHAPES for which in ("first", "then")]
     lines = [f"| {name} | {' | '.join(columns)} | the first again, ms |", "| --- |" + " ---: |" * (len(columns) + 1)]
     for option, values in OPTIONS.items():
@@ -132,7 +132,7 @@ def options_table(name: str, artifact: Artifact) -> list[str]:
 
 
 def sessions_table(artifacts: dict[str, Artifact]) -> list[str]:
-    """Markdown, a row a model: a session for each number of pictures, which take turns."""
+    """Markdown, a row for each model: a session for each number of images; the sessions take turns."""
     columns = [f"{count}x{SIZE[0]}x{SIZE[1]}, ms" for count in COUNTS]
     lines = [f"| a session each | {' | '.join(columns)} | MiB each |", "| --- |" + " ---: |" * (len(columns) + 1)]
     for name, artifact in artifacts.items():
@@ -179,7 +179,7 @@ def first_gpu():
         pynvml.nvmlInit()
         return pynvml.nvmlDeviceGetHandleByIndex(0)
     except pynvml.NVMLError as error:
-        raise ValueError(f"this benchmark is of an NVIDIA GPU, and none can be used here: {error}") from error
+        raise ValueError(f"this benchmark needs an NVIDIA GPU, and none can be used here: {error}") from error
 
 
 if __name__ == "__main__":

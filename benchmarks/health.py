@@ -1,4 +1,4 @@
-"""`python -m benchmarks.health`: how long health takes to answer while others send what is most work to read.
+"""`python -m benchmarks.health`: how long health takes to answer while others send requests that are slow to read.
 
 The server has a process of its own. Three clients send the same request without pause, and a fourth asks
 `/v2/health/live` again and again, from a process of its own. All share the machine's cores.
@@ -38,13 +38,13 @@ class Health:
     """How long to ask, and where the result goes."""
 
     seconds: float = 10.0
-    """For each kind of request."""
+    """Seconds for each kind of request."""
     results: Path = Path("benchmarks/results/health.md")
     """The result is written between the markers of this file."""
 
 
 def main(config: Health) -> dict[str, Any]:
-    """Asks beside each kind of request; returns the times of health, milliseconds."""
+    """Asks for health during each kind of request; returns its times, milliseconds."""
     before, rows = circumstances("uvicorn", "httpx"), {}
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -71,13 +71,13 @@ def main(config: Health) -> dict[str, Any]:
 
 
 def requests(server: SimpleNamespace, call: Callable[..., Any]) -> dict[str, Callable[[], Any] | None]:
-    """What is sent, by name: each a function that sends one request and waits for its answer."""
+    """The requests, by name: each is a function that sends one and waits for its answer."""
     infer, segment = f"{server.url}/v2/models/{MODEL}/infer", f"{server.url}/v1/segment/{MODEL}"
     numbers = json.dumps({"inputs": [{"name": "image", "data": [1234] * 2_500_000}]}).encode()
     lists = b'{"inputs": [' + b",".join([b"[]"] * 60_000) + b"]}"
     keys = json.dumps({str(key): 0 for key in range(30_000)}).encode()
     png = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (2048, 2048, 3), np.uint8)))
-    many = infer_request().SerializeToString() + b"\x2a\0" * 1_000_000  # inputs without anything in them
+    many = infer_request().SerializeToString() + b"\x2a\0" * 1_000_000  # empty inputs
     return {
         "nothing": None,
         f"JSON with 2,500,000 numbers, {len(numbers) / 1e6:.0f} MB": lambda: httpx.post(infer, content=numbers),
@@ -122,4 +122,4 @@ def ask(url: str, seconds: float) -> list[float]:
 
 
 if __name__ == "__main__":
-    cli.run(main, Health, "Measures how long health takes while others send what is most work to read.")
+    cli.run(main, Health, "Measures how long health takes while others send requests that are slow to read.")

@@ -1,12 +1,12 @@
-"""`python -m benchmarks.inference`: one network by every route out of Keras, and in PyTorch, picture in and labels out.
+"""`python -m benchmarks.inference`: one network by every route out of Keras, and in PyTorch, image in and labels out.
 
 Each side is a process, held to the same cores, and they take turns. Sides: this project's artifacts (`fp32`, `fp16`,
 `int8`, and `fp16_graphs`, as CUDA graphs) in onnxruntime; its SavedModel; Keras' `predict`; the graph that the
 converter makes without `kerasseg.layers` (`naive`); keras-hub's DeepLab-v3+ by its own export; PyTorch, channels last,
-plain and compiled. Before anything is timed, sides of the same weights have to agree, and PyTorch has to have as many
-of them. Needs `pip install -e ".[train,export,bench]"`, and for keras-hub's side keras-hub with what it imports:
+plain and compiled. Before anything is timed, sides with the same weights must agree, and PyTorch must have as many
+weights. Needs `pip install -e ".[train,export,bench]"`, and for keras-hub's side keras-hub with what it imports:
 sentencepiece, tokenizers, regex, kagglehub (`pip install --no-deps`, since tensorflow-text is not among them). With
---models from an earlier run, the sides without TensorFlow need `.[serve,bench]` alone.
+--models from an earlier run, the sides without TensorFlow need only `.[serve,bench]`.
 """
 
 import math
@@ -43,7 +43,7 @@ class Network(NamedTuple):
     backbone: str
     head_channels: int
     keras_hub: bool = False
-    """Whether keras-hub has its like."""
+    """Whether keras-hub has the same network."""
 
 
 NETWORKS = {
@@ -54,10 +54,10 @@ NETWORKS = {
 CLASSES = 21
 
 CHECKED_SIZE = (97, 131)
-"""Of the picture that sides are compared on."""
+"""Size of the image on which sides are compared, pixels."""
 
 Predictor = Callable[[np.ndarray], np.ndarray]
-"""Pictures uint8 (N,H,W,3) to labels (N,H,W); whatever else the side gives is computed too."""
+"""Images uint8 (N,H,W,3) to labels (N,H,W); the side's other outputs are computed too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,15 +69,15 @@ class Inference:
     provider: Literal["cpu", "cuda"] = "cpu"
     """Where to run."""
     sides: tuple[str, ...] | None = None
-    """Of those that the provider has; all when left out."""
+    """Which sides, of those that the provider has; all when left out."""
     sizes: tuple[tuple[int, int], ...] = ((321, 321), (512, 1024))
-    """H W H W ...: of the pictures."""
+    """Sizes of the images, pixels: H W H W ..."""
     batches: tuple[int, ...] = (1, 8)
-    """Pictures predicted together."""
+    """Images predicted together."""
     cores: int = 2
-    """That each process may use."""
+    """Cores that each process may use."""
     seconds: float = 0.5
-    """A turn predicts each batch until this has passed, and at least once."""
+    """A turn predicts each batch for this time, and at least once."""
     repeats: int = 5
     """Turns of each side; the table has their median, smallest and largest."""
     models: Path = Path("runs/inference")
@@ -139,8 +139,8 @@ def make_predictor(config: Inference, folder: Path) -> tuple[dict, Predictor]:
 
 
 def cuda_graphs_predictor(path: Path) -> Predictor:
-    """A CUDA graph for each shape, launched as a whole and not kernel by kernel, between inputs and outputs that stay
-    where they are on the GPU. Not in `Engine` before a figure says that it should be."""
+    """A CUDA graph for each shape, launched as a whole and not kernel by kernel, between inputs and outputs at fixed
+    places on the GPU. It is not in `Engine` until a figure shows a gain."""
     import onnxruntime
 
     onnxruntime.preload_dlls()
@@ -156,7 +156,7 @@ def cuda_graphs_predictor(path: Path) -> Predictor:
         binding = session.io_binding()
         held = [onnxruntime.OrtValue.ortvalue_from_numpy(images, "cuda", 0)]
         binding.bind_ortvalue_input("image", held[0])
-        # What the outputs' shapes are tells a first run, which is not captured.
+        # A first run, which is not captured, gives the outputs' shapes.
         for output, answer in zip(
             session.get_outputs(), session.run(None, {"image": images}, options(-1)), strict=True
         ):
@@ -176,7 +176,7 @@ def cuda_graphs_predictor(path: Path) -> Predictor:
 
 
 def plain_session(config: Inference, path: Path):
-    """onnxruntime as it comes, but for its number of threads."""
+    """onnxruntime with its defaults, except for the number of threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -281,13 +281,13 @@ def measured_process(config: Inference) -> None:
 
 
 def check(ready: dict[str, dict]) -> None:
-    """ValueError unless sides do the same, by what they said before their first turn."""
+    """ValueError unless the sides do the same, by the facts they gave before their first turn."""
     first = ready["fp32"]["labels"]
     for side in SAME_WEIGHTS:
         if side in ready:
             agreement = statistics.mean(a == b for a, b in zip(first, ready[side]["labels"], strict=True))
             if agreement < 0.999:
-                raise ValueError(f"{side} gives the labels of fp32 on {agreement:.2%} of the pixels alone")
+                raise ValueError(f"{side} gives the labels of fp32 on only {agreement:.2%} of the pixels")
     counts = {side: facts["parameters"] for side, facts in ready.items() if "parameters" in facts}
     if len(set(counts.values())) > 1:
         raise ValueError(f"the networks do not have the same number of weights: {counts}")
@@ -304,7 +304,7 @@ def table(config: Inference, network: str, ready: dict[str, dict], turns: dict[s
         cells = [side]
         for name in names:
             own, fp32 = ([1000 * record[name] for record in each] for each in (records, turns["fp32"]))
-            # Each turn against the one beside it: what else the machine does slows both.
+            # Each turn against its neighbour: other work of the machine slows both.
             pairs = [mine / other for mine, other in zip(own, fp32, strict=True)]
             cells += [spread(own), spread(pairs, statistics.median(own) / statistics.median(fp32))]
         size = ready[side].get("bytes")

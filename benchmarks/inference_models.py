@@ -1,6 +1,7 @@
 """The models that `benchmarks.inference` measures: one network by every route out of Keras. Needs TensorFlow.
 
-All but keras-hub's take uint8 pictures (N,H,W,3) and give labels and confidence; random weights, which change no time.
+All but keras-hub's take uint8 images (N,H,W,3) and give labels and confidence. Weights are random; times do not depend
+on them.
 """
 
 import contextlib
@@ -46,8 +47,8 @@ def write_models(network: str, sizes: list[tuple[int, int]], folder: Path) -> No
     """Writes `folder/fp32` and so on, artifacts and other graphs, each unless it is there already.
 
     Args:
-        network: of `NETWORKS`.
-        sizes: of pictures (H,W) to come: keras-hub's graphs are of one size each.
+        network: a key of `NETWORKS`.
+        sizes: the sizes (H,W) of the images to come: each of keras-hub's graphs is for one size.
     """
     missing = [name for name in ("fp32", "fp16", "int8") if not (folder / name / INFO_FILE).exists()]
     if missing or not (folder / "saved_model").exists():
@@ -95,7 +96,7 @@ def _write_artifact(graph: onnx.ModelProto, precision: str, folder: Path) -> Non
 
 @contextlib.contextmanager
 def keras_convolutions() -> Iterator[None]:
-    """Dilated convolutions as Keras has them, in place of `kerasseg.layers`."""
+    """Keras' own dilated convolutions instead of `kerasseg.layers`."""
     ours = AtrousConv2D.convolution_op, AtrousDepthwiseConv2D.call
     AtrousConv2D.convolution_op = keras.layers.Conv2D.convolution_op
     AtrousDepthwiseConv2D.call = keras.layers.DepthwiseConv2D.call
@@ -106,15 +107,15 @@ def keras_convolutions() -> Iterator[None]:
 
 
 def keras_hub_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Its network takes multiples of its stride alone."""
+    """The size padded to a multiple of the stride: its network takes no others."""
     height, width = (side + -side % 32 for side in size)
     return height, width
 
 
 def write_keras_hub(size: tuple[int, int], path: Path) -> None:
-    """keras-hub's DeepLab-v3+ with ResNet-50, output stride 32, by its own export: float32 pictures to logits.
+    """keras-hub's DeepLab-v3+ with ResNet-50, output stride 32, by its own export: float32 images to logits.
 
-    Of one size each: with a size that is known only at run time its UpSampling2D cannot be traced.
+    Each file is for one size: with a size that is known only at run time its UpSampling2D cannot be traced.
     """
     from keras_hub.models import DeepLabV3Backbone, DeepLabV3ImageSegmenter, ResNetBackbone
 
@@ -151,7 +152,7 @@ class Config:
     folder: Path
     """Where the files go."""
     sizes: tuple[tuple[int, int], ...]
-    """H W H W ...: of the pictures to come."""
+    """Sizes of the images to come, pixels: H W H W ..."""
 
 
 def main(config: Config) -> dict:

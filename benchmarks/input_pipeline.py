@@ -1,7 +1,7 @@
 """`python -m benchmarks.input_pipeline`: JPEG files to training batches, ours against PyTorch's DataLoader.
 
-Both decode pictures and label maps of VOC's size, scale, crop, flip and change colours at random. Each has a process of
-its own, held to the given cores, and they take turns; on a busy machine the processor time is worth more than the
+Both decode images and label maps of VOC's size, scale, crop, flip and change colours at random. Each has a process of
+its own, limited to the given cores, and they take turns. On a busy machine the processor time says more than the
 clock. Needs `pip install -e ".[train,bench]"`.
 """
 
@@ -43,19 +43,19 @@ class InputPipeline:
     cores: tuple[int, ...] = (1, 2)
     """How many cores each measurement has."""
     pictures: int = 60
-    """Different files."""
+    """Number of different files."""
     batch_size: int = 8
-    """Pictures in a batch."""
+    """Images in a batch."""
     batches: int = 30
-    """Of one repeat."""
+    """Batches in one repeat."""
     repeats: int = 5
-    """Of each side, in turns; the table has their median, smallest and largest."""
+    """Repeats of each side, in turns; the table has their median, smallest and largest."""
     results: Path = Path("benchmarks/results/input_pipeline.md")
     """The table is written between the markers of this file."""
     side: str | None = None
     """kerasseg or pytorch: be the process that is measured; set by the benchmark itself."""
     folder: Path | None = None
-    """Where the pictures are; set by the benchmark itself."""
+    """Where the images are; set by the benchmark itself."""
 
 
 def make_pictures(folder: Path, count: int) -> float:
@@ -95,7 +95,7 @@ def kerasseg_batches(folder: Path, batch_size: int, start_step: int) -> Iterator
 class TorchPictures:
     """The same files as a map-style dataset, as training scripts in PyTorch have it: Pillow and NumPy.
 
-    With a `seed` a picture's view is always the same.
+    With a `seed` an image's view is always the same.
     """
 
     def __init__(self, folder: Path, seed: int | None = None):
@@ -164,7 +164,7 @@ def measured_process(config: InputPipeline) -> None:
     check(images, labels, config.batch_size)
 
     def turn() -> Record:
-        for _ in range(4):  # what was prepared while the other side had its turn
+        for _ in range(4):  # batches prepared while the other side had its turn
             next(batches)
         began, processor_began = time.perf_counter(), processor_seconds()
         for _ in range(config.batches):
@@ -214,7 +214,7 @@ def main(config: InputPipeline) -> dict:
             first = ready["kerasseg"]
             speeds = {side: [repeat["images/s"] for repeat in repeats[side]] for side in SIDES}
             costs = {side: [repeat["processor ms"] for repeat in repeats[side]] for side in SIDES}
-            # Each repeat against the one beside it: what else the machine does slows both.
+            # Each repeat against its neighbour: other work of the machine slows both.
             faster = [ours / theirs for ours, theirs in zip(*speeds.values(), strict=True)]
             cheaper = [theirs / ours for ours, theirs in zip(*costs.values(), strict=True)]
             ratios[str(cores)] = {"images/s": statistics.median(faster), "processor": statistics.median(cheaper)}

@@ -1,4 +1,4 @@
-"""What one would write with LitServe: JPEG in, index PNG out, dynamic batches. `benchmarks.serving` measures it.
+"""A usual LitServe server: JPEG in, index PNG out, dynamic batches. `benchmarks.serving` measures it.
 
 python -m benchmarks.litserve_server GRAPH PORT PROVIDER BATCH_SIZE WORKERS THREADS
 """

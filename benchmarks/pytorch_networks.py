@@ -1,6 +1,6 @@
-"""The networks of `kerasseg` in PyTorch, as `benchmarks.train_step` measures them: layer for layer of the same size.
+"""The networks of `kerasseg` in PyTorch, for `benchmarks.train_step`: each layer has the same size.
 
-Pictures (B,3,H,W) are RGB in 0..255, segmentations (B,K,H,W); channels are last in memory.
+Images (B,3,H,W) are RGB in 0..255, segmentations (B,K,H,W); channels are last in memory.
 """
 
 import torch
@@ -19,7 +19,7 @@ def norm(channels: int, epsilon: float = 1e-3) -> nn.BatchNorm2d:
 
 
 class Residual(nn.Module):
-    """A row of layers beside a shortcut."""
+    """A series of layers with a shortcut around them."""
 
     def __init__(self, layers: nn.Sequential, shortcut: nn.Module, out: nn.Module):
         super().__init__()
@@ -190,7 +190,7 @@ HEADS = {"deeplab_v2": DeepLabV2Head, "deeplab_v3plus": DeepLabV3PlusHead}
 
 
 class Segmenter(nn.Module):
-    """Pictures to logits (B,K,H,W). With `pad` inputs become multiples of 16 first, as in kerasseg."""
+    """Images to logits (B,K,H,W). With `pad` inputs become multiples of 16 first, as in kerasseg."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module, scheme: str, pad: bool):
         super().__init__()
@@ -212,7 +212,7 @@ class Segmenter(nn.Module):
 
 
 class Corrector(Segmenter):
-    """Segmentation and picture to logits (B,K+1,H,W)."""
+    """Segmentation and image to logits (B,K+1,H,W)."""
 
     def forward(self, segmentation, image):
         return self.logits(torch.cat([self.normalized(image), segmentation], 1))
@@ -221,7 +221,7 @@ class Corrector(Segmenter):
 def build_segmenter(
     segmenter: str, backbone: str, classes: int, pad: bool, extra_channels: int = 0, **head_config
 ) -> Segmenter:
-    """The segmenter; with `extra_channels`, which a segmentation has beside the picture, the corrector."""
+    """The segmenter; the corrector with `extra_channels`, those of the segmentation that it takes with the image."""
     features = BACKBONES[backbone](3 + extra_channels)
     glorot(features)
     head = HEADS[segmenter](features.low_channels, features.high_channels, classes, **head_config)
@@ -272,7 +272,7 @@ class PixelDiscriminator(nn.Module):
 
 
 class ImageDiscriminator(nn.Module):
-    """Segmentation and picture to features (B,F) and logits (B,1)."""
+    """Segmentation and image to features (B,F) and logits (B,1)."""
 
     def __init__(self, classes: int, channels: int = 64, dropout: float = 0.5):
         super().__init__()

@@ -1,7 +1,7 @@
 """Training steps in PyTorch that do what the methods of `kerasseg` do, as `benchmarks.train_step` measures them.
 
 They are written as one would for speed: channels last, fused losses and optimizers, each forward pass of a
-discriminator used for both networks' losses, gradients of those weights alone that a loss trains, nothing read back.
+discriminator used for both networks' losses, gradients only of the weights that a loss trains, nothing read back.
 """
 
 from collections.abc import Callable
@@ -70,7 +70,7 @@ class Step:
         }
 
     def minimize(self, **losses: torch.Tensor) -> None:
-        """Updates each network by its loss alone: gradients first, since updates change the weights in place."""
+        """Updates each network by its own loss only: gradients first, since updates change the weights in place."""
         *_, last = losses
         for name, loss in losses.items():
             gradients = torch.autograd.grad(loss, self.parameters[name], retain_graph=name != last)
@@ -189,7 +189,7 @@ STEPS = {"supervised": Supervised, "advsemiseg": AdvSemiSeg, "s4gan": S4GAN, "ec
 
 
 def make_step(config, segmenter: dict, fields: dict, batch) -> tuple[Step, Callable[[], Losses]]:
-    """A method's step, and the same as a function of nothing.
+    """A method's step, and the same as a function without arguments.
 
     Args:
         config: a `benchmarks.train_step.TrainStep`.

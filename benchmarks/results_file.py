@@ -1,4 +1,4 @@
-"""Files of results: words around what a benchmark writes."""
+"""Files of results: text around the tables that a benchmark writes."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ BEGIN, END = "<!-- table -->\n", "<!-- end of table -->\n"
 
 
 def write_between_markers(path: Path, text: str) -> None:
-    """Puts the text between the file's markers, in place of what was there; makes the file where there is none."""
+    """Replaces the text between the file's markers; makes the file where there is none."""
     before, _, rest = path.read_text().partition(BEGIN) if path.exists() else ("", "", "")
     after = rest.partition(END)[2]
     write_atomically(path, f"{before}{BEGIN}{text}{END}{after}".encode())

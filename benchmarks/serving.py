@@ -1,12 +1,12 @@
 """`python -m benchmarks.serving MODELS`: the server against its bare engine and against LitServe, on loopback.
 
-    engine      a process that predicts, in batches, what the servers are sent, decoded before
+    engine      a process that predicts, in batches, the same images as the servers, already decoded
     kerasseg    python -m serving.run
     litserve-N  the same ONNX file in LitServe with N workers (benchmarks.litserve_server)
 
-They take turns, and those whose turn it is not are stopped. One client, here, keeps `--concurrency` requests under way
-(JPEG in, index PNG out), then sends them one by one. After that the server alone: one V2 request at a time beside the
-engine; four times as many requests as it can answer; how long it takes to start. Needs `pip install -e ".[serve]"
+They take turns; all others are stopped meanwhile. One client, here, keeps `--concurrency` requests under way (JPEG in,
+index PNG out), then sends them one by one. After that only our server: one V2 request at a time against the engine;
+four times as many requests as it can answer; how long it takes to start. Needs `pip install -e ".[serve]"
 litserve`.
 """
 
@@ -42,7 +42,7 @@ from serving.common.pictures import load_picture
 from serving.model.engine import Engine, Provider
 
 STARTS = 60
-"""Seconds within which a server has to answer."""
+"""Seconds within which a server must answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +56,13 @@ class Serving:
     provider: Provider = "cpu"
     """Where to run."""
     size: tuple[int, int] = (321, 321)
-    """Height and width of the pictures."""
+    """Height and width of the images."""
     batch_size: int = 8
-    """Pictures predicted together, at most."""
+    """Images predicted together, at most."""
     concurrency: int = 32
     """Requests under way at saturation."""
     seconds: float = 10.0
-    """Of one turn."""
+    """Seconds of one turn."""
     repeats: int = 3
     """Turns of each; the tables have their median, smallest and largest."""
     litserve_workers: tuple[int, ...] = (1, 2)
@@ -85,7 +85,7 @@ class Reply(NamedTuple):
 
 
 def jpegs(size: tuple[int, int], count: int = 16) -> list[bytes]:
-    """Pictures of one size, as files."""
+    """Images of one size, as files."""
     encoded = []
     for image_HW3 in pictures((count, *size)):
         file = io.BytesIO()
@@ -117,7 +117,7 @@ def form_requests(config: Serving) -> list[bytes]:
 
 
 def tensor_request(config: Serving, name: str) -> bytes:
-    """V2, binary, one picture in and labels out."""
+    """V2, binary, one image in and labels out."""
     image_NHW3 = pictures((1, *config.size))
     size = {"binary_data_size": image_NHW3.nbytes}
     image = {"name": "image", "datatype": "UINT8", "shape": image_NHW3.shape, "parameters": size}
@@ -167,10 +167,10 @@ def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
 async def closed_loop(
     port: int, requests: list[bytes], concurrency: int, seconds: float, lead: float = 0.0
 ) -> list[Reply]:
-    """So many clients, each sending its next request once it has its answer: the replies within the time, at least one.
+    """So many clients; each sends its next request once it has its answer. The replies within the time, at least one.
 
     The time begins `lead` seconds after the first requests, so that the server is as busy at its beginning as at its
-    end; what is under way then is waited for and not counted.
+    end. Requests under way at the end are awaited and not counted.
     """
     since = time.perf_counter() + lead
     until = since + seconds
@@ -191,7 +191,7 @@ async def closed_loop(
 
 
 async def open_loop(port: int, requests: list[bytes], rate: float, seconds: float) -> list[Reply]:
-    """So many requests a second, whatever becomes of them."""
+    """So many requests per second, whether they are answered or not."""
     free: list[Connection] = []
     replies: list[Reply] = []
     under_way: set[asyncio.Task] = set()
@@ -207,7 +207,7 @@ async def open_loop(port: int, requests: list[bytes], rate: float, seconds: floa
         if ahead > 0:
             await asyncio.sleep(ahead)
         elif number % 8 == 0:
-            await asyncio.sleep(0)  # late already: the others get their turn all the same
+            await asyncio.sleep(0)  # late already: the others still get their turn
         task = asyncio.create_task(one(number))
         under_way.add(task)
         task.add_done_callback(under_way.discard)
@@ -218,7 +218,7 @@ async def open_loop(port: int, requests: list[bytes], rate: float, seconds: floa
 
 
 def rate_of(replies: list[Reply], seconds: float) -> float:
-    """Answers a second; ValueError if one was no success."""
+    """Answers per second; ValueError if one was no success."""
     if bad := [reply.status for reply in replies if reply.status != 200]:
         raise ValueError(f"{len(bad)} of {len(replies)} requests were answered with {sorted(set(bad))}")
     return len(replies) / seconds
@@ -228,7 +228,7 @@ def rate_of(replies: list[Reply], seconds: float) -> float:
 
 
 def engine_process(config: Serving, name: str) -> None:
-    """Predicts one picture, and full batches, decoded before."""
+    """Predicts one image, and full batches, already decoded."""
     engine = Engine(open_artifact(config.models / name), config.provider)
     images = np.stack([load_picture(jpeg) for jpeg in jpegs(config.size)])
     batches = [images[start : start + config.batch_size] for start in range(0, len(images), config.batch_size)]
@@ -275,7 +275,7 @@ def server(command: list[str], port: int, health: str) -> Iterator[tuple[subproc
             yield process, time.perf_counter() - began
         finally:
             process.terminate()
-            _signal_group(process, signal.SIGCONT)  # one that was stopped would not hear of it
+            _signal_group(process, signal.SIGCONT)  # a stopped process would not receive the signal
             try:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(STARTS)
@@ -286,7 +286,7 @@ def server(command: list[str], port: int, health: str) -> Iterator[tuple[subproc
 
 @contextmanager
 def its_turn(process: subprocess.Popen) -> Iterator[None]:
-    """Its processes run meanwhile, and are stopped afterwards: LitServe's poll while nothing is asked of them."""
+    """Its processes run inside, and are stopped afterwards: LitServe's poll even without requests."""
     _signal_group(process, signal.SIGCONT)
     try:
         yield
@@ -347,7 +347,7 @@ def side_by_side(config: Serving, name: str, graph: Path) -> dict[str, list[Reco
         processes = {}
         for side, start in servers.items():
             processes[side], _ = stack.enter_context(start())
-            with its_turn(processes[side]):  # it prepares what it has not seen
+            with its_turn(processes[side]):  # it prepares new shapes
                 run(closed_loop(ports[side], requests[side], config.concurrency, 2.0))
         for _ in range(config.repeats):
             turns.setdefault("engine", []).append(ask())
@@ -369,7 +369,7 @@ def overhead(config: Serving, name: str) -> list[Record]:
     port, requests, turns = free_port(), [tensor_request(config, name)], []
     with measured(engine, "engine") as (_, ask), kerasseg_server(config, port, max_delay_ms=0):
         run(closed_loop(port, requests, 1, 1.0))
-        for _ in range(10 * config.repeats):  # many and short: the machine changes more than what is looked for
+        for _ in range(10 * config.repeats):  # many and short: the machine's speed varies more than the difference
             replies = run(closed_loop(port, requests, 1, 1.0))
             rate_of(replies, 1.0)
             served = statistics.median(reply.seconds for reply in replies)
@@ -438,10 +438,10 @@ def main(config: Serving) -> dict:
     turns = side_by_side(config, name, artifact.graph)
     lines = [
         f"{circumstances('onnxruntime-gpu')}; {artifact.info.name}, {artifact.info.precision}, {config.provider}, "
-        f"pictures of {config.size[0]}x{config.size[1]}, batches of up to {config.batch_size}, {config.concurrency} "
+        f"images of {config.size[0]}x{config.size[1]}, batches of up to {config.batch_size}, {config.concurrency} "
         f"requests at a time, {config.repeats} turns of {config.seconds:g} s: median (smallest to largest).",
         "",
-        "| side | pictures a second | to engine | one at a time, ms |",
+        "| side | images a second | to engine | one at a time, ms |",
         "| --- | ---: | ---: | ---: |",
     ]
     for side, records in turns.items():

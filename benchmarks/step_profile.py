@@ -1,7 +1,7 @@
-"""`python -m benchmarks.step_profile`: which operations a training step's time goes to, by TensorFlow's own profiler.
+"""`python -m benchmarks.step_profile`: which operations take a training step's time, by TensorFlow's own profiler.
 
-Prints a table of the busiest types of operation. Operations run side by side, so their times together are more than the
-step's: shares are of what all of them took. Needs `pip install -e ".[train]"`.
+Prints a table of the slowest types of operation. Operations run in parallel, so the sum of their times is more than the
+step's: shares are of this sum. Needs `pip install -e ".[train]"`.
 """
 
 import collections
@@ -26,11 +26,11 @@ class StepProfile:
     method: str = "supervised"
     """Name of a method."""
     steps: int = 5
-    """That are profiled, after two that are not."""
+    """Steps that are profiled, after two that are not."""
     cores: int = 2
-    """That the process may use."""
+    """Cores that the process may use."""
     rows: int = 15
-    """Of the table; the rest is summed."""
+    """Rows of the table; the rest is summed."""
 
     def __post_init__(self):
         for flag, chosen, known in (("network", self.network, SEGMENTERS), ("method", self.method, PASSES)):
@@ -39,7 +39,7 @@ class StepProfile:
 
 
 def operations(folder: Path) -> Iterator[tuple[str, float]]:
-    """Of each operation that TensorFlow ran on the CPU while it wrote its profile there: its type and its ms."""
+    """The type and the ms of each operation that TensorFlow ran on the CPU, from its profile in the folder."""
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
     [file] = folder.rglob("*.xplane.pb")

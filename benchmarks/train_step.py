@@ -1,9 +1,9 @@
-"""`python -m benchmarks.train_step`: training steps, against PyTorch and against their networks alone.
+"""`python -m benchmarks.train_step`: training steps, against PyTorch and against the passes of their networks.
 
-Three processes take turns, each held to the same cores: the step as `fit` runs it; the same step in PyTorch; and the
-floor, the forward and backward passes that the step asks of each network, without losses, masks and updates. Before
-anything is timed, both sides have to have networks of equal parameter counts, outputs of one shape, and first losses of
-about one size. Needs `pip install -e ".[train,bench]"`.
+Three processes take turns, each limited to the same cores: the step as `fit` runs it; the same step in PyTorch; and the
+floor, the forward and backward passes that the step needs from each network, without losses, masks and updates. Before
+anything is timed, both sides must have networks of equal parameter counts, outputs of one shape, and similar first
+losses. Needs `pip install -e ".[train,bench]"`.
 """
 
 import math
@@ -34,7 +34,7 @@ from serving.common import cli
 IGNORE_LABEL = 255
 SIDES = ("kerasseg", "floor", "pytorch")
 ALIKE = ("L_ce", "L_D", "L_cor")
-"""Losses that begin near a value of their own: what is seen of noise by an untrained network differs in the others."""
+"""Losses that begin near a fixed value; the others depend on how an untrained network sees noise."""
 
 SEGMENTERS: dict[str, dict] = {
     "deeplab_v2-resnet50": {"segmenter": "deeplab_v2", "backbone": "resnet50"},
@@ -51,11 +51,11 @@ class Pass(NamedTuple):
     """One forward pass of a network in train mode, and the backward passes that follow it."""
 
     batches: tuple[str, ...]
-    """Of "labeled" and "unlabeled"."""
+    """The batches that it takes, among "labeled" and "unlabeled"."""
     weights: bool = False
-    """Whether a gradient of the network's weights is asked for."""
+    """Whether it needs a gradient of the network's weights."""
     segmentation: bool = False
-    """Whether a gradient of the segmentation that the network judges is asked for, which is a pass of its own."""
+    """Whether it needs a gradient of the segmentation that the network judges, by a pass of its own."""
 
 
 SUPERVISED = {"segmenter": [Pass(("labeled",), weights=True)]}
@@ -87,7 +87,7 @@ PASSES: dict[str, dict[str, list[Pass]]] = {
         ],
     },
 }
-"""What a step asks of each network: the floor."""
+"""The passes that a step needs from each network: the floor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,21 +99,21 @@ class TrainStep:
     methods: tuple[str, ...] = tuple(PASSES)
     """Names of methods."""
     crop: tuple[int, int] = (321, 321)
-    """Height and width of the pictures."""
+    """Height and width of the images."""
     labeled: int = 2
-    """Labelled pictures in a batch."""
+    """Labelled images in a batch."""
     unlabeled: int = 2
-    """Unlabelled pictures in a batch."""
+    """Unlabelled images in a batch."""
     classes: int = 21
-    """Of the segmentation."""
+    """Number of classes of the segmentation."""
     cores: int = 2
-    """That each process may use."""
+    """Cores that each process may use."""
     steps: int = 3
-    """Of one turn."""
+    """Steps in one turn."""
     repeats: int = 5
     """Turns of each side; the table has their median, smallest and largest."""
     pad: bool = True
-    """Whether PyTorch's networks pad pictures to a multiple of 16 as kerasseg's do: 321 would do without."""
+    """Whether PyTorch's networks pad images to a multiple of 16 as kerasseg's do; for 321 they need not."""
     compile: bool = False
     """Whether PyTorch compiles its networks with `torch.compile`."""
     results: Path = Path("benchmarks/results/train_step.md")
@@ -128,7 +128,7 @@ class TrainStep:
 
 
 def make_batch(config: TrainStep) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """`({"labeled", "unlabeled", "unlabeled_valid"}, labels)` of noise: what is seen changes no time."""
+    """`({"labeled", "unlabeled", "unlabeled_valid"}, labels)` of noise: times do not depend on the images."""
     rng = np.random.default_rng(0)
 
     def pictures(count: int) -> np.ndarray:
@@ -164,11 +164,11 @@ def make_method(config: TrainStep):
 
 
 Run = Callable[[int], Record]
-"""Takes so many steps; returns what there is to say of the last one."""
+"""Runs so many steps; returns the facts of the last one."""
 
 
 def kerasseg_run(config: TrainStep) -> tuple[dict, Run]:
-    """What `check` compares, and steps as `fit` runs them, of which it returns the losses."""
+    """The facts that `check` compares, and a function that runs steps as `fit` does and returns their losses."""
     import tensorflow as tf
 
     method = make_method(config)
@@ -190,7 +190,7 @@ def kerasseg_run(config: TrainStep) -> tuple[dict, Run]:
 
 
 def pytorch_run(config: TrainStep) -> tuple[dict, Run]:
-    """The same of PyTorch."""
+    """The same for PyTorch."""
     import torch
 
     from benchmarks.pytorch_steps import make_step
@@ -210,7 +210,7 @@ def pytorch_run(config: TrainStep) -> tuple[dict, Run]:
 
 
 def floor_run(config: TrainStep) -> tuple[dict, Run]:
-    """Nothing to compare, and the passes of `PASSES`, network by network, of which it returns the seconds."""
+    """No facts, and a function that runs the passes of `PASSES`, network by network, and returns the seconds."""
     method = make_method(config)
     x, _ = make_batch(config)
     passes = PASSES[config.methods[0]]
@@ -247,7 +247,7 @@ def network_passes(network, x: dict[str, np.ndarray], passes: list[Pass]) -> Cal
         shapes = [part.shape for part in inputs]
         shapes = network.compute_output_shape(shapes if len(shapes) > 1 else shapes[0])
         shapes = shapes if isinstance(shapes, list) else [shapes]
-        # Not the same for both, or they would be one pass.
+        # Different for both, or they would be one pass.
         return inputs, [[noise(shape) for shape in shapes] for _ in range(each.weights + each.segmentation)]
 
     @tf.function
@@ -288,7 +288,7 @@ def measured_process(config: TrainStep) -> None:
 
 
 def check(ours: dict, theirs: dict) -> None:
-    """ValueError unless both sides do the same, by what they said before their first turn."""
+    """ValueError unless both sides do the same, by the facts they gave before their first turn."""
     for name in ("parameters", "shape"):
         if ours[name] != theirs[name]:
             raise ValueError(f"the sides do not do the same: {name} {ours[name]} and {theirs[name]}")
@@ -298,7 +298,7 @@ def check(ours: dict, theirs: dict) -> None:
         pair = ours["losses"][name], theirs["losses"][name]
         alike = abs(pair[0] - pair[1]) <= 0.5 * max(pair)
         if not all(map(math.isfinite, pair)) or (name in ALIKE and not alike):
-            raise ValueError(f"the sides do not begin alike: {name} is {pair[0]:.3g} and {pair[1]:.3g}")
+            raise ValueError(f"the sides begin with different losses: {name} is {pair[0]:.3g} and {pair[1]:.3g}")
 
 
 def compared(turns: dict[str, list[Record]], of: str) -> tuple[list[str], dict[str, float]]:
@@ -306,7 +306,7 @@ def compared(turns: dict[str, list[Record]], of: str) -> tuple[list[str], dict[s
     times = {side: [turn[of] for turn in turns[side]] for side in SIDES}
     cells, ratios = [spread(times["kerasseg"])], {}
     for side in ("pytorch", "floor"):
-        # Each turn against the one beside it: what else the machine does slows both.
+        # Each turn against its neighbour: other work of the machine slows both.
         pairs = [ours / others for ours, others in zip(times["kerasseg"], times[side], strict=True)]
         ratios[side] = statistics.median(times["kerasseg"]) / statistics.median(times[side])
         cells += [spread(times[side]), spread(pairs, ratios[side])]
@@ -320,7 +320,7 @@ def main(config: TrainStep) -> dict:
     require_cores(config.cores)
     compiled, padded = ("with" if given else "without" for given in (config.compile, config.pad))
     lines = [
-        f"{circumstances('tensorflow', 'torch')}; {config.labeled} labelled and {config.unlabeled} unlabelled pictures "
+        f"{circumstances('tensorflow', 'torch')}; {config.labeled} labelled and {config.unlabeled} unlabelled images "
         f"of {config.crop[0]}x{config.crop[1]}, {config.classes} classes, {config.cores} of the cores; PyTorch "
         f"{compiled} torch.compile, {padded} padding. Seconds of a step, {config.repeats} turns of {config.steps}: "
         "median (smallest to largest). Ratios: of the medians (smallest to largest of turns side by side).",

@@ -1,4 +1,4 @@
-"""Processes that are measured in turns, so that what else the machine does slows all of them.
+"""Processes that are measured in turns, so that other work of the machine slows all of them.
 
 The measured process prints a line of JSON when it is ready, then one for each line it reads (`take_turns`).
 """
@@ -20,14 +20,15 @@ Record = dict[str, float]
 
 
 def hold_to_cores(count: int) -> None:
-    """This process and its threads to come run on so many cores, the last ones. Before TensorFlow or PyTorch starts."""
+    """Limits this process and its later threads to so many cores, the last ones. Call it before TensorFlow or PyTorch
+    starts."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-count:])
 
 
 def require_cores(count: int) -> None:
-    """ValueError unless this process may use so many."""
+    """ValueError unless this process may use so many cores."""
     if count > len(os.sched_getaffinity(0)):
-        raise ValueError(f"--cores wants {count}; this process may use {len(os.sched_getaffinity(0))}")
+        raise ValueError(f"--cores is {count}, and this process may use {len(os.sched_getaffinity(0))}")
 
 
 def take_turns(ready: dict, turn: Callable[[], Record]) -> None:
@@ -38,7 +39,7 @@ def take_turns(ready: dict, turn: Callable[[], Record]) -> None:
 
 
 def measure(commands: dict[str, list[str]], repeats: int) -> tuple[dict[str, dict], dict[str, list[Record]]]:
-    """Runs the commands, one process each: what each said when it was ready, and its turns.
+    """Runs the commands, one process each; returns the facts each gave when it was ready, and its turns.
 
     Raises:
         ValueError: where a process ends before it has answered.
@@ -54,7 +55,7 @@ def measure(commands: dict[str, list[str]], repeats: int) -> tuple[dict[str, dic
 
 @contextmanager
 def measured(command: list[str], side: str) -> Iterator[tuple[dict, Callable[[], Record]]]:
-    """A process that takes turns: what it said when it was ready, and what asks it for a turn.
+    """A process that takes turns: the facts it gave when it was ready, and a function that asks it for a turn.
 
     Raises:
         ValueError: where it ends before it has answered.
@@ -75,12 +76,12 @@ def measured(command: list[str], side: str) -> Iterator[tuple[dict, Callable[[],
 def _answer(process: subprocess.Popen, side: str) -> dict:
     line = process.stdout.readline()
     if not line:
-        raise ValueError(f"the process of {side} failed; what it says is above")
+        raise ValueError(f"the process of {side} failed; its own message is above")
     return json.loads(line)
 
 
 def processor_seconds() -> float:
-    """User and system time of this process and its children, so far."""
+    """User and system time of this process and its children so far, seconds."""
     ticks = 0
     for process in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()

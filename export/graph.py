@@ -1,7 +1,7 @@
-"""A trained method as one serving graph: uint8 pictures of any number and size in, labels and confidence out, and where
+"""A trained method as one serving graph: from uint8 images of any number and size to labels and confidence, and where
 the method has a critic that judges pixels, how far it trusts them.
 
-Shapes: N pictures of one size, H and W their height and width; K classes.
+Shapes: N images of one size, H and W their height and width; K classes.
 """
 
 import collections
@@ -22,7 +22,7 @@ from serving.common.artifact import Tensor
 
 OPSET = 17
 
-INPUTS = (Tensor(name="image", datatype="UINT8", shape=(-1, -1, -1, 3), description="RGB pictures (N,H,W,3), 0..255"),)
+INPUTS = (Tensor(name="image", datatype="UINT8", shape=(-1, -1, -1, 3), description="RGB images (N,H,W,3), 0..255"),)
 OUTPUTS = {
     tensor.name: tensor
     for tensor in (
@@ -32,7 +32,7 @@ OUTPUTS = {
             name="reliability",
             datatype="FP32",
             shape=(-1, -1, -1),
-            description="how far the run's critic trusts that it is right (N,H,W), 0..1",
+            description="how far the run's critic trusts that the label is right (N,H,W), 0..1",
         ),
         Tensor(
             name="logits",
@@ -42,7 +42,7 @@ OUTPUTS = {
         ),
     )
 }
-"""What a graph may give, in the order of the artifact; it has the first two always."""
+"""The possible outputs of a graph, in the order of the artifact; it always has the first two."""
 
 SIGNATURE = [tf.TensorSpec((None, None, None, 3), tf.uint8, name="image")]
 
@@ -63,18 +63,18 @@ UNWANTED_NODES = {
     "If": "a branch",
     "SpaceToBatchND": "a dilated convolution in three ops: use Atrous(Depthwise)Conv2D of kerasseg.layers",
 }
-"""Nodes that an ONNX graph must not have: they keep it from being optimised, and from running on a GPU in one piece."""
+"""Nodes that an ONNX graph must not have: they prevent its optimisation, and parts of it would not run on a GPU."""
 
 
 def serving_function(method: Method, logits: bool = False) -> tf.types.experimental.PolymorphicFunction:
-    """The graph that leaves the building.
+    """The graph that is exported.
 
     Args:
         method: trained.
         logits: whether they are among the outputs.
 
     Returns:
-        a `tf.function` from `image` uint8 (N,H,W,3) to those of `OUTPUTS` that the method has.
+        a `tf.function` from `image` uint8 (N,H,W,3) to the `OUTPUTS` that the method has.
 
     Raises:
         ValueError: the method's graph has an op of `UNWANTED_OPS`.
@@ -99,7 +99,7 @@ def serving_function(method: Method, logits: bool = False) -> tf.types.experimen
 
 
 def outputs_of(serve: tf.types.experimental.PolymorphicFunction) -> tuple[Tensor, ...]:
-    """What `serve` gives, in the order of the artifact."""
+    """The outputs of `serve`, in the order of the artifact."""
     given = serve.get_concrete_function().structured_outputs
     classes = {"logits": given["logits"].shape[-1]} if "logits" in given else {}
     return tuple(
@@ -120,7 +120,7 @@ def write_saved_model(serve: tf.types.experimental.PolymorphicFunction, folder: 
 
 
 def load_saved_model(folder: Path) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """What a SavedModel answers: uint8 (N,H,W,3) to its outputs as arrays."""
+    """A SavedModel as a function from uint8 (N,H,W,3) to its outputs as arrays."""
     # `loaded` is kept: a signature does not keep its own variables alive.
     loaded = tf.saved_model.load(str(folder))
 
@@ -139,20 +139,20 @@ def write_openvino(graph: Path, folder: Path) -> None:
     """
     import openvino
 
-    # `openvino.convert_model` does the same, and reports its use to the makers.
+    # `openvino.convert_model` does the same, and sends usage statistics to its makers.
     openvino.save_model(openvino.Core().read_model(graph), folder / "model.xml", compress_to_fp16=False)
 
 
 def load_openvino(folder: Path) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """What an OpenVINO model answers: uint8 (N,H,W,3) to its outputs as arrays."""
+    """An OpenVINO model as a function from uint8 (N,H,W,3) to its outputs as arrays."""
     import openvino
 
-    # In its own choice of precision, bfloat16 where the CPU has it, confidence was off by 0.01.
+    # In its own choice of precision, bfloat16 where the CPU has it, confidence differed by 0.01.
     exact = {"INFERENCE_PRECISION_HINT": "f32"}
     model = openvino.Core().compile_model(folder / "model.xml", "CPU", exact)
 
     def predict(images_NHWC: np.ndarray) -> dict[str, np.ndarray]:
-        # Copies: the next prediction writes where this one has its answer.
+        # Copies: the next prediction overwrites the arrays of this one.
         return {output.any_name: np.array(array) for output, array in model(images_NHWC).items()}
 
     return predict
@@ -161,14 +161,14 @@ def load_openvino(folder: Path) -> Callable[[np.ndarray], dict[str, np.ndarray]]
 def to_onnx(
     serve: tf.types.experimental.PolymorphicFunction, refused: Iterable[str] = ("SpaceToBatchND",)
 ) -> onnx.ModelProto:
-    """`serve` as an ONNX graph of the same outputs, in the artifact's order.
+    """`serve` as an ONNX graph with the same outputs, in the artifact's order.
 
     Args:
         serve: from `serving_function`.
-        refused: TensorFlow ops that are left as they are, for `write_onnx` to refuse, and not converted.
+        refused: TensorFlow ops that are not converted, so that `write_onnx` refuses them.
     """
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
-    # Otherwise the converter copies the whole graph before each of its 40 passes, and frees none: 15 GB of ResNet-50.
+    # Otherwise the converter copies the whole graph before each of its 40 passes, and frees none: 15 GB for ResNet-50.
     os.environ.setdefault(tf2onnx.constants.ENV_TF2ONNX_CATCH_ERRORS, "FALSE")
     handlers: dict[str, tuple] = {"FloorMod": (_floor_mod, [])} | {op: (_leave, []) for op in refused}
     model, _ = tf2onnx.convert.from_function(serve, input_signature=SIGNATURE, opset=OPSET, custom_op_handlers=handlers)
@@ -206,7 +206,7 @@ def write_onnx(model: onnx.ModelProto, file: Path, metadata: dict[str, object]) 
 def _floor_mod(context, node, _name, _args) -> None:
     """Converts % of whole numbers to ONNX' `Mod`, which follows Python.
 
-    tf2onnx 1.17 divides towards zero: -33 % 16 becomes -1, and a picture is cropped where it should be
+    tf2onnx 1.17 divides towards zero: -33 % 16 becomes -1, and an image is cropped where it should be
     padded.
     """
     if not tf2onnx.utils.map_onnx_to_numpy_type(context.get_dtype(node.input[0]))(0.5) == 0:
@@ -215,11 +215,11 @@ def _floor_mod(context, node, _name, _args) -> None:
 
 
 def _leave(_context, _node, _name, _args) -> None:
-    """Keeps an op as it is, so that it is refused by its own name and not as the nodes it would become."""
+    """Keeps an op as it is, so that the error names it and not the nodes that it would become."""
 
 
 def _write_out_pads(graph: onnx.GraphProto) -> None:
-    """Replaces "same" padding by the numbers it stands for, where these do not depend on the picture's size.
+    """Replaces "same" padding by its numbers, where these do not depend on the image's size.
 
     onnxruntime refuses it on dilated convolutions. With stride 1 the pads are (kernel - 1) * dilation in all,
     the larger half below and to the right.

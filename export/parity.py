@@ -1,6 +1,6 @@
-"""Does the exported graph answer as the trained model does? Measured on natural pictures, and written down.
+"""Compares the exported graph with the trained model on natural images, and writes a report.
 
-Shapes: N pictures of one size, H and W their height and width; K classes.
+Shapes: N images of one size, H and W their height and width; K classes.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,15 +20,15 @@ Predictor = Callable[[np.ndarray], dict[str, np.ndarray]]
 BATCHES = (1, 2, 3)
 
 LARGE = 2**20
-"""Pictures of more pixels than this are compared one at a time."""
+"""Images of more pixels than this are compared one at a time."""
 
 MARGIN = 1e-4
-"""Where the two most probable classes are closer than this, either answer is right."""
+"""Where the probabilities of the two most probable classes differ by less than this, both answers are right."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture uint8 (H,W,3) and, where there is one, its true label map uint8 (H,W), 255 = ignore."""
+    """An image uint8 (H,W,3) and, where there is one, its true label map uint8 (H,W), 255 = ignore."""
 
     image_HWC: np.ndarray
     labels_HW: np.ndarray | None = None
@@ -36,23 +36,23 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What an exported graph may differ in at most."""
+    """The largest differences that an exported graph may have."""
 
     error: float
     """Largest absolute difference of any pixel's confidence, reliability, or softmax of the logits."""
     agreement: float
-    """Least share of pixels with the same label, where the margin is clear, for each size and batch."""
+    """Smallest share of pixels with the same label, where the margin is clear, for each size and batch."""
     miou_loss: float
     """Largest loss of mIoU, 0..1."""
 
 
 LIMITS = {
     "fp32": Limits(error=1e-3, agreement=0.999, miou_loss=1e-3),
-    # Of other arithmetic the answers are to be as good, not the same; agreement only tells what is broken.
+    # In other arithmetic, answers must be as good, not the same; here agreement only shows whether something is broken.
     "fp16": Limits(error=1.0, agreement=0.9, miou_loss=5e-3),
     "int8": Limits(error=1.0, agreement=0.5, miou_loss=5e-3),
 }
-"""By precision; the keys are the precisions there are."""
+"""The limits for each precision; the keys are all precisions."""
 
 
 def parity_report(
@@ -66,14 +66,14 @@ def parity_report(
 
     Args:
         reference: the trained model: uint8 (N,H,W,3) to "probabilities" (N,H,W,K), and to "reliability" and "logits"
-            where the graphs give them.
+            where the graphs have them.
         formats: the exported graphs by name.
-        samples: pictures to compare on, at least one; resized to several sizes, and batched. Those with
+        samples: images to compare on, at least one; resized to several sizes, and batched. Those with
             labels also give an mIoU, each at its own size.
         limits: what decides whether a format passes.
 
     Returns:
-        What `model.json` keeps: `"passed"`, `"margin"`, `"limits"`, `"images"`, `"mIoU": {"keras": ...}`,
+        The content for `model.json`: `"passed"`, `"margin"`, `"limits"`, `"images"`, `"mIoU": {"keras": ...}`,
         and in `"formats"` for each of them `"passed"`, `"mIoU"`, `"mIoU_change"`, `"cases"` (one for each size
         and batch) and their worst `"agreement"`, `"agreement_where_clear"`, `"largest_confidence_error"`, and the same
         error of reliability and of the softmax of logits where there are any.
@@ -103,7 +103,7 @@ def parity_report(
         result["agreement_where_clear"] = min(case["agreement_where_clear"] for case in cases)
         result["mIoU"] = _miou(formats[name], labelled, num_classes) if labelled else None
         result["mIoU_change"] = result["mIoU"] - own_miou if labelled else None
-        # Written so that a NaN fails.
+        # In this form a NaN fails.
         result["passed"] = bool(
             all(case[key] <= limits.error for case in cases for key in errors)
             and result["agreement_where_clear"] >= limits.agreement
@@ -120,13 +120,13 @@ def parity_report(
 
 
 def _sizes(height: int, width: int) -> list[tuple[int, int]]:
-    """At least four sizes: small, odd, no multiples of any stride, and the pictures' own."""
+    """At least four sizes: small, odd, no multiple of any stride, and the images' own."""
     own = [(height // 2 | 1, width // 2 | 1), (height, width), (height + 3, width + 5)]
     return list(dict.fromkeys([(33, 47), (64, 96), *own]))
 
 
 def _batches(samples: Sequence[Sample]):
-    """Batches of natural pictures (N,H,W,3), every size of `_sizes` with every number of `BATCHES`."""
+    """Batches of natural images (N,H,W,3), every size of `_sizes` with every number of `BATCHES`."""
     for height, width in _sizes(*samples[0].image_HWC.shape[:2]):
         images = [
             np.asarray(Image.fromarray(samples[index % len(samples)].image_HWC).resize((width, height)))

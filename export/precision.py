@@ -1,4 +1,4 @@
-"""The graph in other arithmetic: half precision, or 8-bit integers calibrated on pictures."""
+"""The graph in other arithmetic: half precision, or 8-bit integers calibrated on images."""
 
 import re
 import tempfile
@@ -11,21 +11,21 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 LEARNED = ("Conv", "Gemm", "MatMul")
-"""Nodes that hold what was learned."""
+"""Nodes with learned weights."""
 
 TAKE_SIZES = ("Expand", "Pad", "Reshape", "Resize", "Slice", "Split", "Tile")
-"""Nodes whose inputs after the first say how large something is, or where it is."""
+"""Nodes whose inputs after the first are sizes or positions."""
 
 HALVED = {"Add", "Clip", "Concat", "Conv", "Gemm", "LeakyRelu", "MatMul", "MaxPool", "Mul", "Pad", "Relu", "Sub"}
-"""Nodes that are computed in half precision; means over whole pictures and resizing are not among them."""
+"""Nodes that are computed in half precision; not among them are means over whole images and resizing."""
 
 
 def to_fp16(model: onnx.ModelProto, kept: Iterable[str] = ()) -> onnx.ModelProto:
-    """Weights and most arithmetic in half precision, inputs and outputs as they were.
+    """Weights and most arithmetic in half precision, inputs and outputs unchanged.
 
-    What comes before the first and after the last learned layers stays in float32: normalisation, upsampling, softmax.
-    (onnxruntime's own converter hands all values on in half precision, also between nodes that it leaves alone: what a
-    softmax or a gate says is rounded then, and sizes overflow.)
+    All before the first and after the last learned layers stays in float32: normalisation, upsampling, softmax.
+    (onnxruntime's own converter stores all values in half precision, also between nodes that it does not convert: this
+    rounds the result of a softmax or a gate, and sizes overflow.)
 
     Args:
         kept: names of networks that stay in float32, such as a gate, where a small change may switch a class off.
@@ -82,10 +82,11 @@ def _cast(source: str, target: str, to: int) -> onnx.NodeProto:
 def to_int8(model: onnx.ModelProto, images: Iterable[np.ndarray], network: str) -> onnx.ModelProto:
     """One network's inner convolutions in 8-bit integers (QDQ form, weights per channel).
 
-    The graph's first and last learned layers keep float32, and depthwise convolutions, which lose by it.
+    The graph's first and last learned layers stay in float32, and so do depthwise convolutions, which would lose
+    accuracy.
 
     Args:
-        images: uint8 (H,W,3) of the kind that the graph is for, from which the range of every activation is taken.
+        images: uint8 (H,W,3) of the kind that the graph is for; they give the range of every activation.
         network: name of the segmenter; critics and gate stay in float32.
 
     Raises:
@@ -105,7 +106,7 @@ def to_int8(model: onnx.ModelProto, images: Iterable[np.ndarray], network: str) 
             if node.op_type == "Conv" and node.name in inside - kept and not _is_depthwise(node)
         ]
         if not chosen:
-            raise ValueError(f"no convolution of {network} could be found in the graph: export it as fp32")
+            raise ValueError(f"the graph has no convolution of {network}: export it as fp32")
         quantize_static(
             prepared,
             quantized,
@@ -152,18 +153,18 @@ def _is_depthwise(node: onnx.NodeProto) -> bool:
 
 
 def _of_sizes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """What is computed with sizes of tensors, in part in floating point: numbers beyond what 16 bits hold."""
+    """The nodes that compute with sizes of tensors, some in floating point: 16 bits are too few for these numbers."""
     wanted = [name for node in graph.node if node.op_type in TAKE_SIZES for name in node.input[1:]]
     return _walk_back(graph, wanted, until=("Shape",))
 
 
 def _from_outputs(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """From the outputs back to the last learned nodes, which are included."""
+    """The nodes from the outputs back to the last learned nodes, these included."""
     return _walk_back(graph, [output.name for output in graph.output], until=(*LEARNED, "Shape"))
 
 
 def _walk_back(graph: onnx.GraphProto, tensors: Iterable[str], until: tuple[str, ...]) -> list[onnx.NodeProto]:
-    """The nodes that the tensors come from, as far back as to nodes of these types, which are included."""
+    """The nodes that the tensors come from, back to nodes of these types, these included."""
     made_by = {name: node for node in graph.node for name in node.output}
     waiting, seen = list(tensors), {}
     while waiting:
@@ -176,7 +177,7 @@ def _walk_back(graph: onnx.GraphProto, tensors: Iterable[str], until: tuple[str,
 
 
 def _from_input(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """From the input on to the first learned nodes, which are included."""
+    """The nodes from the input to the first learned nodes, these included."""
     reached, found = {tensor.name for tensor in graph.input}, []
     for node in graph.node:  # which are in the order in which they are computed
         if reached & set(node.input):

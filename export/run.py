@@ -51,8 +51,8 @@ from training.run_folder import Run
 FORMATS = ("onnx", "saved_model", "openvino")
 DEFAULT_FORMATS = FORMATS[:2]
 REFUSED_FORMATS = {
-    "litert": "its converter, as of TensorFlow 2.21, takes no strided convolution of a picture that was padded to a "
-    "size known only at run time; with that worked round its graph answered NaN"
+    "litert": "its converter, as of TensorFlow 2.21, cannot convert a strided convolution of an image that was padded "
+    "to a size known only at run time; with a workaround its graph gave NaN"
 }
 """Formats that Keras writes too, and why they are not written here."""
 
@@ -66,21 +66,21 @@ class Config:
     out: Path
     """MODELS/name; the artifact becomes its next version, a numbered folder."""
     formats: tuple[str, ...] | None = None
-    """What to write: onnx, saved_model, openvino. ONNX is what is served, so it is always among them; None is the first
-    two, and with another precision than fp32 onnx alone."""
+    """Formats to write: onnx, saved_model, openvino. ONNX is served, so it must be among them. None is the first two
+    with fp32, and only onnx with another precision."""
     checkpoint: str = "last"
-    """last, or best: the state that scored best on val while the run was trained."""
+    """last, or best: the state with the best score on val during the training."""
     precision: str = "fp32"
-    """Of the graph's arithmetic: fp32; fp16, for GPUs; int8, for CPUs: the segmenter in 8-bit integers, calibrated on
-    the run's training pictures."""
+    """Precision of the graph's arithmetic: fp32; fp16, for GPUs; int8, for CPUs: the segmenter in 8-bit integers,
+    calibrated on the run's training images."""
     max_miou_loss: float | None = None
-    """A graph that loses more points of mIoU than this is refused; None for 0.1 with fp32 and 0.5 otherwise."""
+    """Refuse a graph that loses more mIoU than this, in points; None for 0.1 with fp32 and 0.5 otherwise."""
     logits: bool = False
-    """The graph also gives the logits of each class: what pictures too large for one piece are put together from."""
+    """The graph also gives the logits of each class, with which images too large for one piece are put together."""
     pictures: Annotated[int | None, tyro.conf.arg(name="parity-pictures")] = None
-    """How many validation pictures the exported graphs are compared on; None for 20 with fp32 and 100 otherwise."""
+    """How many validation images the exported graphs are compared on; None for 20 with fp32 and 100 otherwise."""
     calibration_pictures: int = 64
-    """How many training pictures int8 is calibrated on."""
+    """How many training images int8 is calibrated on."""
 
     @property
     def wanted_formats(self) -> tuple[str, ...]:
@@ -126,7 +126,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def check(config: Config) -> None:
-    """Raises ValueError for flags that cannot be met, before anything slow begins."""
+    """Raises ValueError for impossible flags, before anything slow begins."""
     if config.precision not in LIMITS:
         raise ValueError(f"--precision takes {', '.join(LIMITS)}; got {config.precision}")
     for name in REFUSED_FORMATS.keys() & set(config.wanted_formats):
@@ -134,7 +134,7 @@ def check(config: Config) -> None:
     if unknown := set(config.wanted_formats) - set(FORMATS):
         raise ValueError(f"--formats takes {', '.join(FORMATS)}; got {', '.join(sorted(unknown))}")
     if "onnx" not in config.wanted_formats:
-        raise ValueError("--formats must name onnx: it is the graph that an artifact is served by")
+        raise ValueError("--formats must name onnx: it is the graph that is served")
     if set(config.wanted_formats) - {"onnx"} and config.precision != "fp32":
         raise ValueError(f"other formats compute in fp32: give --formats onnx with --precision {config.precision}")
     if "openvino" in config.wanted_formats and find_spec("openvino") is None:
@@ -147,7 +147,7 @@ def check(config: Config) -> None:
         raise ValueError(f"--max-miou-loss is in points of mIoU, 0 to 100; got {config.max_miou_loss}")
     out = config.out.resolve()
     if out.name.isdecimal():
-        raise ValueError(f"--out {config.out} names a version: give MODELS/name, the next version is taken by itself")
+        raise ValueError(f"--out {config.out} names a version: give MODELS/name, the next version is chosen for you")
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {config.out} is a file: give a folder, MODELS/name")
     strangers = sorted(child.name for child in out.iterdir() if not child.name.isdecimal()) if out.exists() else []
@@ -159,18 +159,18 @@ def read_run(folder: Path) -> Run:
     """A finished run whose classes a label map of bytes can hold.
 
     Raises:
-        ValueError: the folder is none, the run is not finished, or it has more than `MAX_CLASSES`.
+        ValueError: no run folder, an unfinished run, or more than `MAX_CLASSES` classes.
     """
     run = Run.read_finished(folder)
     if len(run.classes) > MAX_CLASSES:
-        raise ValueError(f"labels are bytes and 255 is no class: {len(run.classes)} classes are too many")
+        raise ValueError(f"labels are bytes and 255 is no class, so {len(run.classes)} classes are too many")
     return run
 
 
 def parity_samples(run: Run, count: int) -> list[Sample]:
-    """Up to `count` labelled validation pictures of the run's dataset, spread evenly over their names.
+    """Up to `count` labelled validation images of the run's dataset, spread evenly over their names.
 
-    Where the dataset is gone, the pictures that the run folder itself keeps.
+    Where the dataset no longer exists, the example images of the run folder.
 
     Raises:
         ValueError: there are neither.
@@ -186,9 +186,9 @@ def parity_samples(run: Run, count: int) -> list[Sample]:
         kept = sorted(path.parent for path in (run.folder / "examples").glob("*/truth.png"))
         if not kept:
             raise ValueError(
-                f"no pictures to compare the exported graph on: {error}; and {run.folder / 'examples'} has none"
+                f"no images to compare the exported graph on: {error}; and {run.folder / 'examples'} has none"
             ) from error
-        print(f"{error}; comparing on the run's {len(kept)} example pictures instead", file=sys.stderr)
+        print(f"{error}; comparing on the run's {len(kept)} example images instead", file=sys.stderr)
         return [
             Sample(load_picture(example / "image.png"), load_labels(example / "truth.png"))
             for example in evenly_spaced(kept, count)
@@ -196,10 +196,10 @@ def parity_samples(run: Run, count: int) -> list[Sample]:
 
 
 def calibration_images(run: Run, count: int) -> Iterator[np.ndarray]:
-    """Training pictures of the run, uint8 (H,W,3).
+    """Training images of the run, uint8 (H,W,3).
 
     Raises:
-        ValueError: they are not there any more.
+        ValueError: they no longer exist.
     """
     names = sorted(name for role in run.split.values() for name in role)
     try:
@@ -208,12 +208,12 @@ def calibration_images(run: Run, count: int) -> Iterator[np.ndarray]:
         if missing := set(names) - set(dataset.image_names("train")):
             raise ValueError(f"{min(missing)} is not there")
     except ValueError as error:
-        raise ValueError(f"int8 is calibrated on the run's training pictures, which cannot be had: {error}") from error
+        raise ValueError(f"int8 is calibrated on the run's training images, which are missing: {error}") from error
     return (dataset.load_image("train", name) for name in evenly_spaced(names, count))
 
 
 def reference(method: Method, logits: bool) -> Predictor:
-    """What the trained model says, as `parity_report` wants it."""
+    """The trained model, as `parity_report` needs it."""
 
     def predict(images_NHWC: np.ndarray) -> dict[str, np.ndarray]:
         answer = method.infer(images_NHWC.astype(np.float32))
@@ -232,7 +232,7 @@ def write_artifact(
     samples: list[Sample],
     calibration: Iterator[np.ndarray] | None = None,
 ) -> ModelInfo:
-    """Writes graph, report and `model.json` into `folder`; int8 where there are pictures to calibrate it on.
+    """Writes graph, report and `model.json` into `folder`; int8 where there are images for calibration.
 
     Raises:
         ValueError: the method cannot be converted, or the graphs differ from it by more than the limits.
@@ -280,7 +280,7 @@ def write_artifact(
         write_openvino(folder / GRAPH_FILE, folder / "openvino")
         formats["openvino"] = load_openvino(folder / "openvino")
 
-    say(f"comparing with the trained model on {len(samples)} pictures")
+    say(f"comparing with the trained model on {len(samples)} images")
     report = parity_report(
         reference(method, config.logits), formats, samples, num_classes=len(run.classes), limits=config.limits
     )
@@ -292,7 +292,7 @@ def write_artifact(
             for name, result in failed.items()
         )
         more = "" if config.precision == "fp32" else "; --max-miou-loss allows more, fp32 loses nothing"
-        raise ValueError(f"the exported graph differs from the trained model, nothing is written ({figures}){more}")
+        raise ValueError(f"the exported graph differs from the trained model, so nothing is written ({figures}){more}")
     info = dataclasses.replace(info, parity=report)
     (folder / INFO_FILE).write_text(info.to_json(), encoding="utf-8")
     return info

@@ -1,4 +1,4 @@
-"""kerasseg: a few labelled images and many unlabelled ones into a segmentation model.
+"""kerasseg: from a few labelled images and many unlabelled ones to a segmentation model.
 
 Importing it registers every layer, network and method, so that `keras.saving.load_model` needs no custom objects.
 """

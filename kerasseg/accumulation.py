@@ -1,9 +1,9 @@
 """Gradient accumulation: networks that take their batch in parts, one after the other.
 
-A method's `update` sees whole batches all the same, so that every loss is that of the whole batch: also means over the
-pixels that are valid or trusted, means of features, and entropies, which averages over small batches are not. What is
-kept of a forward pass is what goes in and what comes out; the backward pass computes a part's inner activations again,
-adds its gradients to those of the parts before, and forgets them.
+A method's `update` still sees whole batches, so that every loss is that of the whole batch. Averages over small batches
+would differ: means over valid or trusted pixels, means of features, entropies. Of a forward pass only input and output
+are kept; the backward pass computes a part's inner activations again, adds its gradients to those of the parts before,
+and drops them.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ state = threading.local()  # each replica has a thread
 
 @contextlib.contextmanager
 def batches_in_parts(parts: int) -> Iterator[None]:
-    """What networks prepared by `accumulate` are called with inside, they take in so many parts of equal size."""
+    """Inside, networks prepared by `accumulate` take their batches in so many parts of equal size."""
     before = getattr(state, "parts", 1)
     state.parts = parts
     try:
@@ -30,8 +30,8 @@ def batches_in_parts(parts: int) -> Iterator[None]:
 
 
 def accumulate(network: keras.Model) -> None:
-    """Prepares a network for `batches_in_parts`; elsewhere it is what it was. Part i of n has every n-th item from the
-    i-th, so that batches that were joined to go through batch norm together still do."""
+    """Prepares a network for `batches_in_parts`; outside of it the network works as before. Part i of n has every n-th
+    item from the i-th, so that batches joined for batch norm stay together."""
     if getattr(network, "takes_parts", False):
         return
     network.takes_parts = True
@@ -55,7 +55,7 @@ def _in_parts(network: keras.Model, parts: int, inputs, training: bool | None):
     structure = None
 
     def run(part_inputs, weights, kept):
-        """A pure function: what a recomputation is given, it gives again, and leaves nothing behind."""
+        """A pure function: a recomputation with the same input has the same output, and changes no state."""
         with batches_in_parts(1):
             part_inputs = tf.nest.pack_sequence_as(inputs, part_inputs)
             return network.stateless_call(weights, kept, part_inputs, training=training)
@@ -104,7 +104,7 @@ def _part(tensors, part: int, parts: int) -> list[tf.Tensor]:
 
 
 def _joined(parts: list[list[tf.Tensor]]) -> list[tf.Tensor]:
-    """The whole of what `_part` took apart, tensor by tensor."""
+    """Undoes `_part`: the whole tensors, one by one."""
 
     def join(*tensors):
         shape = tf.shape(tensors[0])

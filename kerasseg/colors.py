@@ -1,4 +1,4 @@
-"""Other colours, and blur: one implementation for the input pipeline and for the views that methods make themselves.
+"""Colour jitter and blur: one implementation for the input pipeline and for the views that methods make themselves.
 
 Legend: B images, H and W their height and width. Images are float32 RGB in 0..255.
 """
@@ -52,7 +52,7 @@ def jitter_colors(images_BHW3: tf.Tensor, draws_4B: tf.Tensor, amount: float, hu
 
 def gaussian_blur(images_BHW3: tf.Tensor, sigma_B: tf.Tensor, largest_sigma: float) -> tf.Tensor:
     """Each image blurred by its own standard deviation, `sigma_B` <= `largest_sigma` pixels; 0 changes nothing. Outside
-    of an image its outermost pixels go on."""
+    of an image its border pixels are repeated."""
     radius = max(1, round(3 * largest_sigma))
     offsets = tf.range(-radius, radius + 1, dtype=tf.float32)
     # Below 1e-3 the kernel is the identity, and 0 would divide by 0.

@@ -1,4 +1,4 @@
-"""What `tf.distribute` asks for: sums over replicas, random numbers of their own, and state put back."""
+"""Helpers for `tf.distribute`: sums over replicas, a random state for each replica, and state restored."""
 
 import contextlib
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def number(variable: keras.Variable | tf.Variable) -> float:
 
 
 def for_the_log(terms: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """The terms of the global batch, from the replicas' shares of them, as `train_step` has to return them."""
+    """The terms of the global batch, from the replicas' shares of them, as `train_step` must return them."""
     terms = {name: sum_over_replicas(term) for name, term in terms.items()}
     if several_workers(tf.distribute.get_strategy()):  # Keras concatenates what workers return
         return {name: term[tf.newaxis] for name, term in terms.items()}
@@ -32,8 +32,8 @@ def for_the_log(terms: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
 
 
 def separate_random_numbers(model: keras.Model) -> None:
-    """Lets each replica draw random numbers of its own. Call it once, where all are in the same state: after `compile`,
-    or after restoring a checkpoint, which holds the first replica's."""
+    """Lets each replica draw random numbers of its own. Call it once, when all are in the same state: after `compile`,
+    or after restoring a checkpoint, which holds the first replica's state."""
     strategy = model.distribute_strategy
     states = [variable for variable in model.non_trainable_variables if variable.name == "seed_generator_state"]
 
@@ -49,8 +49,8 @@ def separate_random_numbers(model: keras.Model) -> None:
 
 @contextlib.contextmanager
 def state_restored(model: keras.Model) -> Iterator[None]:
-    """What happens inside leaves no trace in variables that are not trained: batch-norm statistics, random state. Each
-    replica has copies of its own."""
+    """Restores on exit the variables that are not trained: batch-norm statistics, random state. Each replica has copies
+    of its own."""
     local = model.distribute_strategy.experimental_local_results
     copies = list(chain(*(local(variable.value) for variable in model.non_trainable_variables)))
     values = [copy.numpy() for copy in copies]

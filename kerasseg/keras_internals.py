@@ -1,6 +1,6 @@
-"""What this project needs of Keras and TensorFlow beyond their public names: here and nowhere else.
+"""The private names of Keras and TensorFlow that this project needs: here and nowhere else.
 
-`tests/test_keras_internals.py` says which of it a new version has changed.
+`tests/test_keras_internals.py` says which of them a new version has changed.
 """
 
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
 
 
 def all_layers(network: keras.Model) -> Iterator[keras.layers.Layer]:
-    """The layers of a network and of the networks within it, and these themselves."""
+    """The layers of a network and of the networks inside it, and these networks themselves."""
     return iter(network._flatten_layers())
 
 
@@ -45,7 +45,7 @@ def inputs_of(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
 
 
 def index_of(variable: keras.Variable, optimizer: keras.optimizers.Optimizer) -> int:
-    """Which of the variables given to `optimizer.build` it is, from 0."""
+    """The variable's position, from 0, among those given to `optimizer.build`."""
     return optimizer._get_variable_index(variable)
 
 
@@ -55,5 +55,5 @@ def full_precision(variable: keras.Variable) -> tf.Tensor:
 
 
 def several_workers(strategy: tf.distribute.Strategy) -> bool:
-    """Whether it spans several processes."""
+    """Whether the strategy spans several processes."""
     return strategy.extended._in_multi_worker_mode()

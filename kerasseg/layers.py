@@ -1,4 +1,4 @@
-"""Layers that Keras does not have, or has in a form that trains or exports slowly.
+"""Layers that Keras lacks, or has in a form that is slow to train or export.
 
 Shapes: B batch, H W height and width, C channels, K classes.
 """
@@ -96,7 +96,7 @@ class AtrousConv2D(keras.layers.Conv2D):
 
 @functools.cache
 def slow_kernel_gradients() -> bool:
-    """Whether training runs on a CPU without AVX-512, as far as the system tells."""
+    """Whether training runs on a CPU without AVX-512, as far as the system says."""
     if tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("TPU"):
         return False
     description = Path("/proc/cpuinfo")
@@ -105,18 +105,18 @@ def slow_kernel_gradients() -> bool:
 
 @register
 class Conv2D(keras.layers.Conv2D):
-    """`Conv2D` of padding "same" for large maps of many channels: on CPUs without AVX-512 its training takes half the
+    """`Conv2D` with padding "same" for large maps of many channels: on CPUs without AVX-512 its training takes half the
     time.
 
-    What takes long there is oneDNN's gradient of the kernel, which runs at a quarter of the speed of a matrix product.
-    Here it is such products, one for each position in the kernel. (Small maps and the three channels of a picture gain
-    nothing: `keras.layers.Conv2D`, `AtrousConv2D`.)
+    The slow part there is oneDNN's gradient of the kernel, at a quarter of the speed of a matrix product. Here the
+    gradient is made of such products, one for each position in the kernel. (Small maps and the three channels of an
+    image gain nothing: use `keras.layers.Conv2D`, `AtrousConv2D`.)
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if self.padding != "same" or self.dilation_rate != (1, 1) or len({*self.kernel_size}) > 1:
-            raise ValueError("Conv2D is square, of padding 'same' and without dilation: see keras.layers.Conv2D")
+            raise ValueError("Conv2D is square, with padding 'same', not dilated: otherwise use keras.layers.Conv2D")
 
     def call(self, inputs_BHWC, training=None):
         kernel = tf.convert_to_tensor(self.kernel)  # in the compute type
@@ -155,7 +155,7 @@ class Conv2D(keras.layers.Conv2D):
         if stride > 1:
             x = tf.nn.space_to_depth(x, stride)
         d = tf.pad(d_BHWC, [(0, 0), (0, squares - 1), (0, squares - 1), (0, 0)])
-        # In one row, another position in the kernel is another start. What of d is left out at the end is padding.
+        # In one row, another position in the kernel is another start. The part of d left out at the end is padding.
         width = tf.shape(x)[2]
         x, d = tf.reshape(x, (-1, x.shape[-1])), tf.reshape(d, (-1, filters))
         count = tf.shape(d)[0] - (squares - 1) * (width + 1)
@@ -168,9 +168,9 @@ class Conv2D(keras.layers.Conv2D):
 
 @register
 class AtrousDepthwiseConv2D(keras.layers.DepthwiseConv2D):
-    """Dilated `DepthwiseConv2D` of stride 1 and multiplier 1 that becomes a Pad and a single Conv of an ONNX graph.
+    """Dilated `DepthwiseConv2D` of stride 1 and multiplier 1 that becomes a Pad and a single Conv in an ONNX graph.
 
-    In TensorFlow it is SpaceToBatch, convolution, BatchToSpace: the one form that every machine can train.
+    In TensorFlow it is SpaceToBatch, convolution, BatchToSpace: the only form that every machine can train.
     """
 
     def call(self, inputs_BHWC):
@@ -196,10 +196,11 @@ def _pad(inputs_BHWC, kernel_size, dilation_rate):
 
 @register
 class BatchNormalization(keras.layers.BatchNormalization):
-    """Keras' layer, computed as one op where it goes by the batch: a training step takes 0.6 of the time on a CPU.
+    """Keras' layer, computed as one op where it uses the batch's statistics: a training step takes 0.6 of the time on a
+    CPU.
 
-    Values, gradients and moving averages are Keras'. Its own form, which it keeps in inference mode and where batches
-    are synchronised, is a row of ops that each read the whole input.
+    Values, gradients and moving averages are Keras'. Keras' own form, used in inference mode and where batches are
+    synchronised, is a series of ops that each read the whole input.
     """
 
     def call(self, inputs_BHWC, training=None, mask=None):

@@ -1,7 +1,7 @@
 """The loss terms of the methods, each a mean, on logits wherever it can be.
 
 Shapes: B batch, H W height and width, K classes, F features. Labels are integers in 0..K-1, or 255 (`IGNORE_LABEL`)
-where a pixel counts for nothing. A mean over nothing is 0, never NaN.
+for ignored pixels. A mean over no values is 0, never NaN.
 
 Under `tf.distribute` every loss is the replica's share of the mean over the global batch: the shares add up to it, and
 so do their gradients, which Keras' optimizers sum over replicas.
@@ -27,7 +27,7 @@ def mean(values: tf.Tensor) -> tf.Tensor:
 
 
 def valid_pixels(labels_BHW: tf.Tensor) -> tf.Tensor:
-    """Where a pixel has a label, and is not ignored; (B,H,W) bool."""
+    """Where a pixel has a label that is not ignored; (B,H,W) bool."""
     return labels_BHW != IGNORE_LABEL
 
 
@@ -37,7 +37,7 @@ def one_hot(labels_BHW: tf.Tensor, num_classes: int) -> tf.Tensor:
 
 
 def zero_unless(valid_BHW: tf.Tensor, S_BHWK: tf.Tensor) -> tf.Tensor:
-    """A prediction shown like a mask, which is all zero where it says nothing: in the padding, or where ignored."""
+    """A prediction shown like a one-hot label map, which is all zero in the padding and where pixels are ignored."""
     return S_BHWK * tf.cast(valid_BHW, S_BHWK.dtype)[..., tf.newaxis]
 
 
@@ -59,7 +59,7 @@ def pseudo_labels(logits_BHWK: tf.Tensor, trusted: tf.Tensor) -> tf.Tensor:
 
 
 def pixel_cross_entropy(labels_BHW: tf.Tensor, logits_BHWK: tf.Tensor) -> tf.Tensor:
-    """-log softmax(logits)[label] of each pixel, 0 or more, (B,H,W); of no meaning where it is ignored."""
+    """-log softmax(logits)[label] of each pixel, 0 or more, (B,H,W); without meaning at ignored pixels."""
     known_BHW = tf.where(labels_BHW == IGNORE_LABEL, 0, tf.cast(labels_BHW, tf.int32))
     return tf.nn.sparse_softmax_cross_entropy_with_logits(known_BHW, tf.cast(logits_BHWK, tf.float32))
 
@@ -74,7 +74,7 @@ def cross_entropy(labels_BHW: tf.Tensor, logits_BHWK: tf.Tensor, class_weights_K
 
 
 def pixel_weights(labels_BHW: tf.Tensor, class_weights_K: tf.Tensor | None) -> tf.Tensor:
-    """The weight of each pixel's class, 1 without `class_weights_K`, and 0 where it is ignored; (B,H,W) float32."""
+    """The weight of each pixel's class, 1 without `class_weights_K`, and 0 at ignored pixels; (B,H,W) float32."""
     valid_BHW = tf.cast(valid_pixels(labels_BHW), tf.float32)
     if class_weights_K is None:
         return valid_BHW
@@ -96,9 +96,10 @@ def hard_pixels(labels_BHW: tf.Tensor, logits_BHWK: tf.Tensor, threshold: float,
 
 
 def dice_loss(labels_BHW: tf.Tensor, logits_BHWK: tf.Tensor) -> tf.Tensor:
-    """1 - mean over the classes of the batch of 2 sum(p t) / (sum(p) + sum(t)) over its labelled pixels, p the softmax
-    probability of a class and t whether the pixel is of it (Milletari et al. 2016, arXiv:1606.04797, with sums in place
-    of sums of squares); scalar, 0..1. A class without a pixel in the labels has no part in the mean.
+    """1 - mean over the classes of the batch of 2 sum(p t) / (sum(p) + sum(t)) over its labelled pixels; scalar, 0..1.
+
+    p is the softmax probability of a class, and t is 1 where the pixel has that class (Milletari et al. 2016,
+    arXiv:1606.04797, with sums in place of sums of squares). The mean leaves out classes without a labelled pixel.
     """
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     Y_BHWK = one_hot(labels_BHW, logits_BHWK.shape[-1])
@@ -118,7 +119,7 @@ def binary_cross_entropy(logits: tf.Tensor, target: float | tf.Tensor, weights: 
 
     Args:
         target: t in 0..1, one number for all or a tensor of the logits' shape.
-        weights: optional, of the logits' shape; an entry of weight 0 counts for nothing.
+        weights: optional, of the logits' shape; an entry of weight 0 does not count.
     """
     logits = tf.cast(logits, tf.float32)
     target = tf.broadcast_to(tf.cast(target, tf.float32), tf.shape(logits))
@@ -127,7 +128,7 @@ def binary_cross_entropy(logits: tf.Tensor, target: float | tf.Tensor, weights: 
 
 
 def accuracy(logits: tf.Tensor, target: float | tf.Tensor, weights: tf.Tensor | None = None) -> tf.Tensor:
-    """Share of logits on the right side of 0, where `binary_cross_entropy` of the same arguments wants them; 0..1."""
+    """Share of logits on the correct side of 0 for the target; arguments as in `binary_cross_entropy`; 0..1."""
     right = tf.cast((logits > 0) == (tf.cast(target, tf.float32) > 0.5), tf.float32)
     return mean(right) if weights is None else mean_where(right, weights)
 
@@ -139,7 +140,7 @@ def discriminator_scores(
     weights_fake: tf.Tensor | None = None,
     name: str = "D",
 ) -> dict[str, tf.Tensor]:
-    """How a discriminator does, for the log.
+    """How well a discriminator works, for the log.
 
     Args:
         D_real: logits, any shape, for label maps.
@@ -150,7 +151,7 @@ def discriminator_scores(
 
     Returns:
         Scalars: `D_real` and `D_fake`, its mean scores in 0..1; `acc_real` and `acc_fake`, the shares that it
-        recognised.
+        recognised, 0..1.
     """
     shown = {"real": (D_real, 1.0, weights_real), "fake": (D_fake, 0.0, weights_fake)}
     terms = {}
@@ -216,7 +217,7 @@ def focal_loss(
     labels_BHW: tf.Tensor, logits_BHWK: tf.Tensor, gamma: float, class_weights_K: tf.Tensor | None = None
 ) -> tf.Tensor:
     """Mean over labelled pixels of -(1 - p)^gamma log p with p = softmax(logits)[label] (Lin et al. 2017,
-    arXiv:1708.02002): what is sure already counts less. Scalar, 0 or more; at gamma 0 it is `cross_entropy`.
+    arXiv:1708.02002): pixels with a high p count less. Scalar, 0 or more; at gamma 0 it is `cross_entropy`.
 
     Args:
         class_weights_K: as in `cross_entropy`; both means have the same divisor.

@@ -15,14 +15,14 @@ from kerasseg.losses import IGNORE_LABEL
 
 @dataclass(frozen=True)
 class Scores:
-    """What a confusion matrix says; all in 0..1, and None where no pixel was counted."""
+    """The scores of a confusion matrix; all in 0..1, and None where no pixel was counted."""
 
     mean_iou: float | None
-    """Over all classes that occur in the truth or in the prediction, those without a hit included."""
+    """The mean over all classes that occur in the truth or in the prediction, those without a hit included."""
     mean_iou_reference: float | None
-    """Over the classes with a hit alone, as published code has it: never below `mean_iou`."""
+    """The mean over the classes with a hit only, as in published code: never below `mean_iou`."""
     iou: tuple[float | None, ...]
-    """Per class; None where a class occurs in neither."""
+    """IoU of each class; None where a class occurs in neither."""
     pixel_accuracy: float | None
 
 
@@ -60,7 +60,7 @@ def count_pixels(labels_BHW, predictions_BHW, num_classes: int) -> tf.Tensor:
 
 
 def roc(scores_P: np.ndarray, positive_P: np.ndarray, points: int = 100) -> dict:
-    """The receiver operating characteristic of a score: what a threshold lets pass, from the highest to the lowest.
+    """The receiver operating characteristic of a score, for thresholds from the highest to the lowest.
 
     Returns:
         "false_positive_rate" and "true_positive_rate", 0..1, at up to `points` thresholds, both ends included; and
@@ -81,7 +81,7 @@ def roc(scores_P: np.ndarray, positive_P: np.ndarray, points: int = 100) -> dict
 
 
 class Reliability:
-    """Whether a confidence tells right pixels from wrong ones: counts of both by confidence."""
+    """Whether a confidence separates right pixels from wrong ones: counts of both by confidence."""
 
     BINS = 20
     LEVELS, LARGEST_LOGIT = 4096, 17.0  # finely spaced where softmax ends: float32 knows no logit above 17
@@ -108,15 +108,15 @@ class Reliability:
         self.levels_2L += np.bincount(level_P, minlength=2 * self.LEVELS).reshape(2, -1)
 
     def summary(self) -> dict:
-        """What the counts say.
+        """Figures from the counts.
 
         Returns:
             "pixels"; "accuracy"; "expected_calibration_error": mean distance of confidence and accuracy over the bins,
             0..1, weighted by their pixels (Guo et al. 2017, arXiv:1706.04599); "error_detection_auc": the probability
-            that a right pixel has more confidence than a wrong one, 0.5 for a confidence that says nothing, None
-            where all pixels are right or all wrong; "bins": per step its "from", "right", "wrong" and mean
-            "confidence" (None without pixels); "thresholds": for 0, 0.1 ... 0.9 the share of pixels "selected" at or
-            above it and their "accuracy".
+            that a right pixel has more confidence than a wrong one, 0.5 for a useless confidence, None where all
+            pixels are right or all wrong; "bins": per step its "from", "right", "wrong" and mean "confidence" (None
+            without pixels); "thresholds": for 0, 0.1 ... 0.9 the share of pixels "selected" at or above it and their
+            "accuracy".
         """
         wrong_N, right_N = self.bins_2N
         count_N = wrong_N + right_N

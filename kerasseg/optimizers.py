@@ -1,4 +1,4 @@
-"""The methods' optimizers, and what in them has to differ from Keras' own."""
+"""The methods' optimizers, where they differ from Keras' own."""
 
 import math
 import warnings
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class LossScale(LossScaleOptimizer):
     """Keras' loss scaling for float16, where a step that overflows counts as a step, and replicas agree on it.
 
-    Its update alone is left out. Schedules and all else that goes by `iterations` move on, as they do for the other
+    Only its update is left out. Schedules and all else that depends on `iterations` move on, as they do for the other
     networks of the method. (So does Adam's correction of its averages' bias: after k steps left out at the very
     beginning, the first updates are somewhat smaller than Adam's.)
 
@@ -42,7 +42,7 @@ class LossScale(LossScaleOptimizer):
 
 @register
 class Replaceable(keras.optimizers.schedules.LearningRateSchedule):
-    """A schedule that a rate set by hand takes the place of, in a graph that exists already too."""
+    """A schedule that a rate set by hand can replace, also in a graph that exists already."""
 
     def __init__(self, schedule: keras.optimizers.schedules.LearningRateSchedule):
         self.schedule = schedule
@@ -84,10 +84,10 @@ class SettableRate(keras.optimizers.Optimizer):
 
 
 class GroupRates(keras.optimizers.Optimizer):
-    """An optimizer some of whose variables learn at a multiple of the rate: a fresh head on a pretrained backbone.
+    """An optimizer in which some variables learn at a multiple of the rate: a fresh head on a pretrained backbone.
 
     Args:
-        multipliers: per variable given to `build`, in that order, what the learning rate is multiplied by. None for 1
+        multipliers: a factor of the learning rate for each variable given to `build`, in that order. None for 1
             everywhere.
         Others: of the optimizer.
     """
@@ -113,10 +113,11 @@ class GroupRates(keras.optimizers.Optimizer):
 class L2Penalty(keras.optimizers.Optimizer):
     """An optimizer with weight decay as in the papers' PyTorch code: added to the gradient.
 
-    Keras' `weight_decay` acts on the weight beside the gradient: about ten times weaker with SGD of momentum 0.9.
+    Keras' `weight_decay` acts on the weight directly, not on the gradient: about ten times weaker with SGD of momentum
+    0.9.
 
     Args:
-        l2: what the weight is multiplied by before it is added to its gradient.
+        l2: the factor by which the weight is multiplied before it is added to its gradient.
         Others: of the optimizer.
     """
 
@@ -148,8 +149,8 @@ class Adam(SettableRate, L2Penalty, keras.optimizers.Adam):
 class AdamW(SettableRate, GroupRates, keras.optimizers.AdamW):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101) and rates by group.
 
-    A step takes the weight decay times the learning rate off each weight, whatever its group. Arguments: `GroupRates`,
-    `keras.optimizers.AdamW`.
+    A step subtracts from each weight, whatever its group, the weight times weight decay times learning rate. Arguments:
+    `GroupRates`, `keras.optimizers.AdamW`.
     """
 
 
@@ -171,8 +172,8 @@ class Poly(keras.optimizers.schedules.PolynomialDecay):
 def segmenter_optimizer(
     config: "SegmenterConfig", segmenter: keras.Model, network: keras.Model | None = None
 ) -> SGD | AdamW:
-    """The optimizer that `config` describes, for the segmenter or another `network` that learns beside it: all that is
-    not of the segmenter's backbone learns at the head's rate."""
+    """The optimizer that `config` describes, for the segmenter or another `network` that learns together with it:
+    everything outside the segmenter's backbone learns at the head's rate."""
     network = network or segmenter
     backbone = getattr(segmenter, "backbone", None)
     pretrained = {variable.path for variable in backbone.trainable_variables} if backbone else set()
@@ -193,6 +194,6 @@ def segmenter_optimizer(
 
 
 def discriminator_optimizer(config: "AdversarialConfig", until: float = 1.0) -> keras.optimizers.Adam:
-    """The optimizer that `config` describes; `until` that share of training, when its rate becomes 0."""
+    """The optimizer that `config` describes; its rate is 0 after the share `until` of training."""
     rate = Poly(config.discriminator_learning_rate, config.steps, until)
     return keras.optimizers.Adam(rate, beta_1=0.9, beta_2=0.99)

@@ -1,4 +1,4 @@
-"""What decides a training, in groups: the settings that recipes fill in, and flags of `training.run`."""
+"""The settings that decide a training, in groups: recipes fill them in, and they are flags of `training.run`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSettings(Settings):
-    """What unlabelled images are used for."""
+    """How unlabelled images are used."""
 
     method: str = "mlmt"
     """supervised, meanteacher, advsemiseg, s4gan, mlmt, ecs, latent, dualgan or unimatch; or package.module:Class for
@@ -50,7 +50,7 @@ class MethodSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings(Settings):
-    """Which images are learned from, and what of them is known."""
+    """Which images are used for training, and what is known about them."""
 
     dataset: str = "shapes"
     """The built-in shapes, the path of a dataset folder, or voc2012, pascal_context, cityscapes, oxford_iiit_pet:
@@ -60,22 +60,22 @@ class DataSettings(Settings):
     cover: bool = False
     """Choose the labelled images so that every class is in as many of them as possible, rare classes first."""
     image_labels: str | None = None
-    """Which of the others have image-level labels (mlmt learns from them): same forms as --labeled; or a .csv file of
+    """Which other images have image-level labels (mlmt learns from them): as for --labeled; or a .csv file of
     `image,class` lines."""
     seed: int = 0
-    """Decides the labelled subset, the initial weights and every random number of training."""
+    """Decides which images are labelled, the initial weights and every random number of training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSettings(Settings):
-    """The segmenter, and what it starts from."""
+    """The segmenter and its initial weights."""
 
     segmenter: str = "deeplab_v3plus"
     """deeplab_v2 or deeplab_v3plus."""
     backbone: str = "mobilenet_v2"
-    """mobilenet_v2, mobilenet_v2_c4 (less its last stage), resnet34, resnet50 or resnet101."""
+    """mobilenet_v2, mobilenet_v2_c4 (without the last stage), resnet34, resnet50 or resnet101."""
     output_stride: int = 16
-    """Of the backbone: 16, or 8 for finer and slower."""
+    """Stride of the backbone's last map, pixels: 16, or 8 for finer maps and slower training."""
     head_channels: int | None = None
     """Width of deeplab_v3plus' head; None for the paper's 256. deeplab_v2's head has no width."""
     head_dropout: float = 0.1
@@ -84,8 +84,8 @@ class NetworkSettings(Settings):
     """Dilation of the head's 3x3 convolutions, in positions of the backbone's last map: three for deeplab_v3plus, four
     for deeplab_v2. None for the published ones where the crop has room for them, and smaller ones where not."""
     weights: str = "imagenet"
-    """imagenet (of the backbone: Keras' own, from its cache or the network), none, or a file with weights of the
-    backbone or of a whole segmenter: .keras (a run's model.keras, say), .weights.h5 or .h5."""
+    """imagenet (for the backbone; from Keras' cache, or downloaded), none, or a file with weights of the backbone or of
+    a whole segmenter: .keras (for example a run's model.keras), .weights.h5 or .h5."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -101,8 +101,8 @@ class NetworkSettings(Settings):
 
         Args:
             num_classes: K, background included.
-            crop: height and width of the training crops, which the head's rates are to fit.
-            weights: in place of the setting.
+            crop: height and width of the training crops, pixels; the head's rates must fit it.
+            weights: instead of the setting.
         """
         head: dict[str, Any] = {
             "rates": self.rates or fitting_rates(SEGMENTERS[self.segmenter], crop, self.output_stride)
@@ -122,22 +122,23 @@ class NetworkSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationSettings(Settings):
-    """How training crops are made of the images."""
+    """How training crops are made from the images."""
 
     crop: tuple[int, int] = (321, 321)
     """Height and width of training crops, pixels."""
     scale: tuple[float, float] = (0.5, 1.5)
-    """Training pictures are resized by a random factor in this range."""
+    """Training images are resized by a random factor in this range."""
     flip: bool = True
-    """Mirror training pictures at random."""
+    """Mirror training images at random."""
     color_jitter: float = 0.0
     """Random change of brightness, contrast, saturation and hue, 0 (none) to 1."""
     blur: float = 0.0
     """Largest standard deviation of a random Gaussian blur, pixels."""
     rare_class_temperature: float | None = None
-    """Draw labelled crops by the classes they show, rare ones the more often the lower this is (DAFormer: 0.01)."""
+    """Draw labelled crops by the classes they show. The lower this is, the more often rare classes are drawn (DAFormer:
+    0.01)."""
     copy_paste: float = 0.0
-    """Probability with which pixels of a rare class of another labelled picture are pasted onto a labelled crop."""
+    """Probability with which pixels of a rare class of another labelled image are pasted onto a labelled crop."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -156,7 +157,7 @@ class AugmentationSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleSettings(Settings):
-    """How long, on how many images at a time, and what for."""
+    """How long a training is, how many images a step has, and what it minimises."""
 
     class_weights: str = "none"
     """Weights of the classes in the labelled loss: none, inverse_log, effective_number, or a number for each class,
@@ -166,11 +167,11 @@ class ScheduleSettings(Settings):
     unlabeled_batch_size: int | None = None
     """Unlabelled images in a step; None for as many as labelled ones."""
     steps: int | None = None
-    """Training steps, in place of --METHOD.steps; for mlmt of each of its two branches."""
+    """Training steps, instead of --METHOD.steps; for mlmt, steps of each of its two branches."""
     learning_rate: float | None = None
-    """Initial learning rate of the segmenter, in place of --METHOD.learning-rate."""
+    """Initial learning rate of the segmenter, instead of --METHOD.learning-rate."""
     average_weights: bool = False
-    """Evaluate and export an average of the segmenter's weights over the last steps, in place of the last weights. The
+    """Evaluate and export an average of the segmenter's weights over the last steps, instead of the last weights. The
     report shows both."""
 
     def __post_init__(self):
@@ -193,10 +194,10 @@ class ScheduleSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings(ScheduleSettings, AugmentationSettings, NetworkSettings, DataSettings, MethodSettings):
-    """All that a recipe sets beside the methods' own fields."""
+    """All that a recipe sets, except for the methods' own fields."""
 
     evaluate_every: int = 500
-    """Steps between evaluations on the val split, of whole pictures at their own size."""
+    """Steps between evaluations on the val split, of whole images at their own size."""
     protocol: str = "native"
     """How the trained run is measured: native, multiscale_flip, sliding_window or resized."""
 
@@ -206,8 +207,8 @@ class TrainingSettings(ScheduleSettings, AugmentationSettings, NetworkSettings, 
             raise ValueError(f"--evaluate-every must be at least 1; got {self.evaluate_every}")
 
     def method_configs(self, fields: Fields) -> dict[str, MethodConfig]:
-        """The method's configuration, and those of methods inside it, by registry name: `fields`, with what these
-        settings decide of them."""
+        """The method's configuration, and those of methods inside it, by registry name: `fields`, with those that these
+        settings decide."""
         classes = self.method_class.config_groups({name: dict(group) for name, group in fields.items()})
         return {name: group(**self.shared(group) | dict(fields.get(name, {}))) for name, group in classes.items()}
 
@@ -216,13 +217,13 @@ class TrainingSettings(ScheduleSettings, AugmentationSettings, NetworkSettings, 
 
         Args:
             fields: those of the methods, by registry name.
-            weights: what the segmenter starts from, in place of the setting.
+            weights: the segmenter's initial weights, instead of the setting.
         """
         segmenter = self.build_segmenter(dataset.num_classes, self.crop, weights)
         return self.method_class.from_segmenter(segmenter, self.known_fields(dataset, split, fields))
 
     def known_fields(self, dataset: Dataset, split: Split, fields: Fields) -> dict[str, dict[str, Any]]:
-        """The fields with what follows from the data: class weights, rates that fit the crop, numbers of images."""
+        """The fields, with those that follow from the data: class weights, rates for the crop, numbers of images."""
         own = {name: dict(group) for name, group in fields.items()}
         known = self.method_class.with_data(own, TrainingData(len(split.labeled), self.crop))
         if class_weights := resolve_class_weights(self.class_weights, dataset, split):
@@ -231,7 +232,7 @@ class TrainingSettings(ScheduleSettings, AugmentationSettings, NetworkSettings, 
         return known
 
     def unlabeled_images(self, method: Method, replicas: int = 1) -> int:
-        """How many unlabelled images a step takes; ValueError where they cannot be shared out among so many devices."""
+        """How many unlabelled images a step takes; ValueError where so many devices cannot share them equally."""
         if not method.needs_unlabeled:
             return 0
         wanted = (self.unlabeled_batch_size or self.batch_size) * method.unlabeled_sets
@@ -245,7 +246,7 @@ class TrainingSettings(ScheduleSettings, AugmentationSettings, NetworkSettings, 
     def batches(
         self, dataset: Dataset, split: Split, method: Method, replicas: int = 1, **more: Any
     ) -> tf.data.Dataset:
-        """Training batches of a method without end, for so many devices together; `more` is of `train_dataset`."""
+        """Endless training batches of a method, for so many devices together; `more` as in `train_dataset`."""
         return train_dataset(
             dataset,
             split,

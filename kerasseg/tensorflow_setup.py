@@ -1,4 +1,4 @@
-"""Starts TensorFlow: with oneDNN, and without its notes about missing GPUs on the user's screen."""
+"""Starts TensorFlow with oneDNN, and keeps its notes about missing GPUs off the user's screen."""
 
 import contextlib
 import os
@@ -29,4 +29,4 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 with silenced():
     import tensorflow as tf
 
-    tf.config.list_physical_devices()  # looks for GPUs, and so gets that said too
+    tf.config.list_physical_devices()  # looks for GPUs, so that these notes come now too

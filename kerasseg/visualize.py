@@ -1,6 +1,6 @@
-"""Pictures of segmentations in plain NumPy, for TensorBoard and notebooks.
+"""Images of segmentations in plain NumPy, for TensorBoard and notebooks.
 
-H, W: height and width of one picture; K classes.
+H, W: height and width of one image; K classes.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import numpy as np
 Palette = Sequence[Sequence[int]]
 
 _GAP = 4  # white pixels between the parts of a panel
-_GAUGE = 12  # pixels: width of the bar that shows a score of the whole picture
+_GAUGE = 12  # pixels: width of the bar that shows a score of the whole image
 
 
 def default_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
@@ -42,15 +42,15 @@ def panel(
     palette: Palette,
     score: float | np.ndarray | None = None,
 ) -> np.ndarray:
-    """One picture: image | truth | prediction [| score], side by side with white gaps.
+    """One image: image | truth | prediction [| score], side by side with white gaps.
 
     Args:
         image: (H, W, 3) RGB, uint8 or float in 0..255.
         truth: (H, W) integer label map; values without a colour in `palette` (255, ignored) come out cream.
         prediction: (H, W) integer label map.
         palette: (r, g, b) in 0..255 for each class.
-        score: a discriminator's verdict in 0..1. One number is drawn as a gauge, filled from below up to the
-            score; an (H, W) map is drawn in grey, white for 1.
+        score: a critic's score in 0..1. One number is drawn as a gauge, filled from below up to the score; an (H, W)
+            map is drawn in grey, white for 1.
 
     Returns:
         uint8 (H, W', 3).

@@ -134,7 +134,7 @@ def test_the_tables_compare_with_supervised_by_seed_and_with_more_labels(benchma
         "| unimatch | 55.0 | 41.0 | 48.0 | +5.0 +1.0 (mean +3.0 ± 2.0) | 30 % | 1.50 | 2.0 |",
         "| s4gan | 51.0 | 43.0 | 47.0 | +1.0 +3.0 (mean +2.0 ± 1.0) | 20 % | 1.50 | 2.0 |",
     ]
-    assert "| 12 pictures | 50.0 | 40.0 | 45.0 |" in table and "| 367 pictures | 60.0 | 50.0 | 55.0 |" in table
+    assert "| 12 images | 50.0 | 40.0 | 45.0 |" in table and "| 367 images | 60.0 | 50.0 | 55.0 |" in table
     assert "| gate off | 51.0 | 43.0 | 47.0 |" in table and "| difference | +1.0 | +1.0 | +1.0 ± 0.0 |" in table
     assert "| s4gan | 0.750, 0.750 | 0.875, 0.875 |" in table
     assert text.count("0.750") == 2, "of the others there is no critic"
@@ -148,7 +148,7 @@ def test_the_plot_names_what_it_draws(benchmark):
     few, full = {0: 50.0, 1: 40.0}, {0: 60.0}
     figure = comparison_plot.labels_figure(config, {"12": few, "all": full}, {"supervised": few, "unimatch": full})
     drawn = comparison_plot.svg(figure).decode()
-    for word in ("unimatch", "labelled pictures (all but supervised: 12, side by side)", "367"):
+    for word in ("unimatch", "labelled images (all but supervised: 12, side by side)", "367"):
         assert f"<!-- {word} -->" in drawn  # so matplotlib notes a text that it draws as paths
     methods = {f"method {number}": few for number in range(11)}
     points = comparison_plot.labels_figure(config, {"12": few}, methods).axes[0].containers
@@ -464,8 +464,8 @@ def test_impossible_requests(benchmark, fields, message):
     "fields, message",
     [
         ({"labeled": 0}, "--labeled must be at least 1"),
-        ({"more_labels": ("half",)}, "numbers of pictures, and all; got half"),
-        ({"dataset": "elsewhere"}, "--labeled N; it is known of msrc21, neu_seg, camvid, shapes only"),
+        ({"more_labels": ("half",)}, "numbers of images, and all; got half"),
+        ({"dataset": "elsewhere"}, "--labeled N; only msrc21, neu_seg, camvid, shapes have a default"),
         ({}, "which dataset"),
     ],
 )
@@ -553,8 +553,8 @@ def test_sides_that_do_not_do_the_same_are_refused():
         ({"parameters": {"segmenter": 8}}, "do the same: parameters"),
         ({"shape": [1, 3]}, "do the same: shape"),
         ({"losses": {"L_ce": 3.0}}, "not have the same losses"),
-        ({"losses": {"L_ce": 9.0, "L_ecs": 0.1}}, "begin alike: L_ce is 3 and 9"),
-        ({"losses": {"L_ce": 3.0, "L_ecs": float("nan")}}, "begin alike: L_ecs"),
+        ({"losses": {"L_ce": 9.0, "L_ecs": 0.1}}, "begin with different losses: L_ce is 3 and 9"),
+        ({"losses": {"L_ce": 3.0, "L_ecs": float("nan")}}, "begin with different losses: L_ecs"),
     ):
         with pytest.raises(ValueError, match=message):
             train_step.check(side, side | change)

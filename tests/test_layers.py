@@ -111,5 +111,5 @@ def test_the_gradients_of_a_convolution_are_keras_own(size, stride, height, widt
 
 
 def test_a_convolution_of_another_kind_is_refused():
-    with pytest.raises(ValueError, match="see keras.layers.Conv2D"):
+    with pytest.raises(ValueError, match="otherwise use keras.layers.Conv2D"):
         Conv2D(4, 3, padding="valid")

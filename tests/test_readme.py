@@ -137,7 +137,7 @@ def test_the_server_answers_what_is_sent(tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Even though the `tf.config:UserWarning")
 def test_your_own_pictures(tmp_path, eager):
-    """From a folder of pictures to segmented ones, with the commands as they stand in the README."""
+    """From a folder of images to segmented ones, with the commands as they stand in the README."""
     make_folder(tmp_path / "my_pictures", train=14, val=2)
     block = re.search(r"^<!-- tests/test_readme.py runs.*?```bash\n(.*?)```", README, re.M | re.S)[1]
     results = []

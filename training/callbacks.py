@@ -75,13 +75,13 @@ class Progress(StepCallback):
 
 
 class MetricsLog(StepCallback):
-    """metrics.jsonl and TensorBoard scalars: means over `every` steps. speed.jsonl, beside it, has what two equal runs
-    do not share: seconds since the run began, and images/s.
+    """metrics.jsonl and TensorBoard scalars: means over `every` steps. speed.jsonl, next to it, has what differs
+    between two equal runs: seconds since the run began, and images/s.
 
-    Lines from after the state that a run is resumed from are dropped: they are written again.
+    Lines after the state from which a run is resumed are dropped: they are written again.
 
     Args:
-        pending: what `pending` held in that state.
+        pending: the value of `pending` in that state.
     """
 
     def __init__(
@@ -115,11 +115,11 @@ class MetricsLog(StepCallback):
 
     @property
     def seconds(self) -> float:
-        """Of training, evaluations included, over all the run's sessions."""
+        """Seconds of training, evaluations included, over all the run's sessions."""
         return self.seconds_before + time.perf_counter() - self.began
 
     def pending_with(self, logs: dict[str, float]) -> dict[str, list[float]]:
-        """What `pending` is once it has these values too."""
+        """`pending` with these values added."""
         more = {name: [*self.pending.get(name, []), float(value)] for name, value in logs.items()}
         return self.pending | more
 
@@ -131,7 +131,7 @@ class MetricsLog(StepCallback):
 
     def write_line(self) -> None:
         now = time.perf_counter()
-        # A term may be there in some steps only: mlmt's stages have different ones.
+        # A term may exist in some steps only: mlmt's stages have different ones.
         means = {name: sum(values) / len(values) for name, values in self.pending.items()}
         line = {"learning_rate": float(self.model.main_optimizer.learning_rate)} | means | self.extra
         speed = {"seconds": round(self.seconds, 3)}
@@ -146,7 +146,7 @@ class MetricsLog(StepCallback):
         self.pending, self.extra, self.line_began, self.line_began_at = {}, {}, now, self.step
 
     def sync(self) -> None:
-        """Returns when the lines so far are on the disk: a checkpoint builds on them."""
+        """Returns when the lines so far are on the disk: a checkpoint relies on them."""
         for path in (self.metrics, self.speed):
             with path.open("a") as file:
                 os.fsync(file.fileno())
@@ -156,9 +156,9 @@ class MetricsLog(StepCallback):
 
 
 class Evaluation(StepCallback):
-    """Scores and picture panels on held-out images every so many steps, and after the last one.
+    """Scores and image panels on held-out images every so many steps, and after the last one.
 
-    It comes before the log. A checkpoint comes before it, so that an evaluation that fails costs no step.
+    It runs before the log, and after a checkpoint, so that no step is lost if it fails.
 
     Args:
         evaluate: returns the result, scores of it for the log, and panels (N,H,W,3) for TensorBoard.
@@ -182,7 +182,7 @@ class Evaluation(StepCallback):
 
     @property
     def due(self) -> bool:
-        """Whether there is one after the present step."""
+        """Whether an evaluation follows the present step."""
         return self.step % self.every == 0 or self.step == self.last
 
     def after_step(self, logs):
@@ -201,9 +201,9 @@ class Evaluation(StepCallback):
 
 
 class CheckpointEvery(StepCallback):
-    """A checkpoint every so many steps, after an evaluation, and at the end, be it the last step or an interruption.
+    """A checkpoint every so many steps, after an evaluation, and at the end: after the last step or an interruption.
 
-    It comes after the log and the evaluation, whose state it holds.
+    It runs after the log and the evaluation, whose state it holds.
     """
 
     def __init__(self, start_step: int, every: int, checkpoints: Checkpoints, log: MetricsLog, evaluation: Evaluation):
@@ -215,7 +215,7 @@ class CheckpointEvery(StepCallback):
             self.save()
 
     def finish_step(self) -> None:
-        """What a run that ended within an evaluation still has to do of that step."""
+        """Completes the step in whose evaluation an earlier session of the run ended."""
         self.evaluation.measure()
         self.log.write_line()
         self.save()
@@ -229,11 +229,12 @@ class CheckpointEvery(StepCallback):
 
 
 class Interruption(StepCallback):
-    """Ctrl-C or SIGTERM ends training after the present step, in good order; a second one ends it at once. A context
-    manager: signals mean what they meant before on leaving.
+    """Ctrl-C or SIGTERM ends training after the present step, with a checkpoint; a second one ends it at once. A
+    context manager: on leaving, it restores the signals' handlers.
 
     Args:
-        agree: from the signal that this worker has received (0 for none) to the one by which all of them stop.
+        agree: a function of the signal that this worker has received (0 for none); it gives the signal by which all
+            workers stop.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -23,7 +23,7 @@ class CheckData:
     """The dataset folder, or the name of a dataset that training.run knows."""
 
     labeled: str | None = None
-    """Also check the images this would label: a fraction (1/8), a count (45) or a file of names."""
+    """Also check the images that this labels: a fraction (1/8), a count (45) or a file of names."""
 
     seed: int = 0
     """The seed of that choice."""
@@ -33,7 +33,7 @@ class CheckData:
 
 
 def main(config: CheckData) -> dict:
-    """Tells every problem on stderr; returns the counts, with exit status 2 where there is an error."""
+    """Writes every problem to stderr; returns the counts, with exit status 2 where there is an error."""
     if config.cover and config.labeled is None:
         raise ValueError("--cover says how the images of --labeled are chosen: give --labeled too")
     dataset = open_dataset(config.path) if config.path in DATASETS else None
@@ -61,5 +61,5 @@ def main(config: CheckData) -> dict:
 
 
 if __name__ == "__main__":
-    tf.config.set_visible_devices([], "GPU")  # which would be taken whole, perhaps from a training
+    tf.config.set_visible_devices([], "GPU")  # TensorFlow would take all of its memory, perhaps from a training
     cli.run(main, CheckData, __doc__)

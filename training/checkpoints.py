@@ -1,7 +1,7 @@
 """Checkpoints of a run: all that an unbroken continuation needs, each in one file.
 
-A file `step_NNNNNNN.npz` holds the arrays of `training_variables` and, as JSON, what else there is to know.
-NumPy's archive has a checksum of every array, so that a damaged file is known before anything is built on it.
+A file `step_NNNNNNN.npz` holds the arrays of `training_variables` and, as JSON, the rest of the state. NumPy's archive
+has a checksum of every array, so a damaged file is recognised before it is used.
 """
 
 import json
@@ -22,29 +22,29 @@ from serving.common.files import file_beside
 from training.run_folder import Run
 
 KEEP = 2
-"""How many of the last ones stay; the best by mIoU on val stays too."""
+"""How many of the last ones are kept; the best by mIoU on val is kept too."""
 
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, ValueError)
-"""What reading a file raises that was cut short, or has changed."""
+"""The errors of reading a file that was cut short, or has changed."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds."""
+    """The content of a checkpoint file."""
 
     file: Path
     step: int
     split_fingerprint: str
     scores: dict[int, float | None]
-    """mIoU on val, 0..1, by step: of this state and of those that were kept then. None where nothing was measured."""
+    """mIoU on val, 0..1, by step: for this state and for those that were kept then. None where nothing was measured."""
     log: dict[str, Any]
-    """What the log had gathered since its last line."""
+    """The values that the log had collected since its last line."""
     arrays: dict[str, np.ndarray]
     """By the names of `replica_copies`."""
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """All of a file; one of `DAMAGED` where it is not whole."""
+        """Reads a file; raises one of `DAMAGED` where it is not whole."""
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         about = json.loads(str(arrays.pop("about")))
@@ -53,25 +53,25 @@ class Checkpoint:
 
     @classmethod
     def latest(cls, folder: Path) -> Self | None:
-        """The newest that is whole; one that is not is named on stderr. None where there is no file.
+        """The newest that is whole; damaged ones are named on stderr. None where there is no file.
 
         Raises:
             ValueError: there are files, and none is whole.
-            OSError: one cannot be read at present, which says nothing of what is in it.
+            OSError: a file cannot be read at present; it may be whole.
         """
         files = checkpoint_files(folder)
         for file in files:
             try:
                 return cls.read(file)
             except DAMAGED as error:
-                print(f"{file} is damaged ({error}): going on from the checkpoint before it", file=sys.stderr)
+                print(f"{file} is damaged ({error}): continuing from the checkpoint before it", file=sys.stderr)
         if files:
             raise ValueError(f"no checkpoint in {folder} is whole: move that folder away to train from the start again")
         return None
 
     @classmethod
     def best(cls, folder: Path) -> Self:
-        """The one with the highest mIoU on val of those that are there.
+        """The checkpoint with the highest mIoU on val.
 
         Raises:
             ValueError: none was measured, or its file is damaged.
@@ -87,7 +87,7 @@ class Checkpoint:
             raise ValueError(f"{file}, the best checkpoint, is missing or damaged ({error})") from error
 
     def restore(self, method: Method) -> None:
-        """Brings the state back, or of a method that is not compiled the networks alone.
+        """Restores the state; only the networks where the method is not compiled.
 
         Raises:
             ValueError: it belongs to other networks or optimizers.
@@ -104,7 +104,7 @@ class Checkpoint:
         }:
             raise ValueError(
                 f"{self.file} was written by other networks or optimizers, or on another number of devices, than these "
-                "settings give: resume with the settings of the run"
+                "settings have: resume with the settings of the run"
             )
         for name, each in copies.items():
             for copy in each:
@@ -112,12 +112,12 @@ class Checkpoint:
 
 
 def open_method(run: Run, checkpoint: str = "last") -> tuple[Method, dict[str, Any]]:
-    """The trained method of a run, not compiled, and how it was measured on val: as it was at the end ("last"), or as
-    it was when it scored best there ("best").
+    """The trained method of a run, not compiled, and its result on val: from the end of the training ("last"), or from
+    the step with the best score there ("best").
 
     Raises:
-        ValueError: another word, no model.keras, no checkpoint that was measured, or a method from a package that is
-            not here.
+        ValueError: another word, no model.keras, no checkpoint that was measured, or a method from a package that
+            cannot be imported.
     """
     if checkpoint not in ("last", "best"):
         raise ValueError(f"--checkpoint must be last or best; got {checkpoint!r}")
@@ -149,10 +149,10 @@ def training_variables(method: Method) -> dict[str, tf.Variable]:
 
 
 def replica_copies(method: Method) -> dict[str, tuple[tf.Variable, ...]]:
-    """`training_variables` on each replica, those that are to have one value under one name.
+    """`training_variables` on each replica; those that must have one value are under one name.
 
-    Batch-norm statistics go their own way on each replica, and have its number behind the name, but for the first's.
-    Random states do so too, but follow from the first's (`separate_random_numbers`).
+    Batch-norm statistics differ between replicas, so the replica's number is behind the name, except for the first's.
+    Random states differ too, but follow from the first's (`separate_random_numbers`).
     """
     copies: dict[str, tuple[tf.Variable, ...]] = {}
     for name, variable in training_variables(method).items():
@@ -167,14 +167,14 @@ def replica_copies(method: Method) -> dict[str, tuple[tf.Variable, ...]]:
 class Checkpoints:
     """The last few states of a training, and the best one, in a folder.
 
-    A thread writes them, beside their place and then renamed, while training goes on. As a context manager it waits for
-    that on leaving.
+    A thread writes them, first under another name and then renamed, while training goes on. As a context manager it
+    waits for that on leaving.
 
     Args:
-        folder: made when missing. What a killed process left of a file is removed.
-        method: compiled; its weights, random states and optimizers are what is stored.
-        split_fingerprint: of the images that it learns from.
-        before: the checkpoint that the training goes on from. Later ones, which are damaged, are put aside.
+        folder: made when missing. Unfinished files of a killed process are removed.
+        method: compiled; its weights, random states and optimizers are stored.
+        split_fingerprint: of the split that it learns from.
+        before: the checkpoint from which the training continues. Later ones, which are damaged, are renamed.
     """
 
     def __init__(self, folder: Path, method: Method, split_fingerprint: str, before: Checkpoint | None = None):
@@ -209,7 +209,7 @@ class Checkpoints:
             score: mIoU on val, 0..1.
 
         Raises:
-            OSError: this file or the one before could not be written; those before it are untouched.
+            OSError: this file or the one before could not be written; earlier ones are untouched.
         """
         if self.step == step and self.scores.get(step) == score:
             return
@@ -230,13 +230,13 @@ class Checkpoints:
             (self.folder / file_name(other)).unlink(missing_ok=True)
 
     def wait(self) -> None:
-        """Returns when nothing is being written any more; raises what the writing raised."""
+        """Returns when all writing has ended; raises the errors of writing."""
         writing, self.writing = self.writing, None
         if writing is not None:
             writing.result()
 
     def kept(self) -> set[int]:
-        """Steps of the last `KEEP` states and of the best, the later of equals."""
+        """The steps of the last `KEEP` states and of the best one; among equals, the later one."""
         best = max(self.scores, key=lambda step: (self.scores[step] is not None, self.scores[step] or 0.0, step))
         return {best, *sorted(self.scores)[-KEEP:]}
 
@@ -250,5 +250,5 @@ def step_of(file: Path) -> int:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """The newest first."""
+    """The checkpoint files of a folder, the newest first."""
     return sorted((file for file in folder.glob("step_*.npz") if file.stem[5:].isdigit()), key=step_of, reverse=True)

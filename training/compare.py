@@ -1,6 +1,6 @@
 """`python -m training.compare RUN RUN ...`: mean and deviation of methods over seeds, and their gain over supervised.
 
-Reads config.json and result.json alone, without TensorFlow.
+Reads config.json and result.json only, without TensorFlow.
 """
 
 import statistics
@@ -16,32 +16,32 @@ from serving.common import cli
 from training.run_folder import Run
 
 OF_A_RUN = ("seed", "split_fingerprint", "commit", "machine", "versions", "untrained_taps")
-"""Settings in which runs of one method may differ and be averaged all the same."""
+"""Settings in which runs of one method may differ and still be averaged."""
 OF_A_MACHINE = ("command", "dataset", "weights", "branch_run", "palette", "finished", "about_method")
-"""Further ones that say where files are, or nothing of the result."""
+"""Further ones that say where files are, or do not affect the result."""
 OF_THE_LOG = ("recipe", "log_every", "evaluate_every")
-"""Further ones that change nothing of the result: where its settings came from, and what was noted on the way."""
+"""Further ones that do not change the result: where its settings came from, and what was recorded on the way."""
 
 BASELINE = "supervised"
 
 
-# What tables say of several runs ----------------------------------------------------------------------------
+# What tables say about several runs -------------------------------------------------------------------------
 
 
 def mean_and_deviation(values: Iterable[float]) -> tuple[float, float | None]:
-    """The standard deviation is that of a sample; None for one value."""
+    """The mean, and the standard deviation of a sample; None for one value."""
     values = list(values)
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def spread(values: Sequence[float | None]) -> list[str]:
-    """The cells of a table's row: each value (None is to come), their mean and standard deviation."""
+    """The cells of a table's row: each value (None: not there yet), their mean and standard deviation."""
     mean, deviation = mean_and_deviation(value for value in values if value is not None)
     return ["-" if value is None else f"{value:.1f}" for value in (*values, mean, deviation)]
 
 
 def gains(values: Mapping[Any, float], baseline: Mapping[Any, float]) -> list[float]:
-    """Differences of what both have, in the order of `values`."""
+    """Differences for the keys that both have, in the order of `values`."""
     return [value - baseline[key] for key, value in values.items() if key in baseline]
 
 
@@ -79,7 +79,7 @@ class Row:
 
 
 def scores_of(run: Run, variant: str) -> dict[str, Any]:
-    """What result.json holds of one of a run's predictions."""
+    """The scores of one of a run's predictions, from result.json."""
     assert run.result is not None
     return run.result[variant] if variant else run.result
 
@@ -112,9 +112,9 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
 
 
 def settings(run: Run) -> dict[str, Any]:
-    """What runs have to share to be averaged."""
+    """The settings that runs must share to be averaged."""
     shared = {key: value for key, value in run.config.items() if key not in OF_A_RUN + OF_A_MACHINE + OF_THE_LOG}
-    # How many images have labels, however that was asked for: 1/8, 50, or a list of names for each seed.
+    # How many images have labels, however --labeled says it: 1/8, 50, or a list of names for each seed.
     shared |= {"labeled": len(run.split["labeled"]), "image_labels": len(run.split["weak"])}
     if shared.get("class_weights", "none") != "none":  # numbers that follow from the split of each seed
         shared["fields"] = {
@@ -125,7 +125,7 @@ def settings(run: Run) -> dict[str, Any]:
 
 
 def other_differences(rows: Sequence[Row]) -> list[str]:
-    """Settings of the run, not of the method, in which rows differ: a gain is then not the method's alone."""
+    """Settings of the run, not of the method, in which rows differ: a gain is then not only the method's."""
     of_the_method = {"method", "fields", "steps", "learning_rate"}
     all_settings = [settings(row.runs[0]) for row in rows]
     names = sorted({name for one in all_settings for name in one} - of_the_method)
@@ -149,7 +149,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def require_comparable(runs: Sequence[Run], rows: Sequence[Row], mixed_splits: bool) -> None:
-    """ValueError unless all runs have the same classes and protocol and, but for `mixed_splits`, all rows the same
+    """ValueError unless all runs have the same classes and protocol and, without `mixed_splits`, all rows the same
     splits."""
     first = runs[0]
     for run in runs[1:]:
@@ -180,7 +180,7 @@ class CompareConfig:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
     """Run folders of finished runs, in the order of the table's rows."""
     mixed_splits: bool = False
-    """Compare methods that were trained on other splits too: their means include the luck of the split."""
+    """Also compare methods that were trained on different splits: their means then depend on the splits too."""
 
 
 def main(config: CompareConfig) -> dict[str, Any]:
@@ -210,8 +210,8 @@ def main(config: CompareConfig) -> dict[str, Any]:
 
 
 def summary(row: Row, baseline: Mapping[str, float]) -> dict[str, Any]:
-    """A row in numbers, 0..1: "mIoU" of each run, "mean", "deviation" (None for one run), and what it gains over
-    supervised on each split ("to_supervised") and in the mean ("mean_to_supervised"), None where nothing is paired."""
+    """A row in numbers, 0..1: "mIoU" of each run, "mean", "deviation" (None for one run), and its gains over supervised
+    on each split ("to_supervised") and in the mean ("mean_to_supervised"), None where nothing is paired."""
     mean, deviation = mean_and_deviation(row.scores)
     differences = gains(row.by_split, baseline)
     return {

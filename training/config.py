@@ -20,7 +20,7 @@ DECIDE_NOTHING = {
     "checkpoint_every",
     "dry_run",
 }
-"""Settings of a run that decide nothing of its result, and that config.json leaves out."""
+"""Settings of a run that do not affect its result, and that config.json leaves out."""
 
 
 def defaults(settings: type) -> dict[str, Any]:
@@ -32,20 +32,20 @@ def defaults(settings: type) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class ProtocolSettings:
-    """Of the protocol by which a run is measured; None leaves one as it is."""
+    """Settings of the protocol that measures a run; None for the protocol's default."""
 
     scales: tuple[float, ...] | None = None
-    """Of multiscale_flip: factors of the picture's size; None for 0.5 0.75 1 1.25 1.5 1.75."""
+    """For multiscale_flip: factors of the image's size; None for 0.5 0.75 1 1.25 1.5 1.75."""
     window: tuple[int, int] | None = None
-    """Of sliding_window: height and width, pixels; None for those of the run's training crops."""
+    """For sliding_window: height and width, pixels; None for those of the run's training crops."""
     stride: float | None = None
-    """Of sliding_window: step between windows as a share of the window; None for two thirds."""
+    """For sliding_window: step between windows as a share of the window; None for two thirds."""
     window_batch_size: int | None = None
-    """Of sliding_window: windows segmented at once, which changes the speed alone; None for 4."""
+    """For sliding_window: windows segmented at once; affects only the speed; None for 4."""
     size: tuple[int, int] | None = None
-    """Of resized: height and width, pixels; None for 512 1024."""
+    """For resized: height and width, pixels; None for 512 1024."""
     labels: str | None = None
-    """Of resized: resized compares at that size, native at the picture's own; None for resized."""
+    """For resized: resized compares at that size, native at the image's own; None for resized."""
 
     @property
     def given(self) -> dict[str, Any]:
@@ -58,40 +58,40 @@ ProtocolFlags = Annotated[ProtocolSettings, tyro.conf.arg(name="")]
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(TrainingSettings):
-    """Settings of a run. Those of the method itself are flags of their own, such as --s4gan.gamma."""
+    """Settings of a run. The method's own fields are flags too, such as --s4gan.gamma."""
 
     recipe: str = "auto"
-    """Where the other defaults come from; auto is shapes for the built-in dataset and photos for all else."""
+    """Where the other defaults come from; auto is shapes for the built-in dataset and photos for all others."""
 
     branch_run: Path | None = None
     """For mlmt: the finished run whose segmenter gets a classifier; the segmenter is left as it is."""
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
-    """Of the arithmetic: mixed ones keep weights and losses in float32."""
+    """Precision of the arithmetic; the mixed ones keep weights and losses in float32."""
     strategy: Literal["auto", "single", "mirrored", "multiworker"] = "auto"
     """mirrored trains on all local GPUs, single on one device; auto is mirrored where there are several GPUs.
     multiworker trains on the machines that TF_CONFIG names, each of which runs this command."""
     accumulate: int = 1
-    """Networks take a batch in so many parts, one after the other: less memory, more time (a second forward pass), the
-    same gradients. Only batch norm goes by the parts."""
+    """Number of parts in which networks take a batch, one after the other: less memory, more time (a second forward
+    pass), the same gradients. Only batch norm uses each part's statistics."""
     sync_batch_norm: bool = False
-    """Batch norm goes by the batches of all devices together. Otherwise each device's share is normalised by itself,
-    which is faster, and the first one's moving averages are those of the trained model."""
+    """Batch norm uses the batches of all devices together. Otherwise each device normalises its own share, which is
+    faster, and the trained model gets the first device's moving averages."""
     deterministic: bool = False
-    """Bit-equal repeats: deterministic ops, one op at a time."""
+    """Make repeated runs equal to the last bit: deterministic ops, one op at a time."""
     checkpoint_every: int = 500
-    """Steps between checkpoints, from which --resume goes on; there is one at the end too, and when training is
-    stopped by Ctrl-C or SIGTERM. The last two stay, and the best one that was evaluated."""
+    """Steps between checkpoints, from which --resume continues. There is also one at the end, and one when Ctrl-C or
+    SIGTERM stops the training. The last two are kept, and the best one that was evaluated."""
     protocol_settings: ProtocolFlags = ProtocolSettings()
     gradient_norms: bool = True
-    """At evaluations, measure how hard each loss pulls; off where that wants too much memory."""
+    """At evaluations, measure the gradient norm of each loss; off where that needs too much memory."""
     log_every: int = 20
     """Steps between lines of metrics.jsonl, each a mean over them."""
     out: Path | None = None
     """The run folder; None for runs/DATASET_METHOD_LABELED_seedSEED."""
     resume: bool = False
-    """Go on from the last checkpoint of the run folder."""
+    """Continue from the last checkpoint of the run folder."""
     dry_run: bool = False
-    """Train for a few steps, write nothing, and tell how long the whole will take and how much memory."""
+    """Train for a few steps, write nothing, and say how much time and memory the whole training needs."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -119,7 +119,7 @@ class RunConfig(TrainingSettings):
 
 
 def with_groups(settings: TrainingSettings, fields: Fields, recipe: str = "auto") -> RunConfig:
-    """A recipe's settings with the groups of the method as fields of their own: what the command line is parsed into.
+    """A recipe's settings with the groups of the method as fields of their own; the command line is parsed into it.
 
     Args:
         fields: values already known, by registry name.

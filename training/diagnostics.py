@@ -1,4 +1,4 @@
-"""What a run says of itself beyond its scores: how its losses pull, whether its confidence can be trusted, ..."""
+"""Diagnostics of a run beyond its scores: how hard its losses pull, whether its confidence can be trusted, ..."""
 
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ TRAINING_IMAGES = 50
 
 
 class GradientNorms:
-    """How hard each loss term pulls (`gradient_norms`), on one and the same batch throughout a training.
+    """How hard each loss term pulls (`gradient_norms`), on the same batch throughout a training.
 
     Args:
         method: compiled.
@@ -37,7 +37,7 @@ class GradientNorms:
         self.batch = strategy.experimental_distribute_values_from_function(share)
 
     def __call__(self) -> dict[str, float]:
-        """The norms at present, as `"grad_" + term`. The method is left as it was: the training does not notice."""
+        """The present norms, as `"grad_" + term`. The method's state is restored, so the training is not affected."""
         strategy = self.method.distribute_strategy
         with state_restored(self.method):
             norms = strategy.run(partial(gradient_norms, self.method), args=(self.batch,))
@@ -45,13 +45,13 @@ class GradientNorms:
 
 
 def diagnose(method: Method, dataset: Dataset, split: Split) -> dict[str, Any]:
-    """What diagnostics.json holds, measured at native size.
+    """The content of diagnostics.json, measured at native size.
 
     Returns:
-        On the val images "confidence": for "softmax" (the likeliest class's probability) and, where the method has a
-        critic that judges pixels, for "critic", what `Reliability.summary` gives; and what the method itself adds
-        (`Method.diagnostics`). Under "training" the same, of what depends on images, for labelled and unlabelled
-        training images, up to `TRAINING_IMAGES` each, as far as the dataset has label maps of them.
+        For the val images "confidence": `Reliability.summary` of "softmax" (the likeliest class's probability) and of
+        "critic", where the method's critic judges pixels; and what the method itself adds (`Method.diagnostics`). Under
+        "training" the same, where it depends on images, for labelled and unlabelled training images: up to
+        `TRAINING_IMAGES` each, if the dataset has label maps for them.
     """
     any_size = (tf.TensorSpec((None, None, None, 3), tf.float32), tf.TensorSpec((None, None, None), tf.int32))
 

@@ -1,4 +1,4 @@
-"""`python -m training.run --dry-run`: what a training will take of time and memory, told after a few of its steps."""
+"""`python -m training.run --dry-run`: the time and memory that a training needs, estimated from a few of its steps."""
 
 import dataclasses
 import os
@@ -21,10 +21,10 @@ from training.session import Evaluator, Session, Stage, assemble, peak_memory, p
 from training.workers import make_strategy
 
 STEPS = 5
-"""Of each stage of the training. The first, in which the graph is made, is not counted."""
+"""Steps of each stage of the training. The first, which makes the graph, is not counted."""
 
 PICTURES = 4
-"""Of the val images for each device, from which the time of an evaluation is reckoned."""
+"""Number of val images for each device, from which the time of an evaluation is estimated."""
 
 
 class Stopwatch(keras.callbacks.Callback):
@@ -45,16 +45,16 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
     """Trains for `STEPS` steps of each stage on the run's own batches, and measures on `PICTURES` val images.
 
     Returns:
-        "parameters" by network; "peak_memory_bytes", of the process, and where there are GPUs "peak_gpu_memory_bytes"
-        of the one that used most; "seconds_per_step" by stage; how many "evaluations" there are and what each takes,
-        and the last, which is by the run's protocol; "seconds", in all; "finished_at", if it started now. It is said in
-        words on stderr.
+        "parameters" by network; "peak_memory_bytes" of the process, and where there are GPUs "peak_gpu_memory_bytes"
+        of the one that used most; "seconds_per_step" by stage; how many "evaluations" there are, the seconds of each
+        and of the last, which uses the run's protocol; "seconds" in all; "finished_at", if it started now. stderr gets
+        the same in words.
 
     Raises:
-        ValueError: as of a training.
+        ValueError: as a training does.
     """
     if config.resume:
-        raise ValueError("--dry-run tells of a training from its start: leave --resume out")
+        raise ValueError("--dry-run estimates a training from its start: leave --resume out")
     prepare_backend(config)
     session = assemble(dataclasses.replace(config, steps=STEPS), make_strategy(config))
     method, dataset = session.method, session.dataset
@@ -77,7 +77,7 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
         last += scale * seconds_of(Measurement(method, dataset, names=few, protocol=session.protocol))
 
     seconds = sum(planned[stage] * step[stage] for stage in planned) + (evaluations - 1) * evaluation + last
-    seconds += evaluation  # the diagnostics at the end look at all pictures once more
+    seconds += evaluation  # the diagnostics at the end use all images once more
     result = {
         "dry_run": True,
         "parameters": {name: network.count_params() for name, network in networks(method)},
@@ -94,7 +94,7 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
 
 
 def seconds_per_step(session: Session, stage: Stage) -> float:
-    """The median over its steps but the first."""
+    """The median over its steps without the first, seconds."""
     stopwatch = Stopwatch()
     stage.method.fit(
         session.batches(stage, stage.begin),
@@ -108,7 +108,7 @@ def seconds_per_step(session: Session, stage: Stage) -> float:
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
-    """Of a second call: the first makes graphs."""
+    """Seconds of a second call: the first makes graphs."""
     call()
     began = time.perf_counter()
     call()
@@ -116,14 +116,14 @@ def seconds_of(call: Callable[[], Any]) -> float:
 
 
 def networks(method: Method) -> Iterator[tuple[str, keras.Model]]:
-    """By name, those of a method inside it too."""
+    """The networks by name, also those of a method inside it."""
     for name in method.network_names:
         network = getattr(method, name)
         yield from networks(network) if isinstance(network, Method) else [(name, network)]
 
 
 def peak() -> dict[str, int]:
-    """The most memory held so far, of the process and of the fullest GPU."""
+    """The most memory held so far by the process and on the fullest GPU, bytes."""
     gpus = [device.name for device in tf.config.list_logical_devices("GPU")]
     used = [tf.config.experimental.get_memory_info(name.removeprefix("/device:"))["peak"] for name in gpus]
     return {"peak_memory_bytes": peak_memory()} | ({"peak_gpu_memory_bytes": max(used)} if used else {})

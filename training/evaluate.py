@@ -29,13 +29,13 @@ class EvaluateConfig:
     dataset: str | None = None
     """A dataset's name or folder; None for the one the run was trained on."""
     split: Literal["train", "val", "test"] = "val"
-    """Whose images it is measured on."""
+    """The split whose images it is measured on."""
     protocol: str | None = None
-    """native, multiscale_flip, sliding_window or resized: how a picture is segmented for the comparison; None for that
-    of the run's own result, with its settings."""
+    """How each image is segmented for the comparison: native, multiscale_flip, sliding_window or resized; None for the
+    protocol of the run's own result, with its settings."""
     protocol_settings: ProtocolFlags = ProtocolSettings()
     checkpoint: str = "last"
-    """last, or best: the state that scored best on val while the run was trained."""
+    """last, or best: the state with the best score on val during the training."""
     find_min_pixels: bool = False
     """Also find the pixel thresholds of --mlmt.gate pixel_count on this split."""
 

@@ -1,4 +1,4 @@
-"""Scores of a method on a split, and pictures to look at."""
+"""Scores of a method on a split, and images to look at."""
 
 import sys
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ from training.protocols import Native, Protocol
 
 
 class Measurement:
-    """Scores of a method on a split: each image once, whole, on one replica or shared out among several.
+    """Scores of a method on a split: each image once, whole, on one replica or distributed over several.
 
-    Called again and again while the method trains, it traces its graph once. (`Method.evaluate` cannot do without a
-    batch that is as large on each replica, and pictures differ in size.)
+    It is called repeatedly while the method trains, and traces its graph once. (`Method.evaluate` needs batches that
+    are equally large on each replica, and images differ in size.)
     """
 
     def __init__(
@@ -39,14 +39,14 @@ class Measurement:
         self.image_count = int(self.images.cardinality())
         self.strategy = method.distribute_strategy
         self.steps = -(-self.image_count // self.strategy.num_replicas_in_sync)
-        # A replica for which no image is left in the last step gets one without a pixel that counts.
+        # A replica for which no image is left in the last step gets one in which all pixels are ignored.
         spare = self.images.take(1).map(lambda image, labels: (image, tf.fill(tf.shape(labels), IGNORE_LABEL)))
         self.shares = self.strategy.distribute_datasets_from_function(
             lambda context: self.images.shard(context.num_input_pipelines, context.input_pipeline_id).concatenate(
                 spare.repeat()
             )
         )
-        with self.strategy.scope():  # a replica counts for itself; they are added up when read
+        with self.strategy.scope():  # each replica counts its own; reading adds them up
             self.counts = {
                 variant: tf.Variable(
                     tf.zeros((len(self.classes),) * 2, tf.int64),
@@ -60,24 +60,24 @@ class Measurement:
         self.follow_first = tf.function(lambda: self.strategy.run(self._follow_first))
 
     def __call__(self) -> dict:
-        """The scores at present.
+        """The present scores.
 
         Returns:
-            What result.json holds: "mIoU", "mIoU_reference" (see `kerasseg.metrics.scores`), "per_class_IoU" (None for
-            a class that occurs neither in truth nor prediction), "pixel_accuracy", all 0..1 (None where every pixel is
-            to be ignored, which is said on stderr), "absent_classes", "protocol"; and for each further prediction of
-            the method the same scores under its name.
+            The content of result.json: "mIoU", "mIoU_reference" (see `kerasseg.metrics.scores`), "per_class_IoU" (None
+            for a class that occurs neither in truth nor prediction), "pixel_accuracy", all 0..1 (None where every pixel
+            is ignored; stderr then says so), "absent_classes", "protocol"; and for each further prediction of the
+            method the same scores under its name.
         """
         summaries = {variant: _summary(matrix, self.classes) for variant, matrix in self.confusion().items()}
         if summaries[""]["mIoU"] is None:
-            print(f"nothing is measured: all pixels of the {self.split} label maps are to be ignored", file=sys.stderr)
+            print(f"nothing is measured: all pixels of the {self.split} label maps are ignored", file=sys.stderr)
         name, *rest = self.protocol.describe().items()
         protocol = dict([name, ("split", self.split), ("images", self.image_count), *rest])
         return summaries.pop("") | summaries | {"protocol": protocol}
 
     def confusion(self) -> dict[str, np.ndarray]:
-        """The confusion matrix (K,K) of all images at present, for each prediction: the same integers on one replica or
-        many, and those of the method once it is saved."""
+        """The present confusion matrix (K,K) of all images, for each prediction: the same integers on one replica or
+        many, and for the saved method."""
         for count in self.counts.values():
             count.assign(tf.zeros_like(count))
         with state_restored(self.method):
@@ -88,7 +88,7 @@ class Measurement:
         return {variant: count.numpy() for variant, count in self.counts.items()}
 
     def _follow_first(self) -> None:
-        """Replicas have batch-norm statistics of their own; it is the first one's that are saved."""
+        """Gives all replicas the batch-norm statistics of the first one, which are saved."""
         context = tf.distribute.get_replica_context()
         first = context.replica_id_in_sync_group == 0
         variables = [variable.value for variable in self.method.non_trainable_variables if variable.dtype == "float32"]
@@ -116,7 +116,7 @@ def evaluate(
     names: Sequence[str] | None = None,
     protocol: Protocol | None = None,
 ) -> dict:
-    """`Measurement`, for once."""
+    """`Measurement`, called once."""
     return Measurement(method, dataset, split, names, protocol)()
 
 
@@ -138,14 +138,14 @@ def find_min_pixels(
     candidates: Sequence[int] = range(0, 13_000, 1000),
     protocol: Protocol | None = None,
 ) -> dict:
-    """The pixel-count baselines of Mittal et al. 2019, table 5: below how many pixels is a class better switched off?
+    """The pixel-count baselines of Mittal et al. 2019, table 5: below how many pixels should a class be switched off?
 
     Args:
         candidates: pixels; the paper tries 1000 to 12000 in steps of 1000.
 
     Returns:
-        "mIoU": that of each candidate as the one threshold of all classes; "min_pixels": per class the candidate that
-        gives the class its best IoU (the smallest of equals), for `--mlmt.gate pixel_count --mlmt.min-pixels`.
+        "mIoU" with each candidate as the threshold of all classes; "min_pixels": for each class the candidate with its
+        best IoU (the smallest among equals), for `--mlmt.gate pixel_count --mlmt.min-pixels`.
     """
     protocol = protocol or Native()
     confusions = [ConfusionMatrix(dataset.num_classes) for _ in candidates]
@@ -164,7 +164,7 @@ def find_min_pixels(
 
 
 class Examples:
-    """A method's view of a few held-out pictures. It traces its graph once, as `Measurement` does."""
+    """A method's predictions for a few held-out images. It traces its graph once, as `Measurement` does."""
 
     def __init__(self, method: Method, dataset: Dataset, split: str):
         self.method, self.dataset, self.split = method, dataset, split
@@ -177,7 +177,7 @@ class Examples:
         return labels, answer.critic_scores, answer.reliability_BHW
 
     def some(self, count: int):
-        """Yields, of up to `count` pictures, (name, image uint8 (H,W,3), truth (H,W), {variant: label map (H,W)},
+        """Yields, for up to `count` images, (name, image uint8 (H,W,3), truth (H,W), {variant: label map (H,W)},
         critic's score or None, reliability (H,W) or None)."""
         for name in evenly_spaced(self.dataset.label_names(self.split), count):
             image_HW3 = self.dataset.load_image(self.split, name)
@@ -195,7 +195,7 @@ class Examples:
         return np.stack(rows)
 
     def write(self, folder: Path, count: int) -> None:
-        """image.png, truth.png, prediction.png and a map for each further prediction, in a folder for each picture;
+        """image.png, truth.png, prediction.png and a map for each further prediction, in a folder for each image;
         reliability.png, grey 0..255, where a critic judges pixels."""
         for name, image, truth, maps, _, reliability in self.some(count):
             target = folder / name

@@ -1,7 +1,7 @@
 """The words of the report: what the logged quantities mean, and how a curve should look.
 
-A name that is missing here still appears in the report, drawn and without words; a new method adds its terms. What the
-method itself does stands on its class (`Method.summary`).
+A name that is missing here still appears in the report, as a curve without words; a new method adds its terms. The
+method's class says what the method does (`Method.summary`).
 """
 
 from typing import NamedTuple
@@ -14,11 +14,11 @@ class Term(NamedTuple):
     """Which plot it is drawn in: a key of `GROUPS`."""
     meaning: str
     expect: str
-    """How its curve looks when all is well, for a newcomer: the rest of a sentence that begins with "It"."""
+    """How its curve looks in a good training, for a newcomer: the rest of a sentence that begins with "It"."""
 
 
 GROUPS = {
-    "validation": "mIoU on validation pictures",
+    "validation": "mIoU on validation images",
     "segmentation": "Segmentation losses",
     "discriminator": "Discriminator loss",
     "classifier": "Classifier losses",
@@ -44,47 +44,47 @@ TERMS = {
     "L_fm": Term(
         "segmentation",
         "feature matching: how far the discriminator's features of predictions are from those of label maps",
-        "stays small and wavers without a trend, because the discriminator keeps learning too",
+        "stays small and varies without a trend, because the discriminator keeps learning too",
     ),
     "L_st": Term(
         "segmentation",
         "self-training: cross-entropy against the selected predictions",
-        "is 0 until the discriminator lets the first predictions pass, then jumps about and slowly falls",
+        "is 0 until the first predictions pass the discriminator's threshold, then varies strongly and slowly falls",
     ),
     "L_G": Term(
         "segmentation",
         "what the segmenter minimises, all its terms together",
-        "falls fast, then slowly; it may step up where learning from unlabelled pictures sets in",
+        "falls fast, then slowly; it may step up where learning from unlabelled images sets in",
     ),
     "L_sup": Term(
         "segmentation",
-        "what the segmenter minimises on labelled pictures: cross-entropy, and what the corrector would correct",
+        "what the segmenter minimises on labelled images: cross-entropy, and the corrector's objections",
         "falls fast, then slowly",
     ),
     "L_aux": Term(
         "segmentation",
-        "how far the corrector is from finding the segmentation of labelled pictures right",
+        "how strongly the corrector objects to the segmentation of labelled images",
         "rises while the corrector learns to find mistakes, then falls with their number",
     ),
     "L_ecs": Term(
         "segmentation",
-        "cross-entropy against the corrected segmentations of unlabelled pictures, heavier where the corrector is sure",
+        "cross-entropy against the corrected segmentations of unlabelled images, heavier where the corrector is sure",
         "falls as the segmenter takes over the corrections",
     ),
     "L_adv": Term(
         "segmentation",
-        "how far the segmentations of labelled pictures are from passing for drawn by hand",
-        "wavers: it rises as the discriminator learns and falls as the segmenter does",
+        "how clearly the discriminator recognises segmentations of labelled images as predictions",
+        "varies: it rises as the discriminator learns and falls as the segmenter learns",
     ),
     "L_adv_u": Term(
         "segmentation",
-        "the same for unlabelled pictures",
-        "wavers like L_adv, a little above it",
+        "the same for unlabelled images",
+        "varies like L_adv, a little above it",
     ),
     "L_ad": Term(
         "segmentation",
-        "how far the segmentations are from convincing both discriminators",
-        "wavers, and steps up where unlabelled pictures come in",
+        "how clearly both discriminators recognise the segmentations as predictions",
+        "varies, and steps up where learning from unlabelled images sets in",
     ),
     "L_semi": Term(
         "segmentation",
@@ -98,43 +98,43 @@ TERMS = {
     ),
     "L_s1": Term(
         "segmentation",
-        "disagreement with the first strongly changed view of unlabelled pictures",
+        "disagreement with the first strongly changed view of unlabelled images",
         "grows as more pixels are trusted, then falls",
     ),
     "L_s2": Term(
         "segmentation",
-        "disagreement with the second strongly changed view of unlabelled pictures",
-        "goes with L_s1",
+        "disagreement with the second strongly changed view of unlabelled images",
+        "is close to L_s1",
     ),
     "L_fp": Term(
         "segmentation",
-        "disagreement with the view of which some inner features are missing",
-        "goes with L_s1, a little below it",
+        "disagreement with the view that lacks some inner features",
+        "follows L_s1, a little below it",
     ),
     "L_latent": Term(
         "segmentation",
-        "how little a latent class says about the real one, on labelled pictures",
-        "falls and flattens above 0, as long as there are fewer latent classes in use than real ones",
+        "how little a latent class says about the true class, on labelled images",
+        "falls and flattens above 0, as long as fewer latent classes are in use than there are classes",
     ),
     "L_cor": Term(
         "discriminator",
-        "the corrector's mistakes on labelled pictures: what is right, what is wrong, what belongs there",
+        "the corrector's mistakes on labelled images: which pixels are right, and which class the others have",
         "falls fast at first, then slowly",
     ),
     "L_D1": Term(
         "discriminator",
-        "D1's mistakes in telling real label maps from predictions",
-        "wavers well above 0; 1.39 is guessing, and near 0 it has won and teaches little",
+        "D1's mistakes in separating real label maps from predictions",
+        "varies well above 0; 1.39 is guessing; near 0, D1 has won and the segmenter learns little from it",
     ),
     "L_D2": Term(
         "discriminator",
-        "D2's mistakes in telling right pixels from wrong ones",
+        "D2's mistakes in separating right pixels from wrong ones",
         "falls below the 0.69 of guessing and stays there",
     ),
     "L_D": Term(
         "discriminator",
-        "the discriminator's mistakes in telling real label maps from predictions",
-        "wavers well above 0; 0.69 is guessing, and near 0 the discriminator has won and teaches little",
+        "the discriminator's mistakes in separating real label maps from predictions",
+        "varies well above 0; 0.69 is guessing; near 0, it has won and the segmenter learns little from it",
     ),
     "L_MT": Term(
         "classifier",
@@ -143,14 +143,14 @@ TERMS = {
     ),
     "L_cls": Term(
         "classifier",
-        "how wrong the student is about which classes are in a labelled picture",
+        "how wrong the student is about which classes are in a labelled image",
         "falls steadily and flattens",
     ),
     "L_cons": Term(
         "consistency",
-        "how far student and teacher disagree about two versions of a picture (mlmt, meanteacher), or the two branches "
+        "how far student and teacher disagree about two versions of an image (mlmt, meanteacher), or the two branches "
         "about an unlabelled one (latent)",
-        "may rise while both begin to commit themselves, then stays small",
+        "may rise while both become surer, then stays small",
     ),
     "D_real": Term(
         "scores",
@@ -174,42 +174,42 @@ TERMS = {
     ),
     "acc_real": Term(
         "accuracy",
-        "share of real label maps (of their pixels, where pixels are judged) that the discriminator takes for real",
-        "lies between one half and 1; at 1 together with acc_fake, it has won and teaches little",
+        "share of real label maps (or of their pixels) that the discriminator recognises as real",
+        "lies between 0.5 and 1; if acc_fake is at 1 too, it has won and the segmenter learns little from it",
     ),
     "acc_fake": Term(
         "accuracy",
-        "share of predictions (or of their pixels) that the discriminator takes for predictions",
-        "lies between one half and 1; if it and acc_real add up to 1, the discriminator is guessing",
+        "share of predictions (or of their pixels) that the discriminator recognises as predictions",
+        "lies between 0.5 and 1; if it and acc_real add up to 1, the discriminator is guessing",
     ),
     "acc_right": Term(
         "accuracy",
-        "share of rightly segmented pixels of labelled pictures that the critic finds right",
+        "share of rightly segmented pixels of labelled images that the critic finds right",
         "rises towards 1 early",
     ),
     "acc_wrong": Term(
         "accuracy",
-        "share of wrongly segmented pixels of labelled pictures that the critic finds wrong",
-        "rises later than acc_right, and sinks again where mistakes have become few; at 0 it finds none",
+        "share of wrongly segmented pixels of labelled images that the critic finds wrong",
+        "rises later than acc_right, and falls again when mistakes become few; at 0 the critic finds none",
     ),
     "kept": Term(
         "scores",
-        "share of the unlabelled pictures' pixels that the corrector finds right",
+        "share of the unlabelled images' pixels that the corrector finds right",
         "rises as the segmentations improve",
     ),
     "selected": Term(
         "scores",
-        "share of the unlabelled pictures (s4gan) or pixels whose prediction passed the threshold, to be learned from",
-        "comes to life as predictions improve; neither always 0 nor always 1",
+        "share of the unlabelled images (s4gan) or pixels whose prediction passed the threshold and is learned",
+        "rises from 0 as predictions improve, and is neither always 0 nor always 1",
     ),
     "trust": Term(
         "scores",
-        "how much of the teacher's labels of unlabelled pictures is learned, on average",
-        "rises as the teacher grows sure of its labels",
+        "how much of the teacher's labels of unlabelled images is learned, on average",
+        "rises as the teacher becomes sure of its labels",
     ),
     "val_mIoU": Term(
         "validation",
-        "mean intersection over union on the validation pictures during training",
+        "mean intersection over union on the validation images during training",
         "rises fast, then levels off; if it still rises where the segmenter's training ends, more steps would help",
     ),
     "val_mIoU_student": Term(
@@ -220,7 +220,7 @@ TERMS = {
     "val_mIoU_without_gate": Term(
         "validation",
         "the same for the output before the gate switches classes off",
-        "lies below val_mIoU where the gate helps; the two are one until the classifier has begun to learn",
+        "lies below val_mIoU where the gate helps; the two are equal until the classifier begins to learn",
     ),
 }
 
@@ -229,33 +229,33 @@ CONFIDENCES = {
     "softmax": Term(
         "",
         "the likeliest class's probability, by the segmenter itself",
-        "lies on the dotted line if it is as sure as it is right; below it, it is too sure",
+        "lies on the dotted line if confidence equals accuracy; below the line, the segmenter is too sure",
     ),
     "critic": Term(
         "",
-        "what the second network makes of each pixel",
+        "the second network's score of each pixel",
         "rises from left to right if its low values find mistakes",
     ),
 }
 CLASSIFIERS = Term(
     "",
-    "how well the classifiers tell which classes a picture holds, all classes together; the threshold falls from left "
+    "how well the classifiers find which classes an image holds, all classes together; the threshold falls from left "
     "to right",
     "bends towards the upper left corner; the larger the area below, the better the gate",
 )
 CORRECTOR = Term(
     "",
-    "the table below as a picture: how well the corrector finds what belongs where the segmentation is wrong, and "
-    "whether its trust goes with the truth",
-    "has points far to the right, on unlabelled pictures as on labelled ones; near 0 the corrections are noise",
+    "the table below as a figure: how well the corrector finds the right class where the segmentation is wrong, and "
+    "whether it trusts the right pixels",
+    "has points far to the right, on unlabelled images as on labelled ones; near 0 the corrections are noise",
 )
-LATENT_CLASSES = Term("", "the classes the second branch found by itself, and which real ones go to each", "")
+LATENT_CLASSES = Term("", "the classes that the second branch found by itself, and which classes go to each", "")
 
 
 GRADIENTS = Term(
     "gradients",
     "norm of each loss's part of the gradient, its weight included, always on the same batch; on a logarithmic scale",
-    "tells, among the losses of one network, which leads: one far below the others changes little; L_S, L_G, L_sup and "
+    "shows which loss of a network has the most effect: one far below the others changes little; L_S, L_G, L_sup and "
     "L_MT are sums of others",
 )
 
@@ -269,7 +269,7 @@ SKIPPED = Term(
 
 
 def term(name: str) -> Term:
-    """The words for a logged quantity; for an undescribed name, only the likeliest plot to draw it in."""
+    """The words for a logged quantity; for an unknown name, only the likeliest plot."""
     if name in TERMS:
         return TERMS[name]
     for prefix, words in (("grad_", GRADIENTS), ("skipped_", SKIPPED)):

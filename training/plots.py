@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, StrM
 
 from training.run_folder import Curve
 
-# Ink and series as they look on white. In a page each becomes a CSS variable (see `inline_svg`), so that the
+# Colours of text and series on white. In a page each becomes a CSS variable (see `inline_svg`), so that the
 # page decides, and dark mode works. Series differ by line style as well: colour is never the only cue. There
 # is one style less than colours, so that a seventh curve does not look like the first.
 INK, GRID = "#24292f", "#d0d7de"
@@ -68,11 +68,11 @@ def curves_figure(
 
     Args:
         curves: by name; each keeps its place in the order of colours and line styles.
-        smooth: draw a running mean over the faint raw curve. Without it, points are marked if they are few.
+        smooth: draw a running mean over the faint raw curve. Without it, points are marked if there are few.
         percent: values are shares, shown in %.
-        magnify: draw a curve that would lie at the bottom 10, 100, ... times as high, and say so in its name.
+        magnify: draw a curve that would be at the bottom 10, 100, ... times as high, and say so in its name.
         log: a logarithmic y axis; zeros are left out.
-        y_range: limits of the y axis; when None, from zero to where all but the outliers of raw curves fit.
+        y_range: limits of the y axis; None for limits from 0 that fit all but the outliers of raw curves.
         areas: names of curves to draw as a filled area.
         rules: horizontal lines to compare with, by name.
     """
@@ -100,7 +100,7 @@ def curves_figure(
 
         if log:
             axes.set_yscale("log", nonpositive="mask")
-            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # the usual one is mathematics, see above
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # the usual one writes mathematics, see above
             axes.yaxis.set_minor_formatter(NullFormatter())
         else:
             axes.set_ylim(*(y_range or (0, height * 1.05 or 1)))
@@ -112,7 +112,7 @@ def curves_figure(
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
         axes.grid(axis="x", visible=False)
         _, names = axes.get_legend_handles_labels()
-        # The width holds about 56 letters, of which the sample line beside a name takes 7.
+        # The width holds about 56 letters; the sample line before a name takes 7 of them.
         one_row = sum(len(name) + 7 for name in names) <= 56
         columns = len(names) if one_row else max(1, 56 // (max(map(len, names)) + 7))
         figure.legend(loc="outside upper left", ncols=columns, handlelength=2.6, columnspacing=1.4)
@@ -120,17 +120,17 @@ def curves_figure(
 
 
 def _series(number: int) -> dict[str, Any]:
-    """How the line of that number looks."""
+    """The colour and style of the line with that number."""
     return {"color": SERIES[number % len(SERIES)], "linestyle": LINE_STYLES[number % len(LINE_STYLES)]}
 
 
 def reliability_figure(confidences: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Share of right pixels by confidence, and how many pixels have it.
 
-    The dotted diagonal is a confidence that tells its own accuracy.
+    On the dotted diagonal, confidence equals accuracy.
 
     Args:
-        confidences: by name what `kerasseg.metrics.Reliability.summary` gives.
+        confidences: `kerasseg.metrics.Reliability.summary` of each confidence, by name.
     """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(5.2, 4.2), layout="constrained")
@@ -156,7 +156,7 @@ def reliability_figure(confidences: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 def roc_figure(curves: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Receiver operating characteristics: by name what `kerasseg.metrics.roc` gives."""
+    """Receiver operating characteristics: `kerasseg.metrics.roc` of each score, by name."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(5.2, 4.2), layout="constrained")
         axes = figure.add_subplot()
@@ -190,11 +190,10 @@ def heat_map(values: np.ndarray, rows: Collection[str], columns: str, title: str
 
 
 def by_class_figure(panels: Mapping[str, Mapping[str, Collection[float | None]]], rows: Collection[str]) -> Figure:
-    """Values of each class as points, a panel beside the other.
+    """Values of each class as points, in panels side by side.
 
     Args:
-        panels: by the name of their axis the series of each, by name: a value for each of `rows`, None where there is
-            none.
+        panels: for each panel, by the name of its axis, its series by name: a value for each of `rows`, or None.
         rows: names of the classes.
     """
     with matplotlib.rc_context(_STYLE):
@@ -226,7 +225,7 @@ def _magnification(highest: float, top: float) -> int:
 
 
 def running_mean(values: np.ndarray) -> np.ndarray:
-    """The mean over a centred window of a twentieth of the curve; at both ends the window is cut off."""
+    """The mean over a centred window, a twentieth of the curve long; at both ends the window is cut off."""
     half = len(values) // 40
     sums = np.concatenate([[0.0], np.cumsum(values)])
     centers = np.arange(len(values))
@@ -243,7 +242,7 @@ def _thinned(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a file of 150 dots per inch."""
+    """The figure as a PNG file with 150 dots per inch."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=150)
     return file.getvalue()
@@ -268,7 +267,7 @@ def inline_svg(figure: Figure, description: str) -> str:
     for name, color in {"ink": INK, "grid": GRID, **series}.items():
         svg = svg.replace(color, f"var(--{name}, {color})")
     svg = re.sub(r" font-family: [^;\"]*;?", "", svg)
-    # HTML knows these name spaces by itself.
+    # HTML does not need these name spaces.
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)
     # A page holds several figures; only ids that something refers to may stay, and those differ by content.
     referred = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))

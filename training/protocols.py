@@ -1,6 +1,6 @@
-"""How a method is measured: protocols with names, one class for each, so that a result can say what it is.
+"""How a method is measured: protocols with names, one class for each, so that a result can name its protocol.
 
-Legend: H, W size of a picture; h, w of a window; N windows; K classes.
+Legend: H, W size of an image; h, w of a window; N windows; K classes.
 """
 
 import dataclasses
@@ -22,10 +22,10 @@ COUNTED = "ignored pixels left out; mean over all classes that occur in truth or
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """What happens between a picture and the segmentation that is compared with its label map.
+    """What happens between an image and the segmentation that is compared with its label map.
 
-    Only what the segmenter says is averaged over views of a picture. What a method makes of it for the picture as a
-    whole (`Method.variants_from`, such as mlmt's gate) follows once, on the average.
+    Only the segmenter's probabilities are averaged over views of an image. What a method does with them for the whole
+    image (`Method.variants_from`, such as mlmt's gate) follows once, on the average.
     """
 
     name: ClassVar[str]
@@ -35,25 +35,25 @@ class Protocol:
         return images_1HW3, labels_1HW
 
     def segment(self, predict: Predict, images_1HW3: tf.Tensor) -> tf.Tensor:
-        """The class probabilities (1,H,W,K) of a prepared image, by a network's for images."""
+        """The class probabilities (1,H,W,K) of a prepared image; `predict` gives those of images as they are."""
         return predict(images_1HW3)
 
     def settings(self) -> dict[str, Any]:
-        """What decides its results; JSON types."""
+        """The settings that decide its results; JSON types."""
         return {}
 
     def words(self) -> str:
-        """It in a sentence, less what is the same for all."""
+        """The protocol in a sentence, without what is the same for all."""
         raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
-        """What result.json says of it: "name", its settings, "description"."""
+        """The protocol in result.json: "name", its settings, "description"."""
         return {"name": self.name, **self.settings(), "description": f"{self.words()}; {COUNTED}"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Native(Protocol):
-    """Whole pictures as they are: what training watches, and the default."""
+    """Whole images as they are: the default, also used during training."""
 
     name = "native"
 
@@ -63,11 +63,11 @@ class Native(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class MultiscaleFlip(Protocol):
-    """Several sizes of a picture, each also mirrored."""
+    """Several sizes of an image, each also mirrored."""
 
     name = "multiscale_flip"
     scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-    """Factors of the picture's size; those of DeepLab's and PSPNet's papers."""
+    """Factors of the image's size; those of DeepLab's and PSPNet's papers."""
 
     def __post_init__(self):
         if not self.scales or min(self.scales) <= 0:
@@ -102,9 +102,9 @@ class SlidingWindow(Protocol):
     window: tuple[int, int]
     """Height and width, pixels."""
     stride: float = 2 / 3
-    """Step from one window to the next as a share of the window: PSPNet's, of which a third overlaps."""
+    """Step from one window to the next as a share of the window; with PSPNet's two thirds, a third overlaps."""
     window_batch_size: int = 4
-    """Windows that are segmented at once; changes the speed alone."""
+    """Windows that are segmented at once; affects only the speed."""
 
     def __post_init__(self):
         if min(self.window) < 1:
@@ -121,7 +121,7 @@ class SlidingWindow(Protocol):
     def segment(self, predict, images_1HW3):
         height, width = tf.unstack(tf.shape(images_1HW3)[1:3])
         h, w = self.window
-        # A picture smaller than the window gets mean grey below and to the right of it, as crops have in training.
+        # An image smaller than the window gets mean grey below and to its right, like training crops.
         outside = [[0, tf.maximum(h - height, 0)], [0, tf.maximum(w - width, 0)], [0, 0]]
         image_HW3 = tf.pad(images_1HW3[0], outside, constant_values=PAD_VALUE)
         corners_N2 = tf.numpy_function(
@@ -139,7 +139,7 @@ class SlidingWindow(Protocol):
         def add(start, total_HWC):
             return start + self.window_batch_size, tf.tensor_scatter_nd_add(total_HWC, *windows(start))
 
-        places_Nhw2, counted = windows(0)  # apart, because only now it is known how many classes there are
+        places_Nhw2, counted = windows(0)  # before the loop, because it gives the number of classes
         total_HWC = tf.scatter_nd(places_Nhw2, counted, [*tf.unstack(tf.shape(image_HW3)[:2]), counted.shape[-1]])
         _, total_HWC = tf.while_loop(
             lambda start, _: start < tf.shape(corners_N2)[0],
@@ -163,10 +163,10 @@ class SlidingWindow(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Resized(Protocol):
-    """Pictures brought to one size: Cityscapes at half size in Hung et al. 2018 and Mittal et al. 2019.
+    """Images brought to one size: Cityscapes at half size in Hung et al. 2018 and Mittal et al. 2019.
 
-    The papers do not say at which size predictions are compared with label maps. The reference code of the latter
-    resizes these too; that of the former leaves Cityscapes out.
+    The papers do not say at which size predictions are compared with label maps. The reference code of Mittal et al.
+    resizes these too; that of Hung et al. leaves Cityscapes out.
     """
 
     name = "resized"
@@ -192,7 +192,7 @@ class Resized(Protocol):
         return tf.image.resize(predict(self.shrink(images_1HW3)), tf.shape(images_1HW3)[1:3])
 
     def shrink(self, images_1HW3: tf.Tensor) -> tf.Tensor:
-        """Smoothed where it shrinks, as Pillow's bilinear filter does, which the reference code uses."""
+        """Resized, with smoothing where it shrinks, as by Pillow's bilinear filter, which the reference code uses."""
         return tf.image.resize(images_1HW3, self.size, antialias=True)
 
     def settings(self):
@@ -234,7 +234,7 @@ def make_protocol(name: str, crop: Sequence[int], **given: Any) -> Protocol:
 
 
 def recorded(said: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The name and the settings in what `Protocol.describe` said, such that `make_protocol` makes the same again."""
+    """The name and the settings, from what `Protocol.describe` gave, with which `make_protocol` makes it again."""
     protocol = PROTOCOLS[said["name"]]
     known = {field.name for field in dataclasses.fields(protocol)} & said.keys()
     settings = {name: tuple(said[name]) if isinstance(said[name], list) else said[name] for name in known}

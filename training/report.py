@@ -2,7 +2,7 @@
 
     python -m training.report RUN [--compare OTHER_RUN ...]
 
-It is made from the files of the run folder alone, so it can be made again at any time, on any machine,
+It is made only from the files of the run folder, so it can be made again at any time, on any machine,
 without TensorFlow.
 """
 
@@ -27,20 +27,20 @@ from training import glossary, plots
 from training.run_folder import Curve, Run, is_number
 
 PICTURE_WIDTH = 400
-"""Pixels: wider example pictures are reduced to this."""
+"""Pixels: wider example images are reduced to this."""
 
 ROLE_WORDS = {"labeled": "labelled", "weak": "with image-level labels only", "unlabeled": "unlabelled"}
 
 MAX_EXAMPLES = 12
-"""Shown at most, so that the page stays small enough to be mailed."""
+"""The most examples on a page, so that it stays small enough for an e-mail."""
 
 
 def write_report(run_folder: Path, compare: Sequence[Path] = ()) -> Path:
     """Writes `report.html` into the run folder, and its plots as PNG into the folder `figures` there.
 
     Args:
-        run_folder: as `training.run` leaves it; finished or not.
-        compare: other runs' folders, shown beside this one where they differ.
+        run_folder: the --out of `training.run`; finished or not.
+        compare: other runs' folders, shown next to this one where they differ.
 
     Returns:
         The file written.
@@ -95,33 +95,33 @@ def write_report(run_folder: Path, compare: Sequence[Path] = ()) -> Path:
 
 
 def notes(run: Run, others: Sequence[Run] = ()) -> Iterator[str]:
-    """What a reader should know before trusting the numbers, most important first."""
+    """What a reader should know before trusting the numbers, the most important first."""
     if not run.finished:
         yield (
             f"This run is unfinished at step {run.last_step} of {run.config['steps']}. "
-            "The command that started it continues it when --resume is added."
+            "The command that started it continues it with --resume added."
         )
     if run.result and run.result["mIoU"] is None:
-        yield "Nothing was measured: all pixels of the label maps are to be ignored."
+        yield "Nothing was measured: all pixels of the label maps are ignored."
     elif run.result and "without_gate" in run.variants:
         lost = 100 * (run.variants["without_gate"]["mIoU"] - run.result["mIoU"])
-        # Below this the rounded numbers beside the sentence would be equal.
+        # Below this the rounded numbers next to the sentence would be equal.
         if lost >= 0.05:
             yield (
                 f"The gate lowered mIoU by {lost:.1f} points, because most classes are in most "
-                "pictures here or because the classifier has not learnt enough; prefer the ungated output."
+                "images here or because the classifier has not learned enough; prefer the ungated output."
             )
     if taps := run.config.get("untrained_taps"):
         crop = "x".join(map(str, run.config["crop"]))
         yield (
             f"The outer taps of {', '.join(taps)} never learned: training crops of {crop} pixels are too small for "
-            "their dilation. They keep random weights, which count on larger pictures. Choose smaller --rates or a "
+            "their dilation. They keep random weights, which affect larger images. Choose smaller --rates or a "
             "larger --crop."
         )
     yield from _discriminator_notes(run)
     for other in others:
         if other.config.get("split_fingerprint") != run.config.get("split_fingerprint"):
-            yield f"{other.title} was trained on another split: the difference is not the method's alone."
+            yield f"{other.title} was trained on another split: the difference is not only the method's."
 
 
 def _discriminator_notes(run: Run) -> Iterator[str]:
@@ -131,40 +131,40 @@ def _discriminator_notes(run: Run) -> Iterator[str]:
             continue
         yield (
             "The discriminator overpowers the segmenter: over the last quarter of training it scored label "
-            f"maps {real:.2f} and predictions {fake:.2f} on average. One that is never in doubt teaches the "
-            "segmenter little. A lower learning rate of the discriminator usually helps."
+            f"maps {real:.2f} and predictions {fake:.2f} on average. The segmenter learns little from a discriminator "
+            "that is never in doubt. A lower learning rate of the discriminator usually helps."
         )
     real, fake = (_mean_of_last_quarter(run, name) for name in ("acc_real", "acc_fake"))
     if real is not None and fake is not None and real + fake < 1.1:
         yield (
             f"The discriminator is guessing: over the last quarter of training it recognised {percent(real, 0)} of the "
-            f"real label maps and {percent(fake, 0)} of the predictions; saying the same of everything gives "
-            "100 % in all. It has nothing to teach then: a higher learning rate of the discriminator may help."
+            f"real label maps and {percent(fake, 0)} of the predictions. A constant answer makes these two add up to "
+            "100 %. The segmenter learns nothing from it: a higher learning rate of the discriminator may help."
         )
     right, wrong = (_mean_of_last_quarter(run, name) for name in ("acc_right", "acc_wrong"))
     if right is not None and wrong is not None and right + wrong < 1.1:
         yield (
-            "The critic does not tell right pixels from wrong ones: over the last quarter of training it recognised "
-            f"{percent(right, 0)} of the right and {percent(wrong, 0)} of the wrong pixels of labelled pictures; "
-            "saying the same of everything gives 100 % in all. What it makes of unlabelled ones is not to be trusted."
+            "The critic does not find wrong pixels: over the last quarter of training it recognised "
+            f"{percent(right, 0)} of the right and {percent(wrong, 0)} of the wrong pixels of labelled images. A "
+            "constant answer makes these two add up to 100 %. Do not trust its scores of unlabelled images."
         )
     selected = run.curve("selected").values
     if selected and max(selected) == 0:
         yield (
             "Nothing was ever selected for self-training: no prediction passed the "
-            "threshold, so no unlabelled picture ever served as a labelled one. A lower threshold or more "
-            "steps may help."
+            "threshold, so no prediction ever served as a label. A lower threshold or more steps may help."
         )
     late = _mean_of_last_quarter(run, "selected")
     if late is not None and late > 0.99 and any(run.curve(name).values for name in ("acc_real", "acc_right")):
         yield (
             f"Nearly everything is selected for self-training ({percent(late, 0)} over the last quarter of "
-            "training): the critic holds no mistake of the segmenter back. A higher threshold may help."
+            "training): the critic filters out no mistake of the segmenter. A higher threshold may help."
         )
 
 
 def _mean_of_last_quarter(run: Run, key: str) -> float | None:
-    """Of the steps that logged it: mlmt's discriminator is done before its classifier begins."""
+    """The mean of a quantity over the last quarter of the steps that logged it: mlmt's discriminator ends before its
+    classifier begins."""
     steps, values = run.curve(key)
     late = [value for step, value in zip(steps, values, strict=True) if step >= 0.75 * steps[-1]]
     return float(np.mean(late)) if late else None
@@ -196,11 +196,11 @@ def protocol(run: Run) -> Iterator[str]:
     facts = dict(run.result["protocol"])
     name, split, count = facts.pop("name"), facts.pop("split"), facts.pop("images")
     words = facts.pop("description", "")
-    yield f"Protocol “{name}” on the {count} pictures of the {split} split{': ' if words else ''}{words}."
+    yield f"Protocol “{name}” on the {count} images of the {split} split{': ' if words else ''}{words}."
     yield (
-        "The IoU (intersection over union) of a class is the number of pixels that are of it and were taken "
-        "for it, divided by the number of those that are of it or were taken for it, counted over all "
-        "pictures together. mIoU is the mean of that over classes."
+        "The IoU (intersection over union) of a class is the number of pixels that have this class and were "
+        "predicted to have it, divided by the number of pixels that have it or were predicted to have it, "
+        "counted over all images together. mIoU is the mean over classes."
     )
     if "mIoU_reference" in run.result:  # not in runs from before it was measured
         yield (
@@ -214,7 +214,7 @@ def protocol(run: Run) -> Iterator[str]:
 
 
 def last_check(run: Run) -> dict[str, Any] | None:
-    """The last mIoU measured while training: all there is to say of a run that has no result yet."""
+    """The last mIoU measured while training: the only score of a run that has no result yet."""
     steps, values = run.curve("val_mIoU")
     return {"step": steps[-1], "mIoU": values[-1]} if steps else None
 
@@ -228,12 +228,12 @@ def commands(run: Run, others: Sequence[Run] = ()) -> list[tuple[str, str]]:
             ("Train it again, into the folder that --out names", started),
             ("Export it, to run without TensorFlow", _python("export.run", folder, "--out", model)),
             (
-                "Segment a folder of pictures with the export",
+                "Segment a folder of images with the export",
                 _python("serving.batch", model, "PICTURES", "OUTPUT"),
             ),
         ]
     else:
-        rows = [("Go on with it", started and f"{started} --resume")]
+        rows = [("Continue it", started and f"{started} --resume")]
     compare = ["--compare", *(_shown(other.folder) for other in others)] if others else []
     rows.append(("Make this page again", _python("training.report", folder, *compare)))
     return [(what, command) for what, command in rows if command]
@@ -251,7 +251,7 @@ def settings(run: Run) -> list[tuple[str, str]]:
 
 
 def machine(run: Run) -> list[tuple[str, str]]:
-    """Where and with what it ran, and what it took."""
+    """The machine and the versions, and the time and memory that the run took."""
     facts: list[tuple[str, str]] = []
     measured = run.result or {}
     if is_number(measured.get("seconds")):
@@ -271,7 +271,7 @@ def machine(run: Run) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure of the page, with the words that go with it."""
+    """A figure of the page, with its words."""
 
     title: str
     figure: plots.Figure
@@ -312,14 +312,15 @@ def figures(run: Run, others: Sequence[Run] = ()) -> Iterator[Drawing]:
 
 
 def diagnostics(run: Run, others: Sequence[Run] = ()) -> dict[str, Any] | None:
-    """What tells right pixels from wrong ones, in figures and a table; None before the end of the run."""
+    """How well confidences and critics separate right pixels from wrong ones, in figures and a table; None before the
+    end of the run."""
     if run.diagnostics is None:
         return None
     confidences = dict(run.diagnostics["confidence"])
     words = [(name, term) for name, term in glossary.CONFIDENCES.items() if name in confidences]
     training = run.diagnostics.get("training", {})
     rows = confidences | {
-        f"{name}, {ROLE_WORDS[role]} training pictures": summary
+        f"{name}, {ROLE_WORDS[role]} training images": summary
         for role, of_role in training.items()
         for name, summary in of_role["confidence"].items()
     }
@@ -340,7 +341,7 @@ def diagnostics(run: Run, others: Sequence[Run] = ()) -> dict[str, Any] | None:
     if "latent_given_class" in run.diagnostics:
         P_KL = np.array(run.diagnostics["latent_given_class"])
         used = run.diagnostics["effective_latent_classes"].items()
-        counts = ", ".join(f"{count} take more than {100 * float(share):.0f} % of some class" for share, count in used)
+        counts = ", ".join(f"{count} hold more than {100 * float(share):.0f} % of some class" for share, count in used)
         term = glossary.LATENT_CLASSES._replace(expect=f"has {P_KL.shape[1]} columns: {counts}")
         drawings.append(
             Drawing(
@@ -360,7 +361,7 @@ def diagnostics(run: Run, others: Sequence[Run] = ()) -> dict[str, Any] | None:
             Drawing(
                 "Which classes are there",
                 plots.roc_figure(curves),
-                f"Share of present classes found by share of absent ones taken for present. Areas: {areas}.",
+                f"Share of present classes found, over share of absent classes taken for present. Areas: {areas}.",
                 [("classifiers", glossary.CLASSIFIERS)],
             )
         )
@@ -393,7 +394,7 @@ def _corrector(run: Run) -> dict[str, Any]:
     correlations = [found["spearman"] for found in (of_val, *of_training.values())]
     return {
         "split": run.diagnostics["split"],
-        "columns": [run.diagnostics["split"], *(f"{ROLE_WORDS[role]} training pictures" for role in of_training)],
+        "columns": [run.diagnostics["split"], *(f"{ROLE_WORDS[role]} training images" for role in of_training)],
         "rows": [
             *zip(run.classes, of_val["IoU"], zip(*correlations, strict=True), strict=False),
             ("right as it is", of_val["IoU"][-1], [None] * len(correlations)),
@@ -404,7 +405,7 @@ def _corrector(run: Run) -> dict[str, Any]:
 
 def _draw_group(run: Run, group: str, curves: dict[str, Curve], others: Sequence[Run]) -> plots.Figure:
     if group == "scores":
-        fields = dict(_flat(run.config.get("fields", {})))  # mlmt has those of the branch inside it too
+        fields = dict(_flat(run.config.get("fields", {})))  # mlmt also has the fields of its branch
         thresholds = [fields[name] for name in ("s4gan.gamma", "advsemiseg.T_semi") if name in fields]
         rules = {f"threshold {value:g}": value for value in thresholds}
         return plots.curves_figure(curves, smooth=True, y_range=(0, 1), areas=("selected",), rules=rules)
@@ -452,12 +453,12 @@ def per_class(run: Run, others: Sequence[Run] = ()) -> dict[str, Any] | None:
 
 
 def examples(run: Run, others: Sequence[Run] = ()) -> Iterator[dict[str, Any]]:
-    """Pictures with their label map and what was made of them."""
+    """Images with their label map and the predictions."""
     palette = run.config["palette"]
     for folder in _example_folders(run)[:MAX_EXAMPLES]:
         name = folder.relative_to(run.folder / "examples").as_posix()
         truth = _label_map(folder / "truth.png")
-        cells = [{"title": "picture", "uri": _picture_uri(folder / "image.png"), "score": ""}]
+        cells = [{"title": "image", "uri": _picture_uri(folder / "image.png"), "score": ""}]
         if truth is not None:
             cells.append({"title": "label map", "uri": _label_uri(truth, palette), "score": ""})
         known = {"image.png", "truth.png", "prediction.png", "student.png", "reliability.png"}
@@ -480,7 +481,7 @@ def examples(run: Run, others: Sequence[Run] = ()) -> Iterator[dict[str, Any]]:
 
 
 def _example_folders(run: Run) -> list[Path]:
-    # A picture's name may hold folders.
+    # An image's name may hold folders.
     return sorted(file.parent for file in (run.folder / "examples").rglob("prediction.png"))
 
 
@@ -495,7 +496,7 @@ def _label_map(file: Path) -> np.ndarray | None:
 
 
 def _label_uri(labels_HW: np.ndarray, palette: Sequence[Sequence[int]]) -> str:
-    # Nearest neighbour: between two classes there is no third.
+    # Nearest neighbour: it makes no third class between two.
     reduced = np.array(_reduced(Image.fromarray(labels_HW), Image.Resampling.NEAREST))
     return _data_uri("image/png", pictures.index_png(reduced, palette))
 
@@ -550,7 +551,7 @@ def _plain(value: Any) -> str:
 
 
 def _shown(path: Path) -> str:
-    """As a user in the current folder would type it."""
+    """The path as a user in the current folder would type it."""
     path = path.resolve()
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
@@ -572,7 +573,7 @@ class Config:
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run folder: the --out of a training.run."""
     compare: tuple[Path, ...] = ()
-    """Other run folders to show beside it, for instance a supervised run on the same split."""
+    """Other run folders to show next to it, for example a supervised run on the same split."""
 
 
 def main(config: Config) -> dict[str, str]:

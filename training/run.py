@@ -71,7 +71,7 @@ def train(config: RunConfig) -> dict[str, Any]:
                 stack.enter_context(locked(config.folder, user="training", remedy="choose another --out"))
             check_folder(config)
         result = train_worker(stack.enter_context(own_config(config, strategy)), strategy)
-        gather(strategy, 0)  # no worker leaves before the chief has written everything: it would count as lost
+        gather(strategy, 0)  # a worker that leaves before the chief has written everything would count as lost
     report = {"report": str(config.folder / "report.html")} if result["finished"] else {}
     return {"run": str(config.folder)} | report | result
 
@@ -88,9 +88,9 @@ def train_worker(config: RunConfig, strategy: tf.distribute.Strategy) -> dict[st
         if before.split_fingerprint != split.fingerprint:
             raise ValueError(f"{before.file} was trained on another split than {folder / 'split'} has: put it back")
         before.restore(method)
-        before = dataclasses.replace(before, arrays={})  # of the size of all networks and optimizers
+        before = dataclasses.replace(before, arrays={})  # as large as all networks and optimizers
         start_step = before.step
-        print(f"going on from step {start_step} of {steps}", file=sys.stderr)
+        print(f"continuing from step {start_step} of {steps}", file=sys.stderr)
     if len(set(gather(strategy, start_step))) > 1:
         raise ValueError(f"the workers do not read the same checkpoints: {folder} must lie on a file system they share")
     separate_random_numbers(method)
@@ -129,7 +129,7 @@ def train_worker(config: RunConfig, strategy: tf.distribute.Strategy) -> dict[st
         if is_chief(strategy):
             write_model(session, evaluator.examples)
             write_report(folder)
-        print(f"stopped at step {step} of {steps}; go on with --resume", file=sys.stderr)
+        print(f"stopped at step {step} of {steps}; continue with --resume", file=sys.stderr)
         return {"finished": False, "steps": step, "exit_status": 128 + interruption.agreed}
 
     if session.protocol == evaluator.measure.protocol:
@@ -155,22 +155,22 @@ def train_worker(config: RunConfig, strategy: tf.distribute.Strategy) -> dict[st
 
 
 def run(config: RunConfig) -> dict[str, Any]:
-    """`train` or `dry_run`, with what TensorFlow itself raises told as a mistake with its remedy."""
+    """`train` or `dry_run`; TensorFlow's own errors become a ValueError that says what to do."""
     try:
-        with naming_unreadable(config.dataset, then="go on with --resume"):
+        with naming_unreadable(config.dataset, then="continue with --resume"):
             return dry_run(config) if config.dry_run else train(config)
     except (OSError, tf.errors.ResourceExhaustedError) as error:
         if cli.refusal(error) in (errno.ENOSPC, errno.EDQUOT):
             raise ValueError(
-                f"the disk is full ({error}): make room, then --resume goes on from the last checkpoint; nothing that "
-                "was written whole is lost"
+                f"the disk is full ({error}): make room, then --resume continues from the last checkpoint; no complete "
+                "file is lost"
             ) from error
         if isinstance(error, OSError):
             raise
         raise ValueError(
             "out of memory: start again, with another --out and --accumulate 2 (or more), which takes each batch in "
             "parts; or with a lower --batch-size, --crop or --head-channels, a smaller --backbone, or "
-            "--no-gradient-norms; --dry-run tells what it comes to"
+            "--no-gradient-norms; --dry-run says how much memory a run needs"
         ) from error
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
         if config.strategy != "multiworker":
@@ -187,7 +187,7 @@ def check_folder(config: RunConfig) -> None:
     if config.resume and not exists:
         raise ValueError(f"{config.folder} holds no run to resume; start without --resume")
     if exists and not config.resume:
-        raise ValueError(f"{config.folder} holds a run already: go on with it by --resume, or choose another --out")
+        raise ValueError(f"{config.folder} holds a run already: continue it with --resume, or choose another --out")
 
 
 def open_folder(session: Session) -> dict[str, Any]:
@@ -238,7 +238,7 @@ def describe(session: Session) -> dict[str, Any]:
     flags["dataset"] = whole_path(config.dataset)
     loaded = loaded_weights(method)
     flags["initial_weights"] = loaded.counts() if loaded else {"source": Path(config.weights).name}
-    if config.branch_run is not None:  # what the flags say of the segmenter does not apply
+    if config.branch_run is not None:  # the flags about the segmenter do not apply
         branch = Run.read(config.branch_run)
         flags |= {
             name: branch.config[name]
@@ -268,12 +268,12 @@ def whole_path(dataset: str) -> str:
 
 
 def loaded_weights(method: Method) -> LoadedWeights | None:
-    """What became of the file of --weights; None where there was none, or a checkpoint took its place."""
+    """What was loaded from the file of --weights; None where there was none, or a checkpoint replaced it."""
     return getattr(method.segmenter, "loaded_weights", None)
 
 
 def commit() -> str | None:
-    """The commit of a checkout, None of an installed package."""
+    """The commit of a checkout; None for an installed package."""
     project = Path(__file__).parents[1]
     git = ["git", "-C", str(project), "describe", "--always", "--dirty", "--abbrev=40"]
     if not (project / ".git").exists():
@@ -285,7 +285,7 @@ def commit() -> str | None:
 
 
 def write_model(session: Session, examples: Examples) -> None:
-    """Writes model.keras, beside first, so that a failure leaves the one before; and the example pictures."""
+    """Writes model.keras, first under another name, so that a failure leaves the old one; and the example images."""
     folder = session.config.folder
     part = folder / ".part.model.keras"
     try:
@@ -297,7 +297,7 @@ def write_model(session: Session, examples: Examples) -> None:
 
 
 class FlagParser(argparse.ArgumentParser):
-    """One whose complaint is a ValueError."""
+    """A parser whose error is a ValueError."""
 
     def error(self, message):
         raise ValueError(message)

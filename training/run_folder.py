@@ -1,4 +1,4 @@
-"""What a run folder holds, read back: for the report, for evaluation, for export, for a run that builds on another.
+"""Reads a run folder: for the report, for evaluation, for export, for a run that builds on another.
 
 Needs no TensorFlow.
 """
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 from serving.common.files import write_atomically
 
 KEYS = ("method", "dataset", "steps", "classes", "palette", "split_fingerprint")
-"""What a config.json cannot do without."""
+"""The keys that every config.json must have."""
 
 METRICS, SPEED = "metrics.jsonl", "speed.jsonl"
 
@@ -27,7 +27,7 @@ ADDED_SETTINGS = {
     "average_weights": False,
     "rates": None,
 }
-"""Settings that a config.json of before they existed lacks, and what they were then."""
+"""Settings that an old config.json lacks, and their values at that time."""
 
 
 class Curve(NamedTuple):
@@ -48,13 +48,13 @@ class Run:
     result: dict[str, Any] | None
     """None until the run was evaluated at its end."""
     split: dict[str, list[str]]
-    """Names of the training pictures by role: labeled, weak, unlabeled."""
+    """Names of the training images by role: labeled, weak, unlabeled."""
     diagnostics: dict[str, Any] | None = None
-    """What `training.diagnostics` found at the end; None before."""
+    """The findings of `training.diagnostics` at the end; None before."""
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Reads what is there; only `config.json` must be.
+        """Reads the files that exist; only `config.json` must exist.
 
         Raises:
             ValueError: not a run folder, or a file in it does not hold what it should.
@@ -78,7 +78,7 @@ class Run:
 
     @classmethod
     def read_finished(cls, folder: Path) -> Self:
-        """As `read`, for what builds on a run: also a ValueError unless it was trained to its end and has its model."""
+        """As `read`; also a ValueError unless the run was trained to its end and has its model."""
         run = cls.read(folder)
         run.require_finished()
         _ = run.model  # raises where it is missing
@@ -87,7 +87,7 @@ class Run:
     def require_finished(self) -> None:
         """ValueError unless it was trained to its end and measured."""
         if not self.finished:
-            raise ValueError(f"the run in {self.folder} is not finished: go on with training.run --resume")
+            raise ValueError(f"the run in {self.folder} is not finished: continue it with training.run --resume")
 
     @property
     def finished(self) -> bool:
@@ -110,7 +110,7 @@ class Run:
         """model.keras; ValueError where the run was stopped before it was written."""
         file = self.folder / "model.keras"
         if not file.is_file():
-            raise ValueError(f"the run in {self.folder} has no model.keras yet: go on with training.run --resume")
+            raise ValueError(f"the run in {self.folder} has no model.keras yet: continue it with training.run --resume")
         return file
 
     @property
@@ -136,7 +136,7 @@ class Run:
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl or speed.jsonl by step; a last one cut short by a crash is left out.
+    """The lines of a run's metrics.jsonl or speed.jsonl by step; a last line that a crash cut short is left out.
 
     Raises:
         ValueError: another line does not hold what it should.

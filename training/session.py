@@ -1,4 +1,4 @@
-"""What a training is put together from: TensorFlow's settings, the images, the method, the batches."""
+"""The parts of a training: TensorFlow's settings, the images, the method, the batches."""
 
 import resource
 import sys
@@ -24,11 +24,11 @@ from training.run_folder import Run
 from training.workers import fail_together, gather, is_chief
 
 PANELS = 4
-"""Pictures shown in TensorBoard."""
+"""Images shown in TensorBoard."""
 
 
 class Stage(NamedTuple):
-    """A method that is fitted in a run, and after which steps of the run that begins and ends."""
+    """A method that is fitted in a run, and the steps of the run after which it begins and ends."""
 
     method: Method
     begin: int
@@ -42,7 +42,7 @@ class Session:
     config: RunConfig
     strategy: tf.distribute.Strategy
     protocol: Protocol
-    """By which it is measured at the end."""
+    """The protocol of the measurement at the end."""
     dataset: Dataset
     split: Split
     method: Method
@@ -65,7 +65,7 @@ class Session:
         return self.config.unlabeled_images(self.method, self.strategy.num_replicas_in_sync)
 
     def warnings(self) -> Iterator[str]:
-        """What is likely to cost points, a line each."""
+        """Settings that are likely to lower the score, a line each."""
         crop = "x".join(map(str, self.config.crop))
         for name, rate in untrained_taps(self.method, self.config.crop).items():
             yield (
@@ -84,13 +84,12 @@ class Session:
         return self.config.batch_size + self.unlabeled
 
     def whole_batches(self, stage: Stage, start_step: int, **share: Any) -> tf.data.Dataset:
-        """A stage's batches for all devices together, from that step of the run on; `share` as `train_dataset` takes
-        it."""
+        """A stage's batches for all devices together, from that step of the run on; `share` as in `train_dataset`."""
         replicas = self.strategy.num_replicas_in_sync
         return self.config.batches(self.dataset, self.split, stage.method, replicas, start_step=start_step, **share)
 
     def batches(self, stage: Stage, start_step: int) -> tf.distribute.DistributedDataset:
-        """The same, shared out among the strategy's devices."""
+        """The same, distributed over the strategy's devices."""
 
         def of_a_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
             shares = context.num_replicas_in_sync
@@ -112,7 +111,7 @@ def prepare_backend(config: RunConfig) -> None:
 
 
 def assemble(config: RunConfig, strategy: tf.distribute.Strategy, resumed: bool = False) -> Session:
-    """Opens the images and builds the method; of several workers, all of them have to.
+    """Opens the dataset and builds the method; with several workers, every worker must call it.
 
     Args:
         resumed: a checkpoint will bring the weights.
@@ -145,7 +144,7 @@ def open_split(config: RunConfig, dataset: Dataset) -> Split:
     if config.resume and (config.folder / "split").is_dir():
         return Split.load(config.folder / "split")
     if config.image_labels is not None and not config.method_class.uses_image_labels:
-        raise ValueError(f"{config.method} has no use for --image-labels: leave it out, or use --method mlmt")
+        raise ValueError(f"{config.method} does not use --image-labels: leave it out, or use --method mlmt")
     return make_split(dataset, config.labeled, config.seed, config.image_labels, config.cover)
 
 
@@ -159,7 +158,7 @@ def build_method(config: RunConfig, dataset: Dataset, split: Split, resumed: boo
         if config.average_weights or config.class_weights != "none" or config.rates:
             raise ValueError(
                 "--average-weights, --class-weights and --rates decide how a segmenter is trained, and that of "
-                "--branch-run is trained already: give them to its own run"
+                "--branch-run is trained already: give these flags to its own run"
             )
         branch = open_branch(config.branch_run, dataset, split)
         start = "none" if resumed else Run.read(config.branch_run).config["weights"]
@@ -191,13 +190,13 @@ def open_branch(folder: Path, dataset: Dataset, split: Split) -> Method:
 
 
 class Evaluator:
-    """What is found out of a method while it trains: its scores, how hard its losses pull, what pictures come to.
+    """Measures a method while it trains: its scores, how hard its losses pull, its predictions for a few images.
 
     Args:
-        names: of the val images that its scores are of; all when None.
+        names: the val images that are scored; all when None.
 
     Attributes:
-        stage: the one that is trained at present; the first, until another is set.
+        stage: the stage in training; the first, until another is set.
     """
 
     def __init__(self, session: Session, names: Sequence[str] | None = None):
@@ -213,7 +212,7 @@ class Evaluator:
             self.first_batch = next(iter(session.whole_batches(self.stage, start_step=0)))
 
     def __call__(self) -> tuple[dict, dict, np.ndarray]:
-        """The result, scores of it for the log, and panels, as `Evaluation` wants them."""
+        """The result, scores from it for the log, and panels, as `Evaluation` needs them."""
         result = self.measure()
         noted = {"val_mIoU": result["mIoU"]}
         noted |= {f"val_mIoU_{name}": result[name]["mIoU"] for name in self.variants}

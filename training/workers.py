@@ -1,4 +1,4 @@
-"""Devices and workers: the tf.distribute strategy of a run, and what its workers have to agree on."""
+"""Devices and workers: the tf.distribute strategy of a run, and agreement among its workers."""
 
 import contextlib
 import dataclasses
@@ -19,10 +19,10 @@ READ_BY_ALL = ("config.json", "split", "checkpoints")
 
 
 def make_strategy(config: RunConfig) -> tf.distribute.Strategy:
-    """The tf.distribute strategy that --strategy names. With several workers it waits until all have come.
+    """The tf.distribute strategy that --strategy names. With several workers it waits until all have joined.
 
     Raises:
-        ValueError: TF_CONFIG does not say which workers there are, or a batch cannot be shared out evenly.
+        ValueError: TF_CONFIG does not say which workers there are, or the devices cannot share a batch equally.
     """
     made = tf.distribute.get_strategy()
     if config.strategy == "multiworker":
@@ -49,7 +49,7 @@ def join_workers() -> tf.distribute.MultiWorkerMirroredStrategy:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         made = tf.distribute.MultiWorkerMirroredStrategy()
-        signal.signal(signal.SIGTERM, on_sigterm)  # TensorFlow has taken it for itself, and ignores it
+        signal.signal(signal.SIGTERM, on_sigterm)  # TensorFlow has replaced the handler, and ignores the signal
         return made
     except (tf.errors.OpError, RuntimeError) as error:
         raise ValueError(f"this worker cannot join those of TF_CONFIG: {str(error).splitlines()[0]}") from error
@@ -71,7 +71,7 @@ def require_tf_config(text: str | None) -> None:
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Whether this worker is the one that writes the run folder: of several one is, a single one always."""
+    """Whether this worker writes the run folder: exactly one of several workers does, and a single one always."""
     resolver = several_workers(strategy) and strategy.cluster_resolver
     if not resolver:
         return True
@@ -84,7 +84,7 @@ def several_workers(strategy: tf.distribute.Strategy) -> bool:
 
 
 def gather(strategy: tf.distribute.Strategy, value: int) -> list[int]:
-    """What each worker gives, once per device of its own; every worker has to call it."""
+    """The values of all workers, each once per device of its worker; every worker must call it."""
     if not several_workers(strategy):
         return [value]
     return _gather(strategy)(tf.constant([value])).numpy().tolist()
@@ -104,7 +104,7 @@ def _gather(strategy: tf.distribute.Strategy):
 
 @contextlib.contextmanager
 def fail_together(strategy: tf.distribute.Strategy) -> Iterator[None]:
-    """A mistake that one worker finds inside ends all of them: none is left waiting for it."""
+    """An error that one worker raises inside ends all of them, so that none waits for it forever."""
     mistake = None
     try:
         yield
@@ -119,8 +119,8 @@ def fail_together(strategy: tf.distribute.Strategy) -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_config(config: RunConfig, strategy: tf.distribute.Strategy) -> Iterator[RunConfig]:
-    """The configuration by which this worker trains: the chief's run folder is the run's, that of any other worker a
-    temporary one, with what a resumed run is read from."""
+    """The configuration of this worker: the chief's run folder is the run's. Any other worker has a temporary folder,
+    with the files from which a resumed run continues."""
     if is_chief(strategy):
         yield config
         return

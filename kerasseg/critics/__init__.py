@@ -1,4 +1,4 @@
-"""Networks that judge: is a segmentation real, which classes does a picture hold?"""
+"""Critics, networks that judge: is a segmentation real, which classes does an image hold?"""
 
 from kerasseg.critics.classifier import build_classifier, build_classifier_like, start_from_backbone
 from kerasseg.critics.corrector import build_corrector

@@ -1,4 +1,4 @@
-"""The multi-label classifier of MLMT (Mittal et al. 2019, section 3.2): which classes does a picture hold?"""
+"""The multi-label classifier of MLMT (Mittal et al. 2019, section 3.2): which classes does an image hold?"""
 
 import keras
 
@@ -50,6 +50,6 @@ def start_from_backbone(classifier: keras.Model, segmenter: keras.Model) -> None
 
 
 def _logits(features_BhwF, num_classes: int):
-    """(B,K), from the mean over the picture."""
+    """(B,K), from the mean over the image."""
     x = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pool")(features_BhwF)
     return keras.layers.Dense(num_classes, kernel_initializer="zeros", dtype="float32", name="logits")(x)

@@ -1,4 +1,4 @@
-"""The corrector of ECS (Mendel et al. 2020, section 4.3): a DeepLab-v3+ that reads a picture with its segmentation."""
+"""The corrector of ECS (Mendel et al. 2020, section 4.3): a DeepLab-v3+ that reads an image with its segmentation."""
 
 from collections.abc import Sequence
 
@@ -18,16 +18,16 @@ def build_corrector(
     head_channels: int = 256,
     rates: Sequence[int] = (),
 ) -> keras.Model:
-    """What should stand here instead?
+    """Which class belongs here instead?
 
-    Input `[segmentation (B,H,W,K), image (B,H,W,3)]`: class probabilities or one-hot labels, and the picture, RGB in
+    Input `[segmentation (B,H,W,K), image (B,H,W,3)]`: class probabilities or one-hot labels, and the image, RGB in
     0..255. Output: logits (B,H,W,K+1), float32; the last class is "right as it is". Any H and W.
 
     Args:
         num_classes: K.
         backbone: a key of `BACKBONES`, or a model that `build_backbone` made, whose present weights the new one starts
             from. Its first convolution takes 3 + K channels, He-initialised.
-        weights: of the rest of the backbone: as `build_backbone` takes them.
+        weights: for the rest of the backbone, as `build_backbone` takes them.
         head_channels: width of the head: 256 in the paper.
         rates: dilation of the head's convolutions; none for the published ones.
 
@@ -37,7 +37,7 @@ def build_corrector(
     segmentation = keras.Input((None, None, num_classes), name="segmentation")
     image = keras.Input((None, None, 3), name="image")
     name = backbone if isinstance(backbone, str) else backbone.name
-    # The scale of the class maps beside it, whatever the backbone is used to: its first convolution is fresh.
+    # The scale of the class maps it is joined with, whatever the backbone expects: its first convolution is fresh.
     pixels = PixelNormalization("tf", name="pixels")(image)
     x = keras.layers.Concatenate(name="join")([pixels, segmentation])
     features = build_backbone(name, STRIDE, weights, extra_channels=num_classes)

@@ -1,4 +1,4 @@
-"""The two discriminators of DualGAN ("Improved GAN with two discriminators"): D1 of pictures, D2 of pixels."""
+"""The two discriminators of DualGAN ("Improved GAN with two discriminators"): D1 judges images, D2 pixels."""
 
 from typing import Literal, get_args
 
@@ -14,8 +14,8 @@ Structure = Literal["stride16_up16", "stride4_up4", "stride16_up2", "stride16_up
 def build_d1(num_classes: int, channels: int = CHANNELS) -> keras.Model:
     """Is this segmentation drawn by a person? (B,H,W,K), any H and W, to a logit (B,1), above 0 for yes, float32.
 
-    The trunk of AdvSemiSeg's discriminator, its verdicts averaged over the picture. `channels` are those of its first
-    convolution.
+    It is the trunk of AdvSemiSeg's discriminator, with the logits averaged over the image. Its first convolution has
+    `channels` channels.
     """
     segmentation = keras.Input((None, None, num_classes), name="segmentation")
     *_, x = trunk(segmentation, channels)
@@ -29,17 +29,17 @@ def build_d2(
 ) -> keras.Model:
     """Is this prediction right, pixel by pixel?
 
-    Input `[segmentation (B,H,W,K), image (B,H,W,3)]`: class probabilities, and the picture, RGB in 0..255. Output: a
+    Input `[segmentation (B,H,W,K), image (B,H,W,3)]`: class probabilities, and the image, RGB in 0..255. Output: a
     logit for each pixel (B,H,W,1), above 0 for "right", float32. Any H and W.
 
     Args:
         num_classes: K.
-        shown: what D2 sees (the paper's designs for its input): the K maps; these and the picture; the label map, as
-            one number 0..1 per pixel, and the picture (the segmenter learns nothing through it); or each map times each
+        shown: what D2 sees (the paper's designs for its input): the K maps; these and the image; the label map, as
+            one number 0..1 per pixel, and the image (the segmenter learns nothing through it); or each map times each
             colour.
-        structure: how far down and in what steps up again (the designs for its structure). The steps of 2 and of 4 have
-            skip connections.
-        channels: of the first convolution, those after it having 2, 4 and 8 times as many.
+        structure: the stride, and the steps in which it is undone (the designs for its structure). The steps of 2 and 4
+            have skip connections.
+        channels: of the first convolution; those after it have 2, 4 and 8 times as many.
 
     The paper gives the strides and factors; the widths are those of the trunk on the way down, and the same again on
     the way up.

@@ -12,9 +12,9 @@ def build_image_discriminator(
     shrink: int = 1,
     channels: int = CHANNELS,
 ) -> keras.Model:
-    """Is this segmentation of this picture drawn by a person or predicted?
+    """Is this segmentation of this image drawn by a person or predicted?
 
-    Input `[segmentation (B,H,W,K), image (B,H,W,3)]`: class probabilities or one-hot labels, and the picture, RGB in
+    Input `[segmentation (B,H,W,K), image (B,H,W,3)]`: class probabilities or one-hot labels, and the image, RGB in
     0..255. Output `[features (B,F), logit (B,1)]`: the pooled features that feature matching compares (the paper's D_k;
     F = 512), and the verdict, above 0 for "drawn by a person". Any H and W.
 
@@ -23,8 +23,8 @@ def build_image_discriminator(
         dropout: share of channels (not of values: the reference code drops whole channels) dropped after each
             convolution; "crucial for stable GAN training".
         dropout_after_last: the paper drops after each of the four, the reference code not after the last.
-        shrink: side of the squares of pixels that are averaged before the first convolution; the paper has 1.
-        channels: of the first convolution, those after it having 2, 4 and 8 (F) times as many; the paper has 64.
+        shrink: side, in pixels, of the squares that are averaged before the first convolution; the paper has 1.
+        channels: of the first convolution; those after it have 2, 4 and 8 (F) times as many; the paper has 64.
     """
     segmentation = keras.Input((None, None, num_classes), name="segmentation")
     image = keras.Input((None, None, 3), name="image")

@@ -21,10 +21,10 @@ def build_pixel_discriminator(num_classes: int, convolutional: bool = True, chan
 
     Args:
         num_classes: K.
-        convolutional: False for table 6's discriminator, which gives one verdict for the whole picture (here as the
-            logit of all its pixels, so that it can take the other's place). Its last layer is dense, on the features'
-            mean over the picture, where the paper's reads them all and so is bound to one size.
-        channels: of the first convolution, those after it having 2, 4 and 8 times as many; the paper has 64.
+        convolutional: False for table 6's discriminator, which gives one logit for the whole image (here repeated for
+            all its pixels, so that it can replace the other). Its last layer is dense, on the features' mean over the
+            image; the paper's reads all features, which fixes the image size.
+        channels: of the first convolution; those after it have 2, 4 and 8 times as many; the paper has 64.
     """
     segmentation = keras.Input((None, None, num_classes), name="segmentation")
     *_, x = trunk(segmentation, channels)
@@ -41,10 +41,10 @@ def build_pixel_discriminator(num_classes: int, convolutional: bool = True, chan
 def build_deeplab_discriminator(
     num_classes: int, backbone: str = "resnet34", head_channels: int = 256, rates: Sequence[int] = ()
 ) -> keras.Model:
-    """The same question answered by a DeepLab-v3+ (Mendel et al. 2020, section 4.7); inputs and outputs are the same.
+    """A DeepLab-v3+ with the same inputs and outputs (Mendel et al. 2020, section 4.7).
 
-    It sees a segmentation and no picture, like the discriminator whose place it takes, and starts from random weights:
-    the paper says nothing of either.
+    It sees a segmentation and no image, like the discriminator that it replaces, and starts from random weights: the
+    paper is silent about both.
 
     Args:
         num_classes: K.

@@ -1,4 +1,4 @@
-"""What the discriminators have in common: convolutions of 4x4 and stride 2 (Radford et al. 2016, arXiv:1511.06434)."""
+"""The part that discriminators share: 4x4 convolutions of stride 2 (Radford et al. 2016, arXiv:1511.06434)."""
 
 import keras
 
@@ -19,7 +19,7 @@ def convolution(x, channels: int, name: str):
 
 
 def leaky_relu(x):
-    """Of slope 0.2. TensorFlow's graph optimiser trips over the gradient of its own and gives up on the whole graph."""
+    """Leaky ReLU of slope 0.2. TensorFlow's graph optimiser fails on the gradient of TensorFlow's own one."""
     return keras.ops.maximum(x, 0.2 * x)
 
 

@@ -1,7 +1,7 @@
-"""Random scale, crop, flip, colour jitter and blur of one picture, its label map alongside.
+"""Random scale, crop, flip, colour jitter and blur of one image, its label map alongside.
 
 Every random number comes from the seed that is passed in; nothing here has a state.
-Legend: H, W size of the picture as stored; h, w the same after scaling; size without suffix is the crop's.
+Legend: H, W size of the image as stored; h, w the same after scaling; size without suffix is the crop's.
 """
 
 from dataclasses import dataclass
@@ -11,25 +11,25 @@ import tensorflow as tf
 from kerasseg.colors import gaussian_blur, jitter_colors
 from kerasseg.data.datasets import IGNORE
 
-# Outside of the picture, the crop is mean grey, which the segmenter's normalisation turns into about 0. That
-# is what the papers' code pads with (zeros after subtracting the mean), and what a convolution's own padding
+# Outside of the image, the crop is mean grey, which the segmenter's normalisation turns into about 0. The papers'
+# code pads with the same (zeros after subtracting the mean), and it is what a convolution's own padding
 # looks like.
 PAD_VALUE = 127.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What happens to a training picture. Scale, crop and flip move picture and label map together."""
+    """What happens to a training image. Scale, crop and flip move image and label map together."""
 
     crop: tuple[int, int]
-    """Height and width, in pixels, of what comes out. Where the scaled picture is smaller, it lies at a
-    random place in the crop, with mean grey and ignored labels around it."""
+    """Height and width of the crop, in pixels. A scaled image that is smaller lies at a random place in the crop, with
+    mean grey and ignored labels around it."""
 
     scale: tuple[float, float] = (0.5, 1.5)
-    """The picture's size is multiplied by a number drawn from this range."""
+    """The image's size is multiplied by a number drawn from this range."""
 
     whole: bool = False
-    """Squeeze the whole picture to the size of the crop instead of cropping it; `scale` is then ignored."""
+    """Squeeze the whole image to the size of the crop instead of cropping it; `scale` is then ignored."""
 
     flip: bool = True
     """Mirror left and right, half of the time."""
@@ -59,16 +59,16 @@ def augment(
     augmentation: Augmentation,
     show: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor | None]:
-    """One random view of a picture.
+    """One random view of an image.
 
     Args:
         image_HWC: uint8 or float32, 0..255.
-        label_HW: uint8, or None for a picture without one: nothing is computed for it.
+        label_HW: uint8, or None for an image without a label map.
         seed: two integers; the same seed gives the same view, with or without a label map.
         show: a class of the label map; the crop is then placed so that a random pixel of it is inside.
 
     Returns:
-        float32 (*crop, 3) in 0..255, and int32 (*crop) with 255 outside of the picture (or None).
+        float32 (*crop, 3) in 0..255, and int32 (*crop) with 255 outside of the image (or None).
     """
     scale_seed, y_seed, x_seed, flip_seed, color_seed, blur_seed = tf.unstack(
         tf.random.experimental.stateless_split(seed, 6)
@@ -85,8 +85,8 @@ def augment(
         pixel = _random_pixel(label_HW, show, tf.random.experimental.stateless_fold_in(seed, 6))
         inside_y, inside_x = tf.unstack(tf.minimum(tf.floor((pixel + 0.5) * ratio_hw), size_hw - 1.0))
 
-    # Scale and crop in one go: only the pixels of the crop that lie in the picture are computed, whatever the size of
-    # the scaled picture. They equal those of tf.image.resize followed by a crop. The rest is padded at the end.
+    # Scale and crop in one go: only the pixels of the crop that lie in the image are computed, whatever the size of
+    # the scaled image. They equal those of tf.image.resize followed by a crop. The rest is padded at the end.
     y, above, rows = _window(y_seed, size_hw[0], augmentation.crop[0], ratio_hw[0], inside_y)
     x, left, columns = _window(x_seed, size_hw[1], augmentation.crop[1], ratio_hw[1], inside_x)
     size = tf.stack([tf.size(rows), tf.size(columns)])
@@ -122,7 +122,7 @@ def augment(
 
 
 def _random_pixel(label_HW: tf.Tensor, value: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Row and column, float32, of a random pixel of a value that the label map has."""
+    """Row and column, float32, of a random pixel with this value, which the label map has."""
     found = tf.where(tf.reshape(label_HW, [-1]) == tf.cast(value, label_HW.dtype))[:, 0]
     width = tf.shape(label_HW, tf.int64)[1]
     pixel = found[tf.random.stateless_uniform((), seed, maxval=tf.size(found, tf.int64), dtype=tf.int64)]
@@ -132,11 +132,11 @@ def _random_pixel(label_HW: tf.Tensor, value: tf.Tensor, seed: tf.Tensor) -> tf.
 def _window(
     seed: tf.Tensor, scaled: tf.Tensor, crop: int, ratio: tf.Tensor, inside: tf.Tensor | None = None
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Along one axis: where in the scaled picture the crop's part of it begins, how much padding comes before, and for
-    each of its pixels the nearest source pixel. The scaled picture's pixel `inside` is in the crop."""
+    """Along one axis: where in the scaled image the crop's part of it begins, how much padding comes before, and for
+    each of its pixels the nearest source pixel. The scaled image's pixel `inside` is in the crop."""
     room = scaled - crop
     lowest, highest = tf.constant(0.0), tf.abs(room)
-    if inside is not None:  # where the picture is smaller than the crop, all of it is inside
+    if inside is not None:  # where the image is smaller than the crop, all of it is inside
         lowest = tf.where(room > 0, tf.maximum(inside - (crop - 1.0), lowest), lowest)
         highest = tf.where(room > 0, tf.minimum(inside, highest), highest)
     draw = lowest + tf.floor(tf.random.stateless_uniform((), seed) * (highest - lowest + 1.0))

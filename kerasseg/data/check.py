@@ -1,7 +1,7 @@
 """What is wrong with a dataset folder, and how to put it right: every problem, named with its files and a
 fix.
 
-Legend: H, W size of a picture; K classes.
+Legend: H, W size of an image; K classes.
 """
 
 import functools
@@ -46,8 +46,8 @@ OTHER_NAMES = {
 }
 EXIF_ORIENTATION = 0x0112
 TURNED = (5, 6, 7, 8)  # the orientations in which width and height change places
-# Of the edges of clean masks (CamVid, MSRC-21), 0.2 to 4 % have a third value in 3x3 pixels; of those saved as JPEG or
-# resized with interpolation 60 to 70 %, and 9 to 37 % where there are but three or four classes.
+# In clean label maps (CamVid, MSRC-21), 0.2 to 4 % of the edges have a third value in 3x3 pixels. Saved as JPEG, or
+# resized with interpolation, 60 to 70 % have one, and 9 to 37 % where there are only three or four classes.
 MIXED = 0.08
 BLENDED = (
     "the edges were blended, by anti-aliasing, resizing or JPEG: export the label maps again without, resize with "
@@ -83,11 +83,10 @@ class Inspection:
     problems: list[Problem] = field(default_factory=list)
     classes: tuple[str, ...] = ()
     images: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Of each split, the numbers of "images" and of "labeled" ones."""
+    """The numbers of "images" and of "labeled" ones in each split."""
 
     label_pixels: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    """Of each split, by name, how many pixels of each value 0..255 a label map has, ignored ones under
-    255."""
+    """How many pixels of each value 0..255 a label map has, by split and name; ignored ones under 255."""
 
     @property
     def errors(self) -> list[Problem]:
@@ -99,7 +98,7 @@ class Inspection:
 
     @property
     def pixels(self) -> np.ndarray:
-        """Of all label maps together, how many pixels of each value 0..255."""
+        """How many pixels of each value 0..255 all label maps have together."""
         return _total(counts for maps in self.label_pixels.values() for counts in maps.values())
 
     def add(self, severity: str, file: str, message: str, fix: str) -> None:
@@ -110,7 +109,8 @@ class Inspection:
 
         Args:
             cover: the split was made with `cover`.
-            shown: the classes that some label map of train shows; those of the label maps that were read when None.
+            shown: the classes that some label map of train shows; None for the classes in the label maps that were
+                read.
         """
         counts = self.label_pixels.get("train", {})
         if missing := [name for name in split.labeled if name not in counts]:
@@ -122,7 +122,7 @@ class Inspection:
             )
         labeled = _total(counts[name] for name in split.labeled if name in counts)
         shown = set(np.flatnonzero(_total(counts.values()))) if shown is None else shown
-        seen = shown | set(np.flatnonzero(self.pixels))  # of a class that no label map shows there is a warning already
+        seen = shown | set(np.flatnonzero(self.pixels))  # a class that no label map shows has a warning already
         absent = [k for k in range(len(self.classes)) if not labeled[k]]
         search = f"`--labeled {len(split.labeled)} --cover` looks for images that show it"
         for classes, where, remedy in (
@@ -149,8 +149,8 @@ class Inspection:
 def check_dataset(
     path: str | Path, split: Split | None = None, cover: bool = False, splits: Sequence[str] = SPLITS
 ) -> list[Problem]:
-    """Every problem of a dataset folder; with a split, also of its labelled images (`cover`: it was made with that).
-    Reads every file in its `splits`."""
+    """Every problem of a dataset folder; with a split, also those of its labelled images (`cover`: the split was made
+    with it). Reads every file in its `splits`."""
     inspection = inspect_folder(path, splits)
     if split is not None:
         inspection.add_split(split, cover)
@@ -160,14 +160,14 @@ def check_dataset(
 def require_sound(
     dataset: Dataset, split: Split | None = None, cover: bool = False, splits: Sequence[str] = SPLITS
 ) -> list[Problem]:
-    """Raises ValueError with the first error of a dataset folder and their number; returns the warnings.
+    """Raises ValueError with the first error of a dataset folder and the number of errors; returns the warnings.
 
-    The files of other datasets are sound: those of published ones were checked when they were prepared. There, only the
-    label maps of the labelled images are read.
+    The files of other datasets are sound: published ones were checked when they were prepared. There, only the label
+    maps of the labelled images are read.
 
     Args:
         cover: the split was made with `cover`.
-        splits: what is wrong in others does not count, and they need not be there.
+        splits: only these are checked; others need not be there.
     """
     if not isinstance(dataset, FolderDataset):
         if split is None:
@@ -201,7 +201,7 @@ def inspect_dataset(dataset: Dataset, chosen: Mapping[str, Sequence[str]] | None
 
 
 def inspect_folder(path: str | Path, splits: Sequence[str] = SPLITS) -> Inspection:
-    """Reads a dataset folder, its `splits`. Never raises for what is wrong in it: that is in the answer."""
+    """Reads the `splits` of a dataset folder. What is wrong in it is in the answer, never an error raised."""
     root = Path(path)
     result = Inspection(root)
     if not root.is_dir():
@@ -340,14 +340,13 @@ def _pairing(root: Path, images: dict, labels: dict) -> Iterable[Finding]:
     for split in images:
         for name in sorted(labels[split].keys() - images[split].keys()):
             yield Finding("no image", _file(root, labels[split][name]))
-    # In train an image without a label map is what semi-supervised learning is about; in test it is to be
-    # predicted.
+    # In train, images without label maps are what semi-supervised learning is about; in test they are to be predicted.
     for name in sorted(images["val"].keys() - labels["val"].keys()) if labels.get("val") else ():
         yield Finding("no label", _file(root, images["val"][name]))
 
 
 class LabelMap(NamedTuple):
-    """What is counted of a label map; 255 stands for its pixels to ignore."""
+    """Counts of a label map; 255 stands for its pixels to ignore."""
 
     counts: np.ndarray
     """int64 (256,): how many pixels of each value."""
@@ -409,9 +408,9 @@ def _contents(path: Path, kind: str) -> bytes:
 
 
 def _orientation(contents: bytes) -> int:
-    """The EXIF orientation of a picture that can be decoded."""
+    """The EXIF orientation of an image that can be decoded."""
     if not any(mark in contents for mark in (b"Exif", b"eXIf", b"exif", b"rientation")):
-        return 1  # without the search: of a PNG it takes decoding all of it
+        return 1  # without the search: in a PNG it takes decoding all of it
     with open_picture(contents) as picture:
         return picture.getexif().get(EXIF_ORIENTATION, 1)
 
@@ -419,7 +418,7 @@ def _orientation(contents: bytes) -> int:
 def _count(label_HW: np.ndarray, contents: bytes, ignore: int) -> LabelMap:
     counts = np.bincount(label_HW.ravel(), minlength=256)
     solid, edges, mixed = _edges(label_HW, counts > 0)
-    with open_picture(contents) as picture:  # not `getpalette`, which would decode the picture once more
+    with open_picture(contents) as picture:  # not `getpalette`, which would decode the image once more
         palette = bytes(picture.palette.palette) if picture.palette else b""
     values = [int(value) for value in np.flatnonzero(counts) if value not in (ignore, IGNORE)]
     colors = {k: (palette[3 * k], palette[3 * k + 1], palette[3 * k + 2]) for k in values if 3 * k + 2 < len(palette)}
@@ -448,7 +447,7 @@ def _edges(label_HW: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, int, 
 
 
 def _binary_masks(result: Inspection) -> Iterable[Finding]:
-    """Masks in which 255 most likely is the object: certain where no label map of a split has a class but 0."""
+    """Label maps in which 255 most likely is the object: certain where no label map of a split has a class but 0."""
     for split, maps in result.label_pixels.items():
         certain = not any(counts[1:IGNORE].any() for counts in maps.values())
         if not certain and len(result.classes) > 2:
@@ -467,7 +466,7 @@ def _check_palettes(result: Inspection, maps: dict[str, LabelMap], table: ClassT
         times = Counter(label.colors.values())
         for value, color in label.colors.items():
             files[value][color].append(file)
-            if times[color] == 1:  # a colour of several values, as black of those without a name, tells none of them
+            if times[color] == 1:  # a colour that several values share (black without a name) identifies none of them
                 values[color].add(value)
     different = [value for value in sorted(files) if len(files[value]) > 1]
     swapped = [value for value in different if any(len(values[color]) > 1 for color in files[value])]
@@ -479,8 +478,8 @@ def _check_palettes(result: Inspection, maps: dict[str, LabelMap], table: ClassT
             "error" if swapped else "warning",
             "labels/",
             f"the palettes of the label maps contradict each other: value {value} has the colour {found}{others}",
-            "write the same number for the same colour in all of them: what counts is the number, and programs that "
-            "make a palette for each picture may give one colour several numbers"
+            "write the same number for the same colour in all of them: the number is the class, and programs that "
+            "make a palette for each image may give one colour several numbers"
             if swapped
             else "if the numbers mean the same in all of them, leave it",
         )
@@ -501,7 +500,8 @@ def _check_palettes(result: Inspection, maps: dict[str, LabelMap], table: ClassT
 
 
 def _enough_classes(result: Inspection, named: bool, binary: bool) -> bool:
-    """Whether there is a class beside the background; else it is an error, unless the masks are known to be binary."""
+    """Whether there is a class besides the background. Otherwise it is an error, unless the label maps are known to be
+    binary."""
     if named and len(result.classes) == 1:
         result.add(
             "error",
@@ -517,7 +517,7 @@ def _enough_classes(result: Inspection, named: bool, binary: bool) -> bool:
             f"labels/{split}",
             f"all {len(result.label_pixels[split])} label maps are black, 0 everywhere: there is only background "
             + ("to learn" if split == "train" else "to measure"),
-            "export the masks again, with the objects in them as 1, 2, ...",
+            "export the label maps again, with the objects in them as 1, 2, ...",
         )
     return binary or len(black) < len(result.label_pixels) or not black
 
@@ -526,12 +526,12 @@ def _check_values(result: Inspection, maps: dict[str, LabelMap], values: np.ndar
     solid = np.any([label.solid for label in maps.values()] or [np.zeros(256, bool)], axis=0)
     count, pixels = len(result.classes), result.pixels
     mixed = sum(label.mixed for label in maps.values()) / max(1, sum(label.edges for label in maps.values()))
-    # Next to nothing but 0 and 255 covers more than a line.
+    # Hardly anything but 0 and 255 covers more than a line.
     binary = solid[0] and solid[IGNORE] and pixels[1:IGNORE][solid[1:IGNORE]].sum() < 0.15 * pixels.sum()
     remedy = f"{BLENDED}; {BINARY}" if binary and (inferred or count == 2) else BLENDED
 
     def on_edges_only(some: np.ndarray) -> bool:
-        """Whether most of these values never fill 3x3 pixels: those of classes do."""
+        """Whether most of these values never fill 3x3 pixels; values of classes do."""
         return bool(len(some) >= 3 and np.count_nonzero(solid[some]) < len(some) / 2)
 
     if inferred and on_edges_only(values):
@@ -578,8 +578,8 @@ def _check_values(result: Inspection, maps: dict[str, LabelMap], values: np.ndar
         result.add(
             "warning",
             "labels/",
-            f"at {mixed:.0%} of the edges between two label values there is a third one, between them in number",
-            f"if that is not of a thin class, {BLENDED}",
+            f"at {mixed:.0%} of the edges between two label values there is a third value between the two",
+            f"if that is no thin class, {BLENDED}",
         )
     unseen = [name for name, of_class in zip(result.classes, pixels[:count], strict=True) if not of_class]
     if unseen and len(values) and not blended:
@@ -602,7 +602,7 @@ def _total(counts: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def _grouped(findings: Iterable[Finding]) -> list[Problem]:
-    """One problem for all files of a folder with the same kind of finding."""
+    """One problem for all files of a folder that have the same kind of finding."""
     groups: dict[tuple[str, str, str], list[Finding]] = defaultdict(list)
     for finding in findings:
         groups[finding.kind, finding.file.rpartition("/")[0], finding.remedy].append(finding)

@@ -1,6 +1,6 @@
 """What a dataset is to the rest of kerasseg, and how one is found by name or by folder.
 
-Legend: H, W size of one picture; K number of classes; N number of pictures.
+Legend: H, W size of one image; K number of classes; N number of images.
 """
 
 import pkgutil
@@ -29,10 +29,10 @@ DATASETS = {
 
 
 class Dataset(ABC):
-    """Named pictures in train, val and test, some of them with label maps.
+    """Named images in train, val and test, some of them with label maps.
 
-    A picture is uint8 RGB (H, W, 3), a label map uint8 (H, W) with values 0..K-1, and 255 where no class is
-    known. Pictures of one dataset may differ in size; a picture and its label map never do.
+    An image is uint8 RGB (H, W, 3), a label map uint8 (H, W) with values 0..K-1, and 255 where no class is
+    known. Images of one dataset may differ in size; an image and its label map never do.
 
     Attributes:
         name: goes into run folders and decides, with the seed, which images a split labels.
@@ -55,14 +55,14 @@ class Dataset(ABC):
     @property
     @abstractmethod
     def splits(self) -> tuple[str, ...]:
-        """Those of "train", "val" and "test" that are there."""
+        """The splits that are there, among "train", "val" and "test"."""
 
     @abstractmethod
     def image_names(self, split: str) -> tuple[str, ...]:
-        """Names of all pictures of a split, sorted. Raises ValueError for a split that is not there."""
+        """Names of all images of a split, sorted. Raises ValueError for a split that is not there."""
 
     def label_names(self, split: str) -> tuple[str, ...]:
-        """Names of the pictures that have a label map, sorted."""
+        """Names of the images that have a label map, sorted."""
         return self.image_names(split)
 
     @abstractmethod
@@ -74,7 +74,7 @@ class Dataset(ABC):
         """uint8 (H, W), 255 = ignore."""
 
     def describe(self, split: str, name: str) -> str:
-        """What messages call a picture: its file, where it has one of its own."""
+        """What messages call an image: its file, where it has one of its own."""
         return f"the {split} image {name!r} of {self.name}"
 
     def tf_image(self, split: str, name: tf.Tensor) -> tf.Tensor:
@@ -126,7 +126,7 @@ def open_dataset(name_or_path: str | Path) -> Dataset:
 
 
 def count_pixels(dataset: Dataset, split: str, names: Sequence[str]) -> np.ndarray:
-    """int64 (N, 256): how many pixels of each value the label maps of some pictures have. Each is decoded once.
+    """int64 (N, 256): how many pixels of each value the label maps of these images have. Each is decoded once.
 
     Raises:
         ValueError: a label map cannot be read.

@@ -1,6 +1,6 @@
 """A dataset folder: images/{train,val,test}/NAME.{jpg,png}, labels/{train,val,test}/NAME.png, classes.json.
 
-Reading is kept apart from judging: `kerasseg.data.check` uses the same readers to tell what is wrong with a
+Reading is kept apart from judging: `kerasseg.data.check` uses the same readers to find what is wrong with a
 folder.
 """
 
@@ -24,7 +24,7 @@ from serving.common.pictures import SMALLER, TooManyPixels, open_picture, read_f
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LABEL_SUFFIXES = (".png",)
-# Pillow's names of grey with fewer bits, which it spreads over 0..255: what a number is multiplied by.
+# Pillow's names of grey with fewer bits. It spreads them over 0..255: each number is multiplied by this.
 SPREAD = {"L;2": "85", "L;4": "17"}
 
 
@@ -43,14 +43,14 @@ class FolderDataset(Dataset):
 
     The name of the dataset is the name of the folder, so that moving a folder does not change its splits.
     Files are known by their names without extension. JPEG orientation tags are not applied: pixels are as
-    stored, as the label maps were most likely drawn (`check_dataset` names such files).
+    stored, since the label maps were most likely drawn on these (`check_dataset` names such files).
 
     Args:
         path: the folder. Without classes.json the classes are inferred from the values in the label files,
             and `inferred` is true.
 
     Raises:
-        ValueError: no pictures in it, or a classes.json that cannot be used.
+        ValueError: no images in it, or a classes.json that cannot be used.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -61,8 +61,8 @@ class FolderDataset(Dataset):
         self._images, self._labels = list_pairs(self.path)
         if not any(self._images.values()):
             raise ValueError(
-                f"no pictures in {path}: expected images/train/NAME.jpg (or .png) and labels/train/NAME.png; "
-                f"`python -m training.check_data {path}` tells what is wrong"
+                f"no images in {path}: expected images/train/NAME.jpg (or .png) and labels/train/NAME.png; "
+                f"`python -m training.check_data {path}` says what is wrong"
             )
         table = read_classes(self.path / "classes.json")
         self.inferred = table is None
@@ -99,7 +99,7 @@ class FolderDataset(Dataset):
         return str(self._images_of(split)[name])
 
     def tf_image(self, split: str, name: tf.Tensor) -> tf.Tensor:
-        # Decoded in the graph, where Python's lock does not keep the cores from working side by side.
+        # Decoded in the graph, where Python's lock does not stop the cores from working in parallel.
         return tf_decode_image(tf.io.read_file(self._paths(split).lookup(name)))
 
     def _images_of(self, split: str) -> dict[str, Path]:
@@ -123,7 +123,7 @@ class FolderDataset(Dataset):
         def highest(path: Path) -> int:
             try:
                 label_HW = read_label(read_file(path))
-            except (OSError, ValueError):  # for check_dataset to tell, with all its kind and the fix
+            except (OSError, ValueError):  # check_dataset reports it, with all files of its kind and the fix
                 return 0
             return int(label_HW.max(initial=0, where=label_HW != IGNORE))
 
@@ -133,7 +133,7 @@ class FolderDataset(Dataset):
 
 def list_files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     """Name without extension -> path, for the files of a folder with one of `suffixes`, in any case; {} for
-    no folder. Files whose names are not usable (`usable_name`) are left out, for `check_dataset` to tell."""
+    no folder. Files whose names are not usable (`usable_name`) are left out; `check_dataset` reports them."""
     if not folder.is_dir():
         return {}
     files = (folder / entry.name for entry in sorted(os.scandir(folder), key=lambda e: e.name) if entry.is_file())
@@ -145,7 +145,7 @@ def list_files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
 
 
 def list_pairs(root: Path) -> tuple[dict[str, dict[str, Path]], dict[str, dict[str, Path]]]:
-    """The pictures and the label maps of a dataset folder, by split and by the picture's name."""
+    """The images and the label maps of a dataset folder, by split and by the image's name."""
     images = {s: list_files(root / "images" / s, IMAGE_SUFFIXES) for s in SPLITS}
     return images, {s: by_image(list_files(root / "labels" / s, LABEL_SUFFIXES), images[s]) for s in SPLITS}
 
@@ -156,8 +156,8 @@ def usable_name(name: str) -> bool:
 
 
 def by_image(labels: dict[str, Path], images: Iterable[str]) -> dict[str, Path]:
-    """The label maps by the names of their images, which may differ in Unicode form and letter case; those without an
-    image by their own."""
+    """The label maps by the names of their images, which may differ in Unicode form and letter case; a label map
+    without an image by its own name."""
     names, found = Names(images), dict[str, Path]()
     for own, path in labels.items():
         name = names.find(own)
@@ -178,16 +178,16 @@ def tf_decode_image(contents: tf.Tensor) -> tf.Tensor:
 
 
 def reason_of(error: tf.errors.OpError) -> str:
-    """What a decoder of TensorFlow's has to say, without where in a graph it happened."""
+    """The message of a TensorFlow decoder, without the place in the graph."""
     return " ".join(re.sub(r"\{\{.*?\}\}|\[Op:.*", "", error.message).split())
 
 
 def read_image(contents: bytes) -> np.ndarray:
-    """uint8 RGB (H, W, 3) of the bytes of a JPEG or PNG of any kind, by the decoder that training uses: grey is
+    """uint8 RGB (H, W, 3) from the bytes of a JPEG or PNG of any kind, by the decoder that training uses: grey is
     repeated, alpha dropped, 16 bits cut to the upper 8.
 
     Raises:
-        FileError: they are cut off, too large, or no JPEG or PNG; a ValueError.
+        FileError: the bytes are cut off, too large, or no JPEG or PNG; a ValueError.
     """
     with _opened(contents, "image", JPEG, PNG) as picture:
         picture.load()  # Pillow's errors know more than those of TensorFlow, and come without lines in the log
@@ -203,10 +203,11 @@ def read_image(contents: bytes) -> np.ndarray:
 
 
 def read_label(contents: bytes) -> np.ndarray:
-    """uint8 (H, W) of the bytes of an index or palette PNG: the stored numbers, never the palette's colours.
+    """uint8 (H, W) from the bytes of an index or palette PNG: the stored numbers, never the palette's colours.
 
     Raises:
-        FileError: they are cut off, too large or no PNG, or do not hold one number 0..255 for each pixel; a ValueError.
+        FileError: the bytes are cut off, too large or no PNG, or do not hold one number 0..255 for each pixel; a
+            ValueError.
     """
     with _opened(contents, "label", PNG) as picture:
         if (coding := picture.tile[0].args) in SPREAD:

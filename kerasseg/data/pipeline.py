@@ -1,8 +1,8 @@
 """Names to batches: the tf.data pipelines of training and evaluation.
 
-The training pipeline has no state but the number of the step: item i of a stream is the i-th of an endless
-row of epochs, each a permutation computed from (seed, stream, epoch), seen through an augmentation drawn from
-(seed, stream, i). So a run continues at step N at no cost, and gets the batches it would have got.
+The only state of the training pipeline is the number of the step: item i of a stream is the i-th of an endless
+row of epochs, each a permutation computed from (seed, stream, epoch), with an augmentation drawn from
+(seed, stream, i). So a run continues at step N at no cost, and gets the same batches as an unbroken run.
 
 Legend: B batch; H, W crop; K classes.
 """
@@ -21,7 +21,7 @@ from kerasseg.losses import multi_hot
 
 # Streams have random numbers of their own: the labelled batches are the same whatever else a method asks for.
 LABELED, UNLABELED, IMAGE_LABELED = range(3)
-# What an item of the labelled stream draws beyond its view, folded into its seed.
+# Further draws of an item of the labelled stream, folded into its seed.
 SAMPLING, PASTING = 7, 8
 
 
@@ -41,21 +41,20 @@ def train_dataset(
 ) -> tf.data.Dataset:
     """Endless training batches.
 
-    Where the split leaves no image without a mask, the labelled images serve as the unlabelled ones too.
+    Where every image of the split has a label map, the labelled images serve as the unlabelled ones too.
 
     Args:
         batch_size: labelled images in a batch, and image-labelled ones where the split has any.
         unlabeled_batch_size: `batch_size` when None; 0 leaves the unlabelled stream out.
         start_step: the first batch is the one an unbroken run would have got at this step.
-        shares: how many devices share each batch. What is given then is not batches but their shares, one after the
+        shares: how many devices share each batch. The dataset then holds the shares of the batches, one after the
             other: image i of `batch_size` is in share `i * shares // batch_size`.
-        own_shares: the consecutive shares to give, those of one worker's devices; all when None. No item of another
-            share is read.
+        own_shares: the consecutive shares of one worker's devices; all when None. No item of another share is read.
         rare_class_temperature: draw labelled images not in shuffled epochs but by a class they hold, rare classes more
             often (`RareClasses`; DAFormer's temperature is 0.01), and place the crop so that a random pixel of that
             class is inside. DAFormer draws crops until one has enough pixels of the class: this is simpler, and takes
             one draw. None for shuffled epochs.
-        copy_paste: the probability with which a labelled crop gets the pixels of one class, picture and labels, of a
+        copy_paste: the probability with which a labelled crop gets the pixels of one class, image and labels, of a
             crop of another labelled image, at the same place: a simple form of the adaptive copy-paste of AEL (Hu et
             al. 2021, arXiv:2110.05474). Class and image are drawn as for `rare_class_temperature`, with DAFormer's
             temperature where that is None. Where no other image holds the class, nothing is pasted.
@@ -64,7 +63,7 @@ def train_dataset(
         A dataset of `(x, labels)`: `labels` int32 (B, H, W), 255 = ignore, and `x` a dict of
             "labeled": float32 (B, H, W, 3), 0..255;
             "unlabeled": the same, unless `unlabeled_batch_size` is 0, and "unlabeled_valid": bool (B, H, W), whether
-            a pixel is of the picture, not of the padding around it;
+            a pixel is of the image, not of the padding around it;
             "image_labeled" and "image_labels": whole images squeezed to the crop's size (as by `Augmentation.whole`),
             and float32 (B, K), 1 for each class in the image; only where `split.image_labeled` is not empty.
 
@@ -90,7 +89,7 @@ def train_dataset(
         rare_classes = RareClasses(pixels_NK, temperature)
 
     def labeled(image: tf.Tensor, item_seed: tf.Tensor):
-        """A view of the labelled image of that number, or of another one where rare classes decide."""
+        """A view of the labelled image with that number, or of another one where rare classes decide."""
         shown = None
         if rare_class_temperature is not None:
             shown, image = rare_classes.draw(fold_in(item_seed, SAMPLING))
@@ -170,7 +169,7 @@ def eval_dataset(dataset: Dataset, split_name: str, names: Sequence[str] | None 
 
 
 def _image_classes(dataset: Dataset, split: Split) -> Callable[[tf.Tensor], tf.Tensor]:
-    """From a name to the classes in the picture, float32 (K,) of 0 and 1: as the split tells, or else its label map."""
+    """From a name to the classes in the image, float32 (K,) of 0 and 1: from the split, or else from its label map."""
     if not split.image_labels:
         return lambda name: multi_hot(dataset.tf_label("train", name)[tf.newaxis], dataset.num_classes)[0]
     rows_NK = tf.constant(
@@ -185,7 +184,7 @@ def _load(dataset: Dataset, name: tf.Tensor, split_name: str = "train") -> tuple
     same_size = tf.debugging.assert_equal(
         tf.shape(image_HWC)[:2],
         tf.shape(label_HW),
-        f"image and label map differ in size in {dataset.name}; `python -m training.check_data` tells which",
+        f"image and label map differ in size in {dataset.name}; `python -m training.check_data` names them",
     )
     with tf.control_dependencies([same_size] if same_size is not None else []):
         return image_HWC, tf.identity(label_HW)

@@ -1,7 +1,7 @@
 """A dataset that tensorflow-datasets has prepared, read by name: every record at any time, decoded in the graph.
 
-tensorflow-datasets itself is imported by those who bring a builder (`kerasseg.data.builders`), not here: it is slow to.
-Legend: H, W size of a picture.
+tensorflow-datasets itself is slow to import: whoever brings a builder imports it (`kerasseg.data.builders`), not this.
+Legend: H, W size of an image.
 """
 
 import contextlib
@@ -26,16 +26,16 @@ NAMES_AT_ONCE = 64  # records: those of Cityscapes have 2 MB
 
 
 class PreparedDataset(Dataset):
-    """A dataset in records of encoded pictures, which is prepared first where that has not been done.
+    """A dataset in records of encoded images, which is prepared first where that has not been done.
 
-    It lies in the folder array_record of where tensorflow-datasets keeps its data: the environment variable
+    It is in the folder array_record of the directory where tensorflow-datasets keeps its data: the environment variable
     TFDS_DATA_DIR, else ~/tensorflow_datasets. So it does not meet what `tfds.load` prepares, whose usual records cannot
     be read by position. Archives are taken from the directory TFDS_MANUAL_DIR, else downloads/manual of TFDS_DATA_DIR.
 
     Args:
         builder: what makes the builder, given `data_dir` and `file_format`.
         records: the builder's split for each of ours.
-        name_feature: the feature with the name of a picture; an extension is dropped.
+        name_feature: the feature with the name of an image; an extension is dropped.
         label_feature: the feature with the label map, a grey PNG.
         first_label: the value of class 0 in it.
 
@@ -88,21 +88,21 @@ class PreparedDataset(Dataset):
 
     def tf_label(self, split: str, name: tf.Tensor) -> tf.Tensor:
         label_HW1 = tf.io.decode_png(self._tf_file(split, name, self._label_feature))
-        # One channel as it is stored: asked for one, TensorFlow would make grey of a palette's colours.
+        # One channel as it is stored: asked for one, TensorFlow would turn a palette's colours into grey.
         return tf.ensure_shape(label_HW1, (None, None, 1))[..., 0] - tf.constant(self._first_label, tf.uint8)
 
     def _record(self, split: str, name: str) -> bytes:
         try:
             return self._records[split][self._positions[split][name]]
         except KeyError:
-            raise ValueError(f"{self.name} has no {split} picture {name!r}") from None
+            raise ValueError(f"{self.name} has no {split} image {name!r}") from None
 
     def _file(self, split: str, name: str, feature: str) -> bytes:
         return _parse(self._record(split, name), feature).numpy()
 
     def _tf_file(self, split: str, name: tf.Tensor, feature: str) -> tf.Tensor:
-        # Only the reading of the record's bytes is Python; an array of objects, since one of bytes loses zeros at the
-        # end. stateful=False: as in Dataset._in_graph.
+        # Only reading the record's bytes is Python. It is an array of objects, since an array of bytes loses zeros at
+        # the end. stateful=False: as in Dataset._in_graph.
         record = tf.numpy_function(
             lambda n: np.array(self._record(split, np.asarray(n).item().decode()), object),
             [name],
@@ -128,7 +128,7 @@ def prepare(name: str, builder: "Callable[..., tfds.core.DatasetBuilder]") -> "t
     if Path(made.data_dir).exists():
         return made
     manual = Path(os.environ.get("TFDS_MANUAL_DIR") or root / "downloads/manual").expanduser()
-    for left in Path(made.data_dir).parent.glob("incomplete.*"):  # of no use to tensorflow-datasets, and as large
+    for left in Path(made.data_dir).parent.glob("incomplete.*"):  # tensorflow-datasets has no use for it; it is large
         print(f"{left} was left by a preparation that was cut short: delete it, unless one is running", file=sys.stderr)
     print(f"preparing {name} in {made.data_dir}, once; archives are looked for in {manual}", file=sys.stderr)
     try:
@@ -143,7 +143,7 @@ def prepare(name: str, builder: "Callable[..., tfds.core.DatasetBuilder]") -> "t
 
 
 def _names(index: Path, records: Sequence[bytes], feature: str) -> list[str]:
-    """The names of the pictures in the order of the records; kept in a file, since it takes reading all of them."""
+    """The names of the images in the order of the records; kept in a file, since finding them reads all records."""
     if index.exists():
         return index.read_text("utf-8").splitlines()
     names = []
@@ -151,7 +151,7 @@ def _names(index: Path, records: Sequence[bytes], feature: str) -> list[str]:
         batch = [records[position] for position in range(start, min(start + NAMES_AT_ONCE, len(records)))]
         names += [Path(name.decode()).stem for name in _parse(batch, feature).numpy()]
     beside = index.with_name(f".{index.name}.part")
-    with contextlib.suppress(OSError):  # others' data may be read-only: then the records are read each time
+    with contextlib.suppress(OSError):  # shared data may be read-only: then the records are read each time
         beside.write_text("".join(f"{name}\n" for name in names), "utf-8")
         beside.replace(index)
     return names

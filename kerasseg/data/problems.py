@@ -12,7 +12,7 @@ from serving.common.pictures import SMALLER
 KINDS = {
     "unreadable image": (
         "error",
-        "cannot be read as a picture ({})",
+        "cannot be read as an image ({})",
         f"{COPY}, or remove it",
     ),
     "too large": ("error", "{}", SMALLER),
@@ -23,7 +23,7 @@ KINDS = {
     ),
     "unreadable label": (
         "error",
-        "cannot be read as a picture ({})",
+        "cannot be read as an image ({})",
         f"{COPY}, or remove it: its image then counts as unlabelled",
     ),
     "label format": (
@@ -55,23 +55,23 @@ KINDS = {
     ),
     "rotated size": (
         "error",
-        "it carries a rotation tag (EXIF orientation {}), and its label map fits only the upright picture",
+        "it carries a rotation tag (EXIF orientation {}), and its label map fits only the upright image",
         "write the image upright: ImageOps.exif_transpose(Image.open(f)).save(f)",
     ),
     "rotated": (
         "warning",
         "it carries a rotation tag (EXIF orientation {}), which is not applied: it is used as stored",
-        "if it looks turned, or its label map was drawn on the upright picture, write it upright: "
+        "if it looks turned, or its label map was drawn on the upright image, write it upright: "
         "ImageOps.exif_transpose(Image.open(f)).save(f)",
     ),
     "all ignored": (
         "warning",
-        "every pixel is ignored, so the label map teaches and measures nothing{}",
+        "every pixel is ignored, so nothing is learned from the label map or measured with it{}",
         "remove the label map: the image then counts as unlabelled",
     ),
     "mask of 0 and 255": (
         "error",
-        "a mask of 0 and 255, but 255 means ignore: the object would never be learnt{}",
+        "a label map of 0 and 255, but 255 means ignore: the object would never be learned{}",
         "write the object as 1: Image.fromarray((np.array(Image.open(f)) > 0).astype('uint8')).save(f), "
         "or call another value ignore_label in classes.json",
     ),
@@ -102,7 +102,7 @@ KINDS = {
     ),
     "name": (
         "error",
-        "its name is not UTF-8, or has line breaks, and lists of names could not hold it{}",
+        "its name is not UTF-8, or has line breaks, so lists of names cannot hold it{}",
         "rename it (convmv -f latin1 -t utf8 --notest does so for whole folders)",
     ),
     "no file": (
@@ -112,7 +112,7 @@ KINDS = {
     ),
     "other image type": (
         "warning",
-        "not read: a picture here is a .jpg, .jpeg or .png ({} found)",
+        "not read: an image here is a .jpg, .jpeg or .png ({} found)",
         "save as JPEG or PNG, or remove",
     ),
     "other label type": (
@@ -138,11 +138,11 @@ class Finding(NamedTuple):
     detail: str = ""
     """What was found."""
     remedy: str = ""
-    """In place of that of the kind, where the cause has one of its own."""
+    """The fix, where this cause has another one than its kind."""
 
 
 class FileError(ValueError):
-    """A picture or label map that cannot be used; `kind`, `detail` and `remedy` as of `Finding`."""
+    """An image or label map that cannot be used; `kind`, `detail` and `remedy` as in `Finding`."""
 
     def __init__(self, kind: str, detail: str = "", remedy: str = "") -> None:
         super().__init__(KINDS[kind][1].format(detail))
@@ -151,7 +151,7 @@ class FileError(ValueError):
 
 @contextlib.contextmanager
 def naming_file(what: str | Path) -> Iterator[None]:
-    """A FileError inside becomes a ValueError that says of what it is, and what to do."""
+    """A FileError inside becomes a ValueError that names the file and says what to do."""
     try:
         yield
     except FileError as error:

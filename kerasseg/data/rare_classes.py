@@ -20,7 +20,7 @@ class RareClasses:
         temperature: T; the higher, the more alike the classes' probabilities.
 
     Attributes:
-        probabilities_K: of each class; 0 for those that do not occur.
+        probabilities_K: the probability of each class; 0 where it does not occur.
 
     Raises:
         ValueError: the temperature is not above 0, or no image has a pixel of a class.
@@ -48,7 +48,7 @@ class RareClasses:
 
         Args:
             seed: two integers; the same seed gives the same draw.
-            other_than: the number of an image that is not to be drawn. Where no other image holds the class, the
+            other_than: the number of an image that must not be drawn. Where no other image holds the class, the
                 image is -1.
         """
         class_seed, image_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 2))

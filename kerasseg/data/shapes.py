@@ -1,10 +1,10 @@
 """The built-in dataset: procedural scenes of nine kinds of animals, drawn from a seed, nothing on disk.
 
-What makes it a small model of photographs: an animal is known by its coat, in pattern and colour, so that every piece
-of it still is of its class; outlines are free and say nothing. Light, its colour, shade, size, turn and noise vary so
-much that a few labelled scenes do not show them all. Three animals share each coat, and live in the savanna, the water
-or the forest; only the sky at the top of the scene says in which of them it is. Stones of nearly no colour belong to
-the background.
+It is a small model of photographs: the coat of an animal, its pattern and colour, decides its class, so every piece of
+it shows the class; outlines are random and say nothing. Light, its colour, shade, size, rotation and noise vary so much
+that a few labelled scenes do not show them all. Three animals share each coat, and live in the savanna, the water or
+the forest; only the sky at the top of the scene says which of them it is. Stones of nearly no colour belong to the
+background.
 
 Legend: H, W size of a scene; x, y pixel coordinates; u, v those of a pattern; colours and brightness 0..1.
 """
@@ -29,9 +29,9 @@ CLASSES = {
     "python": (210, 200, 120),
 }
 COATS = ("stripes", "spots", "patches")
-"""Of the classes after the background, three by three: the first of each lives in the savanna, the second in the water
-and the third in the forest."""
-# As differences from grey: colours around which those of an animal with each coat lie, and those of the skies.
+"""The classes after the background come in threes: the first of each lives in the savanna, the second in the water and
+the third in the forest."""
+# As differences from grey: the mean colours of the animals with each coat, and the colours of the skies.
 TINTS = np.array([[0.3, -0.1, -0.2], [0.1, -0.25, 0.15], [-0.15, 0.25, -0.1]])
 SKIES = np.array([[0.3, 0.03, -0.33], [-0.33, 0.0, 0.33], [-0.13, 0.27, -0.13]])  # savanna, water, forest
 
@@ -75,7 +75,7 @@ class ShapesDataset(Dataset):
 
 
 def draw_scene(rng: np.random.RandomState, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """A picture uint8 (H, W, 3) and its label map uint8 (H, W)."""
+    """An image uint8 (H, W, 3) and its label map uint8 (H, W)."""
     unit = min(size) / 96  # everything below is measured in pixels of a scene 96 high
     y, x = np.mgrid[: size[0], : size[1]].astype(np.float32) / unit
     height, width = size[0] / unit, size[1] / unit
@@ -149,7 +149,7 @@ def _cloudy(rng: np.random.RandomState, x: np.ndarray, y: np.ndarray, color: np.
 def _coordinates(
     rng: np.random.RandomState, x: np.ndarray, y: np.ndarray, wavelength: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """x and y turned, bent a little, and in units in which a pattern repeats after 2 pi."""
+    """x and y rotated, bent a little, and in units in which a pattern repeats after 2 pi."""
     turn, phase = rng.uniform(0, 2 * math.pi), rng.uniform(0, 2 * math.pi, 4)
     u = (math.cos(turn) * x + math.sin(turn) * y) * 2 * math.pi / wavelength
     v = (math.cos(turn) * y - math.sin(turn) * x) * 2 * math.pi / wavelength

@@ -20,7 +20,7 @@ T = TypeVar("T")
 ROLES = {"labeled": "labeled", "image_labeled": "weak", "unlabeled": "unlabeled"}
 """What an image is for, and the word for it in files and fingerprints."""
 ALL = ("all", "full")
-# Of the picture files of Cityscapes, whose names end before it.
+# The end of Cityscapes' image files, which is no part of an image's name.
 CITYSCAPES_SUFFIX = "_leftImg8bit"
 
 
@@ -32,7 +32,7 @@ class Split:
         labeled: images whose label maps are used.
         image_labeled: images with image-level labels, of which only the set of classes is used.
         unlabeled: images used without any label.
-        image_labels: the classes, as numbers, in each of these; empty where their label maps tell.
+        image_labels: the classes, as numbers, in each of these; empty where they follow from label maps.
     """
 
     labeled: tuple[str, ...]
@@ -50,24 +50,24 @@ class Split:
             object.__setattr__(self, role, tuple(sorted(getattr(self, role))))
         if self.image_labels and self.image_labels.keys() != set(self.image_labeled):
             raise ValueError(
-                "image_labels of a split has to tell the classes of every image-labelled image, and no other"
+                "image_labels of a split must name the classes of every image-labelled image, and of no other"
             )
 
     @property
     def without_masks(self) -> tuple[str, ...]:
-        """What a segmenter learns from without a mask: unlabelled and image-labelled images, sorted."""
+        """The images without a label map: unlabelled and image-labelled ones, sorted."""
         return tuple(sorted(self.unlabeled + self.image_labeled))
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the sorted names with their roles (and the image-level labels, where they are not the label
-        maps'): equal for equal splits, on any machine."""
+        """SHA-256 of the sorted names with their roles (and the image-level labels, where they do not come from label
+        maps): equal for equal splits, on any machine."""
         lines = [f"{word}/{name}\n" for role, word in ROLES.items() for name in getattr(self, role)]
         lines += [f"{name},{number}\n" for name in self.image_labeled for number in self.image_labels.get(name, ())]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def save(self, folder: str | Path) -> None:
-        """Writes labeled.txt, weak.txt and unlabeled.txt, one name a line; and weak.csv where there are
+        """Writes labeled.txt, weak.txt and unlabeled.txt, one name per line; and weak.csv where there are
         `image_labels`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,27 +99,27 @@ def make_split(
 ) -> Split:
     """Chooses the labelled and the image-labelled training images; every other training image is unlabelled.
 
-    A function of the dataset's name and image names, the amounts and the seed, and of nothing else: images
-    stand in the order of a hash of (dataset, seed, name), and the first of them are taken. So for one seed a
-    smaller split is part of every larger one, and an image added to the dataset moves no other. With `cover` the
-    label maps decide too: smaller splits are still part of larger ones, but an added image may move others.
+    The split depends on the dataset's name and image names, the amounts and the seed only: images are in the order
+    of a hash of (dataset, seed, name), and the first of them are taken. So for one seed a smaller split is part of
+    every larger one, and an image added to the dataset moves no other. With `cover` the label maps decide too:
+    smaller splits are still part of larger ones, but an added image may move others.
 
     Args:
         dataset: candidates are its train images that have label maps.
         labeled: a fraction of the candidates ("1/8", "0.125"; rounded to the nearest), a count ("45"; "1" is
-            one image), "all" ("full", "1/1", "1.0"), or a text file of image names, one a line; folders and
+            one image), "all" ("full", "1/1", "1.0"), or a text file of image names, one per line; folders and
             extensions in it are dropped, and so is what follows the image, as in lists of "image label".
         seed: any integer; not used for a file of names.
         image_labels: the same forms for images with image-level labels, taken from what is left after the
             labelled ones. Fractions are of all candidates; "all" means all that are left. Or a .csv file of image-level
             labels, for images without label maps too: a line `image,class` for each class of an image, the class by
-            name or number, under a heading of these two words; labelled images in it are passed over.
+            name or number, under a first line of these two words; labelled images in it are skipped.
         cover: choose the labelled images so that every class fills a fair part of as many of them as possible (at
-            least half of what it fills in the median image that shows it). The label map of every candidate is read
-            for it.
+            least half of what it fills in the median image that shows it). This reads the label map of every
+            candidate.
 
     Raises:
-        ValueError: no or too many images, names the dataset does not have, one image in both roles, `cover` with a
+        ValueError: no images or too many, names that the dataset does not have, one image in both roles, `cover` with a
             file of names, a label map that `cover` cannot read.
     """
     candidates = dataset.label_names("train")
@@ -157,19 +157,19 @@ def make_split(
 def _covering(ordered: list[str], dataset: Dataset) -> list[str]:
     """All of `ordered`, so that its first images, however many, hold every class as often as possible.
 
-    An image holds a class where the class fills at least half as much of it as the median image that shows it: a few
-    pixels at a border teach nothing of a class, and would count like an image that it fills.
+    An image holds a class where the class fills at least half of what it fills in the median image that shows it. A few
+    pixels at a border say little about a class, and would otherwise count like an image that the class fills.
 
-    Greedy: the next image is the first one that holds the class which the fewest images so far hold; of equal ones the
+    Greedy: the next image is the first one that holds the class which the fewest images so far hold; among equals, the
     class that the fewest images hold at all, then the one with the lowest number. Classes whose images have all been
-    taken are passed over; images that are left at the end keep their order.
+    taken are skipped; images that are left at the end keep their order.
     """
     pixels_NC = count_pixels(dataset, "train", ordered)
     shares_NK = pixels_NC[:, : dataset.num_classes] / pixels_NC.sum(axis=1, keepdims=True)
     medians_K = [np.median(share_N[share_N > 0]) if share_N.any() else np.inf for share_N in shares_NK.T]
     holds_NK = shares_NK >= np.array(medians_K) / 2
     candidates_K = holds_NK.sum(axis=0)
-    left = [list(np.flatnonzero(holds_N)[::-1]) for holds_N in holds_NK.T]  # of each class, the next one at the end
+    left = [list(np.flatnonzero(holds_N)[::-1]) for holds_N in holds_NK.T]  # for each class; the next image at the end
     taken_K = np.zeros_like(candidates_K)
     taken: dict[int, None] = {}
     while classes := [k for k, images in enumerate(left) if images]:
@@ -187,7 +187,7 @@ def _is_amount(flag: str, amount: str | int | float, total: int) -> bool:
 
 
 def _choose(flag: str, amount: str | int | float, available: list[str], everything: list[str], dataset: Dataset):
-    """The names `amount` stands for: the first of `available`, or those of a file, which may name any
+    """The names that `amount` stands for: the first of `available`, or those of a file, which may name any
     candidate."""
     text = str(amount).strip()
     count = len(available) if text.lower() in ALL else _count(flag, text, len(everything))
@@ -237,9 +237,9 @@ def _names_in_file(flag: str, text: str, candidates: list[str], dataset: Dataset
 
 
 def _require_known(flag: str, names: Sequence[str], known: Collection[str], what: str) -> None:
-    """ValueError unless a file names an image, and none but known ones."""
+    """ValueError unless a file names at least one image, and only known ones."""
     if not names:
-        raise ValueError(f"{flag}: the file names no image; expected one a line")
+        raise ValueError(f"{flag}: the file names no image; expected one per line")
     if missing := sorted(set(names) - set(known)):
         raise ValueError(
             f"{flag}: {_few(missing)} not among the {len(known)} {what}; take them out, or give a file made for this "
@@ -269,8 +269,8 @@ def _image_labels_in_file(path: Path, dataset: Dataset) -> dict[str, tuple[int, 
 
 
 def _read_image_labels(path: Path, name_of, number_of) -> dict[str, tuple[int, ...]]:
-    """Image -> its classes, of a CSV file of `image,class`; an image of which no class is present has one line with
-    an empty class."""
+    """Image -> its classes, from a CSV file of `image,class`; an image without any class has one line with an empty
+    class."""
     classes: dict[str, set[int]] = {}
     rows = csv.reader(io.StringIO(read_text(path), newline=""))
     if [title.strip().lower() for title in next(rows, [])] != ["image", "class"]:
@@ -293,8 +293,8 @@ def _write(path: Path, text: str) -> None:
 def _image_name(line: str, known: Names) -> str:
     """The image that a line means: `images/train/a.b.jpg` is `a.b`, `img/c_leftImg8bit.png lbl/c.png` is `c`.
 
-    The whole line comes first, since names may have spaces in them, and a name as it is before one without what looks
-    like an extension.
+    The whole line is tried first, since names may have spaces in them, and a name as it is before one without what
+    looks like an extension.
     """
     whole, first = (PurePath(text.replace("\\", "/")) for text in (line, line.split()[0]))
     names = [whole.name, whole.stem, first.name, first.stem, first.stem.removesuffix(CITYSCAPES_SUFFIX)]

@@ -1,4 +1,4 @@
-"""Which picture it was that TensorFlow could not decode: its own errors do not say."""
+"""Finds the image that TensorFlow could not decode: its own errors do not name it."""
 
 import contextlib
 import sys
@@ -18,34 +18,34 @@ OF_A_PICTURE = (
     tf.errors.NotFoundError,
     tf.errors.UnknownError,
 )
-"""What TensorFlow raises where a picture cannot be had, and elsewhere too."""
+"""TensorFlow's errors for an image that it cannot read; it raises them for other reasons too."""
 
 
 @contextlib.contextmanager
 def naming_unreadable(
     dataset: str | Path, then: str = "start again", splits: Collection[str] = SPLITS
 ) -> Iterator[None]:
-    """Where an error inside is one of `OF_A_PICTURE`, all pictures are decoded to find out which it was.
+    """After an error of `OF_A_PICTURE` inside, all images are decoded to find the one that caused it.
 
     Args:
         dataset: name or folder, as `open_dataset` takes it.
-        then: what to do when that picture is right.
-        splits: those that are read inside.
+        then: what to do when that image is repaired.
+        splits: the splits that are read inside.
 
     Raises:
-        ValueError: it names the first that cannot be decoded as training does.
+        ValueError: it names the first image that cannot be decoded.
     """
     try:
         yield
     except OF_A_PICTURE as error:
-        print("TensorFlow could not read or use something: looking whether it is a picture", file=sys.stderr)
+        print("TensorFlow could not read or use something: checking whether it is an image", file=sys.stderr)
         if found := first_unreadable(open_dataset(dataset), splits):
             raise ValueError(f"{found} (`python -m training.check_data` names all such files); then {then}") from error
         raise
 
 
 def first_unreadable(dataset: Dataset, splits: Collection[str] = SPLITS) -> str | None:
-    """Which picture or label map cannot be decoded as training does, and why, and what to do; None where all can."""
+    """The first image or label map that training cannot decode, why, and what to do; None where all can be decoded."""
     wanted = [(split, name) for split in dataset.splits if split in splits for name in dataset.image_names(split)]
     labeled = {(split, name) for split in splits if split in dataset.splits for name in dataset.label_names(split)}
 
@@ -56,7 +56,7 @@ def first_unreadable(dataset: Dataset, splits: Collection[str] = SPLITS) -> str 
             if item in labeled and (found := dataset.load_label(*item).shape) != size:
                 with naming_file(f"the label map of {what}"):
                     raise FileError("size", "{1}x{0} for {3}x{2}".format(*found, *size))
-        except OF_A_PICTURE as error:  # of a record, which has no file of its own
+        except OF_A_PICTURE as error:  # in a record, which has no file of its own
             return f"{what} cannot be read ({reason_of(error)})"
         except (OSError, ValueError) as error:
             is_named = isinstance(error.__cause__, FileError) or getattr(error, "filename", None)

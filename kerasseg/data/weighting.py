@@ -22,9 +22,9 @@ def class_weights(dataset: Dataset, split: Split, scheme: str) -> tuple[float, .
       (M - 1) / M, where M is the number of distinct samples of a class. Here M is the mean number of labelled pixels of
       an image, since the pixels of one image are much alike. So a class that would fill several images has nearly the
       weight of any other such class, and a class that would fill a small part of one image has M / n_c times that. The
-      weights do not depend on the resolution, and they are the more alike the more images are labelled. The paper's
-      values of beta, 0.9 to 0.9999, are for images: for pixels, of which there are many more, they give all classes
-      the same weight.
+      weights do not depend on the resolution, and they become more alike as more images are labelled. The paper's
+      values of beta, 0.9 to 0.9999, are for images. There are many more pixels, so for pixels they give all classes the
+      same weight.
 
     A class without a pixel gets the weight of the rarest class that has one.
 
@@ -61,7 +61,7 @@ def parse_class_weights(text: str) -> str | tuple[float, ...]:
         weights = tuple(float(number) for number in text.split(","))
     except ValueError:
         weights = ()
-    # Infinite ones and those that are no numbers fail here, too.
+    # Infinity and what is no number fail here, too.
     if not weights or not all(0 <= weight < float("inf") for weight in weights) or not any(weights):
         raise ValueError(
             f"--class-weights must be none, {', '.join(SCHEMES)}, or numbers 0 or more separated by commas, one per "

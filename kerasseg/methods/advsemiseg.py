@@ -34,7 +34,7 @@ class AdvSemiSegConfig(PseudoLabelConfig, AdversarialConfig):
     lambda_adv: float = 0.01
     """Weight of the adversarial loss on labelled images."""
     lambda_adv_unlabeled: float = 0.001
-    """The same on unlabelled ones."""
+    """Weight of the adversarial loss on unlabelled images."""
     lambda_semi: float = 0.1
     """Weight of the self-training loss."""
     T_semi: float = 0.2
@@ -48,11 +48,11 @@ class AdvSemiSegConfig(PseudoLabelConfig, AdversarialConfig):
     """Whether the discriminator learns from predictions on unlabelled images too (reference code) or only on labelled
     ones (paper)."""
     mask_peak: float = 1.0
-    """Least probability of the true class in the label maps shown to the discriminator; the other classes share the
-    rest as the prediction has them. That is the "Scale" of Luc et al. 2016, which has 0.9: no 0 and 1 give a label map
-    away. 1 shows label maps as they are (section 3 reports no difference)."""
+    """Lowest probability of the true class in the label maps shown to the discriminator; the other classes share the
+    rest as in the prediction. This is the "Scale" of Luc et al. 2016, which has 0.9: a label map then cannot be
+    recognised by its 0 and 1. 1 shows label maps as they are (section 3 reports no difference)."""
     convolutional: bool = True
-    """Whether the discriminator judges each pixel, or the picture as a whole (table 6)."""
+    """Whether the discriminator judges each pixel, or the image as a whole (table 6)."""
     discriminator_backbone: str | None = None
     """A backbone whose DeepLab-v3+ judges the pixels in place of the five convolutions, from random weights: Mendel et
     al. 2020 (section 4.7) found such a discriminator, presumably on their corrector's resnet34, to overpower the
@@ -84,9 +84,9 @@ class AdvSemiSeg(Method):
     registry_name = "advsemiseg"
     when = "to compare with its paper, or for a discriminator that scores every pixel"
     summary = (
-        "Learns from the labelled pictures, and from the unlabelled ones through a discriminator: a second "
+        "Learns from the labelled images, and from the unlabelled ones through a discriminator: a second "
         "network that scores, pixel by pixel and from 0 to 1, how much a segmentation resembles one drawn by "
-        "hand. The segmenter learns to score well, and where its segmentations of unlabelled pictures score "
+        "hand. The segmenter learns to score well, and where its segmentations of unlabelled images score "
         "well enough they serve as further labels (self-training)."
     )
     Config = AdvSemiSegConfig
@@ -131,8 +131,8 @@ class AdvSemiSeg(Method):
             if config.mask_peak < 1:
                 Y_l = diffused_masks(Y_l, S_l, config.mask_peak)
             # Train mode, in which the paper's discriminator gives the same. Each of its passes serves both networks'
-            # losses. A mask is all zero where it is ignored or padded; predictions are shown the same way, or that
-            # tells them.
+            # losses. A label map is all zero where it is ignored or padded; predictions are shown the same way, or the
+            # discriminator would know them by that.
             D_Y = self.discriminator(Y_l, training=True)[..., 0]
             D_l = self.discriminator(zero_unless(valid_l, S_l), training=True)[..., 0]
             D_u = self.discriminator(zero_unless(valid_u, tf.nn.softmax(logits_u)), training=True)[..., 0]

@@ -12,11 +12,11 @@ class Batch(NamedTuple):
     labeled: tf.Tensor
     """Labelled images (B,H,W,3), RGB in 0..255, float32."""
     labels: tf.Tensor
-    """Their label maps (B,H,W), int32: 0..K-1, or 255 where a pixel counts for nothing."""
+    """Their label maps (B,H,W), int32: 0..K-1, or 255 for an ignored pixel."""
     unlabeled: tf.Tensor | None = None
     """Unlabelled images (U,H,W,3); None where the method has no use for them."""
     valid: tf.Tensor | None = None
-    """Which of their pixels are of the image, and not of its padding: (U,H,W) bool."""
+    """Which of their pixels belong to the image, not to its padding: (U,H,W) bool."""
     image_labeled: tf.Tensor | None = None
     """Images with image-level labels (W,H,W,3); None where there are none."""
     image_labels: tf.Tensor | None = None
@@ -24,8 +24,8 @@ class Batch(NamedTuple):
 
 
 def as_batch(data: Any) -> Batch:
-    """The batch in what `fit` was given: `(images, labels)`, or `({"labeled": images, "unlabeled": images}, labels)`
-    with what else there is under its name in `Batch` ("valid" under "unlabeled_valid")."""
+    """The batch that `fit` was given: `(images, labels)`, or `({"labeled": images, "unlabeled": images}, labels)` with
+    the other fields of `Batch` under their names ("valid" under "unlabeled_valid")."""
     images, labels = data
     images = dict(images) if isinstance(images, Mapping) else {"labeled": images}
     if "labeled" not in images:
@@ -59,7 +59,7 @@ def label_maps(labels: tf.Tensor) -> tf.Tensor:
         labels = labels[..., 0]
     if labels.shape.rank != 3:
         raise ValueError(
-            f"labels must be class numbers (B,H,W), 255 where a pixel counts for nothing; got {labels.shape}"
+            f"labels must be class numbers (B,H,W), 255 for ignored pixels; got {labels.shape}"
             + (": take the argmax of one-hot labels" if labels.shape.rank == 4 else "")
         )
     return tf.cast(labels, tf.int32)

@@ -34,7 +34,7 @@ class MethodConfig:
         require_choices(self)
         for name, hint in get_type_hints(type(self)).items():
             if get_origin(hint) is tuple:
-                object.__setattr__(self, name, tuple(getattr(self, name)))  # a list, where it comes out of a file
+                object.__setattr__(self, name, tuple(getattr(self, name)))  # a list, where it comes from a file
         require(self.steps >= 1, f"steps must be at least 1; got {self.steps}")
 
 
@@ -43,16 +43,16 @@ class SegmenterConfig(MethodConfig):
     """Fields of every method that trains a segmenter: SGD with momentum as in the papers, or AdamW; poly schedule."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    """The segmenter's. AdamW made more of a short training (benchmarks/results/before/camvid.md), with a rate of 1e-3;
-    SGD there wants 5e-3 and a `head_multiplier` of 10."""
+    """The segmenter's optimizer. In short trainings AdamW scored higher (benchmarks/results/before/camvid.md), with a
+    rate of 1e-3; SGD there needs 5e-3 and a `head_multiplier` of 10."""
     learning_rate: float = 2.5e-4
     """Initial rate of the segmenter's pretrained part."""
     head_multiplier: float = 10.0
     """The freshly initialised head learns this many times faster (reference code); 1 switches it off."""
     momentum: float = 0.9
-    """Of SGD."""
+    """Momentum of SGD."""
     nesterov: bool = False
-    """Nesterov's momentum, of SGD."""
+    """Use Nesterov's momentum with SGD."""
     weight_decay: float = 5e-4
     """With SGD an L2 penalty, added to the gradient; with AdamW decoupled from it."""
     freeze_batch_norm: bool = False
@@ -61,17 +61,17 @@ class SegmenterConfig(MethodConfig):
     """Weight of each class's pixels in the loss on labels, one number per class; none for equal weights.
     `--class-weights` computes them."""
     ohem_threshold: float = 1.0
-    """The loss on labels goes by the hard pixels only: those whose class has at most this probability (online hard
-    example mining). 1 takes all."""
+    """The loss on labels counts only hard pixels, whose class has at most this probability (online hard example
+    mining). 1 counts all."""
     ohem_share: float = 0.16
-    """But it goes by at least this share of the labelled pixels, the hardest ones. UniMatch's published code has
+    """That loss counts at least this share of the labelled pixels, the hardest ones. UniMatch's published code has
     200,000 of 2 x 801 x 801."""
     dice_weight: float = 0.0
     """Weight of the Dice loss that is added to the cross-entropy on labels; it counts every class alike."""
     average_weights: bool = False
     """Evaluate, save and export an exponential moving average of the segmenter's weights in place of the last ones."""
     ema_decay: float = 0.99
-    """Largest decay of that average, and of a teacher."""
+    """Largest decay per step of that average, and of a teacher's."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -94,8 +94,8 @@ class SemiSupervisedConfig(SegmenterConfig):
     """Fields of every method whose segmenter learns from unlabelled images too."""
 
     joint_batch_norm: bool = True
-    """Whether labelled and unlabelled images go through the segmenter in one pass, so that batch norm sees them
-    together; off for a pass each, as in the reference code of hung2018 and mittal2019."""
+    """Pass labelled and unlabelled images through the segmenter together, so that batch norm sees them as one batch;
+    off for a pass each, as in the reference code of hung2018 and mittal2019."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ class AdversarialConfig(SemiSupervisedConfig):
     discriminator_learning_rate: float = 1e-4
     """Initial rate of the discriminator's Adam."""
     discriminator_channels: int = 64
-    """Of its first convolution; those after it have 2, 4 and 8 times as many."""
+    """Channels of its first convolution; those after it have 2, 4 and 8 times as many."""
 
     def __post_init__(self):
         super().__post_init__()

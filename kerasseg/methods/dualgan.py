@@ -1,6 +1,6 @@
-"""DualGAN ("Improved GAN with two discriminators"): one judges pictures, the other tells which pixels are right.
+"""DualGAN ("Improved GAN with two discriminators"): one judges images, the other says which pixels are right.
 
-The paper's text has lost its equations; what stands here is rebuilt from its prose.
+The paper's text has lost its equations; the ones here are rebuilt from its prose.
 """
 
 from dataclasses import dataclass
@@ -49,29 +49,29 @@ class DualGANConfig(PseudoLabelConfig, AdversarialConfig):
     semi_start: float = 0.25
     """Share of training before the segmenter learns from unlabelled images: 5000 of 20000 steps."""
     freeze_discriminators: bool = False
-    """Whether the discriminators stay as they are from then on (the rate of the paper's optimizers is 0). The paper
-    says that they are fixed, and also that labelled images train them throughout."""
+    """Keep the discriminators as they are from then on (the rate of the paper's optimizers is 0). The paper says that
+    they are fixed, and also that labelled images train them throughout."""
     threshold: Literal["dynamic", "inverted", "static"] = "dynamic"
-    """Self-train on a pixel whose score by D2 is above this. `dynamic`: D1's score of the picture, as the paper says.
-    It falls as D1 grows surer that the picture is a prediction, so the worst pictures are trusted most, in the end with
-    nearly all their pixels. `inverted`: 1 less that score, which trusts pictures more the more real they look.
-    `static`: `T`, the paper's variant without D1 (table 3)."""
+    """Self-train on a pixel whose score by D2 is above this. `dynamic`: D1's score of the segmentation, as the paper
+    says. It falls as D1 grows surer that this is a prediction, so the worst images are trusted most, in the end with
+    nearly all their pixels. `inverted`: 1 - that score, which trusts the more real-looking ones more. `static`: `T`,
+    the paper's variant without D1 (table 3)."""
     T: float = 0.9
     """The static threshold."""
     use_d1: bool = True
-    """Whether there is a D1 (tables 3 to 5); without it the threshold is static."""
+    """Use D1 (tables 3 to 5); without it the threshold is static."""
     wrong_weight: float = 1.0
-    """Weight of the wrong pixels in D2's loss, beside 1 of the right ones, which are soon most."""
+    """Weight of the wrong pixels in D2's loss; the right ones, soon the majority, have 1."""
     class_swap: float = 0.0
-    """Probability, for each image, that the segments of one class in the labelled prediction take another class before
-    D2 learns from it. Labelled predictions are mostly right; swapped ones are wrong in known places."""
+    """Probability, for each labelled image, that one class in its prediction is replaced by another before D2 learns
+    from it. Predictions on labelled images are mostly right; swapped ones are wrong in known places."""
     use_d2: bool = True
-    """Whether there is a D2 (tables 3 to 5); without it no pixel is trusted, so lambda_s has to be 0."""
+    """Use D2 (tables 3 to 5); without it no pixel is trusted, so lambda_s must be 0."""
     d2_input: Shown = "maps"
-    """What D2 sees (table 6): the class maps, these and the picture, the label map and the picture, or each class map
+    """What D2 sees (table 6): the class maps, these and the image, the label map and the image, or each class map
     times each colour."""
     d2_structure: Structure = "stride16_up4"
-    """How far down D2 goes and in what steps it comes up (table 7)."""
+    """D2's stride, and the steps in which it scales up again (table 7)."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -93,16 +93,16 @@ class DualGAN(Method):
     Args:
         segmenter: the generator, images (B,H,W,3) to logits (B,H,W,K).
         d1: segmentation (B,H,W,K) to a logit (B,1).
-        d2: `[segmentation, image]` to logits (B,H,W,1). Both the paper's when None, and None where the fields say so.
+        d2: `[segmentation, image]` to logits (B,H,W,1). For None, d1 and d2 are the paper's, if the fields use them.
         fields: of `DualGANConfig`.
     """
 
     registry_name = "dualgan"
-    when = "to compare with its paper, or for a critic that tells right pixels from wrong ones"
+    when = "to compare with its paper, or for a critic that finds wrong pixels"
     summary = (
-        "Learns from the labelled pictures, and from the unlabelled ones through two discriminators: D1 "
-        "scores how much a whole segmentation resembles one drawn by hand, D2 tells pixel by pixel whether it "
-        "is right. Pixels of which D2 is surer than D1 is of the picture serve as further labels (self- "
+        "Learns from the labelled images, and from the unlabelled ones through two discriminators: D1 "
+        "scores how much a whole segmentation resembles one drawn by hand, D2 says for each pixel whether it "
+        "is right. Pixels that D2 scores higher than D1 scores the image serve as further labels (self-"
         "training)."
     )
     Config = DualGANConfig
@@ -150,7 +150,7 @@ class DualGAN(Method):
             # Train mode, in which the discriminators give the same. Each of their passes serves both networks' losses.
             if config.use_d1:
                 D1_Y = self.d1(one_hot(y_l, self.num_classes), training=True)
-                # A mask is all zero where it is ignored; predictions are shown the same way, or that would tell them.
+                # A label map is all zero where ignored. Predictions are shown the same way, or D1 would know them.
                 D1_l = self.d1(zero_unless(valid_l, G_l), training=True)
                 D1_u = self.d1(zero_unless(valid_u, G_u), training=True)
                 L_ad += binary_cross_entropy(D1_l, 1.0) + late * binary_cross_entropy(D1_u, 1.0)

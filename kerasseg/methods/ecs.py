@@ -30,35 +30,34 @@ class ECSConfig(PseudoLabelConfig):
     lambda_cor: float = 0.1
     """Weight of the auxiliary objective: the corrector should find nothing to correct (table 2 has 0 too)."""
     lambda_ecs: float = 1.0
-    """Weight of what is learned from unlabelled images. 0 leaves their update and their forward passes out, as the
-    first and the third row of table 2 do."""
+    """Weight of the loss on unlabelled images. 0 leaves their update and their forward passes out, as in the first and
+    the third row of table 2."""
     joint_update: bool = False
-    """Whether one update of the segmenter a step, by L_sup + lambda_ecs L_ecs, takes the place of the paper's two.
-    Two a step are twice a baseline's; with one, both train equally long, and the schedule stretches over one a step."""
+    """Update the segmenter once per step, by L_sup + lambda_ecs L_ecs, instead of the paper's two updates. A baseline
+    makes one; so both train equally long, and the schedule counts one update per step."""
     corrector_only: bool = False
-    """Whether the corrector learns and the segmenter stays as it is (figure 3). The segmenter has to come trained, from
-    a file."""
+    """Train the corrector only (figure 3). The segmenter stays as it is, and must come trained, from a file."""
     loss: Literal["nfl", "ce"] = "nfl"
-    """What the pseudo labels are learned by: negated focal loss, or plain cross-entropy (table 2)."""
+    """Loss on the pseudo labels: negated focal loss, or plain cross-entropy (table 2)."""
     gamma: float = 2.0
-    """Exponent of the negated focal loss: how much sure corrections count more."""
+    """Exponent of the negated focal loss: the higher, the more sure corrections count."""
     class_weight: float = 2.0
-    """Weight of the dataset's classes in the corrector's loss, beside 1 of "right as it is" (figure 3 has 1 too). These
-    classes are the answers for wrong pixels, so this is what a wrong pixel weighs."""
+    """Weight of the dataset's classes in the corrector's loss; "right as it is" has 1 (figure 3 has 1 for both too).
+    These classes are the answers for wrong pixels, so this is the weight of a wrong pixel."""
     corrector_gamma: float = 0.0
-    """Exponent of the focal loss that the corrector learns by (figure 3); 0 is cross-entropy, 2 the usual value."""
+    """Exponent of the corrector's focal loss (figure 3); 0 is cross-entropy, 2 the usual value."""
     class_swap: float = 0.0
-    """Probability, for each image, that the segments of one class in the labelled prediction take another class before
-    the corrector learns from it. Labelled predictions are mostly right; swapped ones are wrong in known places."""
+    """Probability, for each labelled image, that one class in its prediction is replaced by another before the
+    corrector learns from it. Most of the labelled prediction is right; swapped classes are wrong in known places."""
     corrector_learning_rate: float = 1e-4
     """Initial rate of the corrector's Adam."""
     corrector_weight_decay: float = 1e-4
-    """Of the corrector, an L2 penalty."""
+    """L2 penalty of the corrector's weights."""
     corrector_backbone: str | None = "resnet34"
-    """The corrector's backbone; None for the segmenter's, which then also lends the weights it starts from."""
+    """The corrector's backbone; None for the segmenter's, with the segmenter's initial weights."""
     corrector_weights: str = "none"
-    """Of a backbone of its own: imagenet, none, or the path of a weights file. Its first convolution is fresh in any
-    case. The paper starts from ImageNet, for which resnet34 has no published weights in Keras, but resnet50 has."""
+    """Initial weights of a `corrector_backbone`: imagenet, none, or the path of a weights file. Its first convolution
+    is always fresh. The paper starts from ImageNet; Keras has such weights for resnet50, but not for resnet34."""
     corrector_head_channels: int = 256
     """Width of the corrector's head."""
     corrector_rates: tuple[int, ...] = ()
@@ -71,11 +70,11 @@ class ECSConfig(PseudoLabelConfig):
         require_shares(self, "class_swap")
         require(
             self.corrector_backbone is not None or self.corrector_weights == "none",
-            "the corrector starts from the segmenter's weights where it has its backbone; leave out corrector_weights",
+            "a corrector with the segmenter's backbone has the segmenter's weights too: leave out corrector_weights",
         )
         require(
             not (self.corrector_only and (self.average_weights or self.targets == "teacher")),
-            "corrector_only leaves the segmenter as it is, so it has no average: leave out average_weights and targets",
+            "corrector_only does not train the segmenter, so it has no average: leave out average_weights and targets",
         )
         for name in ("class_weight", "corrector_learning_rate", "corrector_head_channels"):
             require(getattr(self, name) > 0, f"{name} must be above 0; got {getattr(self, name)}")
@@ -87,10 +86,11 @@ class ECSConfig(PseudoLabelConfig):
 
 @register_method
 class ECS(Method):
-    """A corrector learns where segmentations are wrong and what belongs there; its corrections are the pseudo labels.
+    """A corrector learns where segmentations are wrong and which class belongs there; its corrections are the pseudo
+    labels.
 
-    Three updates a step: L_cor (equation 2), L_sup (equation 3), L_ecs (equation 6). With `joint_update` two: L_cor and
-    L_S = L_sup + lambda_ecs L_ecs.
+    Three updates per step: L_cor (equation 2), L_sup (equation 3), L_ecs (equation 6). With `joint_update` two: L_cor
+    and L_S = L_sup + lambda_ecs L_ecs.
 
     Args:
         segmenter: images (B,H,W,3) to logits (B,H,W,K).
@@ -100,10 +100,10 @@ class ECS(Method):
     """
 
     registry_name = "ecs"
-    when = "to compare with its paper, or for a corrector that says what should stand where a prediction is wrong"
+    when = "to compare with its paper, or for a corrector that names the right class where a prediction is wrong"
     summary = (
-        "Learns from the labelled pictures, and from the unlabelled ones through a corrector: a second "
-        "network that looks at a picture with its segmentation and says for each pixel whether it is right, "
+        "Learns from the labelled images, and from the unlabelled ones through a corrector: a second "
+        "network that looks at an image with its segmentation and says for each pixel whether it is right, "
         "and if not, which class belongs there. Its corrections serve as further labels, the surer the "
         "heavier."
     )
@@ -173,9 +173,9 @@ class ECS(Method):
         return {"confusion": confusion_BK1K1, "spearman": rho_BK}
 
     def diagnostics(self, observed):
-        """The corrector's IoU by class, "right as it is" last (figure 3), and per class Spearman's correlation of its
-        squared probability of "right" with the truth's likelihood, a mean over the images that hold the class (figure
-        4; None where none does)."""
+        """The corrector's IoU by class, "right as it is" last (figure 3), and for each class the mean, over the images
+        that hold it, of Spearman's correlation of the squared probability of "right" with the likelihood of the truth
+        (figure 4; None where no image does)."""
         corrector = scores(observed["confusion"].sum(axis=0, dtype=np.int64))
         rho_K = [column[~np.isnan(column)] for column in observed["spearman"].T]
         spearman_K = [float(column.mean()) if column.size else None for column in rho_K]
@@ -193,7 +193,7 @@ class ECS(Method):
         if config.corrector_only:  # the segmenter in inference mode, or its batch norm would learn
             return self.update_corrector(x_l, tf.nn.softmax(self.segmenter(x_l, training=False)), y_l, y_t)
 
-        # All passes of both networks are in train mode: batch norm goes by the batch.
+        # All passes of both networks are in train mode: batch norm uses the batch's statistics.
         with tf.GradientTape(persistent=True) as tape:
             logits_l = self.segmenter(x_l, training=True)
             S_l = tf.nn.softmax(logits_l)
@@ -230,7 +230,7 @@ class ECS(Method):
         return {"L_ecs": L_ecs, "kept": mean_where(tf.cast(kept_u, tf.float32), valid_u)}
 
     def update_corrector(self, x_l, S_l, y_l, y_t) -> dict[str, tf.Tensor]:
-        """The corrector's update by L_cor: predictions and true segmentations of the labelled images. Its terms."""
+        """Updates the corrector by L_cor, on predictions and label maps of the labelled images; returns its terms."""
         gamma = self.config.corrector_gamma
         if self.config.class_swap:
             S_l = swap_classes(S_l, y_l != IGNORE_LABEL, self.config.class_swap, self.random)
@@ -251,8 +251,8 @@ class ECS(Method):
 
 
 def rank_correlation(a_P: tf.Tensor, b_P: tf.Tensor) -> tf.Tensor:
-    """Spearman's: the correlation of the values' places in their orders, of equal values the mean of their places; NaN
-    where there are no two different values."""
+    """Spearman's correlation: that of the values' ranks, where equal values have the mean of their ranks; NaN where all
+    values are equal."""
 
     def places(values_P: tf.Tensor) -> tf.Tensor:
         in_order_P = tf.sort(values_P)
@@ -264,8 +264,8 @@ def rank_correlation(a_P: tf.Tensor, b_P: tf.Tensor) -> tf.Tensor:
 
 
 def corrected(logits_BHWK, corrections_BHWK1) -> tuple[tf.Tensor, tf.Tensor]:
-    """The pseudo labels (equation 4), int32 (B,H,W): the prediction where it is found right, else the correction; and
-    where the prediction was kept, bool (B,H,W)."""
+    """The pseudo labels (equation 4), int32 (B,H,W): the prediction where the corrector finds it right, else its
+    correction; and where the prediction was kept, bool (B,H,W)."""
     correction_BHW = tf.argmax(corrections_BHWK1, axis=-1, output_type=tf.int32)
     kept_BHW = correction_BHW == logits_BHWK.shape[-1]
     prediction_BHW = tf.argmax(logits_BHWK, axis=-1, output_type=tf.int32)

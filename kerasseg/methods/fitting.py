@@ -1,4 +1,4 @@
-"""What Keras users give to `compile` and `fit`, and what they get to see of a training."""
+"""What Keras users give to `compile` and `fit`, and what they see of a training."""
 
 import dataclasses
 import warnings
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 Optimizers: TypeAlias = str | keras.optimizers.Optimizer | Mapping[str, str | keras.optimizers.Optimizer] | None
 BATCH_SIZE = 32
-"""Where `fit` is given arrays and no other: Keras' own."""
+"""The batch size where `fit` is given arrays and no batch size: Keras' own."""
 
 
 # compile ----------------------------------------------------------------------------------------------------
 
 
 def optimizers_by_network(method: "Method", optimizer: Optimizers) -> dict[str, keras.optimizers.Optimizer]:
-    """The optimizers that `compile` was given, by network: one by itself is for the networks that segment.
+    """The optimizers that `compile` was given, by network: a single one is for the networks that segment.
 
     Raises:
-        ValueError: for a name that is no network of the method, or an optimizer that Keras does not know.
+        ValueError: for a name that is no network of the method, or an optimizer that is unknown to Keras.
     """
     if optimizer is None:
         return {}
@@ -47,8 +47,8 @@ def optimizers_by_network(method: "Method", optimizer: Optimizers) -> dict[str, 
 
 
 def further_metric(metric: str | keras.metrics.Metric) -> keras.metrics.Metric:
-    """A metric of class probabilities against class numbers, by Keras' name for it, or itself."""
-    if metric in ("accuracy", "acc"):  # which Keras takes for the kind that fits the loss
+    """The metric of class probabilities against class numbers that Keras knows by this name; a metric as it is."""
+    if metric in ("accuracy", "acc"):  # Keras would choose the kind that fits the loss
         return keras.metrics.SparseCategoricalAccuracy(name=metric)
     return keras.metrics.get(metric)
 
@@ -68,13 +68,13 @@ def require_logits(segmenter: keras.Model | None) -> None:
 
 
 def repeated_batches(x: Mapping[str, Any], y: Any, batch_size: int, shuffle: bool) -> tf.data.Dataset:
-    """Batches without end of arrays of different lengths.
+    """Endless batches from arrays of different lengths.
 
     Args:
-        x: images by what they are for: (N,H,W,3) under "labeled", (M,H,W,3) under "unlabeled".
+        x: (N,H,W,3) under "labeled", (M,H,W,3) under "unlabeled".
         y: labels of the N, (N,H,W) or (N,H,W,1).
-        batch_size: of each.
-        shuffle: whether each is drawn in a new order each time.
+        batch_size: of labelled images, and of unlabelled ones.
+        shuffle: whether each array is drawn in a new order each time.
     """
     arrays = {name: (y, images) if name == "labeled" else (images,) for name, images in x.items()}
     streams = {}
@@ -88,7 +88,7 @@ def repeated_batches(x: Mapping[str, Any], y: Any, batch_size: int, shuffle: boo
 
 
 def require_images_and_labels(x: Any, labels: Any, num_classes: int) -> None:
-    """ValueError where arrays are not what `fit` takes: their shapes, and their values as far as they can be seen."""
+    """ValueError where arrays are not what `fit` takes: checks shapes, and values where they can be read."""
     arrays = x if isinstance(x, Mapping) else {"labeled": x}
     require(
         "labeled" in arrays,
@@ -106,13 +106,13 @@ def require_images_and_labels(x: Any, labels: Any, num_classes: int) -> None:
         wrong = np.setdiff1d(np.unique(labels), [*range(num_classes), IGNORE_LABEL])
         if wrong.size:
             raise ValueError(
-                f"labels must be class numbers 0..{num_classes - 1}, or {IGNORE_LABEL} where a pixel counts for "
-                f"nothing; got {wrong[0]:g}"
+                f"labels must be class numbers 0..{num_classes - 1}, or {IGNORE_LABEL} for ignored pixels; got "
+                f"{wrong[0]:g}"
             )
 
 
 class EpochMeans(keras.callbacks.Callback):
-    """Makes the log of an epoch, as history and CSVLogger keep it, means over its steps, `loss` first."""
+    """Makes the log of an epoch, for history and CSVLogger, hold means over its steps, with `loss` first."""
 
     def on_epoch_begin(self, epoch, logs=None):
         self.values: dict[str, list[float]] = {}
@@ -127,7 +127,7 @@ class EpochMeans(keras.callbacks.Callback):
 
 
 class LossFirst(keras.callbacks.Callback):
-    """Puts `loss` before the terms on Keras' bar, which comes after it."""
+    """Puts `loss` before the terms on Keras' bar, a callback that comes after this one."""
 
     def on_train_batch_end(self, batch, logs=None):
         if logs:
@@ -147,22 +147,23 @@ class EndOfSchedule(keras.callbacks.Callback):
             self.warned = True
             warnings.warn(
                 f"the learning rate of {type(method).__name__} is 0 after the {method.config.steps} steps of its "
-                "schedule, so nothing more is learned: build it with more steps, or set a rate",
+                "schedule, so it learns nothing more: build it with more steps, or set a rate",
                 stacklevel=2,
             )
 
 
 def replace(logs: dict[str, float], values: Mapping[str, float]) -> None:
-    """Other values in the same dictionary, which the callbacks after this one are given too."""
+    """Puts other values into the same dictionary, which later callbacks get too."""
     values = dict(values)
     logs.clear()
     logs.update(values)
 
 
 class FittedModel(BuiltModel):
-    """What Keras users know of a model: `fit`, `evaluate` and `export`, by what a method gives.
+    """The Keras side of a method: `fit`, `evaluate` and `export`.
 
-    That is `num_classes`, `predictions`, `confusion` (a metric for each prediction), `main_optimizer` and `config`.
+    A method gives it `num_classes`, `predictions`, `confusion` (a metric for each prediction), `main_optimizer` and
+    `config`.
     """
 
     config: Any
@@ -171,9 +172,9 @@ class FittedModel(BuiltModel):
     confusion: dict[str, keras.metrics.Metric]
     predictions: Callable[..., dict[str, tf.Tensor]]
     further_metrics: Sequence[keras.metrics.Metric] = ()
-    """Those that `compile` was given."""
+    """The metrics that `compile` was given."""
     term_names: tuple[str, ...] = ()
-    """The terms of a training step in their order, the total first."""
+    """The names of a training step's loss terms in their order, the total first."""
 
     def loss_first(self, logs: Mapping[str, float]) -> dict[str, float]:
         """The values of a log in order: the total as `loss`, the terms of the paper, all others."""
@@ -197,11 +198,11 @@ class FittedModel(BuiltModel):
 
         Args:
             x: batches (`tf.data.Dataset`, `keras.utils.PyDataset`, generator) of `({"labeled": images, "unlabeled":
-                images}, labels)`, or arrays: `{"labeled": images, "unlabeled": images}`, the shorter of which repeat,
-                or images where the method needs no unlabelled ones.
+                images}, labels)`; or arrays `{"labeled": images, "unlabeled": images}`, of which the shorter one
+                repeats; or images where the method needs no unlabelled ones.
             y: with arrays the labels (N,H,W) or (N,H,W,1).
-            class_weight: from class to the weight of its pixels in the loss on labels, 1 where a class is left out; a
-                weighted mean.
+            class_weight: from class to the weight of its pixels in the loss on labels, 1 where a class is left out;
+                the loss is the weighted mean.
             sample_weight: None; label 255 leaves pixels out.
             kwargs: the further arguments of `keras.Model.fit`.
 
@@ -230,16 +231,14 @@ class FittedModel(BuiltModel):
         )
 
     def weigh_classes(self, class_weight: Mapping[int, float]) -> None:
-        """Sets the field `class_weights`; ValueError where the method has none, or for a class that there is not."""
-        require(
-            hasattr(self.config, "class_weights"), f"{type(self).__name__} has no use for class_weight: leave it out"
-        )
+        """Sets the field `class_weights`; ValueError where the method has none, or for an unknown class."""
+        require(hasattr(self.config, "class_weights"), f"{type(self).__name__} does not use class_weight: leave it out")
         if unknown := sorted(set(class_weight) - set(range(self.num_classes))):
-            raise ValueError(f"class_weight names class {unknown[0]}, and there are 0..{self.num_classes - 1}")
+            raise ValueError(f"class_weight names class {unknown[0]}, and the classes are 0..{self.num_classes - 1}")
         weights = tuple(float(class_weight.get(number, 1.0)) for number in range(self.num_classes))
         if weights != self.config.class_weights:
             self.config = dataclasses.replace(self.config, class_weights=weights)
-            self.make_train_function(force=True)  # a graph that exists already has the weights of before
+            self.make_train_function(force=True)  # a graph that exists already has the old weights
 
     def test_step(self, data):
         images, labels = data[:2]
@@ -257,9 +256,9 @@ class FittedModel(BuiltModel):
         return [*self.confusion.values(), *self.further_metrics]
 
     def export(self, filepath, format="tf_saved_model", verbose=None, input_signature=None, **kwargs):
-        """As `keras.Model.export`, at any time; by default of images (B,H,W,3) float32 to class probabilities.
+        """As `keras.Model.export`, at any time; by default from images (B,H,W,3) float32 to class probabilities.
 
-        `python -m export.run` makes more of a run: labels and confidence, uint8 in, ONNX, a proof that they agree.
+        `python -m export.run` gives more of a run: labels and confidence, uint8 input, ONNX, a proof that they agree.
         """
         images = [keras.InputSpec(shape=(None, None, None, 3), dtype="float32")]
         super().export(filepath, format, verbose, input_signature or images, **kwargs)

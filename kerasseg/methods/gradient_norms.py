@@ -1,4 +1,4 @@
-"""How hard each loss term of a method pulls at the networks that learn by it."""
+"""Gradient norms: how hard each loss term of a method pulls at the networks that learn by it."""
 
 import threading
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ measuring = threading.local()  # each replica has a thread
 
 
 def record(network_name: str, loss: tf.Tensor, tape: tf.GradientTape) -> bool:
-    """Whether gradients are being measured; then `loss` is noted, and is not to be minimised."""
+    """Whether gradients are being measured; then `loss` is recorded, and must not be minimised."""
     if not hasattr(measuring, "minimized"):
         return False
     measuring.minimized.append((network_name, loss, tape))
@@ -23,13 +23,13 @@ def record(network_name: str, loss: tf.Tensor, tape: tf.GradientTape) -> bool:
 
 
 def gradient_norms(method: "Method", data: Any) -> dict[str, tf.Tensor]:
-    """The norms on a batch as `fit` takes it, of a compiled method.
+    """The norms for a compiled method, on a batch as `fit` takes it.
 
-    Nothing is trained. What a forward pass in train mode leaves behind (batch-norm statistics, random state) is the
-    caller's to put back.
+    Nothing is trained. A forward pass in train mode changes batch-norm statistics and random state; the caller restores
+    them.
 
     Returns:
-        By the term's name the Euclidean norm of its part of the gradient, its weight included: 0 where it has not
+        For each term, by name, the Euclidean norm of its part of the gradient, its weight included: 0 where it has not
         set in yet. Sums of terms that are minimised are there under their own names.
     """
     minimized: list[tuple[str, tf.Tensor, tf.GradientTape]] = []

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import tensorflow as tf
 
 Segment = Callable[[Callable[[tf.Tensor], tf.Tensor], tf.Tensor], tf.Tensor]
-"""From a network (images (B,H,W,3) to class probabilities (B,H,W,K)), and images, to class probabilities."""
+"""A function of a network (images (B,H,W,3) to class probabilities (B,H,W,K)) and images that gives class
+probabilities: it decides which views of the images the network sees."""
 
 
 def at_once(network: Callable[[tf.Tensor], tf.Tensor], images_BHW3: tf.Tensor) -> tf.Tensor:
@@ -18,17 +19,17 @@ class Inference(NamedTuple):
     """What a method answers for images (B,H,W,3); see `Method.infer`."""
 
     logits_BHWK: tf.Tensor
-    """The predicting network's own."""
+    """The predicting network's logits."""
     segmentation_BHWK: tf.Tensor
-    """Their softmax: the class probabilities before any gate, which critics judge."""
+    """Their softmax: the class probabilities before any gate. Critics judge these."""
     variants: dict[str, tf.Tensor]
-    """What `Method.variants_from` makes of them."""
+    """The predictions that `Method.variants_from` makes from them."""
     critic_scores: tf.Tensor | None
-    """What the method's critic makes of the segmentation, 0..1: (B,), (B,H,W), or None where there is no critic."""
+    """The critic's scores of the segmentation, 0..1: (B,), (B,H,W), or None where there is no critic."""
 
     @property
     def probabilities_BHWK(self) -> tf.Tensor:
-        """The answer: class probabilities, of a gated class 0."""
+        """The answer: class probabilities, 0 for a gated class."""
         return self.variants[""]
 
     @property

@@ -34,7 +34,7 @@ class LatentConfig(AdversarialConfig):
     weight_decay: float = 1e-4
     """With SGD an L2 penalty, added to the gradient; with AdamW decoupled from it."""
     latent_classes: int = 20
-    """How many the latent branch has; 2 to 50 in table 4. The branches of table 5 bring numbers of their own."""
+    """How many classes the latent branch has; 2 to 50 in table 4. The branches of table 5 have numbers of their own."""
     branch: Literal["latent", "super_categories", "classes", "symmetric_kl"] = "latent"
     """What the second branch learns on labelled images: latent classes, or, for table 5, `super_categories`, the
     classes themselves, or these by a second semantic branch whose symmetric divergence from the first is the
@@ -42,20 +42,20 @@ class LatentConfig(AdversarialConfig):
     super_categories: tuple[int, ...] = ()
     """For `branch super_categories`: for each class the number of its category, counted from 0."""
     lambda_latent: float = 1.0
-    """Weight of the loss that the second branch learns by on labelled images."""
+    """Weight of the second branch's loss on labelled images."""
     lambda_adv: float = 0.01
     """Weight of the adversarial loss on labelled images."""
     lambda_adv_unlabeled: float = 0.001
-    """The same on unlabelled ones."""
+    """Weight of the adversarial loss on unlabelled images."""
     lambda_cons: float = 0.1
     """Weight of the consistency of the two branches on unlabelled images."""
     cons_start: float = 0.25
     """Share of training before the consistency loss sets in: 5000 of 20000 steps."""
     consistency_grad: Literal["semantic", "latent", "both"] = "semantic"
-    """Which branch the consistency loss teaches. The paper says "only to the latent branch", yet describes and draws
-    the latent prediction as the target that teaches the semantic one."""
+    """Which branch learns from the consistency loss. The paper says "only to the latent branch", but describes and
+    draws the latent prediction as the target of the semantic branch."""
     labeled_images: int | None = None
-    """How many labelled images there are, over which the co-occurrence of classes and latent classes is averaged.
+    """How many labelled images there are; the co-occurrence of classes and latent classes is averaged over them.
     `training.run` puts in the number of its split."""
 
     def __post_init__(self):
@@ -69,7 +69,7 @@ class LatentConfig(AdversarialConfig):
         )
         require(
             self.branch != "symmetric_kl" or self.consistency_grad == "semantic",
-            "consistency_grad is of the latent prediction; the symmetric divergence teaches both branches",
+            "consistency_grad is about the latent prediction; with symmetric_kl both branches learn: leave it out",
         )
         given = self.branch == "super_categories"
         require(
@@ -81,7 +81,7 @@ class LatentConfig(AdversarialConfig):
 
 @register_method
 class Latent(Method):
-    """A second branch finds classes of its own, easier to tell than the semantic ones, and teaches the first branch.
+    """A second branch finds classes of its own, easier to recognise than the semantic ones, and teaches the first one.
 
     On labelled images L = L_ce + lambda_latent L_latent + lambda_adv L_adv (equation 6); on unlabelled ones
     L = lambda_adv_unlabeled L_adv + lambda_cons L_cons (equation 11).
@@ -96,8 +96,8 @@ class Latent(Method):
     registry_name = "latent"
     when = "to compare with its paper, or to see which classes are hard to tell apart"
     summary = (
-        "Has a second branch that finds classes of its own on the labelled pictures: groups of the real ones "
-        "that are easy to tell apart. On the unlabelled pictures the segmentation has to agree with these "
+        "Has a second branch that finds classes of its own on the labelled images: groups of the real ones "
+        "that are easy to tell apart. On the unlabelled images the segmentation must agree with these "
         "groups. A discriminator that scores each pixel helps as in advsemiseg."
     )
     segmenting = ("segmenter", "latent_head")
@@ -135,7 +135,7 @@ class Latent(Method):
         return fields | {cls.registry_name: own | {"labeled_images": own.get("labeled_images") or data.labeled_images}}
 
     def make_optimizers(self):
-        require(self.config.labeled_images is not None, "latent has to know how many labelled images: labeled_images=N")
+        require(self.config.labeled_images is not None, "latent needs the number of labelled images: labeled_images=N")
         return {
             "segmenter": segmenter_optimizer(self.config, self.segmenter),
             "latent_head": segmenter_optimizer(self.config, self.segmenter, self.latent_head),
@@ -146,8 +146,8 @@ class Latent(Method):
         return tf.nn.sigmoid(self.discriminator(S_BHWK)[..., 0])
 
     def diagnostics(self, observed):
-        """P(l|c) (figures 6 and 7), and how many latent classes some class goes to with more than 0.1 and 0.9 (table
-        4). Nothing of two semantic branches."""
+        """P(l|c) (figures 6 and 7), and how many latent classes have P(l|c) above 0.1 and above 0.9 for some class
+        (table 4). Empty for two semantic branches."""
         if self.config.branch == "symmetric_kl":
             return {}
         P_KL = self.latent_given_class().numpy().astype(float)
@@ -170,7 +170,8 @@ class Latent(Method):
                 shown_l, shown_u = tf.concat([S_c_l, S_l_l], axis=0), tf.concat([S_c_u, S_l_u], axis=0)
                 valid_l, valid_u = (tf.concat([valid, valid], axis=0) for valid in (valid_l, valid_u))
             # Train mode, in which the discriminator gives the same. Each of its passes serves both networks' losses.
-            # A mask is all zero where it is ignored or padded; predictions are shown the same way, or that tells them.
+            # A label map is all zero where it is ignored or padded; predictions are shown the same way, or the
+            # discriminator would know them by that.
             shown = Y_l, zero_unless(valid_l, shown_l), zero_unless(valid_u, shown_u)
             D_Y, D_l, D_u = (self.discriminator(S, training=True)[..., 0] for S in shown)
 
@@ -237,7 +238,8 @@ class Latent(Method):
         return tf.math.divide_no_nan(M, tf.reduce_sum(M, axis=1, keepdims=True))
 
     def inconsistency(self, S_c, S_l) -> tf.Tensor:
-        """Equations 7 and 10: cross-entropy (B,H,W) of the latent prediction with the one the semantic one implies."""
+        """Equations 7 and 10: cross-entropy (B,H,W) of the latent prediction with the one that the semantic one
+        implies."""
         S_lhat = tf.einsum("bhwc,cl->bhwl", S_c, self.latent_given_class())
         if self.config.consistency_grad == "semantic":
             S_l = tf.stop_gradient(S_l)

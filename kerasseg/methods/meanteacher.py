@@ -1,5 +1,5 @@
-"""Mean teacher with CutMix (French et al. 2020, arXiv:1906.01916): a teacher labels pictures, and the student has to
-find its labels again where parts of other pictures cover them."""
+"""Mean teacher with CutMix (French et al. 2020, arXiv:1906.01916): a teacher labels images, and the student learns
+these labels from images with parts of other images pasted in."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,27 +16,27 @@ from kerasseg.methods.views import StrongView, StrongViewConfig, random_boxes, r
 from kerasseg.optimizers import segmenter_optimizer
 
 CONFIDENCE_DECAY = 0.99
-"""Of the classes' mean confidences (`trust="class"`): they go by about the last hundred steps."""
+"""Decay of the classes' mean confidences (`trust="class"`): they average about the last hundred steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeanTeacherConfig(StrongViewConfig, SemiSupervisedConfig):
     """Fields of the mean teacher. The teacher's `ema_decay` is French et al.'s; pixels are trusted as in DACS
-    (arXiv:2007.08702), which weights a picture by its share of sure pixels."""
+    (arXiv:2007.08702), which weights an image by its share of sure pixels."""
 
     mixing: Literal["cutmix", "classmix", "none"] = "cutmix"
-    """Which part of another unlabelled picture is pasted into the student's: one rectangle, the pixels of half of its
+    """Which part of another unlabelled image is pasted into the student's: one rectangle, the pixels of half of its
     classes (ClassMix, arXiv:2007.07936), or none."""
     trust: Literal["picture", "pixel", "class"] = "picture"
-    """Which of the teacher's labels are learned: all, each weighted by the share of its picture's pixels that are sure
-    (picture); the sure ones only (pixel); or the sure ones, where a class that the teacher is less sure of has a lower
-    threshold (class)."""
+    """Which of the teacher's labels are learned. picture: all, each weighted by the share of sure pixels in its image.
+    pixel: only the sure ones. class: the sure ones, with a lower threshold for a class that the teacher is less sure
+    of."""
     threshold: float = 0.9
-    """A pixel is sure whose likeliest class has at least this probability."""
+    """A pixel is sure if its likeliest class has at least this probability."""
     lambda_cons: float = 1.0
-    """Weight of the loss on unlabelled pictures."""
+    """Weight of the loss on unlabelled images."""
     cons_start: float = 0.1
-    """Share of training before that loss sets in: the first teacher knows nothing."""
+    """Share of training before that loss sets in: at first the teacher knows nothing."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -56,10 +56,10 @@ class MeanTeacher(Method):
     registry_name = "meanteacher"
     when = "the first to try: few labelled photographs, many unlabelled ones"
     summary = (
-        "Learns from the labelled pictures, and from the unlabelled ones through a teacher: a second copy of "
+        "Learns from the labelled images, and from the unlabelled ones through a teacher: a second copy of "
         "the network whose weights are a running average of the student's. The teacher labels the unlabelled "
-        "pictures as they are; the student has to find these labels again in other colours and with a part of "
-        "another picture pasted in. The teacher is what predicts."
+        "images as they are; the student must find these labels again in other colours and with a part of "
+        "another image pasted in. The teacher is what predicts."
     )
     Config = MeanTeacherConfig
     config: MeanTeacherConfig
@@ -89,7 +89,7 @@ class MeanTeacher(Method):
         x_l, y_l, x_u, valid_u = batch.labeled, batch.labels, batch.unlabeled, batch.valid
         config = self.config
 
-        # Inference mode: the teacher sees the pictures as they are.
+        # Inference mode: the teacher sees the images as they are.
         H_u = tf.nn.softmax(self.averaged(x_u, training=False))
         target_u = tf.argmax(H_u, axis=-1, output_type=tf.int32)
         if config.trust == "class":
@@ -140,7 +140,7 @@ class MeanTeacher(Method):
         self.class_confidence.assign(tf.where(count_K > 0, new_K, before_K))
 
     def pasted(self, target_BHW) -> tf.Tensor:
-        """Where each picture is covered by a part of its partner: (B,H,W) bool."""
+        """Where each image is covered by a part of its partner: (B,H,W) bool."""
         if self.config.mixing == "none":
             return tf.zeros_like(target_BHW, tf.bool)
         require(
@@ -154,11 +154,11 @@ class MeanTeacher(Method):
 
 
 def partners(values_B) -> tf.Tensor:
-    """For each item of a batch the one before it, for the first one the second: neighbours in the stream of unlabelled
-    pictures are different pictures, also where one epoch follows another."""
+    """For each item of a batch the one before it, and for the first one the second. Neighbours in the stream of
+    unlabelled images are different images, also where one epoch follows another."""
     return tf.concat([values_B[1:2], values_B[:-1]], axis=0)
 
 
 def mixed(values_B, pasted_B) -> tf.Tensor:
-    """Each item of a batch, and where `pasted_B` says so its partner."""
+    """Each item of a batch, with its partner's values where `pasted_B` is True."""
     return tf.where(pasted_B, partners(values_B), values_B)

@@ -1,4 +1,4 @@
-"""What all methods share, so that a method's `train_step` has only its paper in it."""
+"""What all methods share, so that a method's own file has only its paper in it."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from kerasseg.optimizers import LossScale
 
 
 class TrainingData(NamedTuple):
-    """What a method may want to know of the data before its networks are built."""
+    """What a method may need to know about the data before its networks are built."""
 
     labeled_images: int
     """How many images have a label map."""
@@ -38,7 +38,7 @@ class Method(FittedModel):
     As a Keras model it maps images (B,H,W,3), RGB in 0..255, any size, to class probabilities (B,H,W,K), float32.
     Training data are `({"labeled": images, "unlabeled": images}, labels)` with labels (B,H,W) in 0..K-1 or 255, and
     possibly `"unlabeled_valid"` (B,H,W), False where an unlabelled image is padding; evaluation data
-    `(images, labels)`. So `compile`, `fit`, `evaluate`, `predict` and callbacks work as ever.
+    `(images, labels)`. So `compile`, `fit`, `evaluate`, `predict` and callbacks work as for any Keras model.
 
     A subclass names its networks in the constructor, gives `Config` and `make_optimizers`, and one of `train_step` or
     `update`.
@@ -58,9 +58,9 @@ class Method(FittedModel):
     keeps_teacher = False
     """Whether it always has a mean teacher, which then is what predicts."""
     segmenting: tuple[str, ...] = ("segmenter",)
-    """The networks that segment, by name: what `SegmenterConfig` says holds for them."""
+    """The networks that segment, by name: `SegmenterConfig` is about these."""
     gating: tuple[str, ...] = ()
-    """The networks by which classes are switched off, by name: a small change there may change a whole picture."""
+    """The networks that switch classes off, by name: a small change there may change a whole image."""
     uses_image_labels = False
     """Whether it learns from image-level labels: `"image_labeled"` and `"image_labels"` of a batch."""
 
@@ -86,7 +86,7 @@ class Method(FittedModel):
 
     @property
     def unlabeled_sets(self) -> int:
-        """How many times `--unlabeled-batch-size` images a step takes from the unlabelled ones."""
+        """How many unlabelled images a step takes, as a multiple of `--unlabeled-batch-size`."""
         return 1
 
     @property
@@ -97,9 +97,9 @@ class Method(FittedModel):
     # --- building from a configuration ---
 
     registry_name: str
-    """The method's `--method`."""
+    """The method's name for `--method`."""
     when: str = ""
-    """When to take it: the rest of a line that begins with its name."""
+    """When to use it: the rest of a line that begins with its name."""
     summary: str = ""
     """What it does, for the report's reader: a few sentences, the first of which begins with a verb."""
 
@@ -113,12 +113,12 @@ class Method(FittedModel):
 
     @classmethod
     def config_groups(cls, fields: dict[str, dict[str, Any]]) -> dict[str, type[MethodConfig]]:
-        """The configurations a run of this method has, by registry name: its own, and those of methods inside it."""
+        """The configurations in a run of this method, by registry name: its own, and those of methods inside it."""
         return {cls.registry_name: cls.Config}
 
     @classmethod
     def with_data(cls, fields: dict[str, dict[str, Any]], data: TrainingData) -> dict[str, dict[str, Any]]:
-        """The fields, by registry name, with what a method has to know of the data."""
+        """The fields, by registry name, completed by those that follow from the data."""
         return fields
 
     @classmethod
@@ -128,15 +128,15 @@ class Method(FittedModel):
 
     @classmethod
     def from_trained(cls, branch: "Method", fields: dict[str, dict[str, Any]], weights: str = "none") -> Self:
-        """The method around an already trained one that it leaves as it is; ValueError where that makes no sense.
+        """The method around an already trained one, which it does not change; ValueError where that is not possible.
 
         Args:
-            weights: what that one's backbone started from, as `build_backbone` takes it.
+            weights: the initial weights of that one's backbone, as `build_backbone` takes them.
         """
         raise ValueError(f"{cls.registry_name} trains its own segmenter: only mlmt can be added to a finished run")
 
     def fields(self) -> dict[str, dict[str, Any]]:
-        """All fields as they are in force, by registry name: its own, and those of methods inside it."""
+        """All fields in force, by registry name: its own, and those of methods inside it."""
         return {self.registry_name: dataclasses.asdict(self.config)}
 
     # --- inference ---
@@ -149,7 +149,7 @@ class Method(FittedModel):
 
     @property
     def variants(self) -> tuple[str, ...]:
-        """Names of what `predictions` gives, the method's answer (named "") first."""
+        """The names of the `predictions`, the method's answer (named "") first."""
         return ("",) if self.averaged is None else ("", "student")
 
     @property
@@ -168,7 +168,7 @@ class Method(FittedModel):
 
     def infer(self, images_BHW3) -> Inference:
         """The method's answer, in inference mode: what is evaluated, drawn, exported and compared with exports."""
-        images_BHW3 = tf.convert_to_tensor(images_BHW3)  # Keras takes no array beside a tensor
+        images_BHW3 = tf.convert_to_tensor(images_BHW3)  # Keras takes no array together with a tensor
         logits_BHWK = self.predictor(images_BHW3, training=False)
         S_BHWK = tf.nn.softmax(logits_BHWK)
         variants = self.variants_from(images_BHW3, S_BHWK)
@@ -196,7 +196,7 @@ class Method(FittedModel):
         return {"": S_BHWK}
 
     def critic_scores(self, images_BHW3, probabilities_BHWK) -> tf.Tensor | None:
-        """What the method's critic makes of a segmentation, 0..1: (B,), (B,H,W), or None where there is no critic."""
+        """The critic's scores of a segmentation, 0..1: (B,), (B,H,W), or None where there is no critic."""
         return None
 
     def reliability(self, images_BHW3) -> tf.Tensor | None:
@@ -205,11 +205,11 @@ class Method(FittedModel):
         return self.infer(images_BHW3).reliability_BHW
 
     def observe(self, images_BHW3, labels_BHW) -> dict[str, tf.Tensor]:
-        """What `diagnostics` wants to know of held-out images, a row for each."""
+        """What `diagnostics` needs from held-out images, a row for each."""
         return {}
 
     def diagnostics(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
-        """What a trained method says of itself beyond its scores: plain numbers, lists and dicts.
+        """What a trained method reports beyond its scores: plain numbers, lists and dicts.
 
         Args:
             observed: what `observe` gave, for all images.
@@ -236,13 +236,13 @@ class Method(FittedModel):
         """Makes the optimizers and their state.
 
         Args:
-            optimizer: in place of the paper's: by network name, or one for the networks that segment.
+            optimizer: instead of the paper's: by network name, or one for the networks that segment.
             loss: None; a method brings its own.
-            metrics: of class probabilities (B,H,W,K) against labels (B,H,W), which `evaluate` gives beside mIoU.
-            jit_compile: whether XLA compiles the step; by default not: on CPU it is the slower of the two.
-            sync_batch_norm: whether batch norm goes by the batches of all replicas together.
-            accumulate: in how many parts, one after the other, networks take a batch, for less memory; it divides the
-                batches' sizes. Only batch norm notices: it goes by each part.
+            metrics: of class probabilities (B,H,W,K) against labels (B,H,W); `evaluate` gives them in addition to mIoU.
+            jit_compile: whether XLA compiles the step; by default not: on CPU it is slower with XLA.
+            sync_batch_norm: whether batch norm uses the batches of all replicas together.
+            accumulate: the number of parts in which networks take a batch, one after the other, for less memory; it
+                divides the batches' sizes. Only batch norm is affected: it uses each part's statistics.
             kwargs: `steps_per_execution`, `run_eagerly` and so on, as `keras.Model.compile` takes them.
 
         Raises:
@@ -263,7 +263,7 @@ class Method(FittedModel):
         self.accumulate = accumulate
         if accumulate > 1:
             for network in (getattr(self, name) for name in self.network_names):
-                if hasattr(network, "backbone"):  # of a `Segmenter`, backbone and head may be called apart
+                if hasattr(network, "backbone"):  # a `Segmenter`'s backbone and head may be called separately
                     accumulation.accumulate(network.backbone)
                     accumulation.accumulate(network.head)
                 elif not isinstance(network, Method):
@@ -289,13 +289,13 @@ class Method(FittedModel):
         return [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
 
     def stages(self) -> tuple["Method", ...]:
-        """The methods that are fitted one after the other, itself last: more than one where another one trains its
+        """The methods that are fitted one after the other, itself last: more than one where another method trains its
         segmenter first. No property, since Keras stores what it finds in properties."""
         return (self,)
 
     @property
     def learns_from_whole_images(self) -> bool:
-        """Whether its batches hold whole images in place of crops."""
+        """Whether its batches hold whole images instead of crops."""
         return False
 
     @property
@@ -307,8 +307,8 @@ class Method(FittedModel):
         return None  # a saved model is for inference; training resumes from a checkpoint
 
     def segment(self, x_l: tf.Tensor, x_u: tf.Tensor) -> list[tf.Tensor]:
-        """Logits of labelled and of unlabelled images in train mode: batch norm goes by the batches themselves,
-        together or each by itself (`joint_batch_norm`)."""
+        """Logits of labelled and of unlabelled images in train mode: batch norm uses the statistics of both batches
+        together or of each by itself (`joint_batch_norm`)."""
         if self.config.joint_batch_norm:
             return concatenated(self.segmenter, x_l, x_u, training=True)
         return [self.segmenter(x, training=True) for x in (x_l, x_u)]
@@ -333,7 +333,7 @@ class Method(FittedModel):
 
         Args:
             x_u: unlabelled images.
-            logits_u: what the training pass gave for them.
+            logits_u: their logits in the training pass.
         """
         if self.targets == "train_mode":
             return tf.stop_gradient(logits_u)
@@ -341,7 +341,7 @@ class Method(FittedModel):
         return tf.stop_gradient(network(x_u, training=False))
 
     def active_from(self, share: float) -> tf.Tensor:
-        """1 from that share of training on, 0 before: the factor of a term that sets in late."""
+        """0 before that share of training, 1 from there on: the factor of a term that sets in late."""
         step = tf.cast(self.training_optimizers.segmenter.iterations, tf.float32)
         return tf.cast(step >= share * self.config.steps, tf.float32)
 
@@ -353,13 +353,13 @@ class Method(FittedModel):
         before = self.skipped()
         with accumulation.batches_in_parts(self.accumulate):
             terms = self.update(self.batch(data))
-        self.term_names = tuple(terms)  # in the graph's answer they stand by the alphabet
+        self.term_names = tuple(terms)  # the graph returns them in alphabetical order
         self.update_average()
         skipped = {name: count - before[name] for name, count in self.skipped().items()}
         return for_the_log(terms | skipped)
 
     def batch(self, data) -> Batch:
-        """What `update` takes, of what `fit` was given; ValueError where the unlabelled images are missing."""
+        """What `update` takes, made from what `fit` was given; ValueError where the unlabelled images are missing."""
         batch = as_batch(data)
         if self.needs_unlabeled and batch.unlabeled is None:
             raise ValueError(
@@ -369,21 +369,22 @@ class Method(FittedModel):
         return batch
 
     def update_average(self) -> None:
-        """The mean teacher follows the segmenter, where there is one: with decay min((1 + t) / (10 + t), `ema_decay`)
-        after t updates, TensorFlow's. min(1 - 1 / (t + 1), ...) remembers the first steps for too long: from random
-        weights batch norm's variances then fall by orders of magnitude, and the average of them fits no network."""
+        """The mean teacher, where there is one, follows the segmenter: after t updates with TensorFlow's decay,
+        min((1 + t) / (10 + t), `ema_decay`). min(1 - 1 / (t + 1), ...) remembers the first steps for too long: from
+        random weights batch norm's variances then fall by orders of magnitude, and their average fits no network."""
         if self.averaged is not None:
             steps = tf.cast(self.training_optimizers.segmenter.iterations, tf.float32)
             follow(self.averaged, self.segmenter, tf.minimum((1.0 + steps) / (10.0 + steps), self.config.ema_decay))
 
     def skipped(self) -> dict[str, tf.Tensor]:
-        """How many updates of each network an overflow has cost so far, this replica's share: with mixed_float16."""
+        """How many updates of each network were left out so far because of an overflow (with mixed_float16), as this
+        replica's share."""
         scaled = {name: each for name, each in vars(self.training_optimizers).items() if isinstance(each, LossScale)}
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         return {f"skipped_{name}": tf.cast(each.skipped.value, tf.float32) / replicas for name, each in scaled.items()}
 
     def minimize(self, network_name: str, loss: tf.Tensor, tape: tf.GradientTape) -> None:
-        """Updates one network, and no other, by the gradient of a loss. The tape has to be persistent."""
+        """Updates one network, and no other, by the gradient of a loss. The tape must be persistent."""
         if gradient_norms.record(network_name, loss, tape):
             return
         optimizer = getattr(self.training_optimizers, network_name)
@@ -401,7 +402,7 @@ class Method(FittedModel):
     def from_config(cls, config, custom_objects=None):
         def deserialize(network_config):
             network = keras.saving.deserialize_keras_object(network_config)
-            for layer in all_layers(network):  # what was trained in mixed precision runs in the one in force
+            for layer in all_layers(network):  # trained in mixed precision, it runs in the precision in force
                 if layer.dtype_policy.name.startswith("mixed"):
                     layer.dtype_policy = keras.config.dtype_policy()
             return network
@@ -415,6 +416,6 @@ class Method(FittedModel):
 
 
 def concatenated(network: keras.Model, *batches: tf.Tensor, training: bool) -> list[tf.Tensor]:
-    """One forward pass over several batches of one picture size, so that batch norm sees them together."""
+    """One forward pass over several batches of one image size, so that batch norm sees them together."""
     outputs = network(tf.concat(batches, axis=0), training=training)
     return tf.split(outputs, [tf.shape(batch)[0] for batch in batches], axis=0, num=len(batches))

@@ -27,36 +27,35 @@ from kerasseg.optimizers import SGD, Replaceable
 
 @dataclass(frozen=True, kw_only=True)
 class MLMTConfig(StrongViewConfig):
-    """Fields of MLMT's classification branch and of the fusion; the segmentation branch has its own, `steps` too."""
+    """Fields of MLMT's classification branch and of the fusion; the segmentation branch has its own, also `steps`."""
 
     steps: int = 20_000
     """Length of the classifier's training, in optimisation steps, after the segmenter's."""
     branch: str = "s4gan"
     """The method that trains the segmenter: s4gan (paper), supervised (table 5's second row), or any other."""
     train_branch: bool = True
-    """Whether the segmenter is trained first; off where an already trained one only gets a classifier."""
+    """Train the segmenter first; off where an already trained one only gets a classifier."""
     tau: float = 0.2
-    """A class whose probability is at most this is switched off (equation 7)."""
+    """The gate switches off a class whose probability is at most this (equation 7)."""
     gate: Literal["mean_teacher", "student", "pixel_count", "none"] = "mean_teacher"
     """What switches classes off: the teacher; the student (table 5's plain classifier, with `lambda_cons` 0); a class's
     own number of predicted pixels (table 5's threshold baselines); nothing."""
     min_pixels: tuple[int, ...] = (1000,)
     """For `gate="pixel_count"`: a class predicted on fewer pixels is switched off. One number, or one per class."""
     lambda_cons: float = 1.0
-    """Weight of the consistency loss once it is ramped up."""
+    """Weight of the consistency loss at the end of its ramp."""
     consistency: Literal["squared", "cosine"] = "squared"
     """Mean squared error of probabilities (paper), or cosine distance of logits (reference code)."""
     classification: Literal["binary", "categorical"] = "binary"
     """Loss per class on sigmoids (reference code; what the gate needs), or the softmax of equation 6."""
     classifier_start: Literal["initial", "segmenter"] = "initial"
-    """The backbone that the classifier starts from: as the segmenter's was before its training, ImageNet's in the
-    paper, so that the two branches differ; or as it is after it."""
+    """Weights from which the classifier's backbone starts: the segmenter's before its training (ImageNet's in the
+    paper), so that the two branches differ; or the segmenter's after it."""
     whole_images: bool = True
-    """Whether the classifier learns from whole images, squeezed to the size of the crops, as it judges whole images
-    (reference code); or from the segmenter's crops."""
+    """The classifier learns from whole images, squeezed to the size of the crops, as it judges whole images (reference
+    code); off for the segmenter's crops."""
     perturb_labeled: bool = False
-    """Whether the student sees labelled images in other colours too; otherwise they are only mirrored (reference
-    code)."""
+    """The student sees labelled images in other colours too; otherwise they are only mirrored (reference code)."""
     jitter: float = 0.4
     """Brightness, contrast and saturation of the student's unlabelled images change by up to this share."""
     hue: float = 0.1
@@ -68,7 +67,7 @@ class MLMTConfig(StrongViewConfig):
     blur_probability: float = 1.0
     """Probability that one of them is blurred, with a standard deviation of 0.1 to 2 pixels."""
     ema_decay: float = 0.999
-    """Largest decay of the teacher's moving average."""
+    """Largest decay per step of the teacher's moving average."""
     burn_in: float = 0.1
     """Share of the classifier's training before the consistency loss sets in."""
     ramp: float = 0.5
@@ -97,28 +96,27 @@ class MLMTConfig(StrongViewConfig):
 
 @register_method
 class MLMT(Method):
-    """One branch that segments and one that tells which classes are there, fused at inference.
+    """One branch segments, the other finds which classes are there; they are fused at inference.
 
-    Two fits, one after the other: `branch.fit(...)` trains the segmenter, and then `MLMT(branch).fit(...)` the
-    classifier.
+    Two fits, one after the other: `branch.fit(...)` trains the segmenter, then `MLMT(branch).fit(...)` the classifier.
 
     Args:
-        segmentation: the method that trains the segmenter, or a segmenter by itself, which then is `segmentation`'s of
-            the method that `branch` names.
+        segmentation: the method that trains the segmenter; or a segmenter, which the method that `branch` names then
+            trains.
         student: images (B,H,W,3) to one logit per class (B,K); when None, `build_classifier_like` the segmenter, which
             starts from its backbone, as `classifier_start` says.
-        teacher: of the same kind; its weights follow the student's, batch-norm statistics included.
+        teacher: the same kind of network; its weights follow the student's, batch-norm statistics included.
         fields: of `MLMTConfig`.
     """
 
     registry_name = "mlmt"
-    when = "where a picture holds few of many classes: its gate switches the others off"
+    when = "where an image holds few of many classes: its gate switches the others off"
     summary = (
-        "Two branches. One learns to segment as s4gan does: from the labelled pictures, and from the "
+        "Two branches. One learns to segment as s4gan does: from the labelled images, and from the "
         "unlabelled ones through a discriminator that scores how much a segmentation resembles one made by "
-        "hand. The other then learns which classes are in a picture at all; its teacher is a running average "
+        "hand. The other then learns which classes are in an image at all; its teacher is a running average "
         "of its student. In the final segmentation a gate switches off every class that the teacher finds "
-        "unlikely in the picture."
+        "unlikely in the image."
     )
     gating = ("student", "teacher")
     uses_image_labels = True
@@ -142,7 +140,7 @@ class MLMT(Method):
             len(self.config.min_pixels) in (1, self.num_classes),
             f"min_pixels takes 1 number or one per class ({self.num_classes}); got {len(self.config.min_pixels)}",
         )
-        # "Different small perturbations": both are flipped, and the student sees other colours and a softer picture.
+        # "Different small perturbations": both are flipped, and the student sees other colours and a softer image.
         self.flip = keras.layers.RandomFlip("horizontal", dtype="float32", name="flip")
         self.strong = StrongView(self.config)
 
@@ -161,7 +159,7 @@ class MLMT(Method):
         own = cls.make_config(fields.get(cls.registry_name, {}))
         require(
             own.train_branch,
-            "train_branch can be switched off only where the segmenter is trained already: give --branch-run RUN",
+            "train_branch can be off only where the segmenter is trained already: give --branch-run RUN",
         )
         return cls(branch_class(own).from_segmenter(segmenter, fields), **fields.get(cls.registry_name, {}))
 
@@ -212,7 +210,7 @@ class MLMT(Method):
         return found | {"present": multi_hot(labels_BHW, self.num_classes)}
 
     def diagnostics(self, observed):
-        """How well teacher and student tell which classes are there: figure 12, all classes together, and by class."""
+        """How well teacher and student find which classes are there: figure 12, all classes together, and by class."""
         present_NK = observed["present"] > 0
         classifiers = {}
         for name in ("mean_teacher", "plain"):
@@ -247,7 +245,7 @@ class MLMT(Method):
         return self.training_optimizers.student
 
     def fit(self, *args, **kwargs):
-        """As `keras.Model.fit`. Before its first step, the classifier is handed the segmenter's trained backbone, where
+        """As `keras.Model.fit`. Before the first step, the classifier gets the segmenter's trained backbone, where
         `classifier_start` says so."""
         if self.starts_from_segmenter and number(self.main_optimizer.iterations) == 0:
             start_from_backbone(self.student, self.segmenter)
@@ -259,7 +257,7 @@ class MLMT(Method):
         x, z = self.labeled_for_classifier(batch)
         config = self.config
 
-        # Inference mode: the teacher as it will be used.
+        # Inference mode, in which the teacher will be used.
         H_l, H_u = concatenated(
             self.teacher, self.flip(x, training=True), self.flip(x_u, training=True), training=False
         )
@@ -312,6 +310,6 @@ def predicted_pixels(S_BHWK: tf.Tensor) -> tf.Tensor:
 
 
 def gated(S_BHWK: tf.Tensor, present_BK: tf.Tensor) -> tf.Tensor:
-    """S with absent classes at 0 (equation 7, on probabilities); an image left without any class stays ungated."""
+    """S with absent classes set to 0 (equation 7, on probabilities); an image left without any class stays ungated."""
     present_BK |= ~tf.reduce_any(present_BK, axis=-1, keepdims=True)
     return S_BHWK * tf.cast(present_BK, S_BHWK.dtype)[:, tf.newaxis, tf.newaxis, :]

@@ -1,4 +1,4 @@
-"""Which methods there are, by the names that `--method` takes."""
+"""The methods, by the names that `--method` takes."""
 
 import importlib
 from typing import TYPE_CHECKING, TypeVar
@@ -15,9 +15,9 @@ M = TypeVar("M", bound="type[Method]")
 
 
 def register_method(method: M) -> M:
-    """Class decorator: enters a method into `METHODS` by its `registry_name`, and lets Keras find it in saved models.
+    """Class decorator: adds a method to `METHODS` by its `registry_name`, and lets Keras find it in saved models.
 
-    A method outside of this package is one file that uses it: `--method my_package.my_file:MyMethod` imports that.
+    A method outside of this package is one file with this decorator; `--method my_package.my_file:MyMethod` imports it.
 
     Raises:
         ValueError: it has no `registry_name` of its own, or one that another method has.

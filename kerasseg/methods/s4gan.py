@@ -46,19 +46,19 @@ class S4GANConfig(PseudoLabelConfig, AdversarialConfig):
     self_training_start: float = 0.0
     """Share of training before the self-training loss sets in: at first the discriminator's scores mean nothing."""
     hide_ignored: bool = False
-    """Whether the discriminator sees predictions with the labelled batch's ignored pixels cut out. A mask is all zero
-    there and a prediction never is, which otherwise gives every mask away (the reference code leaves it so)."""
+    """Set predictions to zero, for the discriminator, at the labelled batch's ignored pixels. Label maps are all zero
+    there and predictions never are, so it could otherwise recognise every label map (as in the reference code)."""
     adversarial: Literal["feature_matching", "gan"] = "feature_matching"
-    """What the segmenter learns from the discriminator: matching its features, or plainly fooling it (table 6)."""
+    """What the segmenter learns from the discriminator: to match its features, or only to fool it (table 6)."""
     fm_norm: Literal["l1", "l2"] = "l1"
     """Distance in feature matching: mean absolute difference (reference code) or Euclidean norm (equation 2)."""
     discriminator_dropout: float = 0.5
     """Share of channels dropped after each of the discriminator's convolutions."""
     dropout_after_last: bool = True
-    """Whether that includes the last one (paper), or not (reference code)."""
+    """Drop after the last convolution too (paper), or not (reference code)."""
     discriminator_shrink: int = 1
-    """Side of the squares of pixels over which segmentation and picture are averaged before the discriminator sees
-    them. 2 takes it a quarter of the time, and softens the edges by which a mask differs from a prediction."""
+    """Side, in pixels, of the squares over which segmentation and image are averaged before the discriminator sees
+    them. With 2 it takes a quarter of the time; the edges, by which it can recognise a label map, become softer."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -85,10 +85,10 @@ class S4GAN(Method):
     """
 
     registry_name = "s4gan"
-    when = "to compare with its paper; it is what mlmt trains its segmenter by"
+    when = "to compare with its paper; mlmt trains its segmenter by it"
     summary = (
-        "Learns from the labelled pictures, and from the unlabelled ones through a discriminator: a second "
-        "network that looks at a picture with its segmentation and scores, from 0 to 1, how much it resembles "
+        "Learns from the labelled images, and from the unlabelled ones through a discriminator: a second "
+        "network that looks at an image with its segmentation and scores, from 0 to 1, how much it resembles "
         "one labelled by hand. The segmenter learns to imitate the features of such label maps (feature "
         "matching), and its own segmentations that score well enough serve as further labels (self-training)."
     )

@@ -1,4 +1,4 @@
-"""The baseline of all papers: cross-entropy on the labelled images alone."""
+"""The baseline of all papers: cross-entropy on the labelled images only."""
 
 import tensorflow as tf
 
@@ -18,10 +18,10 @@ class Supervised(Method):
     """
 
     registry_name = "supervised"
-    when = "the yardstick: train it beside any other method"
+    when = "the baseline: train it to compare any other method with"
     summary = (
-        "Learns from the labelled pictures alone. This is the baseline that the methods using unlabelled "
-        "pictures have to beat."
+        "Learns from the labelled images only. This is the baseline that the methods using unlabelled "
+        "images have to beat."
     )
     Config = SegmenterConfig
     config: SegmenterConfig

@@ -42,10 +42,10 @@ class UniMatchConfig(StrongViewConfig, PseudoLabelConfig):
 
 @register_method
 class UniMatch(Method):
-    """L = (L_ce + lambda_s (L_s1 + L_s2) + lambda_fp L_fp) / 2: what the network says of a picture as it is, it should
-    say of changed ones too.
+    """L = (L_ce + lambda_s (L_s1 + L_s2) + lambda_fp L_fp) / 2: the network's prediction for an image should be the
+    same for changed views of it.
 
-    Of a step's unlabelled images, every other one is learned from, and those between lend the pasted boxes.
+    In each step it learns from every second unlabelled image; the pasted boxes come from those between.
 
     Args:
         segmenter: a `Segmenter` (its `encode` and `decode` are used).
@@ -53,10 +53,10 @@ class UniMatch(Method):
     """
 
     registry_name = "unimatch"
-    when = "as meanteacher, where a step may take two to three times as long"
+    when = "as meanteacher, if a step may take two to three times as long"
     summary = (
-        "Learns from the labelled pictures, and from the unlabelled ones by agreement: what it is sure of in "
-        "a picture as it is, it should also say of the picture in other colours, with a part of another one "
+        "Learns from the labelled images, and from the unlabelled ones by agreement: where it is sure about "
+        "an image, it should give the same classes for the image in other colours, with a part of another one "
         "pasted in, and with some of its inner features missing. It has no second network."
     )
     Config = UniMatchConfig
@@ -121,14 +121,13 @@ class UniMatch(Method):
         return tf.argmax(logits_BHWK, axis=-1, output_type=tf.int32), sure_BHW >= self.config.threshold
 
     def boxes(self, shape) -> tf.Tensor:
-        """A box in some of the images: 2 to 40 % of the area, sides 0.3 to 1 / 0.3 as long as each other; (B,H,W)
-        bool."""
+        """A box in some of the images: 2 to 40 % of the area, height 0.3 to 1 / 0.3 times the width; (B,H,W) bool."""
         boxes_BHW = random_boxes(shape, area=(0.02, 0.4), ratio=(0.3, 1 / 0.3), random=self.random)
         chosen_B = keras.random.uniform((shape[0],), seed=self.random) < self.config.cutmix
         return boxes_BHW & chosen_B[:, tf.newaxis, tf.newaxis]
 
 
 def agreement(logits_BHWK, target_BHW, trusted_BHW, valid_BHW) -> tf.Tensor:
-    """Cross-entropy against the trusted targets, as a share of all pixels of the picture."""
+    """Cross-entropy against the trusted targets, as a share of all pixels of the image."""
     loss_BHW = tf.where(trusted_BHW, pixel_cross_entropy(target_BHW, logits_BHWK), 0.0)
     return mean_where(loss_BHW, valid_BHW)

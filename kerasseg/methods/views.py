@@ -1,4 +1,4 @@
-"""Random views of images (B,H,W,3), RGB in 0..255, that a method makes itself, besides those of the input pipeline."""
+"""Random views of images (B,H,W,3), RGB in 0..255, that a method makes in addition to those of the input pipeline."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ LARGEST_BLUR = 2.0
 @dataclass(frozen=True, kw_only=True)
 class StrongViewConfig(MethodConfig):
     """Fields of every method that shows its network images in other colours; the defaults are those of UniMatch's
-    published code. Weaken them where colour tells classes apart."""
+    published code. Lower them where classes differ by colour."""
 
     jitter: float = 0.5
     """Brightness, contrast and saturation of a strong view change by up to this share."""
@@ -71,7 +71,7 @@ def random_boxes(
 ) -> tf.Tensor:
     """A rectangle in each image of that shape (B,H,W,...): (B,H,W) bool, True inside.
 
-    A side that would be longer than the image is as long as it.
+    A side that would be longer than the image's is cut to it.
 
     Args:
         area: the smallest and the largest share of the image.

@@ -1,6 +1,6 @@
 """Named settings of whole trainings: `small_scale` for a laptop, `papers` for the papers' tables.
 
-`training.run --recipe NAME` takes its defaults from them. In a notebook each is here by its name:
+`training.run --recipe NAME` takes its defaults from them. In a notebook, call one by its name:
 
     plan = kerasseg.recipes.photos("meanteacher", steps=300)
     method = plan.build_method(dataset, split)
@@ -22,7 +22,7 @@ def __getattr__(name: str) -> Recipe:
 
 
 def choose(name: str, method: str | None = None, dataset: str | None = None) -> Plan:
-    """What the recipe of that name sets; `auto` is `shapes` for the built-in dataset and `photos` for all else.
+    """The plan of the recipe with that name; `auto` is `shapes` for the built-in dataset and `photos` for all others.
 
     Args:
         method, dataset: those of the command line; None where it does not name one.
@@ -40,8 +40,8 @@ def choose(name: str, method: str | None = None, dataset: str | None = None) -> 
 
 
 def table() -> str:
-    """All recipes as lines of text. The command of each is `python -m training.run --recipe NAME`, with the flags that
-    stand in a cell."""
+    """All recipes as lines of text. The command of each is `python -m training.run --recipe NAME`, with the flags in
+    its cells."""
     head = (
         "recipe",
         "method",

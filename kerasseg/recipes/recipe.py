@@ -1,4 +1,4 @@
-"""What a recipe is, and the list of all."""
+"""What a recipe is, and the list of all recipes."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ Fields = dict[str, dict[str, Any]]
 
 
 class Plan(NamedTuple):
-    """A recipe for one method: what `training.run` starts from, and a notebook can build."""
+    """A recipe for one method: the defaults of `training.run`; a notebook can build its parts."""
 
     settings: TrainingSettings
     fields: Fields
@@ -25,14 +25,14 @@ class Plan(NamedTuple):
         """The method around a new segmenter, not compiled.
 
         Args:
-            weights: what the segmenter starts from, in place of the recipe's: imagenet, none or a file.
+            weights: the segmenter's initial weights instead of the recipe's: imagenet, none or a file.
         """
         configs = self.settings.method_configs(self.fields)
         fields = {name: dataclasses.asdict(config) for name, config in configs.items()}
         return self.settings.build_method(dataset, split, fields, weights)
 
     def batches(self, dataset: Dataset, split: Split, method: Method) -> tf.data.Dataset:
-        """Training batches of the method without end."""
+        """Endless training batches for the method."""
         return self.settings.batches(dataset, split, method)
 
 
@@ -46,29 +46,29 @@ class Recipe:
 
     settings: Settings
     method: str
-    """The one that is trained where --method is not given."""
+    """The method that is trained where --method is not given."""
     expected: Mapping[str, float] = field(default_factory=dict)
-    """What the paper reports by method: mIoU on val, %."""
+    """The paper's result for each method: mIoU on val, %."""
     source: str = ""
-    """Where it does."""
+    """The table of the paper with these results."""
     start: str = ""
     """The data that the paper's initial weights were trained on."""
     hardware: str = "not said"
-    """What the paper trained on."""
+    """The paper's hardware."""
     needs: Mapping[str, str] = field(default_factory=dict)
-    """Flags without which it cannot run, and what to give."""
+    """Flags that it needs, and what to give."""
     measured: str = "not measured yet"
-    """What was measured here: mIoU, hardware, time."""
+    """Our own results: mIoU, hardware, time."""
 
     def __call__(self, method: str | None = None, **changes: Any) -> Plan:
-        """The recipe for a method, its own where None.
+        """The recipe for a method; for the recipe's own method where None.
 
         Args:
-            changes: settings in place of the recipe's (`steps=300`), and fields of a method under its name
+            changes: settings instead of the recipe's (`steps=300`), and fields of a method under its name
                 (`meanteacher={"threshold": 0.8}`).
 
         Raises:
-            ValueError, TypeError: there is no such method or setting, or it has an impossible value.
+            ValueError, TypeError: there is no such method or setting, or its value is impossible.
         """
         settings, fields = self.settings(method or self.method)
         own = {name: fields[name] | changes.pop(name) for name in fields.keys() & changes.keys()}
@@ -79,12 +79,12 @@ RECIPES: dict[str, Recipe] = {}
 
 
 def enter(name: str, settings: Settings, **about) -> None:
-    """Enters a recipe into `RECIPES`. Arguments: `Recipe`."""
+    """Adds a recipe to `RECIPES`. Arguments: `Recipe`."""
     RECIPES[name] = Recipe(settings=settings, **about)
 
 
 def recipe(**about):
-    """`enter` for a function, by its own name, which then is the recipe."""
+    """Decorator: `enter` for a function, under the function's name; the name then stands for the recipe."""
 
     def entered(settings: Settings) -> Recipe:
         enter(settings.__name__, settings, **about)
@@ -94,7 +94,7 @@ def recipe(**about):
 
 
 def same_for_all(fields: Mapping[str, Any], **of_one: Mapping[str, Any]) -> Fields:
-    """The segmenter's fields for every method, so that a gain is one over the same training; and those of one's own."""
+    """The segmenter's fields, the same for every method so that gains are comparable; and each method's own."""
     shared: Fields = {
         name: dict(fields) if issubclass(method.Config, SegmenterConfig) else {} for name, method in METHODS.items()
     }

@@ -27,9 +27,9 @@ def shapes(method: str) -> tuple[TrainingSettings, Fields]:
         learning_rate=1e-3,
         evaluate_every=300,
     )
-    # Colour tells coats apart here, and skies.
+    # Coats and skies differ by colour here.
     mild = {"jitter": 0.2, "hue": 0.02, "grey_probability": 0.0}
-    # From random weights batch norm's averages follow late. A pass each for labelled and unlabelled pictures, as in the
+    # From random weights batch norm's averages follow late. A pass each for labelled and unlabelled images, as in the
     # papers' code, moves them twice a step (benchmarks/results/shapes.md).
     apart = {"joint_batch_norm": False}
     fields = _small_scale(classifier_steps=400)
@@ -54,12 +54,12 @@ def shapes(method: str) -> tuple[TrainingSettings, Fields]:
 def photos(method: str) -> tuple[TrainingSettings, Fields]:
     """A few labelled photographs, many unlabelled ones, a pretrained MobileNetV2, crops as a laptop can train them.
 
-    `python -m training.run --dataset PATH --labeled 42 --cover`. What every method makes of it is in
+    `python -m training.run --dataset PATH --labeled 42 --cover`. The results of every method are in
     benchmarks/results/comparison.md.
     """
     config = TrainingSettings(
         method=method,
-        # All of it, and slowly: its last blocks tell one animal from another, and at the head's rate it forgets how.
+        # All of it, and slowly: its last blocks recognise each animal, and at the head's rate it forgets how.
         # Either is worth five points of supervised (docs/decisions/photographs.md).
         backbone="mobilenet_v2",
         head_channels=64,
@@ -96,18 +96,18 @@ def photos(method: str) -> tuple[TrainingSettings, Fields]:
 
 
 def _small_scale(classifier_steps: int, head_multiplier: float = 1.0) -> Fields:
-    """What a run of a thousand steps needs other than one of twenty thousand.
+    """Where a run of a thousand steps needs other settings than one of twenty thousand.
 
-    Terms that set in late do so at a share of training, whatever its length, so nothing of that stands here.
+    Terms that set in late do so at a share of training, whatever its length, so they are not here.
     """
-    # In full a discriminator takes longer than the MobileNetV2 with its head. One that judges pictures can do so at
+    # In full a discriminator takes longer than the MobileNetV2 with its head. One that judges images can do so at
     # half size; one that judges pixels keeps the size and has half the channels.
     narrow = {"discriminator_channels": 32}
     return same_for_all(
         {
             "optimizer": "adamw",
             "head_multiplier": head_multiplier,
-            "nesterov": False,  # which AdamW has not: methods differ in it, and would not be comparable
+            "nesterov": False,  # AdamW has none: with it, methods would differ and not be comparable
             # AdamW's decoupled 1e-4 is nothing over 1500 steps, and 0.05 was no better (docs/decisions/photographs.md).
             "weight_decay": 0.0,
         },

@@ -10,7 +10,7 @@ from kerasseg.layers import AtrousConv2D, AtrousDepthwiseConv2D, BatchNormalizat
 from kerasseg.segmenters.weights import load_weights
 
 OUTPUT_STRIDES = (8, 16, 32)
-# MobileNetV2's own 0.999 averages over more steps than a run on few labels has (docs/decisions/networks.md).
+# MobileNetV2's own 0.999 averages more steps than a run on few labels has (docs/decisions/networks.md).
 BATCH_NORM_MOMENTUM = 0.97
 
 
@@ -86,11 +86,11 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none", ex
             arXiv:1606.00915). The network's own is 32, but 16 for mobilenet_v2_c4, which has no 32.
         weights: `"imagenet"` (from the Keras cache or the network), `"none"`, or the path of a file that `load_weights`
             reads.
-        extra_channels: how many the input has after RGB. With any, the first convolution is fresh (He-initialised),
-            whatever `weights` says.
+        extra_channels: how many channels the input has after RGB. With any, the first convolution is fresh
+            (He-initialised), whatever `weights` says.
 
     Raises:
-        ValueError: for an unknown name or stride, or weights that cannot be had.
+        ValueError: for an unknown name or stride, or weights that are not available.
     """
     spec = backbone_spec(name)
     if output_stride not in OUTPUT_STRIDES:
@@ -106,7 +106,7 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none", ex
 
 
 def copy_weights(network: keras.Model, other: keras.Model) -> None:
-    """Gives `other` the network's weights, layer by layer of one name, but for a first convolution of more channels."""
+    """Gives `other` the network's weights, by layer names, except for a first convolution with more channels."""
     for layer in other.layers:
         if layer.weights:
             weights = network.get_layer(layer.name).get_weights()
@@ -134,10 +134,10 @@ def dilate(network: keras.Model, output_stride: int, extra_channels: int = 0) ->
     With `extra_channels` it takes so many more after RGB.
 
     A convolution that loses its stride gives every output position, each centred on its input; those after it skip
-    the new ones. So with the same weights the old values are found again, at every s-th position for
-    s = 32 / output_stride: from position 0 in resnet50 and resnet101, where 1x1 convolutions have the strides, and from
-    s - 1 in mobilenet_v2, where 3x3 ones have them, which look at a pixel and its right and lower neighbours. resnet34
-    has both in one block, so there the old values are not found again.
+    the new ones. So with the same weights the old values occur at every s-th position for s = 32 / output_stride: from
+    position 0 in resnet50 and resnet101, where 1x1 convolutions have the strides, and from s - 1 in mobilenet_v2, where
+    3x3 ones have them, which look at a pixel and its right and lower neighbours. resnet34 has both in one block, so
+    there the old values do not occur.
     """
     rates, removed = _dilation_plan(network, output_stride)
     first = next((layer.name for layer in network.layers if isinstance(layer, keras.layers.Conv2D)), None)
@@ -150,7 +150,7 @@ def dilate(network: keras.Model, output_stride: int, extra_channels: int = 0) ->
             return BatchNormalization.from_config(config)
         if isinstance(layer, keras.layers.ZeroPadding2D) and layer.name in removed:
             # Feeds a convolution of padding "valid": what it needs at stride 1 to cover every position. As much on
-            # either side, or all that follows would lie beside the pixels that it describes
+            # either side, or all that follows would be shifted from the pixels that it describes
             # (docs/decisions/networks.md).
             before = removed[layer.name] // 2
             config["padding"] = [(before, removed[layer.name] - before)] * 2
@@ -169,7 +169,7 @@ def dilate(network: keras.Model, output_stride: int, extra_channels: int = 0) ->
 
 
 def _dilation_plan(network: keras.Model, output_stride: int) -> tuple[dict[str, int], dict[str, int]]:
-    """Per layer the dilation it works at; and the layers touched by a removed stride.
+    """The dilation of each layer; and the layers changed by a removed stride.
 
     For a convolution the second holds 0; for the zero padding before one, the rows of padding needed in all.
     """

@@ -1,4 +1,4 @@
-"""Any functional network from images to logits as a segmenter whose backbone and head may be called apart."""
+"""Any functional network from images to logits as a segmenter whose backbone and head can be called separately."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,11 @@ def cut(network: keras.Model, *features: str) -> "CutSegmenter":
 
     Args:
         network: functional, images (B,H,W,3), RGB in 0..255, to logits (B,H,W,K). Its weights are shared, not copied.
-        features: names of the layers where the backbone ends and the head begins: all of them that the head takes, so
-            one for each skip connection, the deepest last.
+        features: names of the layers where the backbone ends and the head begins: all that the head takes, so one for
+            each skip connection, the deepest last.
 
     Raises:
-        ValueError: there is no such layer, or a way from image to logits leads past all of them.
+        ValueError: there is no such layer, or a path from image to logits avoids all of them.
 
     Example:
         >>> image = keras.Input((None, None, 3))
@@ -38,12 +38,13 @@ class CutSegmenter(keras.Model):
         known = {layer.name: layer for layer in self.layers}
         if missing := [feature for feature in features if feature not in known]:
             raise ValueError(
-                f"{self.name} has no layer {missing[0]!r} to be cut at; its layers: {', '.join(known) or 'none'}"
+                f"{self.name} has no layer {missing[0]!r} to cut at; its layers: {', '.join(known) or 'none'}"
             )
         if way := way_past(known[self.layers[-1].name], features):
             raise ValueError(
-                f"the logits of {self.name} depend on the image past {', '.join(features) or 'no layer at all'}, by "
-                f"way of {' and '.join(way[-3:])}: name one layer of each way, such as each skip connection's"
+                f"a path from the image to the logits of {self.name} avoids "
+                f"{', '.join(features) or 'the cut (at no layer)'}; it goes through {' and '.join(way[-3:])}: "
+                "name one layer of each path, also of skip connections"
             )
         self.features = tuple(features)
         self.backbone = keras.Model(self.inputs[0], [known[feature].output for feature in features], name="backbone")
@@ -58,17 +59,17 @@ class CutSegmenter(keras.Model):
         return (head or self.head)(features, training=training)
 
     def second_head(self, num_classes: int, name: str) -> keras.Model:
-        """Another head of the same layers, untrained, with `num_classes` outputs; for `decode`.
+        """Another head with the same layers, untrained, with `num_classes` outputs; for `decode`.
 
         Raises:
-            ValueError: the network's last layer with weights is none whose outputs can be counted.
+            ValueError: the network's last layer with weights is neither a convolution nor a dense layer.
         """
         last = [layer for layer in self.head.layers if layer.weights][-1]
         sizes = {"filters", "units"} & last.get_config().keys()
         if not sizes:
             raise ValueError(
-                f"the last layer with weights, {last.name}, is no convolution and no dense layer, so no second head "
-                "can be made of it: give latent_head"
+                f"the last layer with weights, {last.name}, is neither a convolution nor a dense layer, so no second "
+                "head can be made from it: give latent_head"
             )
 
         def clone(layer):
@@ -91,16 +92,16 @@ class CutSegmenter(keras.Model):
 
 
 def require_parts(segmenter: keras.Model, user: str) -> None:
-    """ValueError where a segmenter has no backbone and head that could be called apart."""
+    """ValueError where a segmenter has no backbone and head that can be called separately."""
     if not hasattr(segmenter, "encode"):
         raise ValueError(
-            f"{user} calls the backbone and the head of a segmenter apart, so it has to know where the head begins: "
+            f"{user} calls the backbone and the head of a segmenter separately, so it must know where the head begins: "
             "give it kerasseg.segmenters.cut(network, 'the last layer of the backbone')"
         )
 
 
 def way_past(layer: keras.layers.Layer, features: Sequence[str]) -> list[str]:
-    """Names of the layers on a way back from a layer to the image that meets none of the features; empty where there is
+    """Names of the layers on a path back from a layer to the image that avoids all features; empty where there is
     none."""
     if layer.name in features:
         return []

@@ -44,7 +44,7 @@ class DeepLabV3Plus(Segmenter):
         pooled = keras.layers.LayerNormalization(name="pool_norm")(pooled)
         pooled = keras.layers.ReLU(name="pool_relu")(pooled)
         # A 1x1 convolution of a concatenation is the sum of the parts' convolutions, so the pooled values need not be
-        # spread over the picture before.
+        # spread over the image before.
         x = keras.layers.Conv2D(head_channels, 1, use_bias=False, name="project")(keras.layers.Concatenate()(branches))
         x = keras.layers.Add()([x, keras.layers.Conv2D(head_channels, 1, use_bias=False, name="pool_project")(pooled)])
         x = _bn_relu(x, name="project")

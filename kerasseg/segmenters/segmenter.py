@@ -21,20 +21,20 @@ class Segmenter(keras.Model):
         num_classes: K, background included.
         output_stride: of the backbone, 8 or 16.
         weights: `"imagenet"` (of the backbone), `"none"`, or the path of a file that `load_weights` reads, of the
-            backbone alone or of the whole segmenter; what became of it is in `loaded_weights`. Not part of the
+            backbone only or of the whole segmenter; `loaded_weights` says what was loaded. Not part of the
             configuration: a saved model brings its weights with it.
-        head_config: what `build_head` takes beside the three above.
+        head_config: further arguments of `build_head`.
 
     Raises:
         ValueError: for an unknown backbone, fewer than two classes, an output stride that is not 8 or 16, or weights
-            that cannot be had.
+            that are not available.
     """
 
     build_head: ClassVar[Callable[..., tuple[keras.Model, int]]]
-    """Given by a subclass: the layers after the backbone.
+    """A subclass gives it: the layers after the backbone.
 
-    Takes symbolic features `[low_level, high_level]`, num_classes and output_stride, and fields of its own; returns the
-    model from features to logits (B,h,w,K), and the stride of those logits.
+    It takes symbolic features `[low_level, high_level]`, num_classes and output_stride, and fields of its own; it
+    returns the model from features to logits (B,h,w,K), and the stride of those logits.
     """
     RATES: ClassVar[tuple[int, ...]]
     """The published dilation rates of the head's 3x3 convolutions, for the output stride `RATES_STRIDE` and training
@@ -84,13 +84,13 @@ class Segmenter(keras.Model):
 
     @classmethod
     def published_rates(cls, output_stride: int) -> tuple[int, ...]:
-        """`RATES` for another output stride: as many pixels."""
+        """`RATES` for another output stride: the same distances in pixels."""
         return tuple(rate * cls.RATES_STRIDE // output_stride for rate in cls.RATES)
 
     @classmethod
     def named_rates(cls, rates: Sequence[int] | None, output_stride: int) -> dict[str, int]:
-        """The head's rates by the names of their layers, which are those of the published rates whatever the rates are,
-        so that weights find their layers; ValueError for another number of rates, or one below 1."""
+        """The head's rates by the names of their layers. The names hold the published rates, whatever the rates are, so
+        that weights find their layers. ValueError for another number of rates, or one below 1."""
         published = cls.published_rates(output_stride)
         rates = published if rates is None else tuple(rates)
         if len(rates) != len(published) or min(rates) < 1:
@@ -130,9 +130,9 @@ class Segmenter(keras.Model):
 def fitting_rates(segmenter: type[Segmenter], crop: Sequence[int], output_stride: int) -> tuple[int, ...]:
     """Dilation rates of a head with which every tap of its convolutions learns from training crops of that size.
 
-    A tap that is as far off as the crop's map is long lies in the padding at every position: it gets no gradient and
-    keeps its random weights, which then speak on larger pictures. The published rates stay where they fit; otherwise
-    they shrink by as much as the crop is smaller than the published one.
+    A tap whose distance is the length of the crop's map is in the padding at every position: it gets no gradient and
+    keeps its random weights, which then count on larger images. The published rates stay where they fit; otherwise
+    they shrink by the same factor as the crop.
 
     Args:
         segmenter: the class.
@@ -146,7 +146,7 @@ def fitting_rates(segmenter: type[Segmenter], crop: Sequence[int], output_stride
 
 
 def map_size(crop: Sequence[int], output_stride: int) -> tuple[int, ...]:
-    """Height and width of the backbone's last map for pictures of that size, which are padded to its stride."""
+    """Height and width of the backbone's last map for images of that size, which are padded to its stride."""
     return tuple(-(-side // output_stride) for side in crop)
 
 
@@ -155,7 +155,7 @@ def dead_taps(network: keras.Model, crop: Sequence[int]) -> dict[str, int]:
     `fitting_rates` explains: their dilation by their names."""
     if not hasattr(network, "output_stride"):  # no network of ours with dilated convolutions
         return {}
-    # A map of one position holds no more than the middle tap of any convolution, so nothing can be said of it.
+    # A map of one position holds only the middle tap of any convolution, so it says nothing about the others.
     size = max(2, min(map_size(crop, network.output_stride)))
     dilated = (layer for layer in all_layers(network) if isinstance(layer, AtrousConv2D | AtrousDepthwiseConv2D))
     reach = {layer.name: max(layer.dilation_rate) * (max(layer.kernel_size) // 2) for layer in dilated}

@@ -15,7 +15,7 @@ import numpy as np
 
 from serving.common.inputs import failed_copy
 
-# Where a layer stands: the names of the networks around it, from the outermost inwards, and its own.
+# Where a layer is: the names of the networks around it, from the outermost inwards, and its own.
 LayerPath = tuple[str, ...]
 Layers = dict[LayerPath, list[np.ndarray]]
 
@@ -25,14 +25,14 @@ AVERAGED = "averaged"
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """What became of a file of weights. A layer is named by where it stands, with the shapes of its arrays."""
+    """What was loaded from a file of weights. A layer's name says where it is, and the shapes of its arrays."""
 
     source: str
     """The file's name, without its folder."""
     sha256: str
-    """Of the file."""
+    """SHA-256 of the file, hexadecimal."""
     by: str
-    """name; or position, where the file names no layers and an equal network had to tell which is which."""
+    """name; or position, where the file names no layers and the order of an equal network's layers decided."""
     loaded: tuple[str, ...]
     """Layers of the network that have their weights from the file."""
     reinitialised: tuple[str, ...]
@@ -41,16 +41,16 @@ class LoadedWeights:
     """Layers of the file that the network has no use for."""
 
     def counts(self) -> dict[str, Any]:
-        """For result.json: the lists by their lengths."""
+        """For result.json: the lengths of the lists."""
         fields = {name: getattr(self, name) for name in ("source", "sha256", "by")}
         return fields | {name: len(getattr(self, name)) for name in ("loaded", "reinitialised", "skipped")}
 
     def summary(self) -> str:
-        """A line; and a line each for what was not loaded and not used."""
+        """A line; and a line each for layers that were not loaded and layers that were not used."""
         lines = [f"weights: {len(self.loaded)} layers from {self.source}" + " by position" * (self.by == "position")]
         lines[0] += f", {len(self.reinitialised)} reinitialised, {len(self.skipped)} of the file skipped"
         if len(self.loaded) < len(self.reinitialised):
-            lines[0] = f"warning: most layers have no weights from the file; is it of another network? {lines[0]}"
+            lines[0] = f"warning: most layers have no weights from the file; is it for another network? {lines[0]}"
         for name in ("reinitialised", "skipped"):
             if names := getattr(self, name):
                 lines.append(f"  {name}: {_some(names)}")
@@ -67,20 +67,20 @@ class LoadedWeights:
 def load_weights(
     network: keras.Model, path: str | Path, stock: Callable[[str], keras.Model] | None = None
 ) -> LoadedWeights:
-    """Gives a network those weights of a file that fit it.
+    """Gives a network the weights of a file that fit it.
 
     The file is a `.keras` archive (of any functional model, or a run's model.keras, of which the segmenter is read), a
     `.weights.h5` of Keras 3 or a `.h5` of Keras 2. Two layers fit where their own names and the shapes of all their
-    arrays are equal, wherever they stand: so a file of the backbone alone loads into the backbone of a segmenter, and a
+    arrays are equal, wherever they are: so a file of only the backbone loads into the backbone of a segmenter, and a
     segmenter of other classes into all of one but its last layer. Where the file holds several networks with such
-    layers (the teacher of a mean-teacher classifier, say), the one that fits best is taken. The code of the file's
-    model is not run.
+    layers (the teacher of a mean-teacher classifier, for example), the one that fits best is taken. The code of the
+    file's model is not run.
 
     Args:
         network: functional, possibly of functional parts; what does not fit stays as it is.
-        path: of the file.
-        stock: makes the published form of the network, or of its backbone, with the weights of a file. It is asked
-            where a file names no layers or nothing fits by name, because Keras then goes by the layers' order.
+        path: the file.
+        stock: makes the published form of the network, or of its backbone, with the weights of a file. It is used
+            where a file names no layers or nothing fits by name, because Keras then uses the layers' order.
 
     Raises:
         ValueError: no such file, not a file of weights, or nothing in it fits.
@@ -235,7 +235,7 @@ def _fitting(wanted: dict[LayerPath, keras.layers.Layer], stored: Layers) -> dic
         inside: dict[str, LayerPath | None] = {}
         for name in stored:
             if name[: len(network)] == network:
-                inside[name[-1]] = None if name[-1] in inside else name  # of two, nobody knows which is meant
+                inside[name[-1]] = None if name[-1] in inside else name  # two of one name are ambiguous
         fitting = {
             name: origin
             for name, layer in wanted.items()

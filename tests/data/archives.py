@@ -1,4 +1,4 @@
-"""Published datasets in their true layout, with a few tiny pictures, for the builders to read."""
+"""Published datasets in their true layout, with a few tiny images, for the builders to read."""
 
 import io
 import tarfile
@@ -12,7 +12,7 @@ from PIL import Image
 from kerasseg.data import default_palette
 
 SIZE = (24, 32)
-# What the lists of VOC 2012 and SBD say here. One picture is in VOC's and SBD's train, one in VOC's val and SBD's.
+# What the lists of VOC 2012 and SBD say here. One image is in VOC's and SBD's train, one in VOC's val and SBD's.
 VOC_TRAIN = ("2007_000032", "2007_000039")
 VOC_VAL = ("2007_000033", "2007_000042")
 SBD_TRAIN = ("2007_000032", "2008_000002", "2008_000003")
@@ -35,7 +35,7 @@ def values(name: str, highest: int) -> np.ndarray:
 
 
 def picture(name: str) -> np.ndarray:
-    """The picture (H, W, 3) of a name."""
+    """The image (H, W, 3) of a name."""
     return np.random.default_rng([1, *name.encode()]).integers(0, 256, (*SIZE, 3)).astype(np.uint8)
 
 

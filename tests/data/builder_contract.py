@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 
 
 class BuilderContract:
-    """A subclass says, as attributes: DATASET_CLASS, SPLITS with the numbers of pictures, and make."""
+    """A subclass says, as attributes: DATASET_CLASS, SPLITS with the numbers of images, and make."""
 
     make: Callable[[Path], None]
     """Writes the release into a folder."""

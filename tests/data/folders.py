@@ -22,7 +22,7 @@ def make_folder(root: Path, train: int = 4, val: int = 2, size: tuple[int, int] 
 
 
 def save(path: Path, array, **options) -> Path:
-    """Writes an array as a picture, uint8 unless it is uint16 already."""
+    """Writes an array as an image, uint8 unless it is uint16 already."""
     path.parent.mkdir(parents=True, exist_ok=True)
     array = np.asarray(array)
     Image.fromarray(array if array.dtype == np.uint16 else array.astype(np.uint8)).save(path, **options)

@@ -86,7 +86,7 @@ def test_a_whole_picture_is_squeezed(crop):
 
 
 def test_picture_and_label_stay_together():
-    """The label's value is painted into the picture: wherever both are sharp, they must agree."""
+    """The label's value is painted into the image: wherever both are sharp, they must agree."""
     painted = (LABEL * 50)[..., None].repeat(3, -1)
     agree = []
     for image, label in views(40, painted, crop=(48, 64)):
@@ -137,7 +137,7 @@ def test_the_seed_decides_and_the_label_map_does_not():
 
 
 def test_contrast_changes_around_the_mean_of_the_picture_and_not_of_its_padding():
-    """Of a picture of one grey it changes nothing: only its brightness may be another one."""
+    """Of an image of one grey it changes nothing: only its brightness may be another one."""
     picture = np.full((8, 8, 3), 40, np.uint8)
     for image, label in views(20, picture, np.zeros((8, 8), np.uint8), crop=(16, 16), scale=(1, 1), color_jitter=0.5):
         (value,) = {round(float(v), 3) for v in image[label == 0].ravel()}

@@ -1,4 +1,4 @@
-"""The builders of published datasets, on archives of a few tiny pictures in their true layout."""
+"""The builders of published datasets, on archives of a few tiny images in their true layout."""
 
 import hashlib
 import shutil
@@ -73,7 +73,7 @@ def test_voc2012_is_train_aug_with_vocs_own_label_maps_where_it_has_them(tmp_pat
     if extracted:
         extract(tmp_path / "manual")
     splits = prepare("voc2012", tmp_path / "manual", tmp_path / "data")
-    # 2007_000033 is a validation picture of VOC that SBD trains on.
+    # 2007_000033 is a validation image of VOC that SBD trains on.
     assert sorted(splits["train"]) == ["2007_000032", "2007_000039", "2008_000002", "2008_000003", "2008_000007"]
     assert sorted(splits["val"]) == ["2007_000033", "2007_000042"]
     for name, example in (splits["train"] | splits["val"]).items():
@@ -224,7 +224,7 @@ def test_voc_2010_is_known_by_its_checksum(tmp_path, monkeypatch):
 def test_other_numbers_of_pictures_than_published_are_refused(tmp_path, tfds_directories, monkeypatch):
     monkeypatch.setattr(builders.Voc2012, "COUNTS", {"train": 10582, "val": 1449})
     archives.voc2012(tmp_path / "manual")
-    with pytest.raises(ValueError, match="voc2012 has 10582 train pictures, found 5; download or extract"):
+    with pytest.raises(ValueError, match="voc2012 has 10582 train images, found 5; download or extract"):
         prepare("voc2012", tmp_path / "manual", tmp_path / "data")
     assert not list((tmp_path / "data").rglob("1.0.0*"))
 

@@ -141,7 +141,7 @@ def test_unreadable_files(folder):
     lines = told(folder)
     assert len(lines) == 2
     assert lines[0].startswith(
-        "error: 2 files in images/train (train_0.png, train_1.png): cannot be read as a picture ("
+        "error: 2 files in images/train (train_0.png, train_1.png): cannot be read as an image ("
     )
     assert lines[0].endswith("; " + fix("unreadable image"))
     assert lines[1] == (
@@ -149,16 +149,14 @@ def test_unreadable_files(folder):
     )
     file = save(folder / "labels/train/train_2.png", np.random.default_rng(0).integers(0, 3, (24, 32)))
     file.write_bytes(file.read_bytes()[:80])
-    assert told(folder)[1].startswith("error: labels/train/train_2.png: cannot be read as a picture (")
+    assert told(folder)[1].startswith("error: labels/train/train_2.png: cannot be read as an image (")
     assert told(folder)[1].endswith("; " + fix("unreadable label"))
 
 
 def test_a_truncated_jpeg(folder):
     file = save(folder / "images/train/photo.jpg", np.random.default_rng(0).integers(0, 255, (64, 64, 3)))
     file.write_bytes(file.read_bytes()[:-500])
-    assert only(folder).startswith(
-        "error: images/train/photo.jpg: cannot be read as a picture (image file is truncated"
-    )
+    assert only(folder).startswith("error: images/train/photo.jpg: cannot be read as an image (image file is truncated")
 
 
 def test_another_format_under_the_name_of_a_jpeg(folder):
@@ -212,15 +210,15 @@ def test_rotated_photographs(folder):
     assert only(folder) == (
         "error: images/train/a.jpg: it carries a rotation tag (EXIF orientation 6), and its label map "
         "fits only the "
-        "upright picture; " + fix("rotated size")
+        "upright image; " + fix("rotated size")
     )
 
 
 def test_label_maps_with_every_pixel_ignored(folder):
     save(folder / "labels/val/val_0.png", np.full((24, 32), 255))
     assert only(folder) == (
-        "warning: labels/val/val_0.png: every pixel is ignored, so the label map teaches and measures "
-        "nothing; " + fix("all ignored")
+        "warning: labels/val/val_0.png: every pixel is ignored, so nothing is learned from the label map or "
+        "measured with it; " + fix("all ignored")
     )
 
 
@@ -234,11 +232,11 @@ def test_masks_of_0_and_255(folder, with_classes):
         (folder / "classes.json").unlink()
     lines = [line for line in told(folder) if "255" in line]
     assert lines == [
-        "error: 4 files in labels/train (train_0.png, train_1.png, train_2.png, ...): a mask of 0 and "
+        "error: 4 files in labels/train (train_0.png, train_1.png, train_2.png, ...): a label map of 0 and "
         "255, but 255 means "
-        "ignore: the object would never be learnt; " + fix("mask of 0 and 255"),
-        "error: 2 files in labels/val (val_0.png, val_1.png): a mask of 0 and 255, but 255 means "
-        "ignore: the object would never be learnt; " + fix("mask of 0 and 255"),
+        "ignore: the object would never be learned; " + fix("mask of 0 and 255"),
+        "error: 2 files in labels/val (val_0.png, val_1.png): a label map of 0 and 255, but 255 means "
+        "ignore: the object would never be learned; " + fix("mask of 0 and 255"),
     ]
 
 
@@ -340,11 +338,11 @@ def test_files_of_other_types(folder):
         save(folder / f"images/train/{name}", IMAGE)
     save(folder / "labels/train/a.jpg", LABEL)
     (folder / "images/train/deeper").mkdir()
-    (folder / "images/train/notes.txt").write_text("not a picture, and none of our business")
+    (folder / "images/train/notes.txt").write_text("not an image, and none of our business")
     assert told(folder) == [
         "error: labels/train/a.jpg: not read: a label map is a .png (.jpg found); JPEG would change the "
         "class numbers; " + fix("other label type"),
-        "warning: 3 files in images/train (a.bmp, b.bmp, c.tif): not read: a picture here is a .jpg, "
+        "warning: 3 files in images/train (a.bmp, b.bmp, c.tif): not read: an image here is a .jpg, "
         ".jpeg or .png "
         "(.bmp, .tif found); " + fix("other image type"),
         "warning: images/train/deeper: a folder inside of a split is not read; " + fix("folder inside"),
@@ -465,7 +463,7 @@ def test_pictures_are_decoded_as_training_decodes_them(folder):
         file.write_bytes(file.read_bytes()[:-12])
     lines = told(folder)
     assert lines == [
-        f"error: images/{split}/{split}_0.png: cannot be read as a picture (its end is missing); copy the file again "
+        f"error: images/{split}/{split}_0.png: cannot be read as an image (its end is missing); copy the file again "
         "from its source, or write again what can be read: Image.open(f).save(f)"
         for split in ("train", "val")
     ]
@@ -626,9 +624,9 @@ def test_black_masks(folder, with_classes):
         save(label, np.zeros((24, 32)))
     assert told(folder) == [
         "error: labels/train: all 4 label maps are black, 0 everywhere: there is only background to learn; export the "
-        "masks again, with the objects in them as 1, 2, ...",
+        "label maps again, with the objects in them as 1, 2, ...",
         "warning: labels/val: all 2 label maps are black, 0 everywhere: there is only background to measure; export "
-        "the masks again, with the objects in them as 1, 2, ...",
+        "the label maps again, with the objects in them as 1, 2, ...",
     ]
 
 
@@ -648,8 +646,8 @@ def test_palettes_that_contradict_each_other(folder):
     assert only(folder) == (
         "error: labels/: the palettes of the label maps contradict each other: value 1 has the colour (30, 200, 30) in "
         "3 (labels/train/train_0.png), (30, 30, 200) in 1 (labels/train/train_3.png), and 1 more values; write the "
-        "same number for the same colour in all of them: what counts is the number, and programs that make a palette "
-        "for each picture may give one colour several numbers"
+        "same number for the same colour in all of them: the number is the class, and programs that make a palette "
+        "for each image may give one colour several numbers"
     )
     with_palette(folder / "labels/train/train_3.png", LABEL, (BLACK, GREEN, RED))
     line = only(folder)
@@ -779,7 +777,7 @@ def test_names_that_lists_cannot_hold(folder):
         save(folder / "images/train" / os.fsdecode(name), IMAGE)
     assert only(folder) == (
         "error: 2 files in images/train (caf\\xe9.png, two\\nlines.png): its name is not UTF-8, or has line breaks, "
-        "and lists of names could not hold it; " + fix("name")
+        "so lists of names cannot hold it; " + fix("name")
     )
     assert len(FolderDataset(folder).image_names("train")) == 4
     other = folder.rename(folder.with_name(os.fsdecode(b"caf\xe9")))

@@ -17,7 +17,7 @@ def test_a_label_map_that_cannot_be_used_is_named(tmp_path):
     folder = make_folder(tmp_path / "pets", train=2, val=1)
     label = save(folder / "labels/train/train_1.png", np.zeros((24, 32)))
     label.write_bytes(label.read_bytes()[:45])
-    assert first_unreadable(FolderDataset(folder)).startswith(f"{label}: cannot be read as a picture (")
+    assert first_unreadable(FolderDataset(folder)).startswith(f"{label}: cannot be read as an image (")
     save(folder / "labels/train/train_1.png", np.zeros((5, 7)))
     assert first_unreadable(FolderDataset(folder)).startswith(
         f"the label map of {folder}/images/train/train_1.png: the label map is not of the size of its image (7x5 for "
@@ -111,7 +111,7 @@ def test_classes_are_read(tmp_path):
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"no pictures in .*images/train/NAME.jpg.*training.check_data"):
+    with pytest.raises(ValueError, match=r"no images in .*images/train/NAME.jpg.*training.check_data"):
         FolderDataset(tmp_path)
 
 
@@ -175,7 +175,7 @@ def test_pictures_outside_of_the_graph_are_decoded_as_inside_of_it(tmp_path):
     dataset = FolderDataset(tmp_path)
     with pytest.raises(tf.errors.InvalidArgumentError):
         dataset.tf_image("train", tf.constant("train_0"))
-    with pytest.raises(ValueError, match=r"train_0.png: cannot be read as a picture \(its end is missing\); copy"):
+    with pytest.raises(ValueError, match=r"train_0.png: cannot be read as an image \(its end is missing\); copy"):
         dataset.load_image("train", "train_0")
 
 

@@ -14,7 +14,7 @@ WHOLE = Augmentation(crop=(8, 8), scale=(1, 1), flip=False)
 
 @pytest.fixture
 def numbered(tmp_path):
-    """Pictures of one colour, 10 times the number in their name; the label map's class is the number."""
+    """Images of one colour, 10 times the number in their name; the label map's class is the number."""
     for i in range(7):
         save(tmp_path / f"images/train/{i}.png", np.full((8, 8, 3), 10 * i))
         save(tmp_path / f"labels/train/{i}.png", np.full((8, 8), i))
@@ -110,7 +110,7 @@ def test_labelled_batches_do_not_depend_on_the_others(tmp_path):
 
 
 def test_streams_and_seeds_have_random_numbers_of_their_own(tmp_path):
-    """One and the same picture as labelled and as unlabelled image: seen through different views."""
+    """One and the same image as labelled and as unlabelled image: seen through different views."""
     dataset = FolderDataset(make_folder(tmp_path))
     save(tmp_path / "images/train/twin.png", dataset.load_image("train", "train_0"))
     dataset = FolderDataset(tmp_path)
@@ -203,9 +203,9 @@ def test_unlabelled_images_fewer_than_a_batch_are_repeated(numbered):
 
 @pytest.fixture
 def rare(tmp_path):
-    """Pictures of 24 x 24 of class 0, "b" and "d" with a small square of class 1, "c" with one pixel of class 2.
+    """Images of 24 x 24 of class 0, "b" and "d" with a small square of class 1, "c" with one pixel of class 2.
 
-    Everything is painted in 10 + 40 times its class, so that it is seen in the picture, too.
+    Everything is painted in 10 + 40 times its class, so that it is seen in the image, too.
     """
     squares = {"b": (1, 20, 3, 3), "d": (1, 2, 17, 3), "c": (2, 23, 0, 1)}
     for name in "abcd":
@@ -258,7 +258,7 @@ def test_scaled_crops_show_the_class_too(rare, scale):
     split = Split(("a", "b"))
     _, labels = crops(rare, 100, scaled, split, rare_class_temperature=0.001)
     assert all((label == 1).any() for label in labels)
-    larger = Augmentation(crop=(64, 64), scale=(scale, scale))  # than the picture
+    larger = Augmentation(crop=(64, 64), scale=(scale, scale))  # than the image
     _, labels = crops(rare, 20, larger, split, rare_class_temperature=0.001)
     assert all((label == 1).any() for label in labels)
     assert len({label.tobytes() for label in labels}) > 15

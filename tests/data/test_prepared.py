@@ -46,7 +46,7 @@ def test_pictures_by_name_inside_and_outside_of_the_graph(tfds_directories, caps
     else:
         assert np.abs(dataset.load_image("train", train).astype(int) - archives.picture(train)).mean() < 60
         assert dataset.palette == default_palette(classes)
-    with pytest.raises(ValueError, match=f"{name} has no train picture {val!r}"):
+    with pytest.raises(ValueError, match=f"{name} has no train image {val!r}"):
         dataset.load_label("train", val)
     with pytest.raises(ValueError, match="no split 'test'; it has train, val"):
         dataset.image_names("test")

@@ -128,7 +128,7 @@ def test_cover_has_nothing_to_choose_of_a_file_of_names(tmp_path):
 
 
 def test_cover_names_a_label_map_that_it_cannot_read(four_classes):
-    (four_classes.path / "labels/train/f.png").write_bytes(b"no picture")
+    (four_classes.path / "labels/train/f.png").write_bytes(b"no image")
     with pytest.raises(
         ValueError, match="the label map of the train image 'f' cannot be read: .*labels/train/f.png: text under"
     ):

@@ -36,7 +36,7 @@ def tiny_segmenter(dilated=AtrousConv2D):
 
 
 def tiny_classifier():
-    """Images (B,H,W,3) to one logit per class (B,3), which depend on the picture."""
+    """Images (B,H,W,3) to one logit per class (B,3), which depend on the image."""
     image = keras.Input((None, None, 3))
     x = keras.layers.GlobalAveragePooling2D()(PixelNormalization("tf")(image))
     return keras.Model(image, keras.layers.Dense(len(CLASSES), kernel_initializer="random_normal")(x))

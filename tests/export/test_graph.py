@@ -154,7 +154,7 @@ def test_graph_with_a_loop_is_refused():
 
 
 def test_remainder_of_negative_numbers_follows_python(tmp_path):
-    """tf2onnx on its own rounds towards zero, which crops pictures where they should be padded."""
+    """tf2onnx on its own rounds towards zero, which crops images where they should be padded."""
 
     @tf.function(input_signature=[tf.TensorSpec((None,), tf.int32, name="x")])
     def remainder(x):

@@ -60,7 +60,7 @@ def test_figures_are_those_of_the_difference(samples):
     assert result["largest_confidence_error"] == pytest.approx(0.125, abs=1e-6)
     smallest = min(height * width for height, width in _sizes(20, 30))
     assert result["agreement"] == pytest.approx(1 - 1 / smallest)
-    # One pixel of 600 in each of three pictures; the truth, the reference's answer, has every class.
+    # One pixel of 600 in each of three images; the truth, the reference's answer, has every class.
     assert -0.01 < result["mIoU_change"] < -0.001
 
 

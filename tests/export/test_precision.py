@@ -99,7 +99,7 @@ def test_of_a_whole_segmenter_all_convolutions_but_three_kinds_become_int8():
 
 
 def test_int8_of_a_network_that_is_not_there(plain):
-    with pytest.raises(ValueError, match="no convolution of another could be found in the graph"):
+    with pytest.raises(ValueError, match="the graph has no convolution of another"):
         to_int8(plain[1], pictures(), "another")
 
 

@@ -138,12 +138,12 @@ def test_dataset_gone_examples_are_compared(export, tmp_path):
         (run / "examples" / name / "truth.png").write_bytes(index_png(image_HWC[..., 0] // 100, PALETTE))
     status, _, stderr = export(run, "--out", tmp_path / "scene", "--formats", "onnx")
     assert status == 0, stderr
-    assert "comparing on the run's 2 example pictures" in stderr
+    assert "comparing on the run's 2 example images" in stderr
     assert open_artifact(tmp_path / "scene").info.parity["images"] == 2
     shutil.rmtree(run / "examples")
     status, _, stderr = export(run, "--out", tmp_path / "scene", "--formats", "onnx")
     assert status == 2
-    assert "no pictures to compare" in stderr
+    assert "no images to compare" in stderr
     assert [child.name for child in (tmp_path / "scene").iterdir()] == ["1"]
 
 
@@ -154,8 +154,8 @@ CONFIG = {"method": "mlmt", "dataset": "shapes", "steps": 1, "classes": [], "pal
     ("arguments", "said"),
     [
         (["nothing", "--out", "m"], "nothing is not a run folder"),
-        (["unfinished", "--out", "m"], "not finished: go on with training.run --resume"),
-        (["stopped", "--out", "m"], "stopped has no model.keras yet: go on with training.run --resume"),
+        (["unfinished", "--out", "m"], "not finished: continue it with training.run --resume"),
+        (["stopped", "--out", "m"], "stopped has no model.keras yet: continue it with training.run --resume"),
         (["stopped", "--out", "m", "--precision", "fp8"], "--precision takes fp32, fp16, int8; got fp8"),
         (["stopped", "--out", "m", "--formats", "tflite"], "--formats takes onnx, saved_model, openvino; got tflite"),
         (["stopped", "--out", "m", "--formats", "onnx", "litert"], "litert is not written: its converter"),
@@ -183,7 +183,7 @@ def test_mistakes_are_one_line(arguments, said, export, tmp_path, monkeypatch):
 
 
 def test_exported_model_segments_a_folder(runs, export, tmp_path):
-    """From run folder to segmented pictures."""
+    """From run folder to segmented images."""
     assert export(runs["mlmt"], "--out", tmp_path / "scene", "--formats", "onnx", "--parity-pictures", 1)[0] == 0
     (tmp_path / "photos").mkdir()
     image_HWC = np.random.default_rng(0).integers(0, 256, (31, 45, 3), np.uint8)
@@ -270,7 +270,7 @@ def test_int8_needs_the_training_pictures(runs, export, tmp_path):
     (example / "image.png").write_bytes(png(np.zeros((20, 30, 3), np.uint8)))
     (example / "truth.png").write_bytes(index_png(np.zeros((20, 30), np.uint8), PALETTE))
     status, _, err = export(run, "--out", tmp_path / "scene", "--precision", "int8")
-    assert status == 2 and "int8 is calibrated on the run's training pictures, which cannot be had" in err
+    assert status == 2 and "int8 is calibrated on the run's training images, which are missing" in err
 
 
 def test_flags_that_cannot_be_met_are_told_first(runs, export, tmp_path):

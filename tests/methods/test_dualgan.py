@@ -100,7 +100,7 @@ def test_a_step_updates_each_network_by_its_own_loss(fields, monkeypatch):
         shown = G_u * x["unlabeled_valid"][..., None]
         score = tiny.sigmoid(tiny.judgement(D2, shown, x["unlabeled"])[..., 0])
         T = fields.get("T")
-        if T is None:  # D1's score of each picture
+        if T is None:  # D1's score of each image
             T = tiny.sigmoid(tiny.image_verdicts(D1, shown))[:, None, None]
             T = 1 - T if fields.get("threshold") == "inverted" else T
         targets = np.where((score > T) & x["unlabeled_valid"], np.argmax(G_u, axis=-1), 255)

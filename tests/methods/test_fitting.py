@@ -183,11 +183,11 @@ def test_class_weights_are_those_of_a_weighted_mean_in_a_graph_of_before_too():
         w = np.array([(weights or {}).get(number, 1.0) for number in range(tiny.K)])[y]
         loss = method.fit(x, y, batch_size=4, class_weight=weights, verbose=0).history["loss"][0]
         assert loss == pytest.approx(-(w * log_p).sum() / w.sum(), rel=1e-4)
-    with pytest.raises(ValueError, match=r"class_weight names class 3, and there are 0\.\.2"):
+    with pytest.raises(ValueError, match=r"class_weight names class 3, and the classes are 0\.\.2"):
         method.fit(x, y, class_weight={3: 1.0})
     mlmt = MLMT(Supervised(tiny.segmenter()), tiny.classifier())
     mlmt.compile()
-    with pytest.raises(ValueError, match="MLMT has no use for class_weight"):
+    with pytest.raises(ValueError, match="MLMT does not use class_weight"):
         mlmt.fit({"labeled": x, "unlabeled": x}, y, class_weight={0: 1.0})
 
 

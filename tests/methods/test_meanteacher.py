@@ -15,7 +15,7 @@ class TestMeanTeacher(MethodContract):
     fields = {"threshold": 0.0, "lambda_cons": 0.05}
 
     def make_without_chance(self, segmenter):
-        # A part of another picture would be another one on a replica's share of the batch.
+        # A part of another image would be another one on a replica's share of the batch.
         method = MeanTeacher(segmenter, steps=10, threshold=0.0, mixing="none")
         method.strong = lambda images: images * 0.7
         return method

@@ -176,7 +176,7 @@ def test_the_gate_zeroes_absent_classes_and_leaves_an_image_without_any_alone():
 
 
 def with_classifier_bias(method, network, logits):
-    """Makes a classifier say `logits` for every picture."""
+    """Makes a classifier say `logits` for every image."""
     layer = getattr(method, network).get_layer("v")
     layer.set_weights([np.zeros_like(layer.get_weights()[0])])
     original = getattr(method, network)

@@ -48,9 +48,9 @@ def test_a_second_head_is_untrained_and_has_classes_of_its_own():
 @pytest.mark.parametrize(
     "features, message",
     [
-        (("bottom",), "u_net depend on the image past bottom, by way of skip and pixels and "),
-        ((), "past no layer at all, by way of "),
-        (("middle",), "u_net has no layer 'middle' to be cut at; its layers: .*pixels, skip, down, bottom"),
+        (("bottom",), "logits of u_net avoids bottom; it goes through skip and pixels and "),
+        ((), r"avoids the cut \(at no layer\); it goes through "),
+        (("middle",), "u_net has no layer 'middle' to cut at; its layers: .*pixels, skip, down, bottom"),
     ],
 )
 def test_a_cut_that_leaves_a_way_is_refused(features, message):
@@ -84,7 +84,7 @@ def test_every_method_trains_it_and_is_saved_with_it(name, tmp_path):
 
 def test_methods_ask_for_the_cut_by_name():
     for method in (Latent, UniMatch, MLMT):
-        with pytest.raises(ValueError, match=r"has to know where the head begins: give it kerasseg.segmenters.cut\("):
+        with pytest.raises(ValueError, match=r"must know where the head begins: give it kerasseg.segmenters.cut\("):
             method(u_net())
     with pytest.raises(ValueError, match="corrector_backbone must name one of .*, tiny: the segmenter's own is none"):
         ECS(u_net(), corrector_backbone=None)

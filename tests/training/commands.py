@@ -25,7 +25,7 @@ def call(main, arguments: list[str], capsys) -> tuple[int, dict | None, str]:
 
 
 def train(dataset: Path, out: Path, capsys, *flags: str, method: str = "mlmt", steps: int = 4):
-    """`python -m training.run` on two labelled pictures of a small folder."""
+    """`python -m training.run` on two labelled images of a small folder."""
     arguments = ["--method", method, "--dataset", dataset, "--labeled", "2", "--out", out, "--steps", steps]
     return call(run.main, [*arguments, *TINY, *flags], capsys)
 

@@ -132,7 +132,7 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used_and_that_is_said(tmp_pat
     before = Checkpoint.latest(tmp_path)
     assert before.step == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "step_0000002.npz is damaged (" in line and "going on from the checkpoint before it" in line
+    assert "step_0000002.npz is damaged (" in line and "continuing from the checkpoint before it" in line
     save(tmp_path, method, {3: None}, before=before)
     assert stored(tmp_path) == ["step_0000001.npz", "step_0000002.damaged", "step_0000003.npz"]
 

@@ -1,4 +1,4 @@
-"""The papers' recipes through the real builders, on archives of a few tiny pictures."""
+"""The papers' recipes through the real builders, on archives of a few tiny images."""
 
 import dataclasses
 

@@ -33,7 +33,7 @@ def names(protocol: Protocol) -> str:
 
 @pytest.fixture
 def dataset(tmp_path):
-    """Five pictures of five sizes, some of their pixels ignored."""
+    """Five images of five sizes, some of their pixels ignored."""
     rng = np.random.default_rng(1)
     root = make_folder(tmp_path / "pets", val=0)
     for index, size in enumerate(SIZES):

@@ -38,7 +38,7 @@ def write_run(folder, *, method="s4gan", steps=200, finished=True, result=None, 
         "command": "python -m training.run --seed 3 --dataset 'my streets'",
         "split_fingerprint": "feedface" * 8,
         "finished": finished,
-        "about_method": "Learns from the labelled pictures, and from a discriminator.",
+        "about_method": "Learns from the labelled images, and from a discriminator.",
     }
     (folder / "config.json").write_text(json.dumps(config))
 
@@ -86,7 +86,7 @@ def write_run(folder, *, method="s4gan", steps=200, finished=True, result=None, 
 
 
 def write_example(folder, wrong=3):
-    """A 6x8 picture whose prediction is wrong at `wrong` of its 40 counted pixels."""
+    """A 6x8 image whose prediction is wrong at `wrong` of its 40 counted pixels."""
     folder.mkdir(parents=True)
     truth = np.full((6, 8), 1, np.uint8)
     truth[0] = 255
@@ -151,10 +151,10 @@ def finished_page(tmp_path_factory):
 def test_headline_says_how_good_and_from_how_many_labels(finished_page):
     text = finished_page.text
     assert text.startswith("s4gan on streets: mIoU 56.8 %")
-    assert "Learns from the labelled pictures, and from a discriminator." in text
-    assert "56.8 % mIoU, on 101 val pictures" in text
+    assert "Learns from the labelled images, and from a discriminator." in text
+    assert "56.8 % mIoU, on 101 val images" in text
     assert "87.1 % of pixels right" in text
-    assert "2 of 7 training pictures have their label map used" in text
+    assert "2 of 7 training images have their label map used" in text
     assert "200 training steps, in 12 min 34 s" in text
     assert "Note" not in text and "gate" not in text and 'role="note"' not in finished_page.source
 
@@ -190,7 +190,7 @@ def test_every_logged_quantity_is_drawn_and_explained(finished_page):
     labels = [attributes["aria-label"] for tag, attributes in finished_page.tags if tag == "svg"]
     # L_new is in no glossary: drawn among the losses, without words.
     assert labels == [
-        "mIoU on validation pictures over training steps. val_mIoU goes from 0.25 at step 100 to 0.5 at step 200.",
+        "mIoU on validation images over training steps. val_mIoU goes from 0.25 at step 100 to 0.5 at step 200.",
         "Segmentation losses over training steps. L_ce goes from 1.95 at step 10 to 1 at step 200; "
         "L_new goes from 1 at step 10 to 1 at step 200.",
         "Discriminator loss over training steps. L_D goes from 0.5 at step 10 to 0.5 at step 200.",
@@ -209,7 +209,7 @@ def test_every_logged_quantity_is_drawn_and_explained(finished_page):
 def test_examples_show_picture_label_map_and_prediction_in_the_classes_colours(finished_page):
     images = finished_page.images()
     assert list(images) == [
-        "drive/frame_7: picture",
+        "drive/frame_7: image",
         "drive/frame_7: label map",
         "drive/frame_7: prediction, 92 % of pixels right",  # 37 of 40; the ignored row does not count
     ]
@@ -224,10 +224,10 @@ def test_examples_show_picture_label_map_and_prediction_in_the_classes_colours(f
 
 def test_split_protocol_settings_and_machine_are_told(finished_page):
     text = finished_page.text
-    assert "2 of 7 training pictures are labelled, 5 are unlabelled." in text
+    assert "2 of 7 training images are labelled, 5 are unlabelled." in text
     assert "fingerprint feedfacefeedface were" in text
     assert "2 labelled a_01 a_02 5 unlabelled b_01" in text
-    assert "Protocol “native” on the 101 pictures of the val split: each at its own size." in text
+    assert "Protocol “native” on the 101 images of the val split: each at its own size." in text
     assert "Left out of the mean, because no label map and no prediction holds them: never seen." in text
     assert "flip: no." in text
     assert "The mean over only those classes of which at least one pixel is right is 61.3 %" in text
@@ -243,7 +243,7 @@ def test_another_protocol_is_named_beside_the_score(tmp_path):
     del result["mIoU_reference"]  # as in runs from before it was measured
     (folder / "result.json").write_text(json.dumps(result))
     text = Page(report.write_report(folder)).text
-    assert "56.8 % mIoU, on 101 val pictures (multiscale flip)" in text and "scales: 0.5 1.0; flip: yes." in text
+    assert "56.8 % mIoU, on 101 val images (multiscale flip)" in text and "scales: 0.5 1.0; flip: yes." in text
     assert "at least one pixel is right" not in text
 
 
@@ -263,13 +263,13 @@ def test_says_when_the_gate_lowered_miou(tmp_path):
     (example / "reliability.png").write_bytes(pictures.png(np.full((6, 8), 128, np.uint8)))
     page = Page(report.write_report(folder))
 
-    assert "56.8 % mIoU with gate, on 101 val pictures" in page.text
+    assert "56.8 % mIoU with gate, on 101 val images" in page.text
     assert "58.0 % mIoU without gate" in page.text
     assert (
-        "The gate lowered mIoU by 1.2 points, because most classes are in most pictures here or because the classifier "
-        "has not learnt enough; prefer the ungated output."
+        "The gate lowered mIoU by 1.2 points, because most classes are in most images here or because the classifier "
+        "has not learned enough; prefer the ungated output."
     ) in page.text
-    assert "The upright mark on a bar shows “without gate”." in page.text
+    assert "The vertical mark on a bar shows “without gate”." in page.text
     assert "sky 90.0 % 61.0 %" in page.text
     assert "drive/frame_7: without gate, 0 % of pixels right" in page.images()
     reliability = decoded(page.images()["drive/frame_7: reliability, dark: the critic doubts it"])
@@ -359,11 +359,11 @@ def test_shows_whether_confidence_can_be_trusted(tmp_path):
     # 0.15 instead of 0.2 and 0.95 instead of 1; 10 of 60 right pixels level with the wrong ones, 50 above.
     for figure in ("0.050", "0.917", "100.0 %", "of 50 %"):
         assert figure in page, figure
-    assert "softmax, unlabelled training pictures" in page and "rank correlation, labelled training pictures" in page
-    assert "has 3 columns: 3 take more than 10 % of some class, 2 take more than 90 % of some class" in page
+    assert "softmax, unlabelled training images" in page and "rank correlation, labelled training images" in page
+    assert "has 3 columns: 3 hold more than 10 % of some class, 2 hold more than 90 % of some class" in page
     for part in ("mean teacher, area 0.765", "77.8 %", "34.5 %", "-0.50", "right as it is", "0.88", "-0.62"):
         assert part in page, part
-    of_curves = ("segmentation_losses", "miou_on_validation_pictures")
+    of_curves = ("segmentation_losses", "miou_on_validation_images")
     for name in ("confidence_and_accuracy", "latent_classes", "which_classes_are_there", "the_corrector", *of_curves):
         picture = Image.open(folder / f"figures/{name}.png")
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
@@ -386,10 +386,10 @@ def test_unfinished_run_without_result_examples_or_discriminator(tmp_path):
     folder = write_run(tmp_path / "half", method="supervised", steps=120, finished=False, example=False)
     page = Page(report.write_report(folder))
     assert "This run is unfinished at step 120 of 200." in page.text
-    assert "25.0 % mIoU on val pictures at step 100, the last check while training" in page.text
+    assert "25.0 % mIoU on val images at step 100, the last check while training" in page.text
     assert "120 of 200 training steps" in page.text
     assert page.images() == {}
-    for absent in ("What it makes of pictures", "class by class", "How it was measured", "export.run"):
+    for absent in ("Example images", "class by class", "How it was measured", "export.run"):
         assert absent not in page.text
     assert "training.run --seed 3 --dataset 'my streets' --resume" in page.text
     assert len([tag for tag, _ in page.tags if tag == "svg"]) == 2
@@ -428,7 +428,7 @@ def test_compares_with_a_run_on_the_same_split(tmp_path):
     other = write_run(tmp_path / "base", method="supervised", result={"mIoU": 0.5}, example=False)
     write_example(other / "examples" / "drive" / "frame_7", wrong=8)
     page = Page(report.write_report(folder, compare=[other]))
-    assert "50.0 % mIoU of supervised (base) 56.8 % mIoU, on 101 val pictures" in page.text
+    assert "50.0 % mIoU of supervised (base) 56.8 % mIoU, on 101 val images" in page.text
     assert "6.8 points above supervised (base), which reached 50.0 %." in page.text
     assert "drive/frame_7: supervised (base), 80 % of pixels right" in page.images()
     assert "mean (mIoU) 56.8 % 50.0 %" in page.text
@@ -451,10 +451,10 @@ def test_the_first_figures_are_supervised_ungated_gated_and_so_are_the_pictures(
     figures = page.text[page.text.index("50.0 %") :]
     assert figures.startswith(
         "50.0 % mIoU of supervised (first_supervised) 54.0 % mIoU without gate "
-        "56.8 % mIoU with gate, on 101 val pictures 53.0 % mIoU of the last weights (student)"
+        "56.8 % mIoU with gate, on 101 val images 53.0 % mIoU of the last weights (student)"
     )
     titles = [name.split(": ")[1].split(", ")[0] for name in page.images()]
-    assert titles == ["picture", "label map", "supervised (first_supervised)", "without gate", "with gate", "student"]
+    assert titles == ["image", "label map", "supervised (first_supervised)", "without gate", "with gate", "student"]
 
 
 def edit_json(file, **changes):
@@ -507,9 +507,9 @@ def test_wide_pictures_are_reduced_and_examples_limited(tmp_path):
     wide = folder / "examples" / "frame_00"
     Image.fromarray(np.zeros((600, 800, 3), np.uint8)).save(wide / "image.png")
     page = Page(report.write_report(folder))
-    assert "12 of 14 example pictures." in page.text
+    assert "12 of 14 example images." in page.text
     assert len(page.images()) == 3 * report.MAX_EXAMPLES
-    assert decoded(page.images()["frame_00: picture"]).size == (400, 300)
+    assert decoded(page.images()["frame_00: image"]).size == (400, 300)
 
 
 def command(*arguments, **environment):

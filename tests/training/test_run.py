@@ -76,7 +76,7 @@ def test_a_run_leaves_everything_a_user_needs(dataset, tmp_path, capsys):
     flags = ["--protocol", "sliding_window", "--window-batch-size", "3"]
     status, windows, _ = call(evaluate.cli_main, [out, *flags], capsys)
     assert status == 0 and windows["protocol"]["window"] == [24, 32] and windows["protocol"]["stride"] == [16, 22]
-    assert windows["mIoU"] == again["mIoU"]  # the pictures are as large as the crops, so one window covers each
+    assert windows["mIoU"] == again["mIoU"]  # the images are as large as the crops, so one window covers each
     model = keras.saving.load_model(out / "model.keras")
     assert model.segmenter.head.get_layer("dropout").rate == 0.3
     truth, predicted = [], []
@@ -107,7 +107,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(dataset, tmp_path
             patch.setattr(callbacks.MetricsLog, "after_step", interrupt)
             status, result, err = train(dataset, broken, capsys, *resume, steps=2)
         assert status == 128 + signal.SIGINT and result["finished"] is False and result["steps"] == stop
-        assert "go on with --resume" in err
+        assert "continue with --resume" in err
         assert (broken / "report.html").exists() and (broken / "model.keras").exists()
         assert not json.loads((broken / "config.json").read_text())["finished"]
 
@@ -119,7 +119,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(dataset, tmp_path
 
 
 def test_an_evaluation_that_fails_costs_no_step(eager, dataset, tmp_path, capsys, monkeypatch):
-    """Within a run, and after its last step: the picture is named, and the run goes on with that evaluation."""
+    """Within a run, and after its last step: the image is named, and the run goes on with that evaluation."""
     whole, broken, picture = tmp_path / "whole", tmp_path / "broken", dataset / "images/val/val_1.png"
     flags = ["--evaluate-every", "2", "--log-every", "2", "--checkpoint-every", "100"]
     assert train(dataset, whole, capsys, *flags, method="supervised", steps=3)[0] == 0
@@ -140,12 +140,12 @@ def test_an_evaluation_that_fails_costs_no_step(eager, dataset, tmp_path, capsys
                 patch.setattr(callbacks.Evaluation, "measure", lambda self, again=again: next(again)(self))
             status, _, err = train(dataset, broken, capsys, *flags, *resume, method="supervised", steps=3)
         picture.write_bytes(contents)
-        assert status == 2 and f"{picture}: cannot be read as a picture (" in error_line(err)
-        assert error_line(err).endswith("then go on with --resume")
+        assert status == 2 and f"{picture}: cannot be read as an image (" in error_line(err)
+        assert error_line(err).endswith("then continue with --resume")
         assert (broken / f"checkpoints/step_{step:07}.npz").exists()
 
     status, result, err = train(dataset, broken, capsys, *flags, "--resume", method="supervised", steps=3)
-    assert status == 0 and result["finished"] and "going on from step 3 of 3" in err
+    assert status == 0 and result["finished"] and "continuing from step 3 of 3" in err
     for expected, got in zip(lines(whole), lines(broken), strict=True):
         assert got.keys() == expected.keys() and "val_mIoU" in got
         assert got["L_ce"] == pytest.approx(expected["L_ce"], rel=2e-3)
@@ -201,12 +201,12 @@ def test_a_classifier_for_a_finished_run(eager, dataset, tmp_path, capsys):
     assert status == 2 and "was trained on another split" in error_line(err)
     for flags in (["--average-weights"], ["--class-weights", "inverse_log"], ["--rates", "1", "1", "1"]):
         status, _, err = train(dataset, tmp_path / "other", capsys, "--branch-run", str(branch), *flags)
-        assert status == 2 and "give them to its own run" in error_line(err)
+        assert status == 2 and "give these flags to its own run" in error_line(err)
     again, *_ = train(dataset, tmp_path / "again", capsys, "--branch-run", str(fused))
     assert again == 0, "an mlmt run gets a new classifier"
     (branch / "result.json").unlink()
     status, _, err = train(dataset, tmp_path / "other", capsys, "--branch-run", str(branch))
-    assert status == 2 and "is not finished: go on with training.run --resume" in error_line(err)
+    assert status == 2 and "is not finished: continue it with training.run --resume" in error_line(err)
     status, _, err = train(dataset, tmp_path / "other", capsys, "--branch-run", str(fused), method="s4gan")
     assert status == 2 and "only mlmt can be added to a finished run" in error_line(err)
 
@@ -274,7 +274,7 @@ def test_mistakes_are_answered_by_one_line(dataset, tmp_path, capsys):
         (["--window", "24", "32"], "--window is a setting of --protocol sliding_window, not of native: leave it out"),
         (["--protocol", "resized", "--size", "0", "32"], "--size must be two positive numbers of pixels; got 0 32"),
         (["--output-stride", "4"], "--output-stride must be 8 or 16; got 4"),
-        (["--image-labels", "1"], "s4gan has no use for --image-labels"),
+        (["--image-labels", "1"], "s4gan does not use --image-labels"),
         (["--mlmt.no-train-branch"], "give --branch-run RUN"),
         (["--s4gan.gama", "1"], "(perhaps --s4gan.gamma?); --help lists the flags"),
     ):
@@ -447,7 +447,7 @@ def test_a_full_disk_costs_what_came_after_the_last_checkpoint(dataset, tmp_path
     assert status == 2 and re.search(r"the disk is full \(.*step_0000002.npz.\): make room", error_line(err))
     assert [file.name for file in (out / "checkpoints").iterdir()] == ["step_0000001.npz"]
     status, result, err = train(dataset, out, capsys, *flags, "--resume", method="supervised", steps=3)
-    assert status == 0 and result["steps"] == 3 and "going on from step 1 of 3" in err
+    assert status == 0 and result["steps"] == 3 and "continuing from step 1 of 3" in err
     assert [line["step"] for line in lines(out)] == [1, 2, 3]
 
 
@@ -523,7 +523,7 @@ def test_a_run_is_evaluated_from_anywhere_on_whatever_has_the_split(eager, datas
     for path in (only / "labels/test").iterdir():
         save(path, np.full((24, 32), 255))
     status, test, err = call(evaluate.cli_main, [out, "--dataset", only, "--split", "test"], capsys)
-    assert status == 0 and "nothing is measured: all pixels of the test label maps are to be ignored" in err
+    assert status == 0 and "nothing is measured: all pixels of the test label maps are ignored" in err
     assert test["mIoU"] is test["mIoU_reference"] is test["pixel_accuracy"] is None
 
     status, _, err = call(evaluate.cli_main, [out, "--dataset", only, "--split", "tset"], capsys)
@@ -533,7 +533,7 @@ def test_a_run_is_evaluated_from_anywhere_on_whatever_has_the_split(eager, datas
     path.write_bytes(path.read_bytes()[:-12])
     monkeypatch.setattr(evaluate, "require_sound", lambda *args, **options: [])
     status, _, err = call(evaluate.cli_main, [out, "--dataset", only, "--split", "test"], capsys)
-    assert status == 2 and f"{path}: cannot be read as a picture (" in error_line(err)
+    assert status == 2 and f"{path}: cannot be read as an image (" in error_line(err)
 
 
 def test_a_training_of_which_nothing_is_measured_ends(eager, dataset, tmp_path, capsys):

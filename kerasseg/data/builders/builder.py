@@ -1,6 +1,6 @@
 """What the builders of published datasets have in common: finding the archives, checking that all is there.
 
-Legend: H, W size of a picture.
+Legend: H, W size of an image.
 """
 
 from abc import abstractmethod
@@ -33,7 +33,7 @@ class Source:
     url: str | None = None
     """Where it can be downloaded without an account; its size and sha256 are in checksums.tsv."""
     sha256: str | None = None
-    """Where there is no such address and this is known."""
+    """SHA-256 of an archive that has no such address, where it is known."""
     suffixes: tuple[str, ...] = ("",)
     """Endings of the files that are needed."""
 
@@ -44,16 +44,16 @@ class File(NamedTuple):
 
 
 class Item(NamedTuple):
-    """A picture and what its label map is made from."""
+    """An image and what its label map is made from."""
 
     image: File
     label: File
 
 
 class SegmentationBuilder(tfds.core.GeneratorBasedBuilder):
-    """Pictures with label maps, by name. A subclass says where they are.
+    """Images with label maps, by name. A subclass says where they are.
 
-    An example has "name" (text), "image" (the picture as published, a JPEG or PNG) and "label" (an 8-bit grey PNG of
+    An example has "name" (text), "image" (the image as published, a JPEG or PNG) and "label" (an 8-bit grey PNG of
     class numbers 0..K-1, 255 = ignore).
     """
 
@@ -63,11 +63,11 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder):
     CLASSES: tuple[str, ...]
     HOMEPAGE: str
     COUNTS: Mapping[str, int]
-    """How many pictures each split has; preparing fails at any other number."""
+    """How many images each split has; preparing fails at any other number."""
 
     @abstractmethod
     def items(self, downloads: tfds.download.DownloadManager) -> dict[str, dict[str, Item]]:
-        """Of each split, the pictures by name. `find` opens what they are read from."""
+        """The images of each split, by name. `find` opens what they are read from."""
 
     @abstractmethod
     def decode_label(self, path: str, contents: bytes) -> np.ndarray:
@@ -144,14 +144,14 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder):
                 )
             if len(items) != self.COUNTS[split]:
                 raise ValueError(
-                    f"{self.name} has {self.COUNTS[split]} {split} pictures, found {len(items)}; download or extract "
+                    f"{self.name} has {self.COUNTS[split]} {split} images, found {len(items)}; download or extract "
                     "its archives again, to the end"
                 )
         return {split: self._generate_examples(items) for split, items in splits.items()}
 
     def _generate_examples(self, items: dict[str, Item]) -> Iterator[tuple[str, dict[str, Any]]]:
         for name, (image, label) in items.items():
-            # The picture is stored as it is, and decoded once here so that no training meets one that is cut off.
+            # The image is stored as it is. It is decoded once here, so that no training meets one that is cut off.
             encoded, image_HWC = self._read(image, lambda _, contents: read_image(contents))
             _, label_HW = self._read(label, self.decode_label)
             if image_HWC.shape[:2] != label_HW.shape:

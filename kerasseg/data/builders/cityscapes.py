@@ -1,4 +1,4 @@
-"""Cityscapes with its 19 training classes: 2,975 training and 500 validation pictures."""
+"""Cityscapes with its 19 training classes: 2,975 training and 500 validation images."""
 
 from typing import NamedTuple
 
@@ -51,7 +51,7 @@ CLASS_OF_ID[[c.label_id for c in TRAIN_CLASSES]] = range(len(TRAIN_CLASSES))
 class Cityscapes19(SegmentationBuilder):
     """Cityscapes, finely annotated, with the 19 classes of its benchmark; all other label ids are 255, ignored.
 
-    Pictures are known as CITY_SEQUENCE_FRAME, such as aachen_000000_000019. The test split has no labels and is left
+    Images are known as CITY_SEQUENCE_FRAME, such as aachen_000000_000019. The test split has no labels and is left
     out. (tfds has a `cityscapes` of its own, with the raw label ids.)
     """
 

@@ -48,8 +48,8 @@ def files_of(path: Path, folder: str = "", suffixes: tuple[str, ...] = ("",)) ->
     """The files below `path`/`folder`, where `path` is a folder or a .zip, .tar, .tar.gz or .tgz archive.
 
     Args:
-        suffixes: only files that end in one of these. Those of a compressed tar archive are kept in memory, since it
-            can only be read from its beginning.
+        suffixes: only files that end in one of these. The files of a compressed tar archive are kept in memory, since
+            it can only be read from its beginning.
 
     Raises:
         ValueError: `path` is an archive that cannot be read to its end.
@@ -102,5 +102,5 @@ def _read_part(path: Path, start: int, size: int) -> bytes:
 
 
 def names_in(files: Files, path: str) -> list[str]:
-    """The names in a list of pictures, one a line; none where there is no such file."""
+    """The names in a list of images, one per line; none where there is no such file."""
     return decode_text(files[path](), path).split() if path in files else []

@@ -1,4 +1,4 @@
-"""Oxford-IIIT Pet as tensorflow-datasets has it: 3,680 pictures to train and 3,669 to measure on."""
+"""Oxford-IIIT Pet as tensorflow-datasets has it: 3,680 images to train and 3,669 to measure on."""
 
 import functools
 

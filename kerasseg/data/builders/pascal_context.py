@@ -1,4 +1,4 @@
-"""PASCAL-Context with 59 classes and background: 4,998 training and 5,105 validation pictures of VOC 2010."""
+"""PASCAL-Context with 59 classes and background: 4,998 training and 5,105 validation images of VOC 2010."""
 
 import io
 
@@ -44,7 +44,7 @@ CLASS_OF_NUMBER[list(NUMBERS.values())] = range(1, 60)
 
 
 class PascalContext(SegmentationBuilder):
-    """PASCAL-Context: every pixel of the VOC 2010 training and validation pictures, as 59 classes or background.
+    """PASCAL-Context: every pixel of the VOC 2010 training and validation images, as 59 classes or background.
 
     Label maps are the release's .mat files, or, where VOCdevkit/VOC2010 has them, the PNG files of the folder
     SegmentationClassContext that other projects make from it. train and val are VOC's lists.

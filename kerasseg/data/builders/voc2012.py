@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012 with the label maps of SBD: 10,582 training and 1,449 validation pictures."""
+"""PASCAL VOC 2012 with the label maps of SBD: 10,582 training and 1,449 validation images."""
 
 import io
 
@@ -25,15 +25,15 @@ SBD = Source(
     folder="benchmark_RELEASE/dataset",
     home="http://home.bharathh.info/pubs/codes/SBD/download.html",
     url="https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
-    suffixes=(".mat", ".txt"),  # its pictures are VOC's
+    suffixes=(".mat", ".txt"),  # its images are VOC's
 )
 
 
 class Voc2012(SegmentationBuilder):
     """PASCAL VOC 2012, 20 classes and background, with the additional label maps of the Semantic Boundaries Dataset.
 
-    train is what papers call train_aug: the training and validation pictures of SBD and the training pictures of VOC,
-    less the validation pictures of VOC. Where VOC has a label map for training, it is used; it marks borders of things
+    train is what papers call train_aug: the training and validation images of SBD and the training images of VOC,
+    less the validation images of VOC. Where VOC has a label map for training, it is used; it marks borders of things
     as 255, ignored, which SBD does not. val is VOC's.
     """
 

@@ -1,9 +1,9 @@
 """Recipes for the papers' tables: one for each dataset, setting and amount of labels, in one file for each paper.
 
-`python -m training.run --recipe NAME` trains the paper's method; with `--method supervised` its baseline, and with any
-other method that one under the same conditions. The numbers of a recipe are the paper's, for each method that it
-reports; `--list-recipes` shows them all. What a paper does not say is its reference code's, or the methods' default
-(docs/decisions/methods.md).
+`python -m training.run --recipe NAME` trains the paper's method; `--method supervised` trains its baseline, and any
+other `--method` trains under the same conditions. The numbers of a recipe are the paper's, for each method that it
+reports; `--list-recipes` shows them all. Where the paper is silent, values come from its reference code or are the
+methods' defaults (docs/decisions/methods.md).
 
 The end of a name says what a recipe changes: `full` labels all images, `lambda_semi_0` sets that field to 0.
 """

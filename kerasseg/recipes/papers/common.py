@@ -1,4 +1,4 @@
-"""What the recipes of several papers share: networks, and what a training needs from outside."""
+"""What the recipes of several papers share: networks, and files that a training needs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +20,7 @@ VOC_TRAIN = {
 
 
 def trained(segmenter: Mapping[str, Any], steps: int, **of_one: Mapping[str, Any]) -> Fields:
-    """`same_for_all`, with what three papers start after 5000 steps, whatever the length of the training."""
+    """`same_for_all`, with the terms that three papers start after 5000 steps, whatever the length of the training."""
     start = 5000 / steps
     late: dict[str, Mapping[str, Any]] = {
         "advsemiseg": {"adv_unlabeled_start": start, "semi_start": start},

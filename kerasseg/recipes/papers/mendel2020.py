@@ -11,11 +11,11 @@ Own = Mapping[str, Mapping[str, Any]]
 """Fields that a row changes, by the method's name."""
 
 # The paper's corrector is a ResNet-34 that starts from ImageNet. Keras has no such weights for it, and ResNet-50 is the
-# nearest network that it has some for. A deeper corrector is taken to be nearer to the paper than an untrained one, for
-# that would have to learn to see from few labelled images.
+# nearest network for which it has some. We take a deeper corrector to be nearer to the paper than an untrained one,
+# which would have to learn to see from few labelled images.
 CORRECTOR = {"corrector_backbone": "resnet50", "corrector_weights": "imagenet"}
 DEEPLAB_DISCRIMINATOR = {"advsemiseg": {"discriminator_backbone": "resnet34"}}
-"""A DeepLab-v3+; it is taken to be the corrector's network."""
+"""A DeepLab-v3+; we take it to be the corrector's network."""
 
 
 def row(name: str, table: str, settings: Settings, method: str = "ecs", **expected: float) -> None:
@@ -24,7 +24,7 @@ def row(name: str, table: str, settings: Settings, method: str = "ecs", **expect
         settings,
         method=method,
         source=f"Mendel et al. 2020, table {table}",
-        start="ImageNet",  # "both ResNets": the paper says nothing of COCO for DeepLab-v2 either
+        start="ImageNet",  # "both ResNets": the paper does not mention COCO for DeepLab-v2 either
         hardware="Titan RTX or Quadro RTX 6000, 24 GB",
         expected=expected,
     )
