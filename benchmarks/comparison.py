@@ -30,8 +30,8 @@ from benchmarks.comparison_runs import Comparison, Training, keep, to_train
 from benchmarks.comparison_tables import write_results, write_summary
 from kerasseg.data import open_dataset
 from kerasseg.methods import METHODS
+from kerasseg.recipes import choose
 from serving.common import cli
-from training.recipes import choose
 
 LABELED = {"msrc21": 42, "neu_seg": 28, "camvid": 12, "shapes": 20}
 """Labelled pictures of known datasets, by the folder's name."""

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kerasseg.methods import METHODS, SegmenterConfig, TrainingData
+from kerasseg.recipes import choose
 from kerasseg.segmenters import SEGMENTERS, fitting_rates
 from serving.common.files import write_atomically
 from training.compare import BASELINE, OF_A_MACHINE, OF_A_RUN, OF_THE_LOG
 from training.config import DECIDE_NOTHING, RunConfig, defaults, with_groups
-from training.recipes import choose
 from training.run_folder import Run
 
 TUNING_SEED = 10

@@ -3,20 +3,46 @@
 Importing it registers every layer, network and method, so that `keras.saving.load_model` needs no custom objects.
 """
 
-from kerasseg import start  # isort: skip (first of all)
-from kerasseg import losses, methods, metrics, segmenters
-from kerasseg.methods import METHODS
-from kerasseg.segmenters import SEGMENTERS, build_segmenter
+from kerasseg import tensorflow_setup  # isort: skip (first of all)
+from kerasseg import data, losses, methods, metrics, recipes, segmenters
+from kerasseg.methods import (
+    ECS,
+    METHODS,
+    MLMT,
+    S4GAN,
+    AdvSemiSeg,
+    DualGAN,
+    Latent,
+    MeanTeacher,
+    Supervised,
+    UniMatch,
+    register_method,
+)
+from kerasseg.segmenters import SEGMENTERS, DeepLabV2, DeepLabV3Plus, build_segmenter
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ECS",
     "METHODS",
+    "MLMT",
+    "S4GAN",
     "SEGMENTERS",
+    "AdvSemiSeg",
+    "DeepLabV2",
+    "DeepLabV3Plus",
+    "DualGAN",
+    "Latent",
+    "MeanTeacher",
+    "Supervised",
+    "UniMatch",
     "build_segmenter",
+    "data",
     "losses",
     "methods",
     "metrics",
+    "recipes",
+    "register_method",
     "segmenters",
-    "start",
+    "tensorflow_setup",
 ]

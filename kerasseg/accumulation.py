@@ -13,6 +13,8 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
+from kerasseg.keras_internals import full_precision
+
 state = threading.local()  # each replica has a thread
 
 
@@ -47,8 +49,8 @@ def accumulate(network: keras.Model) -> None:
 def _in_parts(network: keras.Model, parts: int, inputs, training: bool | None):
     flat_inputs = tf.nest.flatten(inputs)
     # Not `.value`: in mixed precision that is cast already.
-    weights = [tf.convert_to_tensor(variable._value) for variable in network.trainable_variables]
-    kept = [tf.convert_to_tensor(variable._value) for variable in network.non_trainable_variables]
+    weights = [full_precision(variable) for variable in network.trainable_variables]
+    kept = [full_precision(variable) for variable in network.non_trainable_variables]
     states = [kept]  # batch-norm statistics and random state before each part and after the last
     structure = None
 

@@ -52,7 +52,7 @@ class PixelNormalization(keras.layers.Layer):
 def has_dilated_gradient(dtype: str) -> bool:
     """Whether this machine can train a dilated convolution of that type ("float32", ...) as one op.
 
-    GPUs can. A CPU can where TensorFlow uses oneDNN for the type; see `kerasseg.start`.
+    GPUs can. A CPU can where TensorFlow uses oneDNN for the type; see `kerasseg.tensorflow_setup`.
     """
     with tf.init_scope():
         ones = tf.ones((1, 4, 4, 1), dtype)

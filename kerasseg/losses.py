@@ -9,15 +9,9 @@ so do their gradients, which Keras' optimizers sum over replicas.
 
 import tensorflow as tf
 
+from kerasseg.distribution import sum_over_replicas
+
 IGNORE_LABEL = 255
-
-
-def sum_over_replicas(value: tf.Tensor) -> tf.Tensor:
-    """The sum of a tensor over replicas; the tensor itself where there is one."""
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return value
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
 def mean_where(values: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
@@ -33,8 +27,8 @@ def mean(values: tf.Tensor) -> tf.Tensor:
 
 
 def valid_pixels(labels_BHW: tf.Tensor) -> tf.Tensor:
-    """1 where a pixel has a label, 0 where it is ignored; (B,H,W) float32."""
-    return tf.cast(labels_BHW != IGNORE_LABEL, tf.float32)
+    """Where a pixel has a label, and is not ignored; (B,H,W) bool."""
+    return labels_BHW != IGNORE_LABEL
 
 
 def one_hot(labels_BHW: tf.Tensor, num_classes: int) -> tf.Tensor:
@@ -76,10 +70,15 @@ def cross_entropy(labels_BHW: tf.Tensor, logits_BHWK: tf.Tensor, class_weights_K
     Args:
         class_weights_K: optional weight of the pixels of each class in that mean.
     """
-    weights_BHW = valid_pixels(labels_BHW)
-    if class_weights_K is not None:
-        weights_BHW *= tf.gather(class_weights_K, tf.where(labels_BHW == IGNORE_LABEL, 0, labels_BHW))
-    return mean_where(pixel_cross_entropy(labels_BHW, logits_BHWK), weights_BHW)
+    return mean_where(pixel_cross_entropy(labels_BHW, logits_BHWK), pixel_weights(labels_BHW, class_weights_K))
+
+
+def pixel_weights(labels_BHW: tf.Tensor, class_weights_K: tf.Tensor | None) -> tf.Tensor:
+    """The weight of each pixel's class, 1 without `class_weights_K`, and 0 where it is ignored; (B,H,W) float32."""
+    valid_BHW = tf.cast(valid_pixels(labels_BHW), tf.float32)
+    if class_weights_K is None:
+        return valid_BHW
+    return valid_BHW * tf.gather(class_weights_K, tf.where(labels_BHW == IGNORE_LABEL, 0, labels_BHW))
 
 
 def hard_pixels(labels_BHW: tf.Tensor, logits_BHWK: tf.Tensor, threshold: float, at_least: float) -> tf.Tensor:
@@ -88,7 +87,7 @@ def hard_pixels(labels_BHW: tf.Tensor, logits_BHWK: tf.Tensor, threshold: float,
 
     Under `tf.distribute` each replica counts its own.
     """
-    known_BHW = labels_BHW != IGNORE_LABEL
+    known_BHW = valid_pixels(labels_BHW)
     loss_BHW = pixel_cross_entropy(labels_BHW, logits_BHWK)
     losses_N = tf.boolean_mask(loss_BHW, known_BHW)
     count = tf.cast(tf.math.ceil(at_least * tf.cast(tf.size(losses_N), tf.float32)), tf.int32)
@@ -103,7 +102,7 @@ def dice_loss(labels_BHW: tf.Tensor, logits_BHWK: tf.Tensor) -> tf.Tensor:
     """
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     Y_BHWK = one_hot(labels_BHW, logits_BHWK.shape[-1])
-    S_BHWK = zero_unless(labels_BHW != IGNORE_LABEL, tf.nn.softmax(tf.cast(logits_BHWK, tf.float32)))
+    S_BHWK = zero_unless(valid_pixels(labels_BHW), tf.nn.softmax(tf.cast(logits_BHWK, tf.float32)))
     both_K, S_K, Y_K = tf.unstack(
         sum_over_replicas(tf.stack([tf.reduce_sum(x, axis=(0, 1, 2)) for x in (S_BHWK * Y_BHWK, S_BHWK, Y_BHWK)]))
     )
@@ -133,14 +132,14 @@ def accuracy(logits: tf.Tensor, target: float | tf.Tensor, weights: tf.Tensor | 
     return mean(right) if weights is None else mean_where(right, weights)
 
 
-def discriminator_terms(
+def discriminator_scores(
     D_real: tf.Tensor,
     D_fake: tf.Tensor,
     weights_real: tf.Tensor | None = None,
     weights_fake: tf.Tensor | None = None,
     name: str = "D",
 ) -> dict[str, tf.Tensor]:
-    """What a discriminator learns by, and how it does.
+    """How a discriminator does, for the log.
 
     Args:
         D_real: logits, any shape, for label maps.
@@ -150,11 +149,11 @@ def discriminator_terms(
         name: of the discriminator, in the names of the terms.
 
     Returns:
-        Scalars: `L_D`, the sum of both cross-entropies; `D_real` and `D_fake`, its mean scores in 0..1; `acc_real` and
-        `acc_fake`, the shares that it recognised.
+        Scalars: `D_real` and `D_fake`, its mean scores in 0..1; `acc_real` and `acc_fake`, the shares that it
+        recognised.
     """
     shown = {"real": (D_real, 1.0, weights_real), "fake": (D_fake, 0.0, weights_fake)}
-    terms = {f"L_{name}": tf.add_n([binary_cross_entropy(*each) for each in shown.values()])}
+    terms = {}
     for kind, (logits, target, weights) in shown.items():
         scores = tf.nn.sigmoid(tf.cast(logits, tf.float32))
         terms[f"{name}_{kind}"] = mean(scores) if weights is None else mean_where(scores, weights)
@@ -224,12 +223,9 @@ def focal_loss(
     """
     if gamma == 0:
         return cross_entropy(labels_BHW, logits_BHWK, class_weights_K)
-    weights_BHW = valid_pixels(labels_BHW)
-    if class_weights_K is not None:
-        weights_BHW *= tf.gather(class_weights_K, tf.where(labels_BHW == IGNORE_LABEL, 0, labels_BHW))
     loss_BHW = pixel_cross_entropy(labels_BHW, logits_BHWK)
     doubt_BHW = tf.maximum(1.0 - tf.exp(-loss_BHW), 1e-7)  # a power below 1 has no gradient at 0
-    return mean_where(doubt_BHW**gamma * loss_BHW, weights_BHW)
+    return mean_where(doubt_BHW**gamma * loss_BHW, pixel_weights(labels_BHW, class_weights_K))
 
 
 def diffused_masks(one_hot_BHWK: tf.Tensor, S_BHWK: tf.Tensor, peak: float) -> tf.Tensor:

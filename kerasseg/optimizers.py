@@ -1,13 +1,21 @@
-"""Optimizers where they have to differ from Keras' own."""
+"""The methods' optimizers, and what in them has to differ from Keras' own."""
+
+import math
+import warnings
+from typing import TYPE_CHECKING
 
 import keras
 import tensorflow as tf
 
+from kerasseg.distribution import number, sum_over_replicas
+from kerasseg.keras_internals import LossScaleOptimizer, index_of
 from kerasseg.layers import register
-from kerasseg.losses import sum_over_replicas
+
+if TYPE_CHECKING:
+    from kerasseg.methods.config import AdversarialConfig, SegmenterConfig
 
 
-class LossScale(keras.optimizers.LossScaleOptimizer):
+class LossScale(LossScaleOptimizer):
     """Keras' loss scaling for float16, where a step that overflows counts as a step, and replicas agree on it.
 
     Its update alone is left out. Schedules and all else that goes by `iterations` move on, as they do for the other
@@ -27,10 +35,52 @@ class LossScale(keras.optimizers.LossScaleOptimizer):
         overflows = sum_over_replicas(tf.cast(tf.logical_not(super().check_finite(grads)), tf.float32))
         return overflows == 0
 
-    def _stateful_handle_non_finite_grads(self):
-        super()._stateful_handle_non_finite_grads()
+    def after_overflow(self):
         self.skipped.assign_add(1)
         self.iterations.assign_add(1)
+
+
+@register
+class Replaceable(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule that a rate set by hand takes the place of, in a graph that exists already too."""
+
+    def __init__(self, schedule: keras.optimizers.schedules.LearningRateSchedule):
+        self.schedule = schedule
+        self.by_hand = tf.Variable(math.nan, trainable=False, name="rate_by_hand")
+
+    def __call__(self, step):
+        return tf.where(tf.math.is_nan(self.by_hand), self.schedule(step), self.by_hand)
+
+    def get_config(self):
+        return {"schedule": keras.saving.serialize_keras_object(self.schedule)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(keras.saving.deserialize_keras_object(config["schedule"]))
+
+
+class SettableRate(keras.optimizers.Optimizer):
+    """An optimizer whose `learning_rate` may be set although it has a schedule, as `LearningRateScheduler` and
+    `ReduceLROnPlateau` set it: a `Replaceable` one steps aside, with a warning."""
+
+    def __init__(self, learning_rate, *args, **kwargs):
+        super().__init__(learning_rate, *args, **kwargs)
+        self.schedule = learning_rate if isinstance(learning_rate, Replaceable) else None
+
+    @property
+    def learning_rate(self):
+        return keras.optimizers.Optimizer.learning_rate.fget(self)
+
+    @learning_rate.setter
+    def learning_rate(self, rate):
+        if self.schedule is None or callable(rate):
+            keras.optimizers.Optimizer.learning_rate.fset(self, rate)
+            return
+        if math.isnan(number(self.schedule.by_hand)):
+            warnings.warn(
+                f"the learning rate is set to {float(rate):.3g} and no longer follows its schedule", stacklevel=2
+            )
+        self.schedule.by_hand.assign(rate)
 
 
 class GroupRates(keras.optimizers.Optimizer):
@@ -53,7 +103,7 @@ class GroupRates(keras.optimizers.Optimizer):
 
     def update_step(self, gradient, variable, learning_rate):
         if self.multipliers is not None:
-            learning_rate = learning_rate * self.multipliers[self._get_variable_index(variable)]
+            learning_rate = learning_rate * self.multipliers[index_of(variable, self)]
         super().update_step(gradient, variable, learning_rate)
 
     def get_config(self):
@@ -84,18 +134,18 @@ class L2Penalty(keras.optimizers.Optimizer):
 
 
 @register
-class SGD(L2Penalty, GroupRates, keras.optimizers.SGD):
+class SGD(SettableRate, L2Penalty, GroupRates, keras.optimizers.SGD):
     """SGD with momentum, as the papers' segmenters are trained. Arguments: `L2Penalty`, `GroupRates`,
     `keras.optimizers.SGD`."""
 
 
 @register
-class Adam(L2Penalty, keras.optimizers.Adam):
+class Adam(SettableRate, L2Penalty, keras.optimizers.Adam):
     """Adam, as a critic with weight decay is trained. Arguments: `L2Penalty`, `keras.optimizers.Adam`."""
 
 
 @register
-class AdamW(GroupRates, keras.optimizers.AdamW):
+class AdamW(SettableRate, GroupRates, keras.optimizers.AdamW):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101) and rates by group.
 
     A step takes the weight decay times the learning rate off each weight, whatever its group. Arguments: `GroupRates`,
@@ -116,3 +166,33 @@ class Poly(keras.optimizers.schedules.PolynomialDecay):
 
     def get_config(self):
         return {"learning_rate": self.initial_learning_rate, "steps": self.decay_steps, "until": self.until}
+
+
+def segmenter_optimizer(
+    config: "SegmenterConfig", segmenter: keras.Model, network: keras.Model | None = None
+) -> SGD | AdamW:
+    """The optimizer that `config` describes, for the segmenter or another `network` that learns beside it: all that is
+    not of the segmenter's backbone learns at the head's rate."""
+    network = network or segmenter
+    backbone = getattr(segmenter, "backbone", None)
+    pretrained = {variable.path for variable in backbone.trainable_variables} if backbone else set()
+    multipliers = [
+        1.0 if not backbone or variable.path in pretrained else config.head_multiplier
+        for variable in network.trainable_variables
+    ]
+    rate = Replaceable(Poly(config.learning_rate, config.main_updates * config.steps))
+    if config.optimizer == "adamw":
+        return AdamW(rate, weight_decay=config.weight_decay, multipliers=multipliers)
+    return SGD(
+        rate,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        l2=config.weight_decay,
+        multipliers=multipliers,
+    )
+
+
+def discriminator_optimizer(config: "AdversarialConfig", until: float = 1.0) -> keras.optimizers.Adam:
+    """The optimizer that `config` describes; `until` that share of training, when its rate becomes 0."""
+    rate = Poly(config.discriminator_learning_rate, config.steps, until)
+    return keras.optimizers.Adam(rate, beta_1=0.9, beta_2=0.99)

@@ -524,7 +524,7 @@ def test_the_floor_has_the_passes_of_the_step(name, eager):
             return call(inputs, *args, **kwargs)
 
         getattr(method, network).call = counted
-    method.update(tiny.tensors(x, y))
+    method.update(tiny.batch_of(x, y))
 
     count = {"labeled": 2, "unlabeled": 3}
     passes = train_step.PASSES[name]

@@ -136,3 +136,43 @@ def test_pytest_finds_every_test():
                 methods = [member.name for member in node.body if isinstance(member, ast.FunctionDef)]
                 ignored = not node.name.startswith("Test") and any(name.startswith("test") for name in methods)
                 assert not ignored, f"pytest ignores the class {node.name} in {path}: name it Test..."
+
+
+def test_private_names_of_other_packages_stand_in_one_file():
+    """Those of Keras and TensorFlow, which a new version may change: `kerasseg/keras_internals.py`."""
+    for path in [file for room in ("kerasseg", "training", "export") for file in (ROOT / room).rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and re.match("_[a-z]", node.attr) and path.stem != "keras_internals":
+                own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+                assert own or node.attr == "_replace", f"{path}:{node.lineno}: {node.attr} is not public"
+
+
+def test_no_import_circles():
+    """At the top of modules: which of them a module imports, and these, and so on, never comes back to it."""
+    modules = {module_name(path): path for room in PACKAGES for path in (ROOT / room).rglob("*.py")}
+
+    def imported(name: str) -> list[str]:
+        found = []
+        for node in ast.parse(modules[name].read_text()).body:
+            if isinstance(node, ast.ImportFrom):
+                found += [f"{node.module}.{alias.name}" for alias in node.names] + [str(node.module)]
+            elif isinstance(node, ast.Import):
+                found += [alias.name for alias in node.names]
+        return [module for module in found if module in modules and modules[module].name != "__init__.py"]
+
+    done: set[str] = set()
+
+    def visit(name: str, path: list[str]) -> None:
+        assert name not in path, " imports ".join([*path[path.index(name) :], name])
+        if name not in done:
+            for other in imported(name):
+                visit(other, [*path, name])
+            done.add(name)
+
+    for name in modules:
+        visit(name, [])
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)

@@ -61,9 +61,9 @@ class Progress(StepCallback):
     def after_step(self, logs):
         seconds = time.perf_counter() - self.started
         rate = (self.step - self.start_step) * self.images_per_step / seconds
-        first = next(iter(logs), None)
+        total = next(iter(self.model.loss_first(logs).values()), None)
         self.bar.set_postfix_str(
-            f"{rate:.1f} images/s" + (f", {first} {logs[first]:.3f}" if first else ""), refresh=False
+            f"{rate:.1f} images/s" + ("" if total is None else f", loss {total:.3f}"), refresh=False
         )
         self.bar.update()
 
@@ -241,17 +241,17 @@ class Interruption(StepCallback):
     def __init__(self, start_step: int, agree: Callable[[int], int] = lambda received: received):
         super().__init__(start_step)
         self.agree = agree
-        self.received: int | None = None
+        self.received = 0
+        self.agreed = 0
+        """The signal that ended the training, 0 for none."""
         self.previous: dict[int, Any] = {}
 
     def __enter__(self):
+        self.previous = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
         return self
 
     def __exit__(self, *exception):
         self._restore()
-
-    def on_train_begin(self, logs=None):
-        self.previous = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
 
     def _receive(self, number, frame):
         self._restore()
@@ -259,8 +259,8 @@ class Interruption(StepCallback):
         print("\nstopping after this step, with a checkpoint (once more to stop at once)", file=sys.stderr)
 
     def after_step(self, logs):
-        if agreed := self.agree(self.received or 0):
-            self.received = agreed
+        self.agreed = self.agree(self.received)
+        if self.agreed:
             self.model.stop_training = True
 
     def _restore(self):

@@ -1,6 +1,6 @@
 """Checkpoints of a run: all that an unbroken continuation needs, each in one file.
 
-A file `step_NNNNNNN.npz` holds the arrays of `Method.training_variables` and, as JSON, what else there is to know.
+A file `step_NNNNNNN.npz` holds the arrays of `training_variables` and, as JSON, what else there is to know.
 NumPy's archive has a checksum of every array, so that a damaged file is known before anything is built on it.
 """
 
@@ -131,14 +131,31 @@ def open_method(run: Run, checkpoint: str = "last") -> tuple[Method, dict[str, A
     return method, {"mIoU": best.scores[best.step], "steps": best.step}
 
 
+def training_variables(method: Method) -> dict[str, tf.Variable]:
+    """Everything that a training resumed from here needs: weights, random state, the optimizers of all stages.
+
+    Named by position, because Keras numbers equal layer names by what else the process has built.
+    """
+    groups = {"model": method.variables} | {
+        f"{name}_optimizer": optimizer.variables
+        for stage in method.stages()
+        for name, optimizer in vars(stage.training_optimizers).items()
+    }
+    return {
+        f"{group}/{index}": variable.value
+        for group, variables in groups.items()
+        for index, variable in enumerate(variables)
+    }
+
+
 def replica_copies(method: Method) -> dict[str, tuple[tf.Variable, ...]]:
-    """`Method.training_variables` on each replica, those that are to have one value under one name.
+    """`training_variables` on each replica, those that are to have one value under one name.
 
     Batch-norm statistics go their own way on each replica, and have its number behind the name, but for the first's.
-    Random states do so too, but follow from the first's (`Method.separate_random_numbers`).
+    Random states do so too, but follow from the first's (`separate_random_numbers`).
     """
     copies: dict[str, tuple[tf.Variable, ...]] = {}
-    for name, variable in method.training_variables().items():
+    for name, variable in training_variables(method).items():
         first, *others = method.distribute_strategy.experimental_local_results(variable)
         if name.startswith("model/") and not variable.trainable and variable.dtype.is_floating:
             copies |= {name: (first,)} | {f"{name}@{number}": (other,) for number, other in enumerate(others, start=1)}

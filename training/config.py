@@ -4,18 +4,12 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from kerasseg.data import Augmentation
-from kerasseg.data.weighting import parse_class_weights
-from kerasseg.methods import Method, MethodConfig, find_method
-from kerasseg.segmenters import BACKBONES, SEGMENTERS
-
-PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-STRATEGIES = ("auto", "single", "mirrored", "multiworker")
-
+from kerasseg.methods import MethodConfig
+from kerasseg.settings import Fields, TrainingSettings
 
 DECIDE_NOTHING = {
     "out",
@@ -34,12 +28,6 @@ def defaults(settings: type) -> dict[str, Any]:
     values = {entry.name: entry.default for entry in dataclasses.fields(settings)}
     given = {name: value for name, value in values.items() if value is not dataclasses.MISSING}
     return json.loads(json.dumps(given, default=str))
-
-
-def one_of(name: str, value: str, choices) -> None:
-    """ValueError listing the choices unless the value is one of them."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,78 +57,17 @@ ProtocolFlags = Annotated[ProtocolSettings, tyro.conf.arg(name="")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(TrainingSettings):
     """Settings of a run. Those of the method itself are flags of their own, such as --s4gan.gamma."""
 
-    method: str = "mlmt"
-    """supervised, meanteacher, advsemiseg, s4gan, mlmt, ecs, latent, dualgan or unimatch; or package.module:Class for
-    one of your own, imported from the present folder or PYTHONPATH."""
-    dataset: str = "shapes"
-    """The built-in shapes, the path of a dataset folder, or voc2012, pascal_context, cityscapes, oxford_iiit_pet:
-    these are prepared once in the directory TFDS_DATA_DIR, from the archives in TFDS_MANUAL_DIR."""
-    labeled: str = "1/8"
-    """Which training images are labelled: a fraction (1/8, 0.125), a count (45), all, or a file of image names."""
-    cover: bool = False
-    """Choose the labelled images so that every class is in as many of them as possible, rare classes first."""
-    image_labels: str | None = None
-    """Which of the others have image-level labels (mlmt learns from them): same forms as --labeled; or a .csv file of
-    `image,class` lines."""
-    seed: int = 0
-    """Decides the labelled subset, the initial weights and every random number of training."""
     recipe: str = "auto"
     """Where the other defaults come from; auto is shapes for the built-in dataset and photos for all else."""
 
-    segmenter: str = "deeplab_v3plus"
-    """deeplab_v2 or deeplab_v3plus."""
-    backbone: str = "mobilenet_v2"
-    """mobilenet_v2, mobilenet_v2_c4 (less its last stage), resnet34, resnet50 or resnet101."""
-    output_stride: int = 16
-    """Of the backbone: 16, or 8 for finer and slower."""
-    head_channels: int | None = None
-    """Width of deeplab_v3plus' head; None for the paper's 256. deeplab_v2's head has no width."""
-    head_dropout: float = 0.1
-    """Share of the values that deeplab_v3plus' head drops while training; deeplab_v2's drops none."""
-    rates: tuple[int, ...] | None = None
-    """Dilation of the head's 3x3 convolutions, in positions of the backbone's last map: three for deeplab_v3plus, four
-    for deeplab_v2. None for the published ones where the crop has room for them, and smaller ones where not."""
-    weights: str = "imagenet"
-    """imagenet (of the backbone: Keras' own, from its cache or the network), none, or a file with weights of the
-    backbone or of a whole segmenter: .keras (a run's model.keras, say), .weights.h5 or .h5."""
-
-    crop: tuple[int, int] = (321, 321)
-    """Height and width of training crops, pixels."""
-    scale: tuple[float, float] = (0.5, 1.5)
-    """Training pictures are resized by a random factor in this range."""
-    flip: bool = True
-    """Mirror training pictures at random."""
-    color_jitter: float = 0.0
-    """Random change of brightness, contrast, saturation and hue, 0 (none) to 1."""
-    blur: float = 0.0
-    """Largest standard deviation of a random Gaussian blur, pixels."""
-    rare_class_temperature: float | None = None
-    """Draw labelled crops by the classes they show, rare ones the more often the lower this is (DAFormer: 0.01)."""
-    copy_paste: float = 0.0
-    """Probability with which pixels of a rare class of another labelled picture are pasted onto a labelled crop."""
-    class_weights: str = "none"
-    """Weights of the classes in the labelled loss: none, inverse_log, effective_number, or a number for each class,
-    separated by commas."""
-    batch_size: int = 8
-    """Labelled images in a step, on all devices together."""
-    unlabeled_batch_size: int | None = None
-    """Unlabelled images in a step; None for as many as labelled ones."""
-    steps: int | None = None
-    """Training steps, in place of --METHOD.steps; for mlmt of each of its two branches."""
-    learning_rate: float | None = None
-    """Initial learning rate of the segmenter, in place of --METHOD.learning-rate."""
-    average_weights: bool = False
-    """Evaluate and export an average of the segmenter's weights over the last steps, in place of the last weights. The
-    report shows both."""
-
     branch_run: Path | None = None
     """For mlmt: the finished run whose segmenter gets a classifier; the segmenter is left as it is."""
-    precision: str = "float32"
-    """float32, mixed_bfloat16 or mixed_float16."""
-    strategy: str = "auto"
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    """Of the arithmetic: mixed ones keep weights and losses in float32."""
+    strategy: Literal["auto", "single", "mirrored", "multiworker"] = "auto"
     """mirrored trains on all local GPUs, single on one device; auto is mirrored where there are several GPUs.
     multiworker trains on the machines that TF_CONFIG names, each of which runs this command."""
     accumulate: int = 1
@@ -151,13 +78,9 @@ class RunConfig:
     which is faster, and the first one's moving averages are those of the trained model."""
     deterministic: bool = False
     """Bit-equal repeats: deterministic ops, one op at a time."""
-    evaluate_every: int = 500
-    """Steps between evaluations on the val split, of whole pictures at their own size."""
     checkpoint_every: int = 500
     """Steps between checkpoints, from which --resume goes on; there is one at the end too, and when training is
     stopped by Ctrl-C or SIGTERM. The last two stay, and the best one that was evaluated."""
-    protocol: str = "native"
-    """How the trained run is measured: native, multiscale_flip, sliding_window or resized."""
     protocol_settings: ProtocolFlags = ProtocolSettings()
     gradient_norms: bool = True
     """At evaluations, measure how hard each loss pulls; off where that wants too much memory."""
@@ -171,52 +94,16 @@ class RunConfig:
     """Train for a few steps, write nothing, and tell how long the whole will take and how much memory."""
 
     def __post_init__(self):
-        _ = self.method_class  # checks the name
-        one_of("--segmenter", self.segmenter, SEGMENTERS)
-        one_of("--backbone", self.backbone, BACKBONES)
-        one_of("--precision", self.precision, PRECISIONS)
-        one_of("--strategy", self.strategy, STRATEGIES)
-        for name in ("batch_size", "evaluate_every", "checkpoint_every", "log_every", "accumulate"):
+        super().__post_init__()
+        for name in ("checkpoint_every", "log_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1; got {getattr(self, name)}")
-        if self.unlabeled_batch_size is not None and self.unlabeled_batch_size < 1:
-            raise ValueError(f"--unlabeled-batch-size must be at least 1; got {self.unlabeled_batch_size}")
-        if not 0 <= self.head_dropout < 1:
-            raise ValueError(f"--head-dropout must be in 0..1 (below 1); got {self.head_dropout}")
-        if self.output_stride not in (8, 16):
-            raise ValueError(f"--output-stride must be 8 or 16; got {self.output_stride}")
-        if self.rare_class_temperature is not None and not 0 < self.rare_class_temperature < float("inf"):
-            raise ValueError(f"--rare-class-temperature must be above 0; got {self.rare_class_temperature}")
-        if not 0 <= self.copy_paste <= 1:
-            raise ValueError(f"--copy-paste must be a probability 0..1; got {self.copy_paste}")
-        parse_class_weights(self.class_weights)
-        _ = self.augmentation  # checks its fields
-
-    @property
-    def augmentation(self) -> Augmentation:
-        return Augmentation(
-            crop=self.crop, scale=self.scale, flip=self.flip, color_jitter=self.color_jitter, blur=self.blur
-        )
-
-    @property
-    def method_class(self) -> type[Method]:
-        return find_method(self.method)
 
     @property
     def method_fields(self) -> dict[str, dict[str, Any]]:
         """Fields by registry name: the flags --METHOD.FIELD, with --steps and --learning-rate put in."""
         groups = {name: (type(group), dataclasses.asdict(group)) for name, group in self.groups.items()}
         return {name: fields | self.shared(group) for name, (group, fields) in groups.items()}
-
-    def shared(self, group: type[MethodConfig]) -> dict[str, Any]:
-        """--steps, --learning-rate and --average-weights where they are given and the group has such a field."""
-        known = {entry.name for entry in dataclasses.fields(group)}
-        values = {
-            "steps": self.steps,
-            "learning_rate": self.learning_rate,
-            "average_weights": self.average_weights or None,
-        }
-        return {key: value for key, value in values.items() if value is not None and key in known}
 
     groups: ClassVar[dict[str, MethodConfig]] = {}
     """The method configurations by registry name; `with_groups` makes them fields."""
@@ -231,23 +118,22 @@ class RunConfig:
         return Path("runs") / f"{dataset}_{self.method_class.registry_name}_{labeled}{covering}_seed{self.seed}"
 
 
-def with_groups(config: RunConfig, fields: dict[str, dict[str, Any]]) -> RunConfig:
-    """The configuration with the groups of its method as fields of their own: what the command line is parsed into.
+def with_groups(settings: TrainingSettings, fields: Fields, recipe: str = "auto") -> RunConfig:
+    """A recipe's settings with the groups of the method as fields of their own: what the command line is parsed into.
 
     Args:
         fields: values already known, by registry name.
     """
-    classes = config.method_class.config_groups(fields)
+    configs = settings.method_configs(fields)
     extended = dataclasses.make_dataclass(
         "RunConfig",
-        [(name, group, field(default_factory=group)) for name, group in classes.items()],
+        [(name, type(group), field(default_factory=type(group))) for name, group in configs.items()],
         bases=(RunConfig,),
         frozen=True,
         kw_only=True,
-        namespace={"groups": property(lambda self: {name: getattr(self, name) for name in classes})},
+        namespace={"groups": property(lambda self: {name: getattr(self, name) for name in configs})},
     )
     # A recipe's steps and learning rate become the groups' defaults, which --steps and --learning-rate override.
-    values = {entry.name: getattr(config, entry.name) for entry in dataclasses.fields(RunConfig)}
-    values |= {"steps": None, "learning_rate": None, "average_weights": False}
-    groups = {name: group(**config.shared(group) | fields.get(name, {})) for name, group in classes.items()}
-    return extended(**values, **groups)
+    values = {entry.name: getattr(settings, entry.name) for entry in dataclasses.fields(settings)}
+    values |= {"recipe": recipe, "steps": None, "learning_rate": None, "average_weights": False}
+    return extended(**values, **configs)

@@ -1,21 +1,23 @@
 """What a run says of itself beyond its scores: how its losses pull, whether its confidence can be trusted, ..."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from kerasseg.data import Dataset, Split, eval_dataset, evenly_spaced
+from kerasseg.distribution import state_restored
 from kerasseg.losses import IGNORE_LABEL
 from kerasseg.methods import Method
+from kerasseg.methods.gradient_norms import gradient_norms
 from kerasseg.metrics import Reliability
-from training.evaluation import unnoticed
 
 TRAINING_IMAGES = 50
 
 
 class GradientNorms:
-    """How hard each loss term pulls (`Method.gradient_norms`), on one and the same batch throughout a training.
+    """How hard each loss term pulls (`gradient_norms`), on one and the same batch throughout a training.
 
     Args:
         method: compiled.
@@ -37,8 +39,8 @@ class GradientNorms:
     def __call__(self) -> dict[str, float]:
         """The norms at present, as `"grad_" + term`. The method is left as it was: the training does not notice."""
         strategy = self.method.distribute_strategy
-        with unnoticed(self.method):
-            norms = strategy.run(self.method.gradient_norms, args=(self.batch,))
+        with state_restored(self.method):
+            norms = strategy.run(partial(gradient_norms, self.method), args=(self.batch,))
         return {f"grad_{name}": float(strategy.experimental_local_results(norm)[0]) for name, norm in norms.items()}
 
 

@@ -17,7 +17,7 @@ from kerasseg.methods import Method
 from training.config import RunConfig
 from training.evaluation import Measurement
 from training.report import duration
-from training.session import Look, assemble, peak_memory, prepare_backend
+from training.session import Evaluator, Session, Stage, assemble, peak_memory, prepare_backend
 from training.workers import make_strategy
 
 STEPS = 5
@@ -58,27 +58,22 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
     prepare_backend(config)
     session = assemble(dataclasses.replace(config, steps=STEPS), make_strategy(config))
     method, dataset = session.method, session.dataset
-    planned = {stage: config.method_fields[stage]["steps"] for stage in method.stages}
+    names = [stage.method.registry_name for stage in session.stages]
+    planned = {name: config.method_fields[name]["steps"] for name in names}
     total = sum(planned.values())
 
     print(f"trying {STEPS} steps of {' and '.join(planned)}", file=sys.stderr)
-    stopwatch = Stopwatch()
-    steps = method.total_steps
-    method.fit(session.batches(0), steps_per_epoch=steps, epochs=1, verbose=0, shuffle=False, callbacks=[stopwatch])
-    step = {
-        stage: statistics.median(stopwatch.seconds[number * STEPS + 1 : (number + 1) * STEPS])
-        for number, stage in enumerate(planned)
-    }
+    step = {name: seconds_per_step(session, stage) for name, stage in zip(names, session.stages, strict=True)}
 
-    names = dataset.label_names("val")
-    few = evenly_spaced(names, PICTURES * session.strategy.num_replicas_in_sync)
-    look = Look(session, few)
-    scale = len(names) / len(few)
-    measuring = seconds_of(look.measure)
-    evaluation = scale * measuring + max(seconds_of(look) - measuring, 0.0)
+    pictures = dataset.label_names("val")
+    few = evenly_spaced(pictures, PICTURES * session.strategy.num_replicas_in_sync)
+    evaluator = Evaluator(session, few)
+    scale = len(pictures) / len(few)
+    measuring = seconds_of(evaluator.measure)
+    evaluation = scale * measuring + max(seconds_of(evaluator) - measuring, 0.0)
     evaluations = len({*range(config.evaluate_every, total + 1, config.evaluate_every), total})
     last = evaluation
-    if session.protocol != look.measure.protocol:
+    if session.protocol != evaluator.measure.protocol:
         last += scale * seconds_of(Measurement(method, dataset, names=few, protocol=session.protocol))
 
     seconds = sum(planned[stage] * step[stage] for stage in planned) + (evaluations - 1) * evaluation + last
@@ -96,6 +91,20 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
     }
     print(*told(result, planned), sep="\n", file=sys.stderr)
     return result
+
+
+def seconds_per_step(session: Session, stage: Stage) -> float:
+    """The median over its steps but the first."""
+    stopwatch = Stopwatch()
+    stage.method.fit(
+        session.batches(stage, stage.begin),
+        steps_per_epoch=stage.end - stage.begin,
+        epochs=1,
+        verbose=0,
+        shuffle=False,
+        callbacks=[stopwatch],
+    )
+    return statistics.median(stopwatch.seconds[1:])
 
 
 def seconds_of(call: Callable[[], Any]) -> float:

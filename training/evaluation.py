@@ -1,15 +1,14 @@
 """Scores of a method on a split, and pictures to look at."""
 
-import contextlib
 import sys
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from kerasseg.data import Dataset, eval_dataset, evenly_spaced
+from kerasseg.distribution import state_restored
 from kerasseg.losses import IGNORE_LABEL
 from kerasseg.methods import Method
 from kerasseg.methods.mlmt import gated, predicted_pixels
@@ -81,7 +80,7 @@ class Measurement:
         many, and those of the method once it is saved."""
         for count in self.counts.values():
             count.assign(tf.zeros_like(count))
-        with unnoticed(self.method):
+        with state_restored(self.method):
             self.follow_first()
             shares = iter(self.shares)
             for _ in range(self.steps):
@@ -108,20 +107,6 @@ class Measurement:
         for variant, probabilities in self.method.predictions(images_1HW3, self.protocol.segment).items():
             prediction_1HW = tf.argmax(probabilities, axis=-1)
             self.counts[variant].assign_add(count_pixels(labels_1HW, prediction_1HW, len(self.classes)))
-
-
-@contextlib.contextmanager
-def unnoticed(method: Method) -> Iterator[None]:
-    """What happens inside leaves no trace in variables that are not trained: batch-norm statistics, random state. Each
-    replica has copies of its own."""
-    local = method.distribute_strategy.experimental_local_results
-    copies = list(chain(*(local(variable.value) for variable in method.non_trainable_variables)))
-    values = [copy.numpy() for copy in copies]
-    try:
-        yield
-    finally:
-        for copy, value in zip(copies, values, strict=True):
-            copy.assign(value)
 
 
 def evaluate(
@@ -189,7 +174,7 @@ class Examples:
         answer = self.method.infer(images_BHW3)
         predictions = answer.variants | self.method.of_last_weights(images_BHW3)
         labels = {name: tf.argmax(probabilities, axis=-1) for name, probabilities in predictions.items()}
-        return labels, answer.scores, answer.reliability_BHW
+        return labels, answer.critic_scores, answer.reliability_BHW
 
     def some(self, count: int):
         """Yields, of up to `count` pictures, (name, image uint8 (H,W,3), truth (H,W), {variant: label map (H,W)},

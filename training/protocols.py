@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import tensorflow as tf
 
 from kerasseg.data.augment import PAD_VALUE
+from kerasseg.settings import one_of
 from serving.common.windows import corners, steps
-from training.config import one_of
 
 Predict = Callable[[tf.Tensor], tf.Tensor]
 """Images (N,H,W,3) to class probabilities (N,H,W,K), such as `Method.class_probabilities`."""

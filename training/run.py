@@ -21,7 +21,9 @@ import kerasseg  # noqa: F401 (first: it starts TensorFlow)
 import tensorflow as tf
 
 from kerasseg.data import DATASETS, naming_unreadable
+from kerasseg.distribution import separate_random_numbers
 from kerasseg.methods import METHODS, Method
+from kerasseg.recipes import RECIPES, choose, table
 from kerasseg.segmenters import SEGMENTERS, LoadedWeights
 from serving.common import cli
 from serving.common.files import locked, write_atomically
@@ -38,11 +40,10 @@ from training.config import DECIDE_NOTHING, RunConfig, defaults, with_groups
 from training.diagnostics import diagnose
 from training.dry_run import dry_run
 from training.evaluation import Examples, evaluate
-from training.recipes import RECIPES, choose, table
 from training.report import write_report
 from training.run_folder import Run, write_json
-from training.session import Look, Session, assemble, peak_memory, prepare_backend, untrained_taps
-from training.workers import gather, is_chief, make_strategy, together, workplace
+from training.session import Evaluator, Session, assemble, peak_memory, prepare_backend, untrained_taps
+from training.workers import fail_together, gather, is_chief, make_strategy, own_config
 
 DESCRIPTION = """Trains a segmentation model from a few labelled images and many unlabelled ones.
 
@@ -65,11 +66,11 @@ def train(config: RunConfig) -> dict[str, Any]:
     prepare_backend(config)
     strategy = make_strategy(config)  # of several workers before anything uses a device
     with contextlib.ExitStack() as stack:
-        with together(strategy):
+        with fail_together(strategy):
             if is_chief(strategy):
                 stack.enter_context(locked(config.folder, user="training", remedy="choose another --out"))
             check_folder(config)
-        result = train_worker(stack.enter_context(workplace(config, strategy)), strategy)
+        result = train_worker(stack.enter_context(own_config(config, strategy)), strategy)
         gather(strategy, 0)  # no worker leaves before the chief has written everything: it would count as lost
     report = {"report": str(config.folder / "report.html")} if result["finished"] else {}
     return {"run": str(config.folder)} | report | result
@@ -82,7 +83,7 @@ def train_worker(config: RunConfig, strategy: tf.distribute.Strategy) -> dict[st
     session = assemble(config, strategy, resumed=before is not None)
     method, split = session.method, session.split
     settings = open_folder(session)
-    steps, start_step = method.total_steps, 0
+    steps, start_step = session.steps, 0
     if before is not None:
         if before.split_fingerprint != split.fingerprint:
             raise ValueError(f"{before.file} was trained on another split than {folder / 'split'} has: put it back")
@@ -92,9 +93,9 @@ def train_worker(config: RunConfig, strategy: tf.distribute.Strategy) -> dict[st
         print(f"going on from step {start_step} of {steps}", file=sys.stderr)
     if len(set(gather(strategy, start_step))) > 1:
         raise ValueError(f"the workers do not read the same checkpoints: {folder} must lie on a file system they share")
-    method.separate_random_numbers()
+    separate_random_numbers(method)
 
-    look = Look(session)
+    evaluator = Evaluator(session)
     pending = before.log if before else None
     log = MetricsLog(folder, start_step, steps, config.log_every, session.images_per_step, pending)
     interruption = Interruption(start_step, lambda received: max(gather(strategy, received)))
@@ -103,30 +104,36 @@ def train_worker(config: RunConfig, strategy: tf.distribute.Strategy) -> dict[st
         Progress(start_step, steps, session.images_per_step) as progress,
         Checkpoints(folder / "checkpoints", method, split.fingerprint, before) as checkpoints,
     ):
-        evaluation = Evaluation(start_step, config.evaluate_every, steps, checkpoints, log, look)
+        evaluation = Evaluation(start_step, config.evaluate_every, steps, checkpoints, log, evaluator)
         checkpoint = CheckpointEvery(start_step, config.checkpoint_every, checkpoints, log, evaluation)
-        log.set_model(method)
-        if start_step and evaluation.due and checkpoints.scores[start_step] is None:
-            checkpoint.finish_step()
-        if start_step < steps:
-            method.fit(
-                session.batches(start_step),
-                steps_per_epoch=steps - start_step,
-                epochs=1,
-                shuffle=False,
-                verbose=0,
-                callbacks=[StopAtNonFinite(start_step), progress, evaluation, log, checkpoint, interruption],
-            )
+        callbacks = [StopAtNonFinite(start_step), progress, evaluation, log, checkpoint, interruption]
+        for stage in session.stages:
+            step = evaluation.step
+            if interruption.agreed or step > stage.end:
+                continue
+            evaluator.stage = stage
+            log.set_model(stage.method)
+            if step == start_step > stage.begin and evaluation.due and checkpoints.scores[step] is None:
+                checkpoint.finish_step()
+            if step < stage.end:
+                stage.method.fit(
+                    session.batches(stage, step),
+                    steps_per_epoch=stage.end - step,
+                    epochs=1,
+                    shuffle=False,
+                    verbose=0,
+                    callbacks=callbacks,
+                )
     step = evaluation.step
     if step < steps:
         if is_chief(strategy):
-            write_model(session, look.examples)
+            write_model(session, evaluator.examples)
             write_report(folder)
         print(f"stopped at step {step} of {steps}; go on with --resume", file=sys.stderr)
-        return {"finished": False, "steps": step, "exit_status": 128 + (interruption.received or 0)}
+        return {"finished": False, "steps": step, "exit_status": 128 + interruption.agreed}
 
-    if session.protocol == look.measure.protocol:
-        scores = evaluation.latest or look.measure()  # the latter where there was no step left to make
+    if session.protocol == evaluator.measure.protocol:
+        scores = evaluation.latest or evaluator.measure()  # the latter where there was no step left to make
     else:
         scores = evaluate(method, session.dataset, protocol=session.protocol)
     result = scores | {
@@ -138,7 +145,7 @@ def train_worker(config: RunConfig, strategy: tf.distribute.Strategy) -> dict[st
         "peak_memory_bytes": peak_memory(),
     }
     if is_chief(strategy):
-        write_model(session, look.examples)
+        write_model(session, evaluator.examples)
         write_json(folder / "result.json", result)
         write_json(folder / "diagnostics.json", diagnose(method, session.dataset, split))
         write_json(folder / "config.json", settings | {"finished": True})
@@ -238,7 +245,7 @@ def describe(session: Session) -> dict[str, Any]:
             for name in ("segmenter", "backbone", "output_stride", "head_channels", "head_dropout", "weights")
         }
         flags["initial_weights"] = branch.config.get("initial_weights")
-    flags |= {"steps": method.total_steps, "fields": method.fields()}
+    flags |= {"steps": session.steps, "fields": method.fields()}
     flags |= {"learning_rate": getattr(method.config, "learning_rate", config.learning_rate)}
     flags |= {"rates": list(getattr(method.segmenter, "head_config", {}).get("rates") or ()) or config.rates}
     flags |= {"untrained_taps": untrained_taps(method, config.crop)}
@@ -308,14 +315,14 @@ def configuration(arguments: list[str]) -> RunConfig:
     first.add_argument("--dataset")
     first.add_argument("--mlmt.branch", dest="branch")
     known, _ = first.parse_known_args(arguments)
-    config, fields = choose(known.recipe, known.method, known.dataset)
+    settings, fields = choose(known.recipe, known.method, known.dataset)
     if known.branch is not None:
         fields["mlmt"] = fields["mlmt"] | {"branch": known.branch}
     needs = RECIPES[known.recipe].needs if known.recipe in RECIPES else {}
     for flag, what in needs.items():
         if not {flag, "--help", "-h"} & {argument.split("=")[0] for argument in arguments}:
             raise ValueError(f"recipe {known.recipe} needs {flag}: {what}")
-    return with_groups(dataclasses.replace(config, recipe=known.recipe), fields)
+    return with_groups(settings, fields, known.recipe)
 
 
 def main(arguments: list[str] | None = None) -> None:

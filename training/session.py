@@ -1,31 +1,38 @@
 """What a training is put together from: TensorFlow's settings, the images, the method, the batches."""
 
-import dataclasses
 import resource
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasseg.data import Augmentation, Dataset, Split, make_split, open_dataset, train_dataset
+from kerasseg.data import Dataset, Split, make_split, open_dataset
 from kerasseg.data.check import require_sound
-from kerasseg.data.weighting import resolve_class_weights
-from kerasseg.methods import Method, TrainingData
-from kerasseg.segmenters import SEGMENTERS, build_segmenter, dead_taps, fitting_rates
+from kerasseg.methods import Method
+from kerasseg.segmenters import dead_taps
 from training.config import RunConfig
 from training.diagnostics import GradientNorms
 from training.evaluation import Examples, Measurement
 from training.protocols import Protocol, make_protocol
 from training.run_folder import Run
-from training.workers import gather, is_chief, together
+from training.workers import fail_together, gather, is_chief
 
 PANELS = 4
 """Pictures shown in TensorBoard."""
+
+
+class Stage(NamedTuple):
+    """A method that is fitted in a run, and after which steps of the run that begins and ends."""
+
+    method: Method
+    begin: int
+    end: int
 
 
 @dataclass(frozen=True)
@@ -39,22 +46,23 @@ class Session:
     dataset: Dataset
     split: Split
     method: Method
-    """Compiled."""
+    """Its stages are compiled."""
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The parts of the training in their order."""
+        ends = list(accumulate(method.config.steps for method in self.method.stages()))
+        return tuple(map(Stage, self.method.stages(), [0, *ends], ends))
+
+    @property
+    def steps(self) -> int:
+        """How many training steps there are in all."""
+        return self.stages[-1].end
 
     @property
     def unlabeled(self) -> int:
         """How many unlabelled images there are in a step."""
-        config, method = self.config, self.method
-        if not method.needs_unlabeled:
-            return 0
-        wanted = (config.unlabeled_batch_size or config.batch_size) * method.unlabeled_sets
-        replicas = self.strategy.num_replicas_in_sync
-        if wanted // replicas % method.unlabeled_sets:
-            raise ValueError(
-                f"{config.method} takes {method.unlabeled_sets} unlabelled images for each that it learns from, so "
-                f"each device needs a multiple of that; got {wanted // replicas}: choose another --unlabeled-batch-size"
-            )
-        return max(wanted, method.least_unlabeled * replicas)
+        return self.config.unlabeled_images(self.method, self.strategy.num_replicas_in_sync)
 
     def warnings(self) -> Iterator[str]:
         """What is likely to cost points, a line each."""
@@ -75,38 +83,20 @@ class Session:
     def images_per_step(self) -> int:
         return self.config.batch_size + self.unlabeled
 
-    def whole_batches(self, start_step: int, **share: Any) -> tf.data.Dataset:
-        """Batches for all devices together, from that step on; `share` as `train_dataset` takes it."""
+    def whole_batches(self, stage: Stage, start_step: int, **share: Any) -> tf.data.Dataset:
+        """A stage's batches for all devices together, from that step of the run on; `share` as `train_dataset` takes
+        it."""
+        replicas = self.strategy.num_replicas_in_sync
+        return self.config.batches(self.dataset, self.split, stage.method, replicas, start_step=start_step, **share)
 
-        def batches(augmentation: Augmentation, step: int) -> tf.data.Dataset:
-            return train_dataset(
-                self.dataset,
-                self.split,
-                augmentation,
-                batch_size=self.config.batch_size,
-                unlabeled_batch_size=self.unlabeled,
-                seed=self.config.seed,
-                start_step=step,
-                rare_class_temperature=self.config.rare_class_temperature,
-                copy_paste=self.config.copy_paste,
-                **share,
-            )
-
-        augmentation, crop_steps = self.config.augmentation, self.method.crop_steps
-        if crop_steps == self.method.total_steps:
-            return batches(augmentation, start_step)
-        whole = batches(dataclasses.replace(augmentation, whole=True), max(start_step, crop_steps))
-        crops = max(crop_steps - start_step, 0) * len(share.get("own_shares", (0,)))
-        return batches(augmentation, start_step).take(crops).concatenate(whole) if crops else whole
-
-    def batches(self, start_step: int) -> tf.distribute.DistributedDataset:
+    def batches(self, stage: Stage, start_step: int) -> tf.distribute.DistributedDataset:
         """The same, shared out among the strategy's devices."""
 
         def of_a_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
             shares = context.num_replicas_in_sync
             each = shares // context.num_input_pipelines
             own = range(context.input_pipeline_id * each, (context.input_pipeline_id + 1) * each)
-            return self.whole_batches(start_step, shares=shares, own_shares=own)
+            return self.whole_batches(stage, start_step, shares=shares, own_shares=own)
 
         return self.strategy.distribute_datasets_from_function(of_a_worker)
 
@@ -130,10 +120,10 @@ def assemble(config: RunConfig, strategy: tf.distribute.Strategy, resumed: bool 
     Raises:
         ValueError: for a mistake in the settings or the data.
     """
-    with together(strategy):
+    with fail_together(strategy):
         protocol = make_protocol(config.protocol, config.crop, **config.protocol_settings.given)
         dataset = open_dataset(config.dataset) if is_chief(strategy) else None  # which may have to prepare it
-    with together(strategy):
+    with fail_together(strategy):
         dataset = dataset or open_dataset(config.dataset)
         split = open_split(config, dataset)
         for problem in require_sound(dataset, split, config.cover):
@@ -142,7 +132,8 @@ def assemble(config: RunConfig, strategy: tf.distribute.Strategy, resumed: bool 
         raise ValueError("the workers do not see the same images: give all of them the same --dataset and flags")
     with strategy.scope():
         method = build_method(config, dataset, split, resumed)
-        method.compile(sync_batch_norm=config.sync_batch_norm, accumulate=config.accumulate)
+        for stage in method.stages():
+            stage.compile(sync_batch_norm=config.sync_batch_norm, accumulate=config.accumulate)
     session = Session(config, strategy, protocol, dataset, split, method)
     for warning in session.warnings():
         print(f"warning: {warning}", file=sys.stderr)
@@ -150,10 +141,10 @@ def assemble(config: RunConfig, strategy: tf.distribute.Strategy, resumed: bool 
 
 
 def open_split(config: RunConfig, dataset: Dataset) -> Split:
-    """The labelled, weak and unlabelled images; those of the run itself when it is resumed."""
+    """The labelled, image-labelled and unlabelled images; those of the run itself when it is resumed."""
     if config.resume and (config.folder / "split").is_dir():
         return Split.load(config.folder / "split")
-    if config.image_labels is not None and not config.method_class.uses_weak:
+    if config.image_labels is not None and not config.method_class.uses_image_labels:
         raise ValueError(f"{config.method} has no use for --image-labels: leave it out, or use --method mlmt")
     return make_split(dataset, config.labeled, config.seed, config.image_labels, config.cover)
 
@@ -164,35 +155,17 @@ def build_method(config: RunConfig, dataset: Dataset, split: Split, resumed: boo
     Args:
         resumed: a checkpoint will bring the weights.
     """
-    fields = config.method_class.with_data(config.method_fields, TrainingData(len(split.labeled), config.crop))
-    if class_weights := resolve_class_weights(config.class_weights, dataset, split):
-        fields = {
-            name: group | ({"class_weights": class_weights} if "class_weights" in group else {})
-            for name, group in fields.items()
-        }
     if config.branch_run is not None:
-        if config.average_weights or class_weights or config.rates:
+        if config.average_weights or config.class_weights != "none" or config.rates:
             raise ValueError(
                 "--average-weights, --class-weights and --rates decide how a segmenter is trained, and that of "
                 "--branch-run is trained already: give them to its own run"
             )
         branch = open_branch(config.branch_run, dataset, split)
         start = "none" if resumed else Run.read(config.branch_run).config["weights"]
+        fields = config.known_fields(dataset, split, config.method_fields)
         return config.method_class.from_trained(branch, fields, start)
-    rates = config.rates or fitting_rates(SEGMENTERS[config.segmenter], config.crop, config.output_stride)
-    head: dict[str, Any] = {"rates": rates}
-    if config.segmenter == "deeplab_v3plus":
-        head |= {"head_dropout": config.head_dropout}
-        head |= {} if config.head_channels is None else {"head_channels": config.head_channels}
-    segmenter = build_segmenter(
-        config.segmenter,
-        backbone=config.backbone,
-        num_classes=dataset.num_classes,
-        output_stride=config.output_stride,
-        weights="none" if resumed else config.weights,
-        **head,
-    )
-    return config.method_class.from_segmenter(segmenter, fields)
+    return config.build_method(dataset, split, config.method_fields, weights="none" if resumed else None)
 
 
 def untrained_taps(method: Method, crop: tuple[int, int]) -> dict[str, int]:
@@ -217,11 +190,14 @@ def open_branch(folder: Path, dataset: Dataset, split: Split) -> Method:
     return keras.saving.load_model(run.model)
 
 
-class Look:
+class Evaluator:
     """What is found out of a method while it trains: its scores, how hard its losses pull, what pictures come to.
 
     Args:
         names: of the val images that its scores are of; all when None.
+
+    Attributes:
+        stage: the one that is trained at present; the first, until another is set.
     """
 
     def __init__(self, session: Session, names: Sequence[str] | None = None):
@@ -231,9 +207,10 @@ class Look:
             Measurement(method, dataset, names=names),
             Examples(method, dataset, "val"),
         )
-        self.gradient_norms = None
+        self.stage = session.stages[0]
+        self.first_batch = None
         if session.config.gradient_norms:
-            self.gradient_norms = GradientNorms(method, next(iter(session.whole_batches(start_step=0))))
+            self.first_batch = next(iter(session.whole_batches(self.stage, start_step=0)))
 
     def __call__(self) -> tuple[dict, dict, np.ndarray]:
         """The result, scores of it for the log, and panels, as `Evaluation` wants them."""
@@ -241,7 +218,8 @@ class Look:
         noted = {"val_mIoU": result["mIoU"]}
         noted |= {f"val_mIoU_{name}": result[name]["mIoU"] for name in self.variants}
         noted = {name: score for name, score in noted.items() if score is not None}
-        noted |= self.gradient_norms() if self.gradient_norms else {}
+        if self.first_batch is not None:
+            noted |= GradientNorms(self.stage.method, self.first_batch)()
         return result, noted, self.examples.panels(PANELS)
 
 

@@ -103,7 +103,7 @@ def _gather(strategy: tf.distribute.Strategy):
 
 
 @contextlib.contextmanager
-def together(strategy: tf.distribute.Strategy) -> Iterator[None]:
+def fail_together(strategy: tf.distribute.Strategy) -> Iterator[None]:
     """A mistake that one worker finds inside ends all of them: none is left waiting for it."""
     mistake = None
     try:
@@ -118,7 +118,7 @@ def together(strategy: tf.distribute.Strategy) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def workplace(config: RunConfig, strategy: tf.distribute.Strategy) -> Iterator[RunConfig]:
+def own_config(config: RunConfig, strategy: tf.distribute.Strategy) -> Iterator[RunConfig]:
     """The configuration by which this worker trains: the chief's run folder is the run's, that of any other worker a
     temporary one, with what a resumed run is read from."""
     if is_chief(strategy):

@@ -4,7 +4,7 @@ import keras
 
 from kerasseg.layers import PadToMultiple, PixelNormalization
 from kerasseg.segmenters.backbones import backbone_spec, build_backbone
-from kerasseg.segmenters.segmenter import Segmenter
+from kerasseg.segmenters.cut import CutSegmenter, require_parts
 
 STRIDE = 32
 
@@ -21,19 +21,35 @@ def build_classifier(backbone: str, num_classes: int, weights: str = "none", nam
     image_BHW3 = keras.Input((None, None, 3), name="image")
     x = PixelNormalization(backbone_spec(backbone).pixels, name="pixels")(image_BHW3)
     x = PadToMultiple(STRIDE, name="pad")(x)
-    _, x = build_backbone(backbone, STRIDE, weights)(x)
-    x = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pool")(x)
-    logits_BK = keras.layers.Dense(num_classes, kernel_initializer="zeros", dtype="float32", name="logits")(x)
-    return keras.Model(image_BHW3, logits_BK, name=name)
+    features = build_backbone(backbone, STRIDE, weights)(x)
+    return keras.Model(image_BHW3, _logits(features[-1], num_classes), name=name)
 
 
-def build_classifier_like(segmenter: Segmenter, name: str = "classifier") -> keras.Model:
-    """A classifier of the segmenter's backbone and classes that starts from the backbone's present weights."""
-    classifier = build_classifier(segmenter.backbone_name, segmenter.num_classes, name=name)
+def build_classifier_like(segmenter: keras.Model, name: str = "classifier") -> keras.Model:
+    """A classifier of the segmenter's backbone and classes that starts from the backbone's present weights.
+
+    Raises:
+        ValueError: it is not known where the segmenter's backbone ends.
+    """
+    require_parts(segmenter, "mlmt's classifier")
+    num_classes = segmenter.output_shape[-1]
+    if isinstance(segmenter, CutSegmenter):
+        image_BHW3 = keras.Input((None, None, 3), name="image")
+        backbone = keras.models.clone_model(segmenter.backbone)
+        features = keras.tree.flatten(backbone(image_BHW3))
+        classifier = keras.Model(image_BHW3, _logits(features[-1], num_classes), name=name)
+    else:
+        classifier = build_classifier(segmenter.backbone_name, num_classes, name=name)
     start_from_backbone(classifier, segmenter)
     return classifier
 
 
-def start_from_backbone(classifier: keras.Model, segmenter: Segmenter) -> None:
+def start_from_backbone(classifier: keras.Model, segmenter: keras.Model) -> None:
     """Gives a classifier built by `build_classifier_like` the present weights of the segmenter's backbone."""
-    classifier.get_layer(segmenter.backbone_name).set_weights(segmenter.backbone.get_weights())
+    classifier.get_layer(segmenter.backbone.name).set_weights(segmenter.backbone.get_weights())
+
+
+def _logits(features_BhwF, num_classes: int):
+    """(B,K), from the mean over the picture."""
+    x = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pool")(features_BhwF)
+    return keras.layers.Dense(num_classes, kernel_initializer="zeros", dtype="float32", name="logits")(x)

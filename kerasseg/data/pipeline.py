@@ -20,7 +20,7 @@ from kerasseg.data.splits import Split
 from kerasseg.losses import multi_hot
 
 # Streams have random numbers of their own: the labelled batches are the same whatever else a method asks for.
-LABELED, UNLABELED, WEAK = range(3)
+LABELED, UNLABELED, IMAGE_LABELED = range(3)
 # What an item of the labelled stream draws beyond its view, folded into its seed.
 SAMPLING, PASTING = 7, 8
 
@@ -65,8 +65,8 @@ def train_dataset(
             "labeled": float32 (B, H, W, 3), 0..255;
             "unlabeled": the same, unless `unlabeled_batch_size` is 0, and "unlabeled_valid": bool (B, H, W), whether
             a pixel is of the picture, not of the padding around it;
-            "weak" and "weak_classes": whole images squeezed to the crop's size (as by `Augmentation.whole`), and
-            float32 (B, K), 1 for each class in the image; only where `split.weak` is not empty.
+            "image_labeled" and "image_labels": whole images squeezed to the crop's size (as by `Augmentation.whole`),
+            and float32 (B, K), 1 for each class in the image; only where `split.image_labeled` is not empty.
 
     Raises:
         ValueError: the split has no labelled images, a batch does not divide into its shares, the temperature is not
@@ -115,7 +115,7 @@ def train_dataset(
         image, label = augment(image_HWC, tf.zeros(tf.shape(image_HWC)[:2], tf.uint8), item_seed, augmentation)
         return image, label != IGNORE
 
-    def weak(name: tf.Tensor, item_seed: tf.Tensor):
+    def image_labeled(name: tf.Tensor, item_seed: tf.Tensor):
         image, _ = augment(dataset.tf_image("train", name), None, item_seed, whole)
         return image, classes_of(name)
 
@@ -126,16 +126,16 @@ def train_dataset(
     if unlabeled_batch_size:
         unlabeled_names = split.without_masks or split.labeled
         streams["unlabeled"] = stream(unlabeled_names, UNLABELED, unlabeled_batch_size, unlabeled)
-    if split.weak:
-        streams["weak"] = stream(split.weak, WEAK, batch_size, weak)
+    if split.image_labeled:
+        streams["image_labeled"] = stream(split.image_labeled, IMAGE_LABELED, batch_size, image_labeled)
 
     def assemble(batch: dict) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         images, labels = batch["labeled"]
         x = {"labeled": images}
         if "unlabeled" in batch:
             x["unlabeled"], x["unlabeled_valid"] = batch["unlabeled"]
-        if "weak" in batch:
-            x["weak"], x["weak_classes"] = batch["weak"]
+        if "image_labeled" in batch:
+            x["image_labeled"], x["image_labels"] = batch["image_labeled"]
         return x, labels
 
     return tf.data.Dataset.zip(streams).map(assemble).prefetch(2 * len(own))
@@ -171,11 +171,13 @@ def eval_dataset(dataset: Dataset, split_name: str, names: Sequence[str] | None 
 
 def _image_classes(dataset: Dataset, split: Split) -> Callable[[tf.Tensor], tf.Tensor]:
     """From a name to the classes in the picture, float32 (K,) of 0 and 1: as the split tells, or else its label map."""
-    if not split.weak_classes:
+    if not split.image_labels:
         return lambda name: multi_hot(dataset.tf_label("train", name)[tf.newaxis], dataset.num_classes)[0]
-    rows_NK = tf.constant([[k in split.weak_classes[name] for k in range(dataset.num_classes)] for name in split.weak])
+    rows_NK = tf.constant(
+        [[k in split.image_labels[name] for k in range(dataset.num_classes)] for name in split.image_labeled]
+    )
     # Not a lookup table: it would have to outlive the pipeline.
-    return lambda name: tf.cast(rows_NK[tf.argmax(tf.constant(split.weak) == name)], tf.float32)
+    return lambda name: tf.cast(rows_NK[tf.argmax(tf.constant(split.image_labeled) == name)], tf.float32)
 
 
 def _load(dataset: Dataset, name: tf.Tensor, split_name: str = "train") -> tuple[tf.Tensor, tf.Tensor]:

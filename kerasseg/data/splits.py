@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path, PurePath
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,7 +17,8 @@ from serving.common.inputs import Names, read_text
 
 T = TypeVar("T")
 
-ROLES = ("labeled", "weak", "unlabeled")
+ROLES = {"labeled": "labeled", "image_labeled": "weak", "unlabeled": "unlabeled"}
+"""What an image is for, and the word for it in files and fingerprints."""
 ALL = ("all", "full")
 # Of the picture files of Cityscapes, whose names end before it.
 CITYSCAPES_SUFFIX = "_leftImg8bit"
@@ -29,15 +30,15 @@ class Split:
 
     Attributes:
         labeled: images whose label maps are used.
-        weak: images of which only the set of classes is used.
+        image_labeled: images with image-level labels, of which only the set of classes is used.
         unlabeled: images used without any label.
-        weak_classes: the classes, as numbers, in each of the `weak` images; empty where their label maps tell.
+        image_labels: the classes, as numbers, in each of these; empty where their label maps tell.
     """
 
     labeled: tuple[str, ...]
-    weak: tuple[str, ...] = ()
+    image_labeled: tuple[str, ...] = ()
     unlabeled: tuple[str, ...] = ()
-    weak_classes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    image_labels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         seen: dict[str, str] = {}
@@ -47,33 +48,34 @@ class Split:
                     raise ValueError(f"image {name!r} is named twice in a split: as {seen[name]} and as {role}")
                 seen[name] = role
             object.__setattr__(self, role, tuple(sorted(getattr(self, role))))
-        if self.weak_classes and self.weak_classes.keys() != set(self.weak):
+        if self.image_labels and self.image_labels.keys() != set(self.image_labeled):
             raise ValueError(
-                "weak_classes of a split has to tell the classes of every image-labelled image, and no other"
+                "image_labels of a split has to tell the classes of every image-labelled image, and no other"
             )
 
     @property
     def without_masks(self) -> tuple[str, ...]:
         """What a segmenter learns from without a mask: unlabelled and image-labelled images, sorted."""
-        return tuple(sorted(self.unlabeled + self.weak))
+        return tuple(sorted(self.unlabeled + self.image_labeled))
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the sorted names with their roles (and the image-level labels, where they are not the label
         maps'): equal for equal splits, on any machine."""
-        lines = [f"{role}/{name}\n" for role in ROLES for name in getattr(self, role)]
-        lines += [f"{name},{number}\n" for name in self.weak for number in self.weak_classes.get(name, ())]
+        lines = [f"{word}/{name}\n" for role, word in ROLES.items() for name in getattr(self, role)]
+        lines += [f"{name},{number}\n" for name in self.image_labeled for number in self.image_labels.get(name, ())]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def save(self, folder: str | Path) -> None:
         """Writes labeled.txt, weak.txt and unlabeled.txt, one name a line; and weak.csv where there are
-        `weak_classes`."""
+        `image_labels`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for role in ROLES:
-            _write(folder / f"{role}.txt", "".join(f"{name}\n" for name in getattr(self, role)))
-        if self.weak_classes:
-            rows = [("image", "class")] + [(name, n) for name in self.weak for n in self.weak_classes[name] or [""]]
+        for role, word in ROLES.items():
+            _write(folder / f"{word}.txt", "".join(f"{name}\n" for name in getattr(self, role)))
+        if self.image_labels:
+            rows: list[tuple[str, Any]] = [("image", "class")]
+            rows += [(name, number) for name in self.image_labeled for number in self.image_labels[name] or [""]]
             text = io.StringIO()
             csv.writer(text, lineterminator="\n").writerows(rows)
             _write(folder / "weak.csv", text.getvalue())
@@ -82,11 +84,10 @@ class Split:
     def load(cls, folder: str | Path) -> "Split":
         """Reads what `save` wrote. Raises OSError for a missing file, ValueError for a name with two
         roles."""
-        labeled, weak, unlabeled = (
-            tuple((Path(folder) / f"{role}.txt").read_text("utf-8").split("\n")[:-1]) for role in ROLES
-        )
+        names = [tuple((Path(folder) / f"{word}.txt").read_text("utf-8").split("\n")[:-1]) for word in ROLES.values()]
         table = Path(folder) / "weak.csv"
-        return cls(labeled, weak, unlabeled, _read_image_labels(table, str, int) if table.exists() else {})
+        labeled, image_labeled, unlabeled = names
+        return cls(labeled, image_labeled, unlabeled, _read_image_labels(table, str, int) if table.exists() else {})
 
 
 def make_split(
@@ -131,25 +132,25 @@ def make_split(
                 "an amount (1/8, 45)"
             )
         chosen = _covering(ordered, dataset)[: len(chosen)]
-    weak: list[str] = []
-    weak_classes: dict[str, tuple[int, ...]] = {}
+    image_labeled: list[str] = []
+    labels_of: dict[str, tuple[int, ...]] = {}
     if image_labels is not None and Path(str(image_labels)).suffix == ".csv":
         told = _image_labels_in_file(Path(str(image_labels)), dataset)
-        weak_classes = {name: classes for name, classes in told.items() if name not in set(chosen)}
-        if not weak_classes:
+        labels_of = {name: classes for name, classes in told.items() if name not in set(chosen)}
+        if not labels_of:
             raise ValueError(f"--image-labels {image_labels}: every image in it is a labelled one")
-        weak = list(weak_classes)
+        image_labeled = list(labels_of)
     elif image_labels is not None:
         rest = [name for name in ordered if name not in set(chosen)]
-        weak = _choose("image-labels", image_labels, rest, ordered, dataset)
-        if both := sorted(set(chosen) & set(weak)):
+        image_labeled = _choose("image-labels", image_labels, rest, ordered, dataset)
+        if both := sorted(set(chosen) & set(image_labeled)):
             raise ValueError(f"{_few(both)} named both as labelled and as image-labelled: name each image once")
-    used = {*chosen, *weak}
+    used = {*chosen, *image_labeled}
     return Split(
         labeled=tuple(chosen),
-        weak=tuple(weak),
+        image_labeled=tuple(image_labeled),
         unlabeled=tuple(name for name in dataset.image_names("train") if name not in used),
-        weak_classes=weak_classes,
+        image_labels=labels_of,
     )
 
 

@@ -10,7 +10,7 @@ from kerasseg.losses import (
     binary_cross_entropy,
     cross_entropy,
     diffused_masks,
-    discriminator_terms,
+    discriminator_scores,
     mean_where,
     one_hot,
     pseudo_labels,
@@ -20,6 +20,7 @@ from kerasseg.losses import (
 from kerasseg.methods.config import AdversarialConfig, PseudoLabelConfig, require, require_shares, require_weights
 from kerasseg.methods.method import Method
 from kerasseg.methods.registry import register_method
+from kerasseg.optimizers import discriminator_optimizer, segmenter_optimizer
 from kerasseg.segmenters import DeepLabV3Plus, fitting_rates
 
 
@@ -111,14 +112,17 @@ class AdvSemiSeg(Method):
         return fields | {cls.registry_name: own | {"discriminator_rates": rates}}
 
     def make_optimizers(self):
-        return {"segmenter": self.segmenter_optimizer(), "discriminator": self.discriminator_optimizer()}
+        return {
+            "segmenter": segmenter_optimizer(self.config, self.segmenter),
+            "discriminator": discriminator_optimizer(self.config),
+        }
 
-    def scores(self, images_BHW3, S_BHWK):
+    def critic_scores(self, images_BHW3, S_BHWK):
         return tf.nn.sigmoid(self.discriminator(S_BHWK, training=False)[..., 0])
 
-    def update(self, data):
-        x_l, x_u, y_l = self.unpack(data)
-        valid_l, valid_u = valid_pixels(y_l), self.unlabeled_valid(data)
+    def update(self, batch):
+        x_l, y_l, x_u, valid_u = batch.labeled, batch.labels, batch.unlabeled, batch.valid
+        valid_l = valid_pixels(y_l)
         config = self.config
 
         with tf.GradientTape(persistent=True) as tape:
@@ -143,20 +147,20 @@ class AdvSemiSeg(Method):
             L_S = (
                 L_ce
                 + config.lambda_adv * L_adv
-                + self.once_at(config.adv_unlabeled_start) * config.lambda_adv_unlabeled * L_adv_u
-                + self.once_at(config.semi_start) * config.lambda_semi * L_semi
+                + self.active_from(config.adv_unlabeled_start) * config.lambda_adv_unlabeled * L_adv_u
+                + self.active_from(config.semi_start) * config.lambda_semi * L_semi
             )
 
             D_fake, valid_fake = D_l, valid_l
             if config.discriminator_sees_unlabeled:
                 D_fake = tf.concat([D_l, D_u], axis=0)
-                valid_fake = tf.concat([valid_l, tf.cast(valid_u, tf.float32)], axis=0)
-            of_D = discriminator_terms(D_Y, D_fake, valid_l, valid_fake)
-            of_D["L_D"] /= 2.0
+                valid_fake = tf.concat([valid_l, valid_u], axis=0)
+            L_D = (binary_cross_entropy(D_Y, 1.0, valid_l) + binary_cross_entropy(D_fake, 0.0, valid_fake)) / 2.0
 
         self.minimize("segmenter", L_S, tape)
-        self.minimize("discriminator", of_D["L_D"], tape)
-        terms = {"L_S": L_S, "L_ce": L_ce, "L_adv": L_adv, "L_adv_u": L_adv_u, "L_semi": L_semi} | of_D
+        self.minimize("discriminator", L_D, tape)
+        terms = {"L_S": L_S, "L_ce": L_ce, "L_adv": L_adv, "L_adv_u": L_adv_u, "L_semi": L_semi, "L_D": L_D}
+        terms |= discriminator_scores(D_Y, D_fake, valid_l, valid_fake)
         if config.lambda_semi:
             terms["selected"] = mean_where(tf.cast(trusted_u, tf.float32), valid_u)
         return terms

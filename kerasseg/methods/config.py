@@ -1,13 +1,21 @@
 """Fields of the methods: frozen dataclasses that are checked when they are built."""
 
 import dataclasses
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 def require(condition: bool, message: str) -> None:
     """ValueError with the message unless the condition holds: for fields that are checked when built."""
     if not condition:
         raise ValueError(message)
+
+
+def require_choices(config: Any) -> None:
+    """ValueError unless every `Literal` field of a dataclass holds one of its values."""
+    for name, hint in get_type_hints(type(config)).items():
+        if get_origin(hint) is Literal:
+            choices, value = get_args(hint), getattr(config, name)
+            require(value in choices, f"{name} must be one of {', '.join(choices)}; got {value!r}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,13 +31,10 @@ class MethodConfig:
         return 1
 
     def __post_init__(self):
+        require_choices(self)
         for name, hint in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if get_origin(hint) is Literal:
-                choices = ", ".join(get_args(hint))
-                require(value in get_args(hint), f"{name} must be one of {choices}; got {value!r}")
-            elif get_origin(hint) is tuple:
-                object.__setattr__(self, name, tuple(value))  # a list, where it comes out of a file
+            if get_origin(hint) is tuple:
+                object.__setattr__(self, name, tuple(getattr(self, name)))  # a list, where it comes out of a file
         require(self.steps >= 1, f"steps must be at least 1; got {self.steps}")
 
 

@@ -10,12 +10,12 @@ import keras
 import tensorflow as tf
 
 from kerasseg.critics import build_d1, build_d2
-from kerasseg.critics.confidence import Shown, Structure
+from kerasseg.critics.dual_discriminators import Shown, Structure
 from kerasseg.losses import (
     accuracy,
     binary_cross_entropy,
     cross_entropy,
-    discriminator_terms,
+    discriminator_scores,
     mean_where,
     one_hot,
     pseudo_labels,
@@ -32,6 +32,7 @@ from kerasseg.methods.config import (
 )
 from kerasseg.methods.method import Method
 from kerasseg.methods.registry import register_method
+from kerasseg.optimizers import discriminator_optimizer, segmenter_optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,19 +124,21 @@ class DualGAN(Method):
 
     def make_optimizers(self):
         until = self.config.semi_start if self.config.freeze_discriminators else 1.0
-        critics = {name: self.discriminator_optimizer(until) for name in self.network_names if name != "segmenter"}
-        return {"segmenter": self.segmenter_optimizer()} | critics
+        critics = {
+            name: discriminator_optimizer(self.config, until) for name in self.network_names if name != "segmenter"
+        }
+        return {"segmenter": segmenter_optimizer(self.config, self.segmenter)} | critics
 
-    def scores(self, images_BHW3, S_BHWK):
+    def critic_scores(self, images_BHW3, S_BHWK):
         if self.config.use_d2:
             return tf.nn.sigmoid(self.d2([S_BHWK, images_BHW3])[..., 0])
         return tf.nn.sigmoid(self.d1(S_BHWK)[:, 0])
 
-    def update(self, data):
-        x_l, x_u, y_l = self.unpack(data)
-        valid_l, valid_u = valid_pixels(y_l), self.unlabeled_valid(data)
+    def update(self, batch):
+        x_l, y_l, x_u, valid_u = batch.labeled, batch.labels, batch.unlabeled, batch.valid
+        valid_l = valid_pixels(y_l)
         config = self.config
-        late = self.once_at(config.semi_start)
+        late = self.active_from(config.semi_start)
         terms = {}
 
         with tf.GradientTape(persistent=True) as tape:
@@ -151,19 +154,21 @@ class DualGAN(Method):
                 D1_l = self.d1(zero_unless(valid_l, G_l), training=True)
                 D1_u = self.d1(zero_unless(valid_u, G_u), training=True)
                 L_ad += binary_cross_entropy(D1_l, 1.0) + late * binary_cross_entropy(D1_u, 1.0)
-                terms |= discriminator_terms(D1_Y, D1_l, name="D1")
+                terms["L_D1"] = binary_cross_entropy(D1_Y, 1.0) + binary_cross_entropy(D1_l, 0.0)
+                terms |= discriminator_scores(D1_Y, D1_l, name="D1")
             if config.use_d2:
                 D2_l = self.d2([G_l, x_l], training=True)[..., 0]
                 D2_u = self.d2([zero_unless(valid_u, G_u), x_u], training=True)[..., 0]
                 L_ad += binary_cross_entropy(D2_l, 1.0, valid_l) + late * binary_cross_entropy(D2_u, 1.0, valid_u)
                 if config.class_swap:  # D2 learns from a pass of its own; the segmenter has no part in the swap
-                    G_l = swap_classes(G_l, valid_l > 0, config.class_swap, self.random)
+                    G_l = swap_classes(G_l, valid_l, config.class_swap, self.random)
                     D2_l = self.d2([G_l, x_l], training=True)[..., 0]
-                right_l = tf.cast(tf.argmax(G_l, axis=-1, output_type=tf.int32) == y_l, tf.float32)
-                weights_l = valid_l * (right_l + config.wrong_weight * (1.0 - right_l))
-                terms["L_D2"] = binary_cross_entropy(D2_l, right_l, weights_l)
-                terms["acc_right"] = accuracy(D2_l, 1.0, valid_l * right_l)
-                terms["acc_wrong"] = accuracy(D2_l, 0.0, valid_l * (1.0 - right_l))
+                right_l = valid_l & (tf.argmax(G_l, axis=-1, output_type=tf.int32) == y_l)
+                wrong_l = valid_l & ~right_l
+                weights_l = tf.cast(right_l, tf.float32) + config.wrong_weight * tf.cast(wrong_l, tf.float32)
+                terms["L_D2"] = binary_cross_entropy(D2_l, tf.cast(right_l, tf.float32), weights_l)
+                terms["acc_right"] = accuracy(D2_l, 1.0, right_l)
+                terms["acc_wrong"] = accuracy(D2_l, 0.0, wrong_l)
                 T = config.T
                 if config.threshold != "static":
                     T = tf.nn.sigmoid(D1_u if config.threshold == "dynamic" else -D1_u)[..., tf.newaxis]

@@ -15,8 +15,8 @@ from kerasseg.methods.config import PseudoLabelConfig, require, require_shares, 
 from kerasseg.methods.method import Method
 from kerasseg.methods.registry import register_method
 from kerasseg.metrics import scores
-from kerasseg.optimizers import Adam, Poly
-from kerasseg.segmenters import DeepLabV3Plus, fitting_rates
+from kerasseg.optimizers import Adam, Poly, segmenter_optimizer
+from kerasseg.segmenters import BACKBONES, DeepLabV3Plus, fitting_rates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +113,10 @@ class ECS(Method):
     def __init__(self, segmenter, corrector=None, *, name=None, **fields):
         config = self.make_config(fields)
         if corrector is None:
+            require(
+                config.corrector_backbone is not None or hasattr(segmenter, "backbone_name"),
+                f"corrector_backbone must name one of {', '.join(BACKBONES)}: the segmenter's own is none of them",
+            )
             corrector = build_corrector(
                 segmenter.output_shape[-1],
                 config.corrector_backbone or segmenter.backbone,
@@ -136,13 +140,13 @@ class ECS(Method):
         corrector = Adam(rate, beta_1=0.9, beta_2=0.99, l2=config.corrector_weight_decay)
         if config.corrector_only:
             return {"corrector": corrector}
-        return {"segmenter": self.segmenter_optimizer(), "corrector": corrector}
+        return {"segmenter": segmenter_optimizer(self.config, self.segmenter), "corrector": corrector}
 
     @property
     def main_optimizer(self):
         return self.training_optimizers.corrector if self.config.corrector_only else super().main_optimizer
 
-    def scores(self, images_BHW3, S_BHWK):
+    def critic_scores(self, images_BHW3, S_BHWK):
         """The corrector's probability of "right as it is" (B,H,W)."""
         return tf.nn.softmax(self.corrector([S_BHWK, images_BHW3], training=False))[..., -1]
 
@@ -182,9 +186,8 @@ class ECS(Method):
         prediction_BHW = tf.argmax(S_BHWK, axis=-1, output_type=tf.int32)
         return tf.where(prediction_BHW == y, self.num_classes, y)
 
-    def update(self, data):
-        x_l, x_u, y_l = self.unpack(data)
-        valid_u = self.unlabeled_valid(data)
+    def update(self, batch):
+        x_l, y_l, x_u, valid_u = batch.labeled, batch.labels, batch.unlabeled, batch.valid
         config = self.config
         y_t = tf.where(y_l == IGNORE_LABEL, IGNORE_LABEL, self.num_classes)  # "right as it is" everywhere
         if config.corrector_only:  # the segmenter in inference mode, or its batch norm would learn
@@ -202,7 +205,8 @@ class ECS(Method):
             terms = {"L_sup": L_sup, "L_ce": L_ce, "L_aux": L_aux} | corrector_terms
             if config.joint_update and config.lambda_ecs:
                 terms |= self.learn_corrections(x_u, valid_u, tape)
-                L_S = terms["L_S"] = L_sup + config.lambda_ecs * terms["L_ecs"]
+                L_S = L_sup + config.lambda_ecs * terms["L_ecs"]
+                terms = {"L_S": L_S} | terms
         self.minimize("segmenter", L_S, tape)
 
         if config.lambda_ecs and not config.joint_update:

@@ -11,7 +11,7 @@ from kerasseg.losses import (
     binary_cross_entropy,
     conditional_entropy,
     cross_entropy,
-    discriminator_terms,
+    discriminator_scores,
     mean_where,
     one_hot,
     sum_over_replicas,
@@ -21,6 +21,8 @@ from kerasseg.losses import (
 from kerasseg.methods.config import AdversarialConfig, require, require_shares, require_weights
 from kerasseg.methods.method import Method
 from kerasseg.methods.registry import register_method
+from kerasseg.optimizers import discriminator_optimizer, segmenter_optimizer
+from kerasseg.segmenters import require_parts
 
 EPSILON = 1e-7
 
@@ -103,6 +105,7 @@ class Latent(Method):
     config: LatentConfig
 
     def __init__(self, segmenter, latent_head=None, discriminator=None, *, name=None, **fields):
+        require_parts(segmenter, "Latent")
         config = self.make_config(fields)
         classes = segmenter.output_shape[-1]
         self.branch_classes = {
@@ -134,12 +137,12 @@ class Latent(Method):
     def make_optimizers(self):
         require(self.config.labeled_images is not None, "latent has to know how many labelled images: labeled_images=N")
         return {
-            "segmenter": self.segmenter_optimizer(),
-            "latent_head": self.segmenter_optimizer(self.latent_head),
-            "discriminator": self.discriminator_optimizer(),
+            "segmenter": segmenter_optimizer(self.config, self.segmenter),
+            "latent_head": segmenter_optimizer(self.config, self.segmenter, self.latent_head),
+            "discriminator": discriminator_optimizer(self.config),
         }
 
-    def scores(self, images_BHW3, S_BHWK):
+    def critic_scores(self, images_BHW3, S_BHWK):
         return tf.nn.sigmoid(self.discriminator(S_BHWK)[..., 0])
 
     def diagnostics(self, observed):
@@ -151,9 +154,9 @@ class Latent(Method):
         effective = {str(t): int((t < P_KL).any(axis=0).sum()) for t in (0.1, 0.9)}
         return {"latent_given_class": P_KL.round(6).tolist(), "effective_latent_classes": effective}
 
-    def update(self, data):
-        x_l, x_u, y_l = self.unpack(data)
-        valid_l, valid_u = valid_pixels(y_l), self.unlabeled_valid(data)
+    def update(self, batch):
+        x_l, y_l, x_u, valid_u = batch.labeled, batch.labels, batch.unlabeled, batch.valid
+        valid_l = valid_Y = valid_pixels(y_l)
         Y_l = one_hot(y_l, self.num_classes)
         config = self.config
         twins = config.branch == "symmetric_kl"
@@ -178,7 +181,7 @@ class Latent(Method):
                 L_latent = cross_entropy(self.branch_labels(y_l), l_l)
             L_adv, L_adv_u = binary_cross_entropy(D_l, 1.0, valid_l), binary_cross_entropy(D_u, 1.0, valid_u)
             if twins:
-                L_cons = mean_where(divergence(S_c_u, S_l_u) + divergence(S_l_u, S_c_u), self.unlabeled_valid(data))
+                L_cons = mean_where(divergence(S_c_u, S_l_u) + divergence(S_l_u, S_c_u), batch.valid)
             else:
                 self.count(S_l_l, Y_l)
                 L_cons = mean_where(self.inconsistency(S_c_u, S_l_u), valid_u)
@@ -187,19 +190,18 @@ class Latent(Method):
                 + config.lambda_latent * L_latent
                 + branches * config.lambda_adv * L_adv
                 + branches * config.lambda_adv_unlabeled * L_adv_u
-                + self.once_at(config.cons_start) * config.lambda_cons * L_cons
+                + self.active_from(config.cons_start) * config.lambda_cons * L_cons
             )
 
             D_fake = tf.concat([D_l, D_u], axis=0)
-            valid_fake = tf.concat([valid_l, tf.cast(valid_u, tf.float32)], axis=0)
-            of_D = discriminator_terms(D_Y, D_fake, valid_pixels(y_l), valid_fake)
-            of_D["L_D"] /= 2.0
+            valid_fake = tf.concat([valid_l, valid_u], axis=0)
+            L_D = (binary_cross_entropy(D_Y, 1.0, valid_Y) + binary_cross_entropy(D_fake, 0.0, valid_fake)) / 2.0
 
         self.minimize("segmenter", L_S, tape)
         self.minimize("latent_head", L_S, tape)
-        self.minimize("discriminator", of_D["L_D"], tape)
+        self.minimize("discriminator", L_D, tape)
         terms = {"L_S": L_S, "L_ce": L_ce, "L_latent": L_latent, "L_adv": L_adv, "L_adv_u": L_adv_u, "L_cons": L_cons}
-        return terms | of_D
+        return terms | {"L_D": L_D} | discriminator_scores(D_Y, D_fake, valid_Y, valid_fake)
 
     def branches(self, x_l, x_u) -> list[tuple[tf.Tensor, tf.Tensor]]:
         """(semantic logits, the second branch's) of labelled and of unlabelled images, both heads on one pass of the

@@ -7,11 +7,13 @@ from typing import Literal
 import keras
 import tensorflow as tf
 
-from kerasseg.losses import mean_where, pixel_cross_entropy, sum_over_replicas
+from kerasseg.distribution import sum_over_replicas
+from kerasseg.losses import mean_where, pixel_cross_entropy
 from kerasseg.methods.config import SemiSupervisedConfig, require, require_shares, require_weights
 from kerasseg.methods.method import Method
 from kerasseg.methods.registry import register_method
 from kerasseg.methods.views import StrongView, StrongViewConfig, random_boxes, random_classes
+from kerasseg.optimizers import segmenter_optimizer
 
 CONFIDENCE_DECAY = 0.99
 """Of the classes' mean confidences (`trust="class"`): they go by about the last hundred steps."""
@@ -81,11 +83,10 @@ class MeanTeacher(Method):
         return 1 if self.config.mixing == "none" else 2
 
     def make_optimizers(self):
-        return {"segmenter": self.segmenter_optimizer()}
+        return {"segmenter": segmenter_optimizer(self.config, self.segmenter)}
 
-    def update(self, data):
-        x_l, x_u, y_l = self.unpack(data)
-        valid_u = self.unlabeled_valid(data)
+    def update(self, batch):
+        x_l, y_l, x_u, valid_u = batch.labeled, batch.labels, batch.unlabeled, batch.valid
         config = self.config
 
         # Inference mode: the teacher sees the pictures as they are.
@@ -102,7 +103,7 @@ class MeanTeacher(Method):
             logits_l, logits_s = self.segment(x_l, x_s)  # train mode
             L_ce = self.labeled_loss(y_l, logits_l)
             L_cons = mean_where(weight_s * pixel_cross_entropy(target_s, logits_s), valid_s)
-            L_S = L_ce + self.once_at(config.cons_start) * config.lambda_cons * L_cons
+            L_S = L_ce + self.active_from(config.cons_start) * config.lambda_cons * L_cons
 
         self.minimize("segmenter", L_S, tape)
         return {"L_S": L_S, "L_ce": L_ce, "L_cons": L_cons, "trust": mean_where(weight_u, valid_u)}

@@ -1,8 +1,7 @@
 """What all methods share, so that a method's `train_step` has only its paper in it."""
 
 import dataclasses
-import threading
-from collections.abc import Callable
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Self
 
@@ -11,19 +10,17 @@ import numpy as np
 import tensorflow as tf
 
 from kerasseg import accumulation
-from kerasseg.losses import IGNORE_LABEL, cross_entropy, dice_loss, hard_pixels, sum_over_replicas
+from kerasseg.distribution import for_the_log
+from kerasseg.keras_internals import all_layers
+from kerasseg.losses import IGNORE_LABEL, cross_entropy, dice_loss, hard_pixels
+from kerasseg.methods import gradient_norms
 from kerasseg.methods.averaging import averaged_copy, follow
+from kerasseg.methods.batch import Batch, as_batch
 from kerasseg.methods.config import MethodConfig, require
+from kerasseg.methods.fitting import FittedModel, Optimizers, further_metric, optimizers_by_network, require_logits
+from kerasseg.methods.inference import Inference, Segment, at_once
 from kerasseg.metrics import ConfusionMatrix
-from kerasseg.optimizers import SGD, AdamW, LossScale, Poly
-
-Segment = Callable[[Callable[[tf.Tensor], tf.Tensor], tf.Tensor], tf.Tensor]
-"""From a network (images (B,H,W,3) to class probabilities (B,H,W,K)), and images, to class probabilities."""
-
-
-def at_once(network: Callable[[tf.Tensor], tf.Tensor], images_BHW3: tf.Tensor) -> tf.Tensor:
-    """The `Segment` that takes images as they are."""
-    return network(images_BHW3)
+from kerasseg.optimizers import LossScale
 
 
 class TrainingData(NamedTuple):
@@ -35,30 +32,7 @@ class TrainingData(NamedTuple):
     """Height and width of the training crops, pixels."""
 
 
-class Inference(NamedTuple):
-    """What a method answers for images (B,H,W,3); see `Method.infer`."""
-
-    logits_BHWK: tf.Tensor
-    """The predicting network's own."""
-    segmentation_BHWK: tf.Tensor
-    """Their softmax: the class probabilities before any gate, which critics judge."""
-    variants: dict[str, tf.Tensor]
-    """What `Method.variants_from` makes of them."""
-    scores: tf.Tensor | None
-    """What the method's critic makes of the segmentation, 0..1: (B,), (B,H,W), or None where there is no critic."""
-
-    @property
-    def probabilities_BHWK(self) -> tf.Tensor:
-        """The answer: class probabilities, of a gated class 0."""
-        return self.variants[""]
-
-    @property
-    def reliability_BHW(self) -> tf.Tensor | None:
-        """How far a critic that judges pixels trusts the segmentation, 0..1; None where no critic does."""
-        return self.scores if self.scores is not None and self.scores.shape.rank == 3 else None
-
-
-class Method(keras.Model):
+class Method(FittedModel):
     """A way of training a segmenter: networks, one optimizer for each, and a `train_step`.
 
     As a Keras model it maps images (B,H,W,3), RGB in 0..255, any size, to class probabilities (B,H,W,K), float32.
@@ -87,11 +61,12 @@ class Method(keras.Model):
     """The networks that segment, by name: what `SegmenterConfig` says holds for them."""
     gating: tuple[str, ...] = ()
     """The networks by which classes are switched off, by name: a small change there may change a whole picture."""
-    uses_weak = False
-    """Whether it learns from image-level labels: `"weak"` and `"weak_classes"` of a batch."""
+    uses_image_labels = False
+    """Whether it learns from image-level labels: `"image_labeled"` and `"image_labels"` of a batch."""
 
     def __init__(self, networks: dict[str, keras.Model], fields: dict[str, Any], name: str | None = None):
         super().__init__(name=name)
+        require_logits(networks.get("segmenter"))
         self.config = self.make_config(fields)
         self.network_names = tuple(networks)
         for network_name, network in networks.items():
@@ -108,8 +83,6 @@ class Method(keras.Model):
         }
         self.training_optimizers = SimpleNamespace()
         self.accumulate = 1
-        self.measuring = threading.local()  # each replica has a thread
-        self.built = True  # every network is functional, so there is nothing left to build
 
     @property
     def unlabeled_sets(self) -> int:
@@ -199,7 +172,7 @@ class Method(keras.Model):
         logits_BHWK = self.predictor(images_BHW3, training=False)
         S_BHWK = tf.nn.softmax(logits_BHWK)
         variants = self.variants_from(images_BHW3, S_BHWK)
-        return Inference(logits_BHWK, S_BHWK, variants, self.scores(images_BHW3, S_BHWK))
+        return Inference(logits_BHWK, S_BHWK, variants, self.critic_scores(images_BHW3, S_BHWK))
 
     def predictions(self, images_BHW3, segment: Segment = at_once) -> dict[str, tf.Tensor]:
         """Class probabilities (B,H,W,K) by variant, in inference mode; `segment` for protocols that average over
@@ -222,7 +195,7 @@ class Method(keras.Model):
         """Class probabilities (B,H,W,K) by variant, from the predicting network's for whole images."""
         return {"": S_BHWK}
 
-    def scores(self, images_BHW3, probabilities_BHWK) -> tf.Tensor | None:
+    def critic_scores(self, images_BHW3, probabilities_BHWK) -> tf.Tensor | None:
         """What the method's critic makes of a segmentation, 0..1: (B,), (B,H,W), or None where there is no critic."""
         return None
 
@@ -243,20 +216,7 @@ class Method(keras.Model):
         """
         return {}
 
-    def test_step(self, data):
-        images_BHW3, labels_BHW = data
-        for variant, probabilities_BHWK in self.predictions(images_BHW3).items():
-            self.confusion[variant or "mIoU"].update_state(labels_BHW, tf.argmax(probabilities_BHWK, axis=-1))
-        return {name: metric.result() for name, metric in self.confusion.items()}
-
-    @property
-    def metrics(self):
-        return list(self.confusion.values())
-
     # --- training ---
-
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """Nothing is left to build; Keras would take a mean of the replicas' batches, which fails on their masks."""
 
     def make_optimizers(self) -> dict[str, keras.optimizers.Optimizer]:
         """The paper's optimizer for each network that is trained, by the network's name."""
@@ -264,8 +224,11 @@ class Method(keras.Model):
 
     def compile(
         self,
-        optimizers: dict[str, keras.optimizers.Optimizer] | None = None,
-        jit_compile=None,
+        optimizer: Optimizers = None,
+        loss=None,
+        metrics: Sequence[str | keras.metrics.Metric] | None = None,
+        *,
+        jit_compile: bool | None = None,
         sync_batch_norm: bool = False,
         accumulate: int = 1,
         **kwargs,
@@ -273,13 +236,24 @@ class Method(keras.Model):
         """Makes the optimizers and their state.
 
         Args:
-            optimizers: by network name, in place of the paper's.
+            optimizer: in place of the paper's: by network name, or one for the networks that segment.
+            loss: None; a method brings its own.
+            metrics: of class probabilities (B,H,W,K) against labels (B,H,W), which `evaluate` gives beside mIoU.
+            jit_compile: whether XLA compiles the step; by default not: on CPU it is the slower of the two.
             sync_batch_norm: whether batch norm goes by the batches of all replicas together.
             accumulate: in how many parts, one after the other, networks take a batch, for less memory; it divides the
                 batches' sizes. Only batch norm notices: it goes by each part.
-            jit_compile: whether XLA compiles the step; by default not: on CPU it is the slower of the two.
             kwargs: `steps_per_execution`, `run_eagerly` and so on, as `keras.Model.compile` takes them.
+
+        Raises:
+            ValueError: for a network that is not there, or a loss.
         """
+        refused = [name for name in ("loss_weights", "weighted_metrics") if kwargs.get(name) is not None]
+        if loss is not None or refused:
+            raise ValueError(
+                f"{type(self).__name__} learns by the losses of its paper: leave out {', '.join(refused or ['loss'])}; "
+                "their weights are its fields"
+            )
         if getattr(self.config, "freeze_batch_norm", False):
             for layer in self.batch_norms(self.segmenting):
                 layer.trainable = False
@@ -294,17 +268,14 @@ class Method(keras.Model):
                     accumulation.accumulate(network.head)
                 elif not isinstance(network, Method):
                     accumulation.accumulate(network)
-        chosen = self.make_optimizers() | (optimizers or {})
-        for network_name, optimizer in chosen.items():
-            require(
-                network_name in self.network_names,
-                f"{type(self).__name__} has no network {network_name!r}; its networks: {', '.join(self.network_names)}",
-            )
+        chosen = self.make_optimizers() | optimizers_by_network(self, optimizer)
+        for network_name, each in chosen.items():
             if keras.config.dtype_policy().name == "mixed_float16":
-                optimizer = LossScale(optimizer)
+                each = LossScale(each)
             # Before the first step, or two optimizers in one step fail under MirroredStrategy.
-            optimizer.build(getattr(self, network_name).trainable_variables)
-            setattr(self.training_optimizers, network_name, optimizer)
+            each.build(getattr(self, network_name).trainable_variables)
+            setattr(self.training_optimizers, network_name, each)
+        self.further_metrics = [further_metric(metric) for metric in metrics or ()]
         first = next(iter(chosen), None)
         super().compile(
             optimizer=getattr(self.training_optimizers, first) if first else "sgd",
@@ -314,80 +285,26 @@ class Method(keras.Model):
 
     def batch_norms(self, network_names: tuple[str, ...]) -> list[keras.layers.BatchNormalization]:
         """The batch-norm layers of these networks."""
-        layers = (layer for name in network_names for layer in getattr(self, name)._flatten_layers())
+        layers = (layer for name in network_names for layer in all_layers(getattr(self, name)))
         return [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
 
-    @property
-    def stages(self) -> dict[str, int]:
-        """The parts of the training in their order, by the name of the method that each belongs to, and how many steps
-        they have."""
-        return {self.registry_name: self.config.steps}
+    def stages(self) -> tuple["Method", ...]:
+        """The methods that are fitted one after the other, itself last: more than one where another one trains its
+        segmenter first. No property, since Keras stores what it finds in properties."""
+        return (self,)
 
     @property
-    def total_steps(self) -> int:
-        """How many training steps there are in all."""
-        return sum(self.stages.values())
-
-    @property
-    def crop_steps(self) -> int:
-        """For how many steps, from the first one, the batches hold crops; those after them hold whole images."""
-        return self.total_steps
+    def learns_from_whole_images(self) -> bool:
+        """Whether its batches hold whole images in place of crops."""
+        return False
 
     @property
     def main_optimizer(self) -> keras.optimizers.Optimizer:
         """The optimizer whose learning rate the log shows."""
         return self.training_optimizers.segmenter
 
-    @property
-    def current_optimizers(self) -> dict[str, keras.optimizers.Optimizer]:
-        """The optimizers of the networks that a step trains at present, by the network's name."""
-        return vars(self.training_optimizers)
-
     def get_compile_config(self):
         return None  # a saved model is for inference; training resumes from a checkpoint
-
-    def segmenter_optimizer(self, network: keras.Model | None = None) -> SGD | AdamW:
-        """The optimizer that `SegmenterConfig` describes, for the segmenter or another `network`: all that is not of
-        the segmenter's backbone learns at the head's rate."""
-        config = self.config
-        network = network or self.segmenter
-        backbone = getattr(self.segmenter, "backbone", None)
-        pretrained = {variable.path for variable in backbone.trainable_variables} if backbone else set()
-        multipliers = [
-            1.0 if not backbone or variable.path in pretrained else config.head_multiplier
-            for variable in network.trainable_variables
-        ]
-        rate = Poly(config.learning_rate, config.main_updates * config.steps)
-        if config.optimizer == "adamw":
-            return AdamW(rate, weight_decay=config.weight_decay, multipliers=multipliers)
-        return SGD(
-            rate,
-            momentum=config.momentum,
-            nesterov=config.nesterov,
-            l2=config.weight_decay,
-            multipliers=multipliers,
-        )
-
-    def discriminator_optimizer(self, until: float = 1.0) -> keras.optimizers.Adam:
-        """The optimizer that `AdversarialConfig` describes; `until` that share of training, when its rate becomes 0."""
-        rate = Poly(self.config.discriminator_learning_rate, self.config.steps, until)
-        return keras.optimizers.Adam(rate, beta_1=0.9, beta_2=0.99)
-
-    def unpack(self, data) -> tuple[tf.Tensor, Any, tf.Tensor]:
-        """Labelled images, unlabelled images (None where the method has no use for them), labels."""
-        batch, labels_BHW = data
-        labels_BHW = tf.cast(labels_BHW, tf.int32)
-        if self.needs_unlabeled and "unlabeled" not in batch:
-            raise ValueError(f"{type(self).__name__} learns from unlabelled images too; the batch has {sorted(batch)}")
-        return batch["labeled"], batch.get("unlabeled"), labels_BHW
-
-    @staticmethod
-    def unlabeled_valid(data) -> tf.Tensor:
-        """Which pixels of the unlabelled images are of the picture and not of its padding; (B,H,W) bool."""
-        batch, _ = data
-        if "unlabeled_valid" in batch:
-            return batch["unlabeled_valid"]
-        return tf.ones(tf.shape(batch["unlabeled"])[:3], tf.bool)
 
     def segment(self, x_l: tf.Tensor, x_u: tf.Tensor) -> list[tf.Tensor]:
         """Logits of labelled and of unlabelled images in train mode: batch norm goes by the batches themselves,
@@ -423,22 +340,33 @@ class Method(keras.Model):
         network = self.averaged if self.targets == "teacher" else self.segmenter
         return tf.stop_gradient(network(x_u, training=False))
 
-    def once_at(self, share: float) -> tf.Tensor:
+    def active_from(self, share: float) -> tf.Tensor:
         """1 from that share of training on, 0 before: the factor of a term that sets in late."""
         step = tf.cast(self.training_optimizers.segmenter.iterations, tf.float32)
         return tf.cast(step >= share * self.config.steps, tf.float32)
 
-    def update(self, data) -> dict[str, tf.Tensor]:
-        """One training step on a batch: updates the networks and returns the terms by their paper's names."""
+    def update(self, batch: Batch) -> dict[str, tf.Tensor]:
+        """One training step: updates the networks and returns the terms by their paper's names."""
         raise NotImplementedError
 
     def train_step(self, data):
         before = self.skipped()
         with accumulation.batches_in_parts(self.accumulate):
-            terms = self.update(data)
+            terms = self.update(self.batch(data))
+        self.term_names = tuple(terms)  # in the graph's answer they stand by the alphabet
         self.update_average()
         skipped = {name: count - before[name] for name, count in self.skipped().items()}
-        return self.report(terms | skipped)
+        return for_the_log(terms | skipped)
+
+    def batch(self, data) -> Batch:
+        """What `update` takes, of what `fit` was given; ValueError where the unlabelled images are missing."""
+        batch = as_batch(data)
+        if self.needs_unlabeled and batch.unlabeled is None:
+            raise ValueError(
+                f"{type(self).__name__} learns from unlabelled images too: give fit {{'labeled': images, 'unlabeled': "
+                "images} and the labels of the former, or batches of these"
+            )
+        return batch
 
     def update_average(self) -> None:
         """The mean teacher follows the segmenter, where there is one: with decay min((1 + t) / (10 + t), `ema_decay`)
@@ -450,71 +378,18 @@ class Method(keras.Model):
 
     def skipped(self) -> dict[str, tf.Tensor]:
         """How many updates of each network an overflow has cost so far, this replica's share: with mixed_float16."""
-        scaled = {name: each for name, each in self.current_optimizers.items() if isinstance(each, LossScale)}
+        scaled = {name: each for name, each in vars(self.training_optimizers).items() if isinstance(each, LossScale)}
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         return {f"skipped_{name}": tf.cast(each.skipped.value, tf.float32) / replicas for name, each in scaled.items()}
 
     def minimize(self, network_name: str, loss: tf.Tensor, tape: tf.GradientTape) -> None:
         """Updates one network, and no other, by the gradient of a loss. The tape has to be persistent."""
-        if hasattr(self.measuring, "minimized"):
-            self.measuring.minimized.append((network_name, loss, tape))
+        if gradient_norms.record(network_name, loss, tape):
             return
         optimizer = getattr(self.training_optimizers, network_name)
         variables = getattr(self, network_name).trainable_variables
         scale = optimizer.scale_loss(tf.ones_like(loss))
         optimizer.apply(tape.gradient(loss, variables, output_gradients=scale), variables)
-
-    def gradient_norms(self, data) -> dict[str, tf.Tensor]:
-        """How hard each loss term pulls at the networks that learn by it, on a batch as `update` takes it.
-
-        Nothing is trained. What a forward pass in train mode leaves behind (batch-norm statistics, random state) is the
-        caller's to put back.
-
-        Returns:
-            By the term's name the Euclidean norm of its part of the gradient, its weight included: 0 where it has not
-            set in yet. Sums of terms that are minimised are there under their own names.
-        """
-        minimized: list[tuple[str, tf.Tensor, tf.GradientTape]] = []
-        self.measuring.minimized = minimized
-        try:
-            with accumulation.batches_in_parts(self.accumulate):
-                terms = self.update(data)
-        finally:
-            del self.measuring.minimized
-        squares: dict[str, tf.Tensor] = {}
-        for network_name, loss, tape in minimized:
-            variables = getattr(self, network_name).trainable_variables
-            scale = getattr(self.training_optimizers, network_name).scale_loss(tf.ones_like(loss))
-            weights = tape.gradient(loss, list(terms.values()), output_gradients=scale)
-            for (name, term), weight in zip(terms.items(), weights, strict=True):
-                if weight is None:  # the loss does not depend on it
-                    continue
-                gradients = tape.gradient(term, variables, output_gradients=weight)
-                parts = [sum_over_replicas(gradient) for gradient in gradients if gradient is not None]
-                squares[name] = squares.get(name, 0.0) + (tf.linalg.global_norm(parts) / scale) ** 2
-        return {name: tf.sqrt(square) for name, square in squares.items()}
-
-    def report(self, terms: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """The terms of the global batch, for the log."""
-        strategy = tf.distribute.get_strategy()
-        several_workers = strategy.extended._in_multi_worker_mode()
-        terms = {name: sum_over_replicas(term) for name, term in terms.items()}
-        return {name: term[tf.newaxis] if several_workers else term for name, term in terms.items()}
-
-    def separate_random_numbers(self) -> None:
-        """Lets each replica draw random numbers of its own. Call it once, where all are in the same state: after
-        `compile`, or after restoring a checkpoint, which holds the first replica's."""
-        strategy = self.distribute_strategy
-        states = [variable for variable in self.non_trainable_variables if variable.name == "seed_generator_state"]
-
-        @tf.function
-        def separate():
-            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-            for state in states:  # a seed, and how many draws there were
-                state.assign(state.value + tf.cast([0, 2**24], state.dtype) * tf.cast(replica, state.dtype))
-
-        if strategy.num_replicas_in_sync > 1:
-            strategy.run(separate)
 
     # --- saving ---
 
@@ -526,7 +401,7 @@ class Method(keras.Model):
     def from_config(cls, config, custom_objects=None):
         def deserialize(network_config):
             network = keras.saving.deserialize_keras_object(network_config)
-            for layer in network._flatten_layers():  # what was trained in mixed precision runs in the one in force
+            for layer in all_layers(network):  # what was trained in mixed precision runs in the one in force
                 if layer.dtype_policy.name.startswith("mixed"):
                     layer.dtype_policy = keras.config.dtype_policy()
             return network
@@ -537,20 +412,6 @@ class Method(keras.Model):
                 for key, value in config.items()
             }
         )
-
-    def training_variables(self) -> dict[str, tf.Variable]:
-        """Everything that a training resumed from here needs: weights, random state, optimizers.
-
-        Named by position, because Keras numbers equal layer names by what else the process has built.
-        """
-        groups = {"model": self.variables} | {
-            f"{name}_optimizer": optimizer.variables for name, optimizer in vars(self.training_optimizers).items()
-        }
-        return {
-            f"{group}/{index}": variable.value
-            for group, variables in groups.items()
-            for index, variable in enumerate(variables)
-        }
 
 
 def concatenated(network: keras.Model, *batches: tf.Tensor, training: bool) -> list[tf.Tensor]:

@@ -1,12 +1,13 @@
 """MLMT (Mittal, Tatarchenko, Brox 2019, arXiv:1908.05724): a multi-label mean teacher gates a segmenter's classes."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import keras
 import tensorflow as tf
 
 from kerasseg.critics import build_classifier, build_classifier_like, start_from_backbone
+from kerasseg.distribution import number
 from kerasseg.losses import (
     binary_cross_entropy,
     categorical_cross_entropy,
@@ -15,14 +16,13 @@ from kerasseg.losses import (
     multi_hot,
 )
 from kerasseg.methods.averaging import averaged_copy, follow
+from kerasseg.methods.batch import Batch
 from kerasseg.methods.config import require
 from kerasseg.methods.method import Method, concatenated
 from kerasseg.methods.registry import METHODS, register_method
 from kerasseg.methods.views import StrongView, StrongViewConfig
 from kerasseg.metrics import roc
-from kerasseg.optimizers import SGD
-
-Stage = Literal["segmentation", "classification"]
+from kerasseg.optimizers import SGD, Replaceable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +97,14 @@ class MLMTConfig(StrongViewConfig):
 
 @register_method
 class MLMT(Method):
-    """One branch that segments, and then one that tells which classes are there, fused at inference.
+    """One branch that segments and one that tells which classes are there, fused at inference.
 
-    `fit` trains the segmenter first, for its own `steps`, and then the classifier: `total_steps` in all.
+    Two fits, one after the other: `branch.fit(...)` trains the segmenter, and then `MLMT(branch).fit(...)` the
+    classifier.
 
     Args:
-        segmentation: the method that trains the segmenter, or a bare segmenter, which `fields` says how to train.
+        segmentation: the method that trains the segmenter, or a segmenter by itself, which then is `segmentation`'s of
+            the method that `branch` names.
         student: images (B,H,W,3) to one logit per class (B,K); when None, `build_classifier_like` the segmenter, which
             starts from its backbone, as `classifier_start` says.
         teacher: of the same kind; its weights follow the student's, batch-norm statistics included.
@@ -119,10 +121,9 @@ class MLMT(Method):
         "unlikely in the picture."
     )
     gating = ("student", "teacher")
-    uses_weak = True
+    uses_image_labels = True
     Config = MLMTConfig
     config: MLMTConfig
-    train_function: Any
 
     def __init__(self, segmentation, student=None, teacher=None, *, name=None, **fields):
         if not isinstance(segmentation, Method):
@@ -141,7 +142,6 @@ class MLMT(Method):
             len(self.config.min_pixels) in (1, self.num_classes),
             f"min_pixels takes 1 number or one per class ({self.num_classes}); got {len(self.config.min_pixels)}",
         )
-        self.stage: Stage = "segmentation" if self.config.train_branch else "classification"
         # "Different small perturbations": both are flipped, and the student sees other colours and a softer picture.
         self.flip = keras.layers.RandomFlip("horizontal", dtype="float32", name="flip")
         self.strong = StrongView(self.config)
@@ -179,8 +179,8 @@ class MLMT(Method):
 
     # --- inference: fusion (section 3.3) ---
 
-    def scores(self, images_BHW3, S_BHWK):
-        return self.segmentation.scores(images_BHW3, S_BHWK)
+    def critic_scores(self, images_BHW3, S_BHWK):
+        return self.segmentation.critic_scores(images_BHW3, S_BHWK)
 
     @property
     def variants(self):
@@ -225,27 +225,14 @@ class MLMT(Method):
     def make_optimizers(self):
         config = self.config
         rate = keras.optimizers.schedules.CosineDecay(config.classifier_learning_rate, config.steps, alpha=1 / 300)
-        return {"student": SGD(rate, momentum=0.9, nesterov=True, l2=config.classifier_weight_decay)}
+        return {"student": SGD(Replaceable(rate), momentum=0.9, nesterov=True, l2=config.classifier_weight_decay)}
 
-    def compile(self, optimizers=None, jit_compile=None, sync_batch_norm=False, accumulate=1, **kwargs):
-        """As `Method.compile`; `optimizers` may name the branch's networks too."""
-        optimizers = optimizers or {}
-        own = {name: optimizer for name, optimizer in optimizers.items() if name in self.network_names}
-        super().compile(own, jit_compile, sync_batch_norm, accumulate, **kwargs)
-        if self.config.train_branch:
-            together = kwargs.get("steps_per_execution", 1)
-            require(
-                self.segmentation.total_steps % together == 0,
-                f"steps_per_execution must divide the segmenter's {self.segmentation.total_steps} steps, after which "
-                f"those of the classifier begin; got {together}",
-            )
-            branch_optimizers = {name: optimizers[name] for name in optimizers.keys() - own.keys()}
-            self.segmentation.compile(branch_optimizers, jit_compile, sync_batch_norm, accumulate, **kwargs)
-            vars(self.training_optimizers).update(vars(self.segmentation.training_optimizers))
+    def stages(self):
+        return (*self.segmentation.stages(), self) if self.config.train_branch else (self,)
 
     @property
-    def stages(self):
-        return (self.segmentation.stages if self.config.train_branch else {}) | super().stages
+    def learns_from_whole_images(self):
+        return self.config.whole_images
 
     @property
     def unlabeled_sets(self):
@@ -256,67 +243,21 @@ class MLMT(Method):
         return self.segmentation.least_unlabeled
 
     @property
-    def crop_steps(self):
-        branch_steps = self.segmentation.total_steps if self.config.train_branch else 0
-        return branch_steps if self.config.whole_images else self.total_steps
-
-    @property
     def main_optimizer(self):
-        return self.segmentation.main_optimizer if self.stage == "segmentation" else self.training_optimizers.student
+        return self.training_optimizers.student
 
-    @property
-    def current_optimizers(self):
-        if self.stage == "segmentation":
-            return self.segmentation.current_optimizers
-        return {"student": self.training_optimizers.student}
-
-    def make_train_function(self, force=False):
-        """A graph for each stage: under a strategy, updates cannot stand in a `tf.cond`."""
-        if self.train_function and not force:
-            return
-        train_functions: dict[Stage, Any] = {}
-        for stage in get_args(Stage):
-            super().make_train_function(force=True)
-            train_functions[stage] = self.train_function
-
-        def train_function(iterator):
-            self.stage = self.next_stage()
-            if self.stage == "classification" and steps_done(self.training_optimizers.student) == 0:
-                self.start_classifier()
-            return train_functions[self.stage](iterator)
-
-        self.train_function = train_function
-
-    def next_stage(self) -> Stage:
-        branch = self.segmentation
-        if (
-            self.config.train_branch
-            and steps_done(branch.main_optimizer) < branch.config.main_updates * branch.total_steps
-        ):
-            return "segmentation"
-        return "classification"
-
-    def start_classifier(self) -> None:
-        """Hands the classifier the segmenter's trained backbone, where `classifier_start` says so."""
-        if self.starts_from_segmenter:
+    def fit(self, *args, **kwargs):
+        """As `keras.Model.fit`. Before its first step, the classifier is handed the segmenter's trained backbone, where
+        `classifier_start` says so."""
+        if self.starts_from_segmenter and number(self.main_optimizer.iterations) == 0:
             start_from_backbone(self.student, self.segmenter)
             self.teacher.set_weights(self.student.get_weights())
+        return super().fit(*args, **kwargs)
 
-    def update(self, data):
-        return self.segmentation.update(data) if self.stage == "segmentation" else self.update_classifier(data)
-
-    def update_average(self):
-        if self.stage == "segmentation":
-            self.segmentation.update_average()
-
-    def gradient_norms(self, data):
-        return self.segmentation.gradient_norms(data) if self.stage == "segmentation" else super().gradient_norms(data)
-
-    def update_classifier(self, data) -> dict[str, tf.Tensor]:
-        """One step of the classification branch: equation 6, then the teacher follows the student."""
-        _, x_u, y_l = self.unpack(data)
+    def update(self, batch):
+        x_u = batch.unlabeled
+        x, z = self.labeled_for_classifier(batch)
         config = self.config
-        x, z = self.labeled_for_classifier(data[0], y_l)
 
         # Inference mode: the teacher as it will be used.
         H_l, H_u = concatenated(
@@ -345,21 +286,17 @@ class MLMT(Method):
         follow(self.teacher, self.student, tf.minimum(1.0 - 1.0 / (steps + 1.0), config.ema_decay))
         return {"L_MT": L_MT, "L_cls": L_cls, "L_cons": L_cons}
 
-    def labeled_for_classifier(self, batch, y_l) -> tuple[tf.Tensor, tf.Tensor]:
-        """Images whose classes are known and those classes (B,K): from label maps and, if given, from weak labels."""
-        x, z = batch["labeled"], multi_hot(y_l, self.num_classes)
-        if "weak" in batch:
-            x, z = tf.concat([x, batch["weak"]], axis=0), tf.concat([z, batch["weak_classes"]], axis=0)
+    def labeled_for_classifier(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
+        """Images whose classes are known, and those classes (B,K): from label maps, and from image-level labels."""
+        x, z = batch.labeled, multi_hot(batch.labels, self.num_classes)
+        if batch.image_labeled is not None:
+            x, z = tf.concat([x, batch.image_labeled], axis=0), tf.concat([z, batch.image_labels], axis=0)
         return x, z
 
     def consistency_weight(self) -> tf.Tensor:
         """lambda_cons * w(t), w from 0 to 1 after the burn-in."""
         progress = tf.cast(self.training_optimizers.student.iterations, tf.float32) / self.config.steps
         return self.config.lambda_cons * tf.clip_by_value((progress - self.config.burn_in) / self.config.ramp, 0.0, 1.0)
-
-
-def steps_done(optimizer: keras.optimizers.Optimizer) -> int:
-    return int(keras.ops.convert_to_numpy(optimizer.iterations))
 
 
 def branch_class(config: MLMTConfig) -> type[Method]:

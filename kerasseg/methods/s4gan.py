@@ -9,7 +9,7 @@ from kerasseg.critics import build_image_discriminator
 from kerasseg.losses import (
     binary_cross_entropy,
     cross_entropy,
-    discriminator_terms,
+    discriminator_scores,
     feature_matching,
     mean,
     one_hot,
@@ -26,6 +26,7 @@ from kerasseg.methods.config import (
 )
 from kerasseg.methods.method import Method
 from kerasseg.methods.registry import register_method
+from kerasseg.optimizers import discriminator_optimizer, segmenter_optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,15 +107,17 @@ class S4GAN(Method):
         super().__init__({"segmenter": segmenter, "discriminator": discriminator}, fields, name=name)
 
     def make_optimizers(self):
-        return {"segmenter": self.segmenter_optimizer(), "discriminator": self.discriminator_optimizer()}
+        return {
+            "segmenter": segmenter_optimizer(self.config, self.segmenter),
+            "discriminator": discriminator_optimizer(self.config),
+        }
 
-    def scores(self, images_BHW3, S_BHWK):
+    def critic_scores(self, images_BHW3, S_BHWK):
         _, logits_B1 = self.discriminator([S_BHWK, images_BHW3], training=False)
         return tf.nn.sigmoid(logits_B1[:, 0])
 
-    def update(self, data):
-        x_l, x_u, y_l = self.unpack(data)
-        valid_u = self.unlabeled_valid(data)
+    def update(self, batch):
+        x_l, y_l, x_u, valid_u = batch.labeled, batch.labels, batch.unlabeled, batch.valid
         config = self.config
 
         with tf.GradientTape(persistent=True) as tape:
@@ -136,14 +139,16 @@ class S4GAN(Method):
             with tape.stop_recording():
                 targets_u = self.target_logits(x_u, logits_u)
             L_st = cross_entropy(pseudo_labels(targets_u, trusted_B[:, tf.newaxis, tf.newaxis] & valid_u), logits_u)
-            L_S = L_ce + config.lambda_fm * L_fm + self.once_at(config.self_training_start) * config.lambda_st * L_st
+            L_S = (
+                L_ce + config.lambda_fm * L_fm + self.active_from(config.self_training_start) * config.lambda_st * L_st
+            )
 
-            of_D = discriminator_terms(D_real, D_fake)
-            of_D["L_D"] /= 2.0
+            L_D = (binary_cross_entropy(D_real, 1.0) + binary_cross_entropy(D_fake, 0.0)) / 2.0
 
         self.minimize("segmenter", L_S, tape)
-        self.minimize("discriminator", of_D["L_D"], tape)
-        terms = {"L_S": L_S, "L_ce": L_ce, "L_fm": L_fm, "L_st": L_st} | of_D
+        self.minimize("discriminator", L_D, tape)
+        terms = {"L_S": L_S, "L_ce": L_ce, "L_fm": L_fm, "L_st": L_st, "L_D": L_D}
+        terms |= discriminator_scores(D_real, D_fake)
         if config.lambda_st:
             terms["selected"] = mean(tf.cast(trusted_B, tf.float32))
         return terms

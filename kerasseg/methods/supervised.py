@@ -5,6 +5,7 @@ import tensorflow as tf
 from kerasseg.methods.config import SegmenterConfig
 from kerasseg.methods.method import Method
 from kerasseg.methods.registry import register_method
+from kerasseg.optimizers import segmenter_optimizer
 
 
 @register_method
@@ -30,10 +31,10 @@ class Supervised(Method):
         super().__init__({"segmenter": segmenter}, fields, name=name)
 
     def make_optimizers(self):
-        return {"segmenter": self.segmenter_optimizer()}
+        return {"segmenter": segmenter_optimizer(self.config, self.segmenter)}
 
-    def update(self, data):
-        x_l, _, y_l = self.unpack(data)
+    def update(self, batch):
+        x_l, y_l = batch.labeled, batch.labels
 
         with tf.GradientTape(persistent=True) as tape:
             logits_l = self.segmenter(x_l, training=True)  # train mode: batch norm sees the labelled batch

@@ -10,6 +10,8 @@ from kerasseg.methods.config import PseudoLabelConfig, require, require_shares, 
 from kerasseg.methods.method import Method
 from kerasseg.methods.registry import register_method
 from kerasseg.methods.views import StrongView, StrongViewConfig, random_boxes
+from kerasseg.optimizers import segmenter_optimizer
+from kerasseg.segmenters import require_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,7 @@ class UniMatch(Method):
     config: UniMatchConfig
 
     def __init__(self, segmenter, *, name=None, **fields):
+        require_parts(segmenter, "UniMatch")
         super().__init__({"segmenter": segmenter}, fields, name=name)
         self.random = keras.random.SeedGenerator(name="boxes")
         self.strong = StrongView(self.config)
@@ -71,11 +74,10 @@ class UniMatch(Method):
         return 2
 
     def make_optimizers(self):
-        return {"segmenter": self.segmenter_optimizer()}
+        return {"segmenter": segmenter_optimizer(self.config, self.segmenter)}
 
-    def update(self, data):
-        x_l, x_u, y_l = self.unpack(data)
-        valid_u = self.unlabeled_valid(data)
+    def update(self, batch):
+        x_l, y_l, x_u, valid_u = batch.labeled, batch.labels, batch.unlabeled, batch.valid
         x_w, x_m, valid_w, valid_m = x_u[::2], x_u[1::2], valid_u[::2], valid_u[1::2]
         config = self.config
 

@@ -1,6 +1,7 @@
 """Segmenters: image (B,H,W,3) to class logits (B,H,W,K)."""
 
 from kerasseg.segmenters.backbones import BACKBONES, build_backbone
+from kerasseg.segmenters.cut import CutSegmenter, cut, require_parts
 from kerasseg.segmenters.deeplab_v2 import DeepLabV2
 from kerasseg.segmenters.deeplab_v3plus import DeepLabV3Plus
 from kerasseg.segmenters.segmenter import Segmenter, dead_taps, fitting_rates
@@ -19,13 +20,16 @@ def build_segmenter(name: str, **arguments) -> Segmenter:
 __all__ = [
     "BACKBONES",
     "SEGMENTERS",
+    "CutSegmenter",
     "DeepLabV2",
     "DeepLabV3Plus",
     "LoadedWeights",
     "Segmenter",
     "build_backbone",
     "build_segmenter",
+    "cut",
     "dead_taps",
     "fitting_rates",
     "load_weights",
+    "require_parts",
 ]

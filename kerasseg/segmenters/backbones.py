@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import keras
 
+from kerasseg.keras_internals import inputs_of
 from kerasseg.layers import AtrousConv2D, AtrousDepthwiseConv2D, BatchNormalization
 from kerasseg.segmenters.weights import load_weights
 
@@ -175,7 +176,7 @@ def _dilation_plan(network: keras.Model, output_stride: int) -> tuple[dict[str, 
     removed: dict[str, int] = {}
     leaving: dict[str, tuple[int, int]] = {}  # layer -> (stride, dilation) of its output
     for layer in network.layers:
-        parents = [node.operation for node in layer._inbound_nodes[0].parent_nodes]
+        parents = inputs_of(layer)
         stride, rate = max((leaving[parent.name] for parent in parents), default=(1, 1))
         rates[layer.name] = rate
         step = getattr(layer, "strides", (1, 1))[0]

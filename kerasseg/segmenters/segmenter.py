@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import keras
 
+from kerasseg.keras_internals import all_layers
 from kerasseg.layers import AtrousConv2D, AtrousDepthwiseConv2D, CropLike, PadToMultiple, PixelNormalization, Upsample
 from kerasseg.segmenters.backbones import backbone_spec, build_backbone
 from kerasseg.segmenters.weights import LoadedWeights, load_weights
@@ -156,6 +157,6 @@ def dead_taps(network: keras.Model, crop: Sequence[int]) -> dict[str, int]:
         return {}
     # A map of one position holds no more than the middle tap of any convolution, so nothing can be said of it.
     size = max(2, min(map_size(crop, network.output_stride)))
-    dilated = (layer for layer in network._flatten_layers() if isinstance(layer, AtrousConv2D | AtrousDepthwiseConv2D))
+    dilated = (layer for layer in all_layers(network) if isinstance(layer, AtrousConv2D | AtrousDepthwiseConv2D))
     reach = {layer.name: max(layer.dilation_rate) * (max(layer.kernel_size) // 2) for layer in dilated}
     return {name: rate for name, rate in sorted(reach.items(), key=lambda item: item[::-1]) if rate >= size}

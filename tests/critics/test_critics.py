@@ -17,7 +17,7 @@ from kerasseg.critics import (
     build_image_discriminator,
     build_pixel_discriminator,
 )
-from kerasseg.critics.confidence import Shown
+from kerasseg.critics.dual_discriminators import Shown
 from kerasseg.layers import Upsample
 from kerasseg.methods import METHODS
 from kerasseg.segmenters import build_segmenter

@@ -104,7 +104,7 @@ def test_labelled_batches_do_not_depend_on_the_others(tmp_path):
     beside = batches(train_dataset(dataset, weak, VIEW, batch_size=2, unlabeled_batch_size=3), 4)
     for (x, labels), (other_x, other_labels) in zip(alone, beside, strict=True):
         assert list(x) == ["labeled"]
-        assert sorted(other_x) == ["labeled", "unlabeled", "unlabeled_valid", "weak", "weak_classes"]
+        assert sorted(other_x) == ["image_labeled", "image_labels", "labeled", "unlabeled", "unlabeled_valid"]
         np.testing.assert_array_equal(x["labeled"], other_x["labeled"])
         np.testing.assert_array_equal(labels, other_labels)
 
@@ -135,13 +135,13 @@ def test_the_weak_stream_shows_whole_images_and_their_classes(tmp_path):
     dataset = FolderDataset(tmp_path)
     pipeline = train_dataset(dataset, Split(("a",), ("b",), ("c",)), WHOLE, batch_size=2)
     ((x, _),) = batches(pipeline, 1)
-    assert x["weak_classes"].tolist() == [[0, 1, 0, 1, 0, 0]] * 2
-    assert x["weak"].shape == (2, 8, 8, 3)
-    np.testing.assert_allclose(x["weak"][:, :, :3], 200, atol=1e-3)
-    np.testing.assert_allclose(x["weak"][:, :, 5:], 0, atol=1e-3)
+    assert x["image_labels"].tolist() == [[0, 1, 0, 1, 0, 0]] * 2
+    assert x["image_labeled"].shape == (2, 8, 8, 3)
+    np.testing.assert_allclose(x["image_labeled"][:, :, :3], 200, atol=1e-3)
+    np.testing.assert_allclose(x["image_labeled"][:, :, 5:], 0, atol=1e-3)
     flipped = Augmentation(crop=(8, 8))
     rows = batches(train_dataset(dataset, Split(("a",), ("b",), ("c",)), flipped, batch_size=20), 1)
-    assert 2 < sum(image[0, 0, 0] > 100 for image in rows[0][0]["weak"]) < 18
+    assert 2 < sum(image[0, 0, 0] > 100 for image in rows[0][0]["image_labeled"]) < 18
 
 
 def test_image_level_labels_of_a_split_need_no_masks(tmp_path):
@@ -152,13 +152,13 @@ def test_image_level_labels_of_a_split_need_no_masks(tmp_path):
     told = {"train_2": (1, 2), "train_3": ()}
     split = Split(("train_0",), ("train_2", "train_3"), ("train_1",), told)
     ((x, _),) = batches(train_dataset(dataset, split, WHOLE, batch_size=6), 1)
-    for image, classes in zip(x["weak"], x["weak_classes"].tolist(), strict=True):
+    for image, classes in zip(x["image_labeled"], x["image_labels"].tolist(), strict=True):
         distances = [
             np.abs(image - tf.image.resize(dataset.load_image("train", name), (8, 8), antialias=True)).max()
             for name in told
         ]
         assert classes == ([0, 1, 1] if distances[0] < distances[1] else [0, 0, 0])
-    assert len({tuple(row) for row in x["weak_classes"].tolist()}) == 2
+    assert len({tuple(row) for row in x["image_labels"].tolist()}) == 2
 
 
 def test_image_labelled_pictures_are_learned_from_as_unlabelled_ones_too(numbered):

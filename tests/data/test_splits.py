@@ -20,9 +20,9 @@ def test_a_split_is_the_same_on_every_machine_and_in_every_version():
 
 def test_every_train_image_has_one_role():
     split = make_split(SHAPES, "1/8", seed=3, image_labels="1/4")
-    assert (len(split.labeled), len(split.weak), len(split.unlabeled)) == (50, 100, 250)
-    assert sorted(split.labeled + split.weak + split.unlabeled) == list(SHAPES.image_names("train"))
-    assert split.weak == tuple(sorted(split.weak))
+    assert (len(split.labeled), len(split.image_labeled), len(split.unlabeled)) == (50, 100, 250)
+    assert sorted(split.labeled + split.image_labeled + split.unlabeled) == list(SHAPES.image_names("train"))
+    assert split.image_labeled == tuple(sorted(split.image_labeled))
 
 
 def test_smaller_splits_are_part_of_larger_ones():
@@ -104,7 +104,7 @@ def test_cover_reaches_every_class_with_few_images():
 def test_cover_leaves_the_image_level_labels_to_others(four_classes):
     split = make_split(four_classes, "2", 3, image_labels="2", cover=True)
     assert split.labeled == ("c", "e")
-    assert list(split.weak) == sorted(rank(four_classes, 3, set("abdfghijklmnop"))[:2])
+    assert list(split.image_labeled) == sorted(rank(four_classes, 3, set("abdfghijklmnop"))[:2])
 
 
 def test_names_from_a_pipe():
@@ -146,7 +146,7 @@ def test_forms_of_an_amount(amount, count):
 
 def test_all_image_labels_are_all_that_is_left():
     split = make_split(SHAPES, "1/8", image_labels="all")
-    assert (len(split.labeled), len(split.weak), len(split.unlabeled)) == (50, 350, 0)
+    assert (len(split.labeled), len(split.image_labeled), len(split.unlabeled)) == (50, 350, 0)
 
 
 @pytest.mark.parametrize(
@@ -286,14 +286,14 @@ def test_image_level_labels_from_a_file(tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("train_0")
     split = make_split(dataset, str(names), image_labels=str(file))
-    assert (split.labeled, split.weak, split.unlabeled) == (("train_0",), ("train_2", "train_3"), ("train_1",))
-    assert split.weak_classes == {"train_2": (), "train_3": (1, 2)}
+    assert (split.labeled, split.image_labeled, split.unlabeled) == (("train_0",), ("train_2", "train_3"), ("train_1",))
+    assert split.image_labels == {"train_2": (), "train_3": (1, 2)}
     assert split.without_masks == ("train_1", "train_2", "train_3")
 
     split.save(tmp_path / "split")
     assert Split.load(tmp_path / "split") == split
-    others = [make_split(folder, str(names)), Split(split.labeled, split.weak, split.unlabeled)]
-    others.append(Split(split.labeled, split.weak, split.unlabeled, {"train_2": (), "train_3": (1,)}))
+    others = [make_split(folder, str(names)), Split(split.labeled, split.image_labeled, split.unlabeled)]
+    others.append(Split(split.labeled, split.image_labeled, split.unlabeled, {"train_2": (), "train_3": (1,)}))
     assert len({split.fingerprint, *(other.fingerprint for other in others)}) == 4
 
 
@@ -333,7 +333,7 @@ def test_lists_from_other_editors_and_names_in_other_forms(tmp_path, encoding):
     told.write_text("image,class\r\nPARIS,Stra\u00dfe und B\u00e4ume\r\nRom,\r\n", encoding)
     split = make_split(FolderDataset(tmp_path), str(names), image_labels=str(told))
     assert split.labeled == ("Ko\u0308ln",)
-    assert split.weak_classes == {"Paris": (1,), "Rom": ()}
+    assert split.image_labels == {"Paris": (1,), "Rom": ()}
 
 
 def test_lists_in_older_encodings_are_refused_by_name(tmp_path):

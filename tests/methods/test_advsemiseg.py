@@ -7,6 +7,7 @@ import pytest
 import tests.backbone  # noqa: F401
 from kerasseg.critics import build_pixel_discriminator
 from kerasseg.methods import AdvSemiSeg
+from kerasseg.methods.gradient_norms import gradient_norms
 from tests.methods import tiny
 from tests.methods.contract import MethodContract
 
@@ -77,7 +78,7 @@ def test_a_step_updates_each_network_by_its_own_loss(weights, sees_unlabeled, T_
     x["unlabeled_valid"] = rng.random(y.shape) < 0.8
     method = make(**weights, discriminator_sees_unlabeled=sees_unlabeled, adv_unlabeled_start=0.0, semi_start=0.0)
     shown_u = method(x["unlabeled"]) * x["unlabeled_valid"][..., None]
-    score = np.asarray(method.scores(x["unlabeled"], shown_u))
+    score = np.asarray(method.critic_scores(x["unlabeled"], shown_u))
     threshold = float(np.median(score)) if T_semi == "between" else T_semi
     before = [w.astype(np.float64) for w in method.segmenter.get_weights()]
     before_D = [w.astype(np.float64) for w in method.discriminator.get_weights()]
@@ -131,7 +132,7 @@ def test_a_deeplab_may_judge_the_pixels():
     logs = method.train_step(tiny.tensors(x, y))
     assert np.isfinite([float(value) for value in logs.values()]).all()
     assert (method.discriminator.get_layer("decoder").get_layer("logits").kernel.numpy() != before).any()
-    assert method.scores(x["labeled"], method(x["labeled"])).shape == (2, 33, 20)
+    assert method.critic_scores(x["labeled"], method(x["labeled"])).shape == (2, 33, 20)
     with pytest.raises(ValueError, match="leave out convolutional or discriminator_backbone"):
         make(convolutional=False, discriminator_backbone="tiny")
     with pytest.raises(ValueError, match="backbone must be one of"):
@@ -159,7 +160,7 @@ def test_gradient_norms_of_weak_terms_survive_float16():
         keras.utils.set_random_seed(0)
         method = make(lambda_adv=1e-6, adv_unlabeled_start=0.0)
         method.compile()
-        norms[precision] = float(method.gradient_norms(tiny.tensors(*tiny.batch(np.random.default_rng(0))))["L_adv"])
+        norms[precision] = float(gradient_norms(method, tiny.tensors(*tiny.batch(np.random.default_rng(0))))["L_adv"])
     assert norms["mixed_float16"] == pytest.approx(norms["float32"], rel=0.03)
 
 
@@ -190,7 +191,7 @@ def test_the_papers_settings():
 def test_the_discriminator_that_is_not_convolutional_gives_one_verdict():
     method = AdvSemiSeg(tiny.segmenter(), convolutional=False, steps=10)
     x, _ = tiny.batch(np.random.default_rng(0), height=40, width=33)
-    scores = np.asarray(method.scores(x["labeled"], method(x["labeled"])))
+    scores = np.asarray(method.critic_scores(x["labeled"], method(x["labeled"])))
     assert scores.shape == (2, 40, 33) and (scores == scores[:, :1, :1]).all()
 
 

@@ -145,7 +145,7 @@ def test_the_inverted_threshold_trusts_more_the_more_real_a_picture_looks():
             method = make(threshold=threshold)
             u, v = method.d1.get_weights()
             method.d1.set_weights([np.full_like(u, 10), np.full_like(v, verdict / len(v))])
-            selected[threshold, verdict] = float(method.update(tiny.tensors(x, y))["selected"])
+            selected[threshold, verdict] = float(method.update(tiny.batch_of(x, y))["selected"])
     assert selected["dynamic", -4.0] == selected["inverted", 4.0] == 1
     assert selected["dynamic", 4.0] == selected["inverted", -4.0] == 0
 
@@ -195,7 +195,9 @@ def test_scores_are_d2s_confidence_by_pixel():
     method = make()
     S = np.asarray(method(x["labeled"]), np.float64)
     expected = tiny.sigmoid(tiny.judgement(tiny.float64_weights(method.d2), S, x["labeled"])[..., 0])
-    np.testing.assert_allclose(method.scores(tf.constant(x["labeled"]), method(x["labeled"])), expected, rtol=1e-4)
+    np.testing.assert_allclose(
+        method.critic_scores(tf.constant(x["labeled"]), method(x["labeled"])), expected, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize(

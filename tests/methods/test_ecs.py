@@ -226,7 +226,7 @@ def test_scores_are_the_probability_of_right_as_it_is():
     method = make()
     S = np.asarray(method(x["labeled"]), np.float64)
     expected = tiny.softmax(tiny.judgement(tiny.float64_weights(method.corrector), S, x["labeled"]))[..., tiny.K]
-    scores = method.scores(tf.constant(x["labeled"]), method(x["labeled"]))
+    scores = method.critic_scores(tf.constant(x["labeled"]), method(x["labeled"]))
     np.testing.assert_allclose(scores, expected, rtol=1e-4)
 
 

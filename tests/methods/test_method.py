@@ -115,10 +115,10 @@ def test_averaged_weights_have_the_statistics_of_batch_norm():
 
 def test_mlmt_predicts_with_the_average_of_its_branch():
     method = MLMT(Supervised(tiny.segmenter(), average_weights=True, steps=1), tiny.classifier(), steps=1, gate="none")
-    method.compile()
-    data = tf.data.Dataset.from_tensors(tiny.batch(np.random.default_rng(0))).repeat()
-    method.fit(data, steps_per_epoch=1, epochs=1, shuffle=False, verbose=0)
     branch = method.segmentation
+    branch.compile()
+    data = tf.data.Dataset.from_tensors(tiny.batch(np.random.default_rng(0))).repeat()
+    branch.fit(data, steps_per_epoch=1, epochs=1, shuffle=False, verbose=0)
     assert np.abs(branch.averaged.get_weights()[0] - branch.segmenter.get_weights()[0]).max() > 0
     images = np.random.default_rng(1).uniform(0, 255, (2, 4, 5, 3)).astype(np.float32)
     np.testing.assert_allclose(method(images), branch(images), rtol=1e-5)

@@ -17,21 +17,16 @@ def make(segmenter=None, **fields):
     return MLMT(branch, tiny.classifier(), **{"steps": 10} | fields)
 
 
-class TestSegmentationStage(MethodContract):
+class TestMLMT(MethodContract):
     name = "mlmt"
-    fields = {"steps": 20}
+    network = "student"
+    loss = "L_cls"
+    minimized = ("student", "L_MT")
 
     def make(self, segmenter):
         if hasattr(segmenter, "backbone"):
             return super().make(segmenter)
         return make(segmenter, **self.fields)
-
-
-class TestClassificationStage(TestSegmentationStage):
-    fields = {"train_branch": False}
-    network = "student"
-    loss = "L_cls"
-    minimized = ("student", "L_MT")
 
     def make_without_chance(self, segmenter):
         method = still(make(segmenter, **self.fields))
@@ -58,35 +53,39 @@ def fit(method, data, steps=1):
 
 
 @pytest.mark.parametrize("run_eagerly", [False, True])
-def test_fit_trains_the_segmenter_first_and_then_the_classifier(run_eagerly):
+def test_one_fit_trains_the_segmenter_and_the_other_the_classifier(run_eagerly):
     data = tf.data.Dataset.from_tensors(tiny.batch(np.random.default_rng(0))).repeat()
-    method = MLMT(S4GAN(tiny.segmenter(), tiny.discriminator(), steps=2), tiny.classifier(), steps=3)
-    assert method.total_steps == 5
+    branch = S4GAN(tiny.segmenter(), tiny.discriminator(), steps=2)
+    method = MLMT(branch, tiny.classifier(), steps=3)
+    assert method.stages() == (branch, method)
+    branch.compile(run_eagerly=run_eagerly)
+    assert changes(method, lambda: fit(branch, data, 2)) == {"segmenter", "discriminator"}
     method.compile(run_eagerly=run_eagerly)
-    assert changes(method, lambda: fit(method, data, 2)) == {"segmenter", "discriminator"}
-    assert method.main_optimizer is method.segmentation.training_optimizers.segmenter
-    traced = method.train_function
     assert changes(method, lambda: fit(method, data, 3)) == {"student", "teacher"}
-    assert method.train_function is traced, "a second fit traced the graphs again"
     assert method.main_optimizer is method.training_optimizers.student
     assert float(method.main_optimizer.learning_rate) == pytest.approx(method.config.classifier_learning_rate / 300)
 
 
-def test_an_overflow_costs_one_update_of_one_network_and_the_classifier_no_step():
+def test_a_trained_branch_is_no_stage():
+    method = MLMT(Supervised(tiny.segmenter()), tiny.classifier(), train_branch=False)
+    assert method.stages() == (method,)
+
+
+def test_an_overflow_costs_one_update_of_one_network_and_no_step_of_its_schedule():
     keras.config.set_dtype_policy("mixed_float16")
     data = tf.data.Dataset.from_tensors(tiny.batch(np.random.default_rng(0))).repeat()
-    method = MLMT(S4GAN(tiny.segmenter(), tiny.discriminator(), steps=2), tiny.classifier(), steps=2)
-    method.compile(run_eagerly=True)
-    method.training_optimizers.segmenter.dynamic_scale.assign(3e38)
-    method.training_optimizers.student.dynamic_scale.assign(3e38)
-    assert changes(method, lambda: fit(method, data)) == {"discriminator"}
-    history = fit(method, data)
+    branch = S4GAN(tiny.segmenter(), tiny.discriminator(), steps=2)
+    method = MLMT(branch, tiny.classifier(), steps=2)
+    for stage, network in ((branch, "segmenter"), (method, "student")):
+        stage.compile(run_eagerly=True)
+        getattr(stage.training_optimizers, network).dynamic_scale.assign(3e38)
+    assert changes(method, lambda: fit(branch, data)) == {"discriminator"}
+    history = fit(branch, data)
     assert history["skipped_segmenter"] == [1.0] and history["skipped_discriminator"] == [0.0]
-    assert "skipped_student" not in history
     history = fit(method, data, 2)
     assert history["skipped_student"] == [1.0, 1.0] and "skipped_segmenter" not in history
-    assert method.training_optimizers.segmenter.skipped.numpy() == 2
-    assert float(method.training_optimizers.segmenter.learning_rate) == 0.0  # the schedule's end
+    assert branch.training_optimizers.segmenter.skipped.numpy() == 2
+    assert float(branch.training_optimizers.segmenter.learning_rate) == 0.0  # the schedule's end
 
 
 @pytest.mark.parametrize("start", ["initial", "segmenter"])
@@ -95,11 +94,12 @@ def test_the_classifier_starts_from_a_backbone_of_the_segmenters_and_rules_nothi
     data = tf.data.Dataset.from_tensors(tiny.batch(np.random.default_rng(0), height=32, width=32)).repeat()
     own = {"steps": 1, "branch": "supervised", "classifier_start": start}
     method = MLMT.from_segmenter(segmenter, {"mlmt": own, "supervised": {"steps": 1}})
+    method.segmentation.compile()
     method.compile({"student": keras.optimizers.SGD(0.0)})
     initial = {layer.name: layer.get_weights() for layer in segmenter.backbone.layers}
     images = np.random.default_rng(1).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
-    for steps in (1, 1):
-        fit(method, data, steps)
+    for stage in method.stages():
+        fit(stage, data)
         np.testing.assert_array_equal(method.predictions(images)[""], method.predictions(images)["without_gate"])
     convolutions = [layer.name for layer in segmenter.backbone.layers if hasattr(layer, "kernel")]
     assert len(convolutions) == 3
@@ -142,23 +142,14 @@ def test_any_method_may_train_the_segmenter(branch):
     fields = {"mlmt": {"steps": 1, "branch": branch}, branch: {"steps": 1} | BRANCHES[branch]}
     method = MLMT.from_segmenter(segmenter, MLMT.with_data(fields, TrainingData(labeled_images=2, crop=(32, 32))))
     assert type(method.segmentation) is METHODS[branch] and set(MLMT.config_groups(fields)) == {"mlmt", branch}
-    method.compile(run_eagerly=True)
     data = tf.data.Dataset.from_tensors(tiny.batch(np.random.default_rng(0), height=32, width=32)).repeat()
-    fit(method, data, 2)
+    for stage in method.stages():
+        stage.compile(run_eagerly=True)
+        fit(stage, data)
     method.teacher.get_layer("logits").bias.assign([-99.0, 99.0, 99.0])
     images = np.random.default_rng(1).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
     S = np.asarray(method.segmentation(images))
     np.testing.assert_array_equal(method(images), S * np.float32([0, 1, 1]))
-
-
-def test_a_branch_of_two_updates_a_step_is_trained_to_its_end():
-    branch = METHODS["ecs"](tiny.segmenter(), tiny.judge(tiny.K + 1, "corrector"), steps=3)
-    method = MLMT(branch, tiny.classifier(), steps=1)
-    method.compile(run_eagerly=True)
-    data = tf.data.Dataset.from_tensors(tiny.batch(np.random.default_rng(0))).repeat()
-    assert "student" not in changes(method, lambda: fit(method, data, 3))
-    assert changes(method, lambda: fit(method, data, 1)) == {"student", "teacher"}
-    assert float(branch.main_optimizer.learning_rate) == 0.0
 
 
 def test_a_branch_has_to_be_another_method():
@@ -166,12 +157,6 @@ def test_a_branch_has_to_be_another_method():
     for branch in ("mlmt", "fixmatch"):
         with pytest.raises(ValueError, match=f"branch must be one of supervised, .*, unimatch; got {branch}"):
             MLMT.from_segmenter(tiny.segmenter(), {"mlmt": {"branch": branch}})
-
-
-def test_steps_taken_together_must_not_straddle_the_stages():
-    method = MLMT(S4GAN(tiny.segmenter(), tiny.discriminator(), steps=5), tiny.classifier(), steps=3)
-    with pytest.raises(ValueError, match="steps_per_execution must divide the segmenter's 5 steps.*got 2"):
-        method.compile(steps_per_execution=2)
 
 
 def test_a_segmenter_that_nobody_trains_is_refused():
@@ -294,7 +279,7 @@ def test_the_classifiers_losses(classification, consistency):
         L_cons = ((probabilities(G) - probabilities(H)) ** 2).mean()
     else:
         L_cons = (1 - (G * H).sum(-1) / np.linalg.norm(G, axis=-1) / np.linalg.norm(H, axis=-1)).mean()
-    logs = method.update_classifier(tiny.tensors(x, y))
+    logs = method.update(tiny.batch_of(x, y))
     expected = {"L_cls": L_cls, "L_cons": L_cons, "L_MT": L_cls + 3.0 * 0.5 * L_cons}
     assert {name: float(value) for name, value in logs.items()} == pytest.approx(expected, rel=1e-4)
 
@@ -315,7 +300,7 @@ def test_the_teacher_follows_all_of_the_students_weights_batch_norm_statistics_i
     method.compile()
     expected = method.teacher.get_weights()
     for step in (1, 2, 3):
-        method.update_classifier(tiny.tensors(x, y))
+        method.update(tiny.batch_of(x, y))
         decay = min(1 - 1 / (step + 1), 0.6)
         expected = [decay * t + (1 - decay) * s for t, s in zip(expected, method.student.get_weights(), strict=True)]
         for weight, value in zip(method.teacher.get_weights(), expected, strict=True):
@@ -328,9 +313,10 @@ def test_each_update_reaches_its_own_networks():
     method = make()
     method.compile()
 
-    data = tiny.tensors(x, y)
-    assert changes(method, lambda: method.update_classifier(data)) == {"student", "teacher"}
-    assert changes(method, lambda: method.segmentation.update(data)) == {"segmenter", "discriminator"}
+    method.segmentation.compile()
+    batch = tiny.batch_of(x, y)
+    assert changes(method, lambda: method.update(batch)) == {"student", "teacher"}
+    assert changes(method, lambda: method.segmentation.update(batch)) == {"segmenter", "discriminator"}
 
 
 def test_an_already_trained_branch_is_left_as_it_is():
@@ -351,12 +337,12 @@ def test_weak_labels_feed_the_classifier_only():
     z_weak = np.float32([[1, 1, 0], [0, 0, 1]])
     method = still(make(lambda_cons=0.0))
     method.compile()
-    batch = x | {"weak": weak, "weak_classes": z_weak}
+    batch = x | {"image_labeled": weak, "image_labels": z_weak}
     images = np.concatenate([x["labeled"], weak, x["unlabeled"]])
     p = tiny.sigmoid(forward(method.student.get_weights(), images, "batch")[:4])
     z = np.concatenate([np.stack([np.isin(np.arange(tiny.K), labels).astype(float) for labels in y]), z_weak])
     expected = -(z * np.log(p) + (1 - z) * np.log(1 - p)).mean()
-    np.testing.assert_allclose(method.update_classifier(tiny.tensors(batch, y))["L_cls"], expected, rtol=1e-4)
+    np.testing.assert_allclose(method.update(tiny.batch_of(batch, y))["L_cls"], expected, rtol=1e-4)
 
 
 def test_student_and_teacher_see_different_views():
@@ -375,7 +361,7 @@ def test_labeled_images_are_only_mirrored_unless_they_are_to_be_perturbed(pertur
     method.compile()
     seen = []
     method.strong = lambda images: seen.append(np.asarray(images)) or images
-    method.update_classifier(tiny.tensors(x, y))
+    method.update(tiny.batch_of(x, y))
     np.testing.assert_array_equal(seen[0], x["unlabeled"])
     assert len(seen) == 1 + perturb_labeled
 

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from kerasseg.methods import S4GAN
+from kerasseg.methods.gradient_norms import gradient_norms
 from tests.methods import tiny
 from tests.methods.contract import MethodContract
 
@@ -111,7 +112,7 @@ def test_a_step_updates_each_network_by_its_own_loss(fields):
     x, y = tiny.batch(np.random.default_rng(0))
     method = make(**fields | ({"gamma": 0.0} if fields.get("gamma") == "between" else {}))
     if fields.get("gamma") == "between":  # so that one image of the two is trusted
-        scores = np.sort(method.scores(tf.constant(x["unlabeled"]), method(x["unlabeled"])))
+        scores = np.sort(method.critic_scores(tf.constant(x["unlabeled"]), method(x["unlabeled"])))
         fields = {"gamma": float(scores.mean())}
         weights = method.get_weights()
         method = make(**fields)
@@ -134,7 +135,7 @@ def test_each_term_pulls_as_hard_as_its_weighted_gradient():
     method = make(lambda_fm=0.3, lambda_st=2.0)
     method.compile()
     x, y = tiny.batch(np.random.default_rng(0))
-    norms = method.gradient_norms(tiny.tensors(x, y))
+    norms = gradient_norms(method, tiny.tensors(x, y))
 
     def norm(*terms):
         """Of the gradient of the segmenter, or of what the weights of `terms` add to it."""

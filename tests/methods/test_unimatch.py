@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from kerasseg.distribution import separate_random_numbers
 from kerasseg.methods import UniMatch
 from tests.methods import tiny
 from tests.methods.contract import MethodContract
@@ -184,7 +185,7 @@ def test_replicas_draw_random_numbers_of_their_own(two_replicas):
         keras.utils.set_random_seed(4)
         with strategy.scope():
             method = UniMatch(tiny.BranchingSegmenter(), steps=10)
-        method.separate_random_numbers()
+        separate_random_numbers(method)
 
         @tf.function
         def draw():

@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasseg.methods.batch import Batch, as_batch
+
 K = 3
 HIDDEN = 4
 
@@ -94,6 +96,11 @@ def batch(rng: np.random.Generator, size: int = 2, height: int = 4, width: int =
 def tensors(x: dict, y: np.ndarray):
     """A batch as `fit` hands it to `train_step`."""
     return {name: tf.constant(value) for name, value in x.items()}, tf.constant(y)
+
+
+def batch_of(x: dict, y: np.ndarray) -> Batch:
+    """A batch as `update` takes it."""
+    return as_batch(tensors(x, y))
 
 
 def softmax(z):

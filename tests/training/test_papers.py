@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import tyro
 
+from kerasseg.recipes import RECIPES
 from tests.data import archives
 from tests.training.commands import TINY, call, error_line
 from training import run
-from training.recipes import RECIPES
 
 PAPERS = [name for name, entry in RECIPES.items() if entry.source]
 

@@ -1,17 +1,20 @@
 import dataclasses
 import re
 
+import numpy as np
 import pytest
+import tensorflow as tf
 import tyro
 
+import kerasseg
 import tests.backbone  # noqa: F401 (the backbone "tiny")
 from kerasseg.methods import METHODS, TrainingData
+from kerasseg.recipes import RECIPES, choose, table
 from kerasseg.segmenters import SEGMENTERS, build_segmenter, fitting_rates
 from kerasseg.segmenters.segmenter import map_size
 from training.config import with_groups
-from training.recipes import RECIPES, choose, table
 from training.run import configuration
-from training.session import untrained_taps
+from training.session import assemble, untrained_taps
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -33,7 +36,7 @@ def test_auto_follows_the_dataset():
 
 def test_photos_takes_meanteacher_where_no_method_is_named():
     config, _ = choose("auto", None, "some/folder")
-    assert (config.method, config.recipe) == (RECIPES["photos"].method, "auto") == ("meanteacher", "auto")
+    assert config.method == RECIPES["photos"].method == "meanteacher"
 
 
 @pytest.mark.parametrize("segmenter", SEGMENTERS)
@@ -366,3 +369,35 @@ def test_the_taps_of_every_network_are_looked_at():
     assert untrained_taps(latent, (176, 176)) == {"segmenter/aspp_rate24": 24, "latent_head/aspp_rate24": 24}
     critic = {"discriminator_backbone": "tiny"}
     assert "discriminator/aspp_rate18_conv" in untrained_taps(METHODS["advsemiseg"](segmenter, **critic), (176, 176))
+
+
+def test_a_recipe_in_a_notebook(tmp_path):
+    """The method that it builds is the one that training.run trains."""
+    dataset = kerasseg.data.open_dataset("shapes")
+    split = kerasseg.data.make_split(dataset, "1/20", seed=3, cover=True)
+    changes = {"backbone": "tiny", "head_channels": 8, "crop": (32, 32), "steps": 7, "seed": 3}
+    plan = kerasseg.recipes.shapes("meanteacher", meanteacher={"threshold": 0.8}, **changes)
+    method = plan.build_method(dataset, split)
+    assert (method.config.threshold, method.config.steps, method.config.cons_start) == (0.8, 7, 0.4)
+    method.compile()
+    ours = next(iter(plan.batches(dataset, split, method)))
+    history = method.fit(plan.batches(dataset, split, method), steps_per_epoch=1, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+
+    flags = ["--recipe", "shapes", "--method", "meanteacher", "--meanteacher.threshold", "0.8", "--steps", "7"]
+    flags += ["--backbone", "tiny", "--head-channels", "8", "--crop", "32", "32", "--seed", "3", "--out", str(tmp_path)]
+    default = configuration(flags)
+    session = assemble(tyro.cli(type(default), args=flags, default=default), tf.distribute.get_strategy())
+    assert session.method.config == method.config and session.split == split
+    theirs = next(iter(session.whole_batches(session.stages[0], 0)))
+    tf.nest.map_structure(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_what_a_notebook_may_ask_of_recipes():
+    assert kerasseg.recipes.hung2018_voc_1_8 is RECIPES["hung2018_voc_1_8"]
+    with pytest.raises(AttributeError, match="there is no recipe 'photo': kerasseg.recipes.RECIPES has them all"):
+        _ = kerasseg.recipes.photo
+    with pytest.raises(TypeError, match="learning_rat"):
+        kerasseg.recipes.photos(learning_rat=1.0)
+    with pytest.raises(ValueError, match="batch-size must be at least 1; got 0"):
+        kerasseg.recipes.photos(batch_size=0)

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from training.config import RunConfig
-from training.recipes.papers.common import V2, V3PLUS, trained
-from training.recipes.recipe import Fields, Settings, enter
+from kerasseg.recipes.papers.common import V2, V3PLUS, trained
+from kerasseg.recipes.recipe import Fields, Settings, enter
+from kerasseg.settings import TrainingSettings
 
 Own = Mapping[str, Mapping[str, Any]]
 """Fields that a row changes, by the method's name."""
@@ -31,9 +31,9 @@ def row(name: str, table: str, settings: Settings, method: str = "ecs", **expect
 
 
 def network(steps: int, own: Own, **run: Any) -> Settings:
-    def settings(method: str) -> tuple[RunConfig, Fields]:
+    def settings(method: str) -> tuple[TrainingSettings, Fields]:
         given = V3PLUS | {"backbone": "resnet50"} | run
-        config = RunConfig(method=method, steps=steps, learning_rate=0.01, evaluate_every=1000, **given)
+        config = TrainingSettings(method=method, steps=steps, learning_rate=0.01, evaluate_every=1000, **given)
         optimizer = {"nesterov": False, "weight_decay": 1e-4, "head_multiplier": 1.0}
         return config, trained(optimizer, steps, **{**own, "ecs": {**CORRECTOR, **own.get("ecs", {})}})
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from kerasseg.methods import find_method
-from training.config import RunConfig
-from training.recipes.papers.common import COCO, V2, V3PLUS, VOC_TRAIN, trained
-from training.recipes.recipe import Fields, Settings, enter
+from kerasseg.recipes.papers.common import COCO, V2, V3PLUS, VOC_TRAIN, trained
+from kerasseg.recipes.recipe import Fields, Settings, enter
+from kerasseg.settings import TrainingSettings
 
 
 def row(
@@ -32,10 +32,10 @@ def row(
 def network(
     steps: int = 35_000, s4gan: Mapping[str, Any] | None = None, image_labels: str | None = None, **run: Any
 ) -> Settings:
-    def settings(method: str) -> tuple[RunConfig, Fields]:
-        weak = image_labels if find_method(method).uses_weak else None
-        given = V2 | {"batch_size": 8, "image_labels": weak} | run
-        config = RunConfig(method=method, steps=steps, learning_rate=2.5e-4, evaluate_every=2000, **given)
+    def settings(method: str) -> tuple[TrainingSettings, Fields]:
+        used = image_labels if find_method(method).uses_image_labels else None
+        given = V2 | {"batch_size": 8, "image_labels": used} | run
+        config = TrainingSettings(method=method, steps=steps, learning_rate=2.5e-4, evaluate_every=2000, **given)
         optimizer = {"nesterov": False, "weight_decay": 5e-4, "head_multiplier": 10.0}
         return config, trained(optimizer, steps, s4gan=s4gan or {})
 

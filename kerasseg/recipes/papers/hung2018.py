@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from training.config import RunConfig
-from training.recipes.papers.common import COCO, V2, VOC_TRAIN, trained
-from training.recipes.recipe import Fields, Settings, enter
+from kerasseg.recipes.papers.common import COCO, V2, VOC_TRAIN, trained
+from kerasseg.recipes.recipe import Fields, Settings, enter
+from kerasseg.settings import TrainingSettings
 
 ADVERSARIAL_ONLY = {"lambda_semi": 0.0, "lambda_adv_unlabeled": 0.0}
 """Where all images are labelled there is nothing else to learn: "baseline + L_adv"."""
@@ -25,8 +25,8 @@ def row(name: str, table: int, settings: Settings, needs: Mapping[str, str] | No
 
 
 def network(steps: int, advsemiseg: Mapping[str, Any], **run: Any) -> Settings:
-    def settings(method: str) -> tuple[RunConfig, Fields]:
-        config = RunConfig(method=method, steps=steps, learning_rate=2.5e-4, evaluate_every=2000, **V2 | run)
+    def settings(method: str) -> tuple[TrainingSettings, Fields]:
+        config = TrainingSettings(method=method, steps=steps, learning_rate=2.5e-4, evaluate_every=2000, **V2 | run)
         optimizer = {"nesterov": True, "weight_decay": 1e-4, "head_multiplier": 10.0}
         return config, trained(optimizer, steps, advsemiseg=advsemiseg)
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from training.recipes.recipe import Fields, same_for_all
+from kerasseg.recipes.recipe import Fields, same_for_all
 
 V2: dict[str, Any] = {"segmenter": "deeplab_v2", "backbone": "resnet101", "output_stride": 8}
 V3PLUS: dict[str, Any] = {

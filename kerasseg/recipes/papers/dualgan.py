@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from training.config import RunConfig
-from training.recipes.papers.common import V3PLUS, trained
-from training.recipes.recipe import Fields, Settings, enter
+from kerasseg.recipes.papers.common import V3PLUS, trained
+from kerasseg.recipes.recipe import Fields, Settings, enter
+from kerasseg.settings import TrainingSettings
 
 
 def row(name: str, table: int, settings: Settings) -> None:
@@ -13,8 +13,8 @@ def row(name: str, table: int, settings: Settings) -> None:
 
 
 def network(steps: int, **run: Any) -> Settings:
-    def settings(method: str) -> tuple[RunConfig, Fields]:
-        config = RunConfig(method=method, steps=steps, learning_rate=1e-3, evaluate_every=2000, **V3PLUS, **run)
+    def settings(method: str) -> tuple[TrainingSettings, Fields]:
+        config = TrainingSettings(method=method, steps=steps, learning_rate=1e-3, evaluate_every=2000, **V3PLUS, **run)
         return config, trained({"nesterov": False, "weight_decay": 1e-4, "head_multiplier": 10.0}, steps)
 
     return settings

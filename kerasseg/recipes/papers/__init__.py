@@ -8,7 +8,7 @@ reports; `--list-recipes` shows them all. What a paper does not say is its refer
 The end of a name says what a recipe changes: `full` labels all images, `lambda_semi_0` sets that field to 0.
 """
 
-from training.recipes.papers import (  # noqa: F401 (they enter their recipes)
+from kerasseg.recipes.papers import (  # noqa: F401 (they enter their recipes)
     dualgan,
     hung2018,
     mendel2020,

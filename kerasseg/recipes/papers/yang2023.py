@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from training.config import RunConfig
-from training.recipes.papers.common import V3PLUS, VOC_TRAIN, trained
-from training.recipes.recipe import Fields, recipe
+from kerasseg.recipes.papers.common import V3PLUS, VOC_TRAIN, trained
+from kerasseg.recipes.recipe import Fields, recipe
+from kerasseg.settings import TrainingSettings
 
 
 def yang2023(needs: Mapping[str, str] | None = None, **expected: float):
@@ -13,10 +13,10 @@ def yang2023(needs: Mapping[str, str] | None = None, **expected: float):
     return recipe(method="unimatch", source=source, start="ImageNet", expected=expected, needs=needs or {})
 
 
-def _yang2023(method: str, steps: int, head_multiplier: float, **run: Any) -> tuple[RunConfig, Fields]:
+def _yang2023(method: str, steps: int, head_multiplier: float, **run: Any) -> tuple[TrainingSettings, Fields]:
     # Their head has no dropout: its targets would be noisy.
     run |= V3PLUS | {"head_dropout": 0.0}
-    config = RunConfig(method=method, steps=steps, scale=(0.5, 2.0), batch_size=8, evaluate_every=2000, **run)
+    config = TrainingSettings(method=method, steps=steps, scale=(0.5, 2.0), batch_size=8, evaluate_every=2000, **run)
     # "OHEM on labelled" and a threshold of 0 are Cityscapes'.
     own = {"threshold": 0.0, "ohem_threshold": 0.7} if config.dataset == "cityscapes" else {}
     return config, trained(
@@ -24,7 +24,7 @@ def _yang2023(method: str, steps: int, head_multiplier: float, **run: Any) -> tu
     )
 
 
-def _yang2023_voc(method: str, labeled: int) -> tuple[RunConfig, Fields]:
+def _yang2023_voc(method: str, labeled: int) -> tuple[TrainingSettings, Fields]:
     # 80 epochs over the unlabelled images.
     steps = 80 * (10_582 - labeled) // 8
     return _yang2023(method, steps, 10.0, dataset="voc2012", labeled=str(labeled), crop=(321, 321), learning_rate=1e-3)

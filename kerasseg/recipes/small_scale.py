@@ -1,17 +1,17 @@
 """Recipes for a laptop: minutes on two CPU cores."""
 
-from training.config import RunConfig
-from training.recipes.recipe import Fields, recipe, same_for_all
+from kerasseg.recipes.recipe import Fields, recipe, same_for_all
+from kerasseg.settings import TrainingSettings
 
 
 @recipe(method="mlmt", measured="mIoU and times in benchmarks/results/shapes.md")
-def shapes(method: str) -> tuple[RunConfig, Fields]:
+def shapes(method: str) -> tuple[TrainingSettings, Fields]:
     """The built-in dataset from scratch, in minutes on two CPU cores.
 
     `python -m training.run --method mlmt`: 600 steps of s4gan, 400 of the classifier. What is known of their gain over
     600 of supervised, and how long they take, is in benchmarks/results/shapes.md.
     """
-    config = RunConfig(
+    config = TrainingSettings(
         method=method,
         dataset="shapes",
         labeled="1/20",
@@ -50,13 +50,13 @@ def shapes(method: str) -> tuple[RunConfig, Fields]:
 @recipe(
     method="meanteacher", needs={"--dataset": "a dataset folder"}, measured="mIoU in benchmarks/results/comparison.md"
 )
-def photos(method: str) -> tuple[RunConfig, Fields]:
+def photos(method: str) -> tuple[TrainingSettings, Fields]:
     """A few labelled photographs, many unlabelled ones, a pretrained MobileNetV2, crops as a laptop can train them.
 
     `python -m training.run --dataset PATH --labeled 42 --cover`. What every method makes of it is in
     benchmarks/results/comparison.md.
     """
-    config = RunConfig(
+    config = TrainingSettings(
         method=method,
         # All of it, and slowly: its last blocks tell one animal from another, and at the head's rate it forgets how.
         # Either is worth five points of supervised (docs/decisions.md).

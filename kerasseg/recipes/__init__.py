@@ -1,14 +1,27 @@
-"""Named sets of defaults for `training.run`: `small_scale` for a laptop, `papers` for the papers' tables."""
+"""Named settings of whole trainings: `small_scale` for a laptop, `papers` for the papers' tables.
+
+`training.run --recipe NAME` takes its defaults from them. In a notebook each is here by its name:
+
+    plan = kerasseg.recipes.photos("meanteacher", steps=300)
+    method = plan.build_method(dataset, split)
+    method.compile()
+    method.fit(plan.batches(dataset, split, method), steps_per_epoch=100, epochs=3)
+"""
 
 from kerasseg.methods import find_method
-from training.config import RunConfig
-from training.recipes import papers, small_scale  # noqa: F401 (they enter their recipes)
-from training.recipes.recipe import RECIPES, Fields, Recipe
+from kerasseg.recipes import papers, small_scale  # noqa: F401 (they enter their recipes)
+from kerasseg.recipes.recipe import RECIPES, Fields, Plan, Recipe
 
-__all__ = ["RECIPES", "Fields", "Recipe", "choose", "table"]
+__all__ = ["RECIPES", "Fields", "Plan", "Recipe", "choose", "table"]
 
 
-def choose(name: str, method: str | None = None, dataset: str | None = None) -> tuple[RunConfig, Fields]:
+def __getattr__(name: str) -> Recipe:
+    if name in RECIPES:
+        return RECIPES[name]
+    raise AttributeError(f"there is no recipe {name!r}: kerasseg.recipes.RECIPES has them all")
+
+
+def choose(name: str, method: str | None = None, dataset: str | None = None) -> Plan:
     """What the recipe of that name sets; `auto` is `shapes` for the built-in dataset and `photos` for all else.
 
     Args:

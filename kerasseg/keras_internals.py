@@ -1,0 +1,59 @@
+"""What this project needs of Keras and TensorFlow beyond their public names: here and nowhere else.
+
+`tests/test_keras_internals.py` says which of it a new version has changed.
+"""
+
+from collections.abc import Iterator
+
+import keras
+import tensorflow as tf
+
+
+class BuiltModel(keras.Model):
+    """A model of functional networks, so that nothing is left to build.
+
+    Keras would build it on the mean of the replicas' batches, which fails on masks.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.built = True
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        pass
+
+
+class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
+    """Keras' loss scaling for float16, which calls `after_overflow` when an update is left out."""
+
+    def after_overflow(self) -> None:
+        """Called in the graph, after the scale was lowered."""
+
+    def _stateful_handle_non_finite_grads(self):
+        super()._stateful_handle_non_finite_grads()
+        self.after_overflow()
+
+
+def all_layers(network: keras.Model) -> Iterator[keras.layers.Layer]:
+    """The layers of a network and of the networks within it, and these themselves."""
+    return iter(network._flatten_layers())
+
+
+def inputs_of(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """The layers whose outputs a layer of a functional network takes."""
+    return [node.operation for node in layer._inbound_nodes[0].parent_nodes]
+
+
+def index_of(variable: keras.Variable, optimizer: keras.optimizers.Optimizer) -> int:
+    """Which of the variables given to `optimizer.build` it is, from 0."""
+    return optimizer._get_variable_index(variable)
+
+
+def full_precision(variable: keras.Variable) -> tf.Tensor:
+    """The stored value, which `variable.value` has cast in mixed precision."""
+    return tf.convert_to_tensor(variable._value)
+
+
+def several_workers(strategy: tf.distribute.Strategy) -> bool:
+    """Whether it spans several processes."""
+    return strategy.extended._in_multi_worker_mode()

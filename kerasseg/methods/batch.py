@@ -1,0 +1,65 @@
+"""What a training step takes."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+
+class Batch(NamedTuple):
+    """A training batch: B labelled images, and U unlabelled ones of the same size."""
+
+    labeled: tf.Tensor
+    """Labelled images (B,H,W,3), RGB in 0..255, float32."""
+    labels: tf.Tensor
+    """Their label maps (B,H,W), int32: 0..K-1, or 255 where a pixel counts for nothing."""
+    unlabeled: tf.Tensor | None = None
+    """Unlabelled images (U,H,W,3); None where the method has no use for them."""
+    valid: tf.Tensor | None = None
+    """Which of their pixels are of the image, and not of its padding: (U,H,W) bool."""
+    image_labeled: tf.Tensor | None = None
+    """Images with image-level labels (W,H,W,3); None where there are none."""
+    image_labels: tf.Tensor | None = None
+    """Which classes these hold: (W,K) float32 of 0 and 1."""
+
+
+def as_batch(data: Any) -> Batch:
+    """The batch in what `fit` was given: `(images, labels)`, or `({"labeled": images, "unlabeled": images}, labels)`
+    with what else there is under its name in `Batch` ("valid" under "unlabeled_valid")."""
+    images, labels = data
+    images = dict(images) if isinstance(images, Mapping) else {"labeled": images}
+    if "labeled" not in images:
+        raise ValueError(f'a batch is ({{"labeled": images, "unlabeled": images}}, labels); got {sorted(images)}')
+    images |= {name: image_batch(images[name]) for name in ("labeled", "unlabeled", "image_labeled") if name in images}
+    unlabeled, valid = images.get("unlabeled"), images.get("unlabeled_valid")
+    if unlabeled is not None and valid is None:
+        valid = tf.ones(tf.shape(unlabeled)[:3], tf.bool)
+    return Batch(
+        images["labeled"],
+        label_maps(labels),
+        unlabeled,
+        valid,
+        images.get("image_labeled"),
+        images.get("image_labels"),
+    )
+
+
+def image_batch(images: tf.Tensor) -> tf.Tensor:
+    """Images (B,H,W,3) as float32; ValueError for another shape."""
+    images = tf.convert_to_tensor(images)
+    if images.shape.rank != 4 or images.shape[-1] != 3:
+        raise ValueError(f"images must be (B,H,W,3), RGB in 0..255; got {images.shape}")
+    return tf.cast(images, tf.float32)
+
+
+def label_maps(labels: tf.Tensor) -> tf.Tensor:
+    """Labels (B,H,W) or (B,H,W,1) as int32 (B,H,W); ValueError for another shape."""
+    labels = tf.convert_to_tensor(labels)
+    if labels.shape.rank == 4 and labels.shape[-1] == 1:
+        labels = labels[..., 0]
+    if labels.shape.rank != 3:
+        raise ValueError(
+            f"labels must be class numbers (B,H,W), 255 where a pixel counts for nothing; got {labels.shape}"
+            + (": take the argmax of one-hot labels" if labels.shape.rank == 4 else "")
+        )
+    return tf.cast(labels, tf.int32)

@@ -1,0 +1,101 @@
+"""What a recipe is, and the list of all."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from kerasseg.data import Dataset, Split
+from kerasseg.methods import METHODS, Method, SegmenterConfig
+from kerasseg.settings import TrainingSettings
+
+Fields = dict[str, dict[str, Any]]
+"""Fields of methods by registry name."""
+
+
+class Plan(NamedTuple):
+    """A recipe for one method: what `training.run` starts from, and a notebook can build."""
+
+    settings: TrainingSettings
+    fields: Fields
+
+    def build_method(self, dataset: Dataset, split: Split, weights: str | None = None) -> Method:
+        """The method around a new segmenter, not compiled.
+
+        Args:
+            weights: what the segmenter starts from, in place of the recipe's: imagenet, none or a file.
+        """
+        configs = self.settings.method_configs(self.fields)
+        fields = {name: dataclasses.asdict(config) for name, config in configs.items()}
+        return self.settings.build_method(dataset, split, fields, weights)
+
+    def batches(self, dataset: Dataset, split: Split, method: Method) -> tf.data.Dataset:
+        """Training batches of the method without end."""
+        return self.settings.batches(dataset, split, method)
+
+
+Settings = Callable[[str], tuple[TrainingSettings, Fields]]
+"""From a method's name to the run's settings and the methods' fields."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A named set of defaults for `training.run`; any flag overrides them."""
+
+    settings: Settings
+    method: str
+    """The one that is trained where --method is not given."""
+    expected: Mapping[str, float] = field(default_factory=dict)
+    """What the paper reports by method: mIoU on val, %."""
+    source: str = ""
+    """Where it does."""
+    start: str = ""
+    """The data that the paper's initial weights were trained on."""
+    hardware: str = "not said"
+    """What the paper trained on."""
+    needs: Mapping[str, str] = field(default_factory=dict)
+    """Flags without which it cannot run, and what to give."""
+    measured: str = "not measured yet"
+    """What was measured here: mIoU, hardware, time."""
+
+    def __call__(self, method: str | None = None, **changes: Any) -> Plan:
+        """The recipe for a method, its own where None.
+
+        Args:
+            changes: settings in place of the recipe's (`steps=300`), and fields of a method under its name
+                (`meanteacher={"threshold": 0.8}`).
+
+        Raises:
+            ValueError, TypeError: there is no such method or setting, or it has an impossible value.
+        """
+        settings, fields = self.settings(method or self.method)
+        own = {name: fields[name] | changes.pop(name) for name in fields.keys() & changes.keys()}
+        return Plan(dataclasses.replace(settings, **changes), fields | own)
+
+
+RECIPES: dict[str, Recipe] = {}
+
+
+def enter(name: str, settings: Settings, **about) -> None:
+    """Enters a recipe into `RECIPES`. Arguments: `Recipe`."""
+    RECIPES[name] = Recipe(settings=settings, **about)
+
+
+def recipe(**about):
+    """`enter` for a function, by its own name, which then is the recipe."""
+
+    def entered(settings: Settings) -> Recipe:
+        enter(settings.__name__, settings, **about)
+        return RECIPES[settings.__name__]
+
+    return entered
+
+
+def same_for_all(fields: Mapping[str, Any], **of_one: Mapping[str, Any]) -> Fields:
+    """The segmenter's fields for every method, so that a gain is one over the same training; and those of one's own."""
+    shared: Fields = {
+        name: dict(fields) if issubclass(method.Config, SegmenterConfig) else {} for name, method in METHODS.items()
+    }
+    return {name: {**values, **of_one.get(name, {})} for name, values in shared.items()}

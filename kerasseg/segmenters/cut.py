@@ -1,0 +1,113 @@
+"""Any functional network from images to logits as a segmenter whose backbone and head may be called apart."""
+
+from collections.abc import Sequence
+
+import keras
+
+from kerasseg.keras_internals import inputs_of
+from kerasseg.layers import register
+
+
+def cut(network: keras.Model, *features: str) -> "CutSegmenter":
+    """The network as a segmenter for methods that need features: `latent`, `unimatch`, and the classifier of `mlmt`.
+
+    Args:
+        network: functional, images (B,H,W,3), RGB in 0..255, to logits (B,H,W,K). Its weights are shared, not copied.
+        features: names of the layers where the backbone ends and the head begins: all of them that the head takes, so
+            one for each skip connection, the deepest last.
+
+    Raises:
+        ValueError: there is no such layer, or a way from image to logits leads past all of them.
+
+    Example:
+        >>> image = keras.Input((None, None, 3))
+        >>> x = keras.layers.Conv2D(8, 3, padding="same", activation="relu", name="features")(image)
+        >>> logits = keras.layers.Conv2D(2, 1, name="logits")(x)
+        >>> segmenter = cut(keras.Model(image, logits), "features")
+        >>> method = kerasseg.UniMatch(segmenter, steps=100)
+    """
+    return CutSegmenter(network.inputs[0], network.outputs[0], features, name=network.name)
+
+
+@register
+class CutSegmenter(keras.Model):
+    """See `cut`."""
+
+    def __init__(self, inputs, outputs, features: Sequence[str], name: str | None = None):
+        super().__init__(inputs, outputs, name=name)
+        known = {layer.name: layer for layer in self.layers}
+        if missing := [feature for feature in features if feature not in known]:
+            raise ValueError(
+                f"{self.name} has no layer {missing[0]!r} to be cut at; its layers: {', '.join(known) or 'none'}"
+            )
+        if way := way_past(known[self.layers[-1].name], features):
+            raise ValueError(
+                f"the logits of {self.name} depend on the image past {', '.join(features) or 'no layer at all'}, by "
+                f"way of {' and '.join(way[-3:])}: name one layer of each way, such as each skip connection's"
+            )
+        self.features = tuple(features)
+        self.backbone = keras.Model(self.inputs[0], [known[feature].output for feature in features], name="backbone")
+        self.head = keras.Model(self.backbone.outputs, self.outputs[0], name="head")
+
+    def encode(self, images_BHW3, training: bool = False) -> list:
+        """The outputs of the layers that the network is cut at."""
+        return keras.tree.flatten(self.backbone(images_BHW3, training=training))
+
+    def decode(self, features, images_BHW3, training: bool = False, head: keras.Model | None = None):
+        """Logits (B,H,W,K) from what `encode` gave, or those of another `head` (`second_head`)."""
+        return (head or self.head)(features, training=training)
+
+    def second_head(self, num_classes: int, name: str) -> keras.Model:
+        """Another head of the same layers, untrained, with `num_classes` outputs; for `decode`.
+
+        Raises:
+            ValueError: the network's last layer with weights is none whose outputs can be counted.
+        """
+        last = [layer for layer in self.head.layers if layer.weights][-1]
+        sizes = {"filters", "units"} & last.get_config().keys()
+        if not sizes:
+            raise ValueError(
+                f"the last layer with weights, {last.name}, is no convolution and no dense layer, so no second head "
+                "can be made of it: give latent_head"
+            )
+
+        def clone(layer):
+            config = layer.get_config()
+            if layer.name == last.name:
+                config |= dict.fromkeys(sizes, num_classes)
+            return type(layer).from_config(config)
+
+        head = keras.models.clone_model(self.head, clone_function=clone)
+        head.name = name
+        return head
+
+    def get_config(self):
+        network = keras.Model(self.inputs[0], self.outputs[0], name=self.name)
+        return {"network": keras.saving.serialize_keras_object(network), "features": list(self.features)}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return cut(keras.saving.deserialize_keras_object(config["network"]), *config["features"])
+
+
+def require_parts(segmenter: keras.Model, user: str) -> None:
+    """ValueError where a segmenter has no backbone and head that could be called apart."""
+    if not hasattr(segmenter, "encode"):
+        raise ValueError(
+            f"{user} calls the backbone and the head of a segmenter apart, so it has to know where the head begins: "
+            "give it kerasseg.segmenters.cut(network, 'the last layer of the backbone')"
+        )
+
+
+def way_past(layer: keras.layers.Layer, features: Sequence[str]) -> list[str]:
+    """Names of the layers on a way back from a layer to the image that meets none of the features; empty where there is
+    none."""
+    if layer.name in features:
+        return []
+    before = inputs_of(layer)
+    if not before:
+        return [layer.name]
+    for each in before:
+        if way := way_past(each, features):
+            return [layer.name, *way]
+    return []

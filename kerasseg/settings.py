@@ -1,0 +1,259 @@
+"""What decides a training, in groups: the settings that recipes fill in, and flags of `training.run`."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from kerasseg.data import Augmentation, Dataset, Split, train_dataset
+from kerasseg.data.weighting import parse_class_weights, resolve_class_weights
+from kerasseg.methods import Method, MethodConfig, TrainingData, find_method
+from kerasseg.methods.config import require_choices
+from kerasseg.segmenters import BACKBONES, SEGMENTERS, Segmenter, build_segmenter, fitting_rates
+
+Fields = Mapping[str, Mapping[str, Any]]
+"""Fields of methods by registry name."""
+
+
+def one_of(name: str, value: str, choices) -> None:
+    """ValueError listing the choices unless the value is one of them."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A group of settings, checked when built."""
+
+    def __post_init__(self):
+        require_choices(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSettings(Settings):
+    """What unlabelled images are used for."""
+
+    method: str = "mlmt"
+    """supervised, meanteacher, advsemiseg, s4gan, mlmt, ecs, latent, dualgan or unimatch; or package.module:Class for
+    one of your own, imported from the present folder or PYTHONPATH."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        _ = self.method_class  # checks the name
+
+    @property
+    def method_class(self) -> type[Method]:
+        return find_method(self.method)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings(Settings):
+    """Which images are learned from, and what of them is known."""
+
+    dataset: str = "shapes"
+    """The built-in shapes, the path of a dataset folder, or voc2012, pascal_context, cityscapes, oxford_iiit_pet:
+    these are prepared once in the directory TFDS_DATA_DIR, from the archives in TFDS_MANUAL_DIR."""
+    labeled: str = "1/8"
+    """Which training images are labelled: a fraction (1/8, 0.125), a count (45), all, or a file of image names."""
+    cover: bool = False
+    """Choose the labelled images so that every class is in as many of them as possible, rare classes first."""
+    image_labels: str | None = None
+    """Which of the others have image-level labels (mlmt learns from them): same forms as --labeled; or a .csv file of
+    `image,class` lines."""
+    seed: int = 0
+    """Decides the labelled subset, the initial weights and every random number of training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSettings(Settings):
+    """The segmenter, and what it starts from."""
+
+    segmenter: str = "deeplab_v3plus"
+    """deeplab_v2 or deeplab_v3plus."""
+    backbone: str = "mobilenet_v2"
+    """mobilenet_v2, mobilenet_v2_c4 (less its last stage), resnet34, resnet50 or resnet101."""
+    output_stride: int = 16
+    """Of the backbone: 16, or 8 for finer and slower."""
+    head_channels: int | None = None
+    """Width of deeplab_v3plus' head; None for the paper's 256. deeplab_v2's head has no width."""
+    head_dropout: float = 0.1
+    """Share of the values that deeplab_v3plus' head drops while training; deeplab_v2's drops none."""
+    rates: tuple[int, ...] | None = None
+    """Dilation of the head's 3x3 convolutions, in positions of the backbone's last map: three for deeplab_v3plus, four
+    for deeplab_v2. None for the published ones where the crop has room for them, and smaller ones where not."""
+    weights: str = "imagenet"
+    """imagenet (of the backbone: Keras' own, from its cache or the network), none, or a file with weights of the
+    backbone or of a whole segmenter: .keras (a run's model.keras, say), .weights.h5 or .h5."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        one_of("--segmenter", self.segmenter, SEGMENTERS)
+        one_of("--backbone", self.backbone, BACKBONES)
+        if not 0 <= self.head_dropout < 1:
+            raise ValueError(f"--head-dropout must be in 0..1 (below 1); got {self.head_dropout}")
+        if self.output_stride not in (8, 16):
+            raise ValueError(f"--output-stride must be 8 or 16; got {self.output_stride}")
+
+    def build_segmenter(self, num_classes: int, crop: tuple[int, int], weights: str | None = None) -> Segmenter:
+        """The segmenter.
+
+        Args:
+            num_classes: K, background included.
+            crop: height and width of the training crops, which the head's rates are to fit.
+            weights: in place of the setting.
+        """
+        head: dict[str, Any] = {
+            "rates": self.rates or fitting_rates(SEGMENTERS[self.segmenter], crop, self.output_stride)
+        }
+        if self.segmenter == "deeplab_v3plus":
+            head |= {"head_dropout": self.head_dropout}
+            head |= {} if self.head_channels is None else {"head_channels": self.head_channels}
+        return build_segmenter(
+            self.segmenter,
+            backbone=self.backbone,
+            num_classes=num_classes,
+            output_stride=self.output_stride,
+            weights=weights or self.weights,
+            **head,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationSettings(Settings):
+    """How training crops are made of the images."""
+
+    crop: tuple[int, int] = (321, 321)
+    """Height and width of training crops, pixels."""
+    scale: tuple[float, float] = (0.5, 1.5)
+    """Training pictures are resized by a random factor in this range."""
+    flip: bool = True
+    """Mirror training pictures at random."""
+    color_jitter: float = 0.0
+    """Random change of brightness, contrast, saturation and hue, 0 (none) to 1."""
+    blur: float = 0.0
+    """Largest standard deviation of a random Gaussian blur, pixels."""
+    rare_class_temperature: float | None = None
+    """Draw labelled crops by the classes they show, rare ones the more often the lower this is (DAFormer: 0.01)."""
+    copy_paste: float = 0.0
+    """Probability with which pixels of a rare class of another labelled picture are pasted onto a labelled crop."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.rare_class_temperature is not None and not 0 < self.rare_class_temperature < float("inf"):
+            raise ValueError(f"--rare-class-temperature must be above 0; got {self.rare_class_temperature}")
+        if not 0 <= self.copy_paste <= 1:
+            raise ValueError(f"--copy-paste must be a probability 0..1; got {self.copy_paste}")
+        _ = self.augmentation  # checks its fields
+
+    @property
+    def augmentation(self) -> Augmentation:
+        return Augmentation(
+            crop=self.crop, scale=self.scale, flip=self.flip, color_jitter=self.color_jitter, blur=self.blur
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSettings(Settings):
+    """How long, on how many images at a time, and what for."""
+
+    class_weights: str = "none"
+    """Weights of the classes in the labelled loss: none, inverse_log, effective_number, or a number for each class,
+    separated by commas."""
+    batch_size: int = 8
+    """Labelled images in a step, on all devices together."""
+    unlabeled_batch_size: int | None = None
+    """Unlabelled images in a step; None for as many as labelled ones."""
+    steps: int | None = None
+    """Training steps, in place of --METHOD.steps; for mlmt of each of its two branches."""
+    learning_rate: float | None = None
+    """Initial learning rate of the segmenter, in place of --METHOD.learning-rate."""
+    average_weights: bool = False
+    """Evaluate and export an average of the segmenter's weights over the last steps, in place of the last weights. The
+    report shows both."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("batch_size", "unlabeled_batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1; got {getattr(self, name)}")
+        parse_class_weights(self.class_weights)
+
+    def shared(self, group: type[MethodConfig]) -> dict[str, Any]:
+        """The fields of a method that these settings decide, where they are given and the method has such a field."""
+        known = {entry.name for entry in dataclasses.fields(group)}
+        values = {
+            "steps": self.steps,
+            "learning_rate": self.learning_rate,
+            "average_weights": self.average_weights or None,
+        }
+        return {key: value for key, value in values.items() if value is not None and key in known}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(ScheduleSettings, AugmentationSettings, NetworkSettings, DataSettings, MethodSettings):
+    """All that a recipe sets beside the methods' own fields."""
+
+    evaluate_every: int = 500
+    """Steps between evaluations on the val split, of whole pictures at their own size."""
+    protocol: str = "native"
+    """How the trained run is measured: native, multiscale_flip, sliding_window or resized."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.evaluate_every < 1:
+            raise ValueError(f"--evaluate-every must be at least 1; got {self.evaluate_every}")
+
+    def method_configs(self, fields: Fields) -> dict[str, MethodConfig]:
+        """The method's configuration, and those of methods inside it, by registry name: `fields`, with what these
+        settings decide of them."""
+        classes = self.method_class.config_groups({name: dict(group) for name, group in fields.items()})
+        return {name: group(**self.shared(group) | dict(fields.get(name, {}))) for name, group in classes.items()}
+
+    def build_method(self, dataset: Dataset, split: Split, fields: Fields, weights: str | None = None) -> Method:
+        """The method around a new segmenter, not compiled.
+
+        Args:
+            fields: those of the methods, by registry name.
+            weights: what the segmenter starts from, in place of the setting.
+        """
+        segmenter = self.build_segmenter(dataset.num_classes, self.crop, weights)
+        return self.method_class.from_segmenter(segmenter, self.known_fields(dataset, split, fields))
+
+    def known_fields(self, dataset: Dataset, split: Split, fields: Fields) -> dict[str, dict[str, Any]]:
+        """The fields with what follows from the data: class weights, rates that fit the crop, numbers of images."""
+        own = {name: dict(group) for name, group in fields.items()}
+        known = self.method_class.with_data(own, TrainingData(len(split.labeled), self.crop))
+        if class_weights := resolve_class_weights(self.class_weights, dataset, split):
+            for group in known.values():
+                group |= {"class_weights": class_weights} if "class_weights" in group else {}
+        return known
+
+    def unlabeled_images(self, method: Method, replicas: int = 1) -> int:
+        """How many unlabelled images a step takes; ValueError where they cannot be shared out among so many devices."""
+        if not method.needs_unlabeled:
+            return 0
+        wanted = (self.unlabeled_batch_size or self.batch_size) * method.unlabeled_sets
+        if wanted // replicas % method.unlabeled_sets:
+            raise ValueError(
+                f"{self.method} takes {method.unlabeled_sets} unlabelled images for each that it learns from, so "
+                f"each device needs a multiple of that; got {wanted // replicas}: choose another --unlabeled-batch-size"
+            )
+        return max(wanted, method.least_unlabeled * replicas)
+
+    def batches(
+        self, dataset: Dataset, split: Split, method: Method, replicas: int = 1, **more: Any
+    ) -> tf.data.Dataset:
+        """Training batches of a method without end, for so many devices together; `more` is of `train_dataset`."""
+        return train_dataset(
+            dataset,
+            split,
+            dataclasses.replace(self.augmentation, whole=method.learns_from_whole_images),
+            batch_size=self.batch_size,
+            unlabeled_batch_size=self.unlabeled_images(method, replicas),
+            seed=self.seed,
+            rare_class_temperature=self.rare_class_temperature,
+            copy_paste=self.copy_paste,
+            **more,
+        )

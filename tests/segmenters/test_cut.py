@@ -1,0 +1,98 @@
+"""A user's own U-Net, in every method."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tests.backbone  # noqa: F401 (the backbone tiny)
+from kerasseg.methods import ECS, METHODS, MLMT, Latent, UniMatch
+from kerasseg.segmenters import cut
+from tests.methods import tiny
+
+CUTS = ("skip", "bottom")
+
+
+def u_net() -> keras.Model:
+    image = keras.Input((None, None, 3))
+    x = keras.layers.Rescaling(1 / 255, name="pixels")(image)
+    skip = keras.layers.Conv2D(4, 3, padding="same", activation="relu", name="skip")(x)
+    x = keras.layers.MaxPooling2D(name="down")(skip)
+    x = keras.layers.Conv2D(6, 3, padding="same", activation="relu", name="bottom")(x)
+    x = keras.layers.UpSampling2D(name="up")(x)
+    x = keras.layers.Concatenate(name="join")([x, skip])
+    return keras.Model(image, keras.layers.Conv2D(tiny.K, 1, dtype="float32", name="logits")(x), name="u_net")
+
+
+def test_backbone_and_head_are_the_network():
+    network = u_net()
+    segmenter = cut(network, *CUTS)
+    images = np.random.default_rng(0).uniform(0, 255, (2, 8, 10, 3)).astype(np.float32)
+    logits = network(images)
+    np.testing.assert_array_equal(segmenter(images), logits)
+    features = segmenter.encode(images)
+    assert [each.shape for each in features] == [(2, 8, 10, 4), (2, 4, 5, 6)]
+    np.testing.assert_allclose(segmenter.decode(features, images), logits, rtol=1e-5)
+    network.get_layer("bottom").kernel.assign(0 * network.get_layer("bottom").kernel)
+    assert not np.allclose(segmenter(images), logits)
+
+
+def test_a_second_head_is_untrained_and_has_classes_of_its_own():
+    segmenter = cut(u_net(), *CUTS)
+    images = np.zeros((1, 8, 8, 3), np.float32)
+    other = segmenter.second_head(5, name="other")
+    assert segmenter.decode(segmenter.encode(images), images, head=other).shape == (1, 8, 8, 5)
+    assert other.name == "other" and not set(map(id, other.weights)) & set(map(id, segmenter.weights))
+
+
+@pytest.mark.parametrize(
+    "features, message",
+    [
+        (("bottom",), "u_net depend on the image past bottom, by way of skip and pixels and "),
+        ((), "past no layer at all, by way of "),
+        (("middle",), "u_net has no layer 'middle' to be cut at; its layers: .*pixels, skip, down, bottom"),
+    ],
+)
+def test_a_cut_that_leaves_a_way_is_refused(features, message):
+    with pytest.raises(ValueError, match=message):
+        cut(u_net(), *features)
+
+
+FIELDS = {
+    "advsemiseg": {"discriminator_channels": 4},
+    "s4gan": {"discriminator_channels": 4},
+    "mlmt": {"branch": "supervised"},
+    "latent": {"discriminator_channels": 4, "labeled_images": 2},
+    "ecs": {"corrector_backbone": "tiny", "corrector_head_channels": 8},
+    "dualgan": {"discriminator_channels": 4},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_it_and_is_saved_with_it(name, tmp_path):
+    segmenter = cut(u_net(), *CUTS) if name in ("mlmt", "latent", "unimatch") else u_net()
+    method = METHODS[name](segmenter, steps=10, **FIELDS.get(name, {}))
+    method.compile(run_eagerly=True)
+    before = method.get_weights()
+    data = tf.data.Dataset.from_tensors(tiny.batch(np.random.default_rng(0), height=32, width=32)).repeat()
+    method.fit(data, steps_per_epoch=1, verbose=0)
+    assert any(not np.array_equal(a, b) for a, b in zip(before, method.get_weights(), strict=True))
+    method.save(tmp_path / "model.keras")
+    images = np.random.default_rng(1).uniform(0, 255, (1, 32, 32, 3)).astype(np.float32)
+    np.testing.assert_array_equal(keras.saving.load_model(tmp_path / "model.keras")(images), method(images))
+
+
+def test_methods_ask_for_the_cut_by_name():
+    for method in (Latent, UniMatch, MLMT):
+        with pytest.raises(ValueError, match=r"has to know where the head begins: give it kerasseg.segmenters.cut\("):
+            method(u_net())
+    with pytest.raises(ValueError, match="corrector_backbone must name one of .*, tiny: the segmenter's own is none"):
+        ECS(u_net(), corrector_backbone=None)
+
+
+def test_the_classifier_of_mlmt_starts_from_the_backbone():
+    segmenter = cut(u_net(), *CUTS)
+    student = MLMT(segmenter).student.get_layer("backbone")
+    for ours, theirs in zip(student.get_weights(), segmenter.backbone.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert not set(map(id, student.weights)) & set(map(id, segmenter.weights))

@@ -1,0 +1,67 @@
+"""Which private name of Keras or TensorFlow a new version has changed."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kerasseg import keras_internals
+from kerasseg.keras_internals import BuiltModel
+
+
+def two_networks() -> tuple[keras.Model, keras.Model]:
+    """A network of a dense layer and another network with two; and that one."""
+    inner_input = keras.Input((2,))
+    x = keras.layers.Dense(3, name="first")(inner_input)
+    y = keras.layers.Dense(3, name="second")(x)
+    inner = keras.Model(inner_input, keras.layers.Add(name="sum")([x, y]), name="inner")
+    outer_input = keras.Input((2,))
+    return keras.Model(outer_input, keras.layers.Dense(1, name="last")(inner(outer_input)), name="outer"), inner
+
+
+def test_all_layers_are_found_within_networks_too():
+    outer, _ = two_networks()
+    names = {layer.name for layer in keras_internals.all_layers(outer)}
+    assert names >= {"outer", "inner", "first", "second", "sum", "last"}
+
+
+def test_the_inputs_of_a_layer():
+    _, inner = two_networks()
+    found = keras_internals.inputs_of(inner.get_layer("sum"))
+    assert found == [inner.get_layer("first"), inner.get_layer("second")]
+
+
+def test_the_number_of_a_variable_in_its_optimizer():
+    variables = [keras.Variable([1.0]), keras.Variable([2.0])]
+    optimizer = keras.optimizers.SGD(0.1)
+    optimizer.build(variables)
+    assert [keras_internals.index_of(variable, optimizer) for variable in variables] == [0, 1]
+
+
+def test_the_stored_value_is_in_full_precision():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    layer = keras.layers.Dense(1, kernel_initializer=keras.initializers.Constant(1 + 2**-12))
+    layer.build((None, 1))
+    value = keras_internals.full_precision(layer.kernel)
+    assert value.dtype == tf.float32 and float(value[0, 0]) == 1 + 2**-12
+
+
+def test_one_process_is_not_several_workers():
+    assert not keras_internals.several_workers(tf.distribute.get_strategy())
+
+
+def test_a_built_model_is_not_built_on_a_batch():
+    """Keras' own would call it, on inputs that it cannot take."""
+
+    class Untouched(BuiltModel):
+        def call(self, inputs):
+            raise AssertionError("was built on the batch")
+
+        def train_step(self, data):
+            return {"loss": tf.constant(0.0)}
+
+    model = Untouched()
+    model.compile(optimizer="sgd")
+    model.fit(np.zeros((2, 1), np.float32), np.zeros((2, 1), np.float32), verbose=0)
+    with pytest.raises(AssertionError, match="was built on the batch"):
+        model(np.zeros((2, 1), np.float32))
