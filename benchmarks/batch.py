@@ -20,9 +20,9 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from benchmarks.load import jpegs
 from benchmarks.results_file import write_between_markers
-from benchmarks.serving import jpegs
-from benchmarks.turns import Record, circumstances, measure, spread, take_turns
+from benchmarks.turns import Record, circumstances, measure, resident_mib, spread, take_turns
 from serving.batch import command as batch
 from serving.batch.jobs import find_jobs
 from serving.common import cli
@@ -162,10 +162,6 @@ def memory(config: Batch) -> str:
 
 def count_lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def resident_mib(pid: int) -> float:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def main(config: Batch) -> dict:

@@ -10,9 +10,7 @@ four times as many requests as it can answer; how long it takes to start. Needs 
 litserve`.
 """
 
-import asyncio
 import functools
-import io
 import json
 import os
 import signal
@@ -22,20 +20,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated
 
 import numpy as np
 import tyro
-import uvloop
-from PIL import Image
 
 from benchmarks.inference import pictures
+from benchmarks.load import closed_loop, jpegs, open_loop, post, rate_of, run
 from benchmarks.results_file import write_between_markers
-from benchmarks.turns import Record, circumstances, measured, spread, take_turns
+from benchmarks.turns import Record, circumstances, measured, resident_mib, spread, take_turns
 from serving.common import cli
 from serving.common.artifact import open_artifact, versions
 from serving.common.pictures import load_picture
@@ -79,28 +76,7 @@ class Serving:
     """engine: be the process that is measured; set by the benchmark itself."""
 
 
-class Reply(NamedTuple):
-    status: int
-    seconds: float
-
-
-def jpegs(size: tuple[int, int], count: int = 16) -> list[bytes]:
-    """Images of one size, as files."""
-    encoded = []
-    for image_HW3 in pictures((count, *size)):
-        file = io.BytesIO()
-        Image.fromarray(image_HW3).save(file, "JPEG", quality=90)
-        encoded.append(file.getvalue())
-    return encoded
-
-
 # Requests, as bytes that are sent again and again
-
-
-def post(path: str, body: bytes, **headers: str) -> bytes:
-    lines = [f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
-    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 def picture_requests(config: Serving, name: str) -> list[bytes]:
@@ -129,99 +105,6 @@ def tensor_request(config: Serving, name: str) -> bytes:
 
 
 # The client
-
-
-class Connection:
-    """One kept-alive connection to a server of this machine."""
-
-    def __init__(self, port: int):
-        self._port = port
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-
-    async def send(self, request: bytes) -> Reply:
-        began = time.perf_counter()
-        # A server closes connections that were idle for some seconds.
-        if self._streams is None or self._streams[0].at_eof():
-            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
-        reader, writer = self._streams
-        writer.write(request)
-        head = (await reader.readuntil(b"\r\n\r\n")).lower()
-        length = int(head.partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0])
-        await reader.readexactly(length)
-        reply = Reply(int(head[9:12]), time.perf_counter() - began)
-        if b"connection: close" in head:
-            self.close()
-        return reply
-
-    def close(self) -> None:
-        if self._streams is not None:
-            self._streams[1].close()
-            self._streams = None
-
-
-def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(coroutine)
-
-
-async def closed_loop(
-    port: int, requests: list[bytes], concurrency: int, seconds: float, lead: float = 0.0
-) -> list[Reply]:
-    """So many clients; each sends its next request once it has its answer. The replies within the time, at least one.
-
-    The time begins `lead` seconds after the first requests, so that the server is as busy at its beginning as at its
-    end. Requests under way at the end are awaited and not counted.
-    """
-    since = time.perf_counter() + lead
-    until = since + seconds
-    replies: list[Reply] = []
-
-    async def client(number: int) -> None:
-        connection, sent = Connection(port), number
-        while time.perf_counter() < until:
-            reply = await connection.send(requests[sent % len(requests)])
-            now = time.perf_counter()
-            if since <= now < until or (now >= until and not replies):
-                replies.append(reply)
-            sent += concurrency
-        connection.close()
-
-    await asyncio.gather(*map(client, range(concurrency)))
-    return replies
-
-
-async def open_loop(port: int, requests: list[bytes], rate: float, seconds: float) -> list[Reply]:
-    """So many requests per second, whether they are answered or not."""
-    free: list[Connection] = []
-    replies: list[Reply] = []
-    under_way: set[asyncio.Task] = set()
-
-    async def one(number: int) -> None:
-        connection = free.pop() if free else Connection(port)
-        replies.append(await connection.send(requests[number % len(requests)]))
-        free.append(connection)
-
-    began = time.perf_counter()
-    for number in range(int(rate * seconds)):
-        ahead = began + number / rate - time.perf_counter()
-        if ahead > 0:
-            await asyncio.sleep(ahead)
-        elif number % 8 == 0:
-            await asyncio.sleep(0)  # late already: the others still get their turn
-        task = asyncio.create_task(one(number))
-        under_way.add(task)
-        task.add_done_callback(under_way.discard)
-    await asyncio.gather(*under_way)
-    for connection in free:
-        connection.close()
-    return replies
-
-
-def rate_of(replies: list[Reply], seconds: float) -> float:
-    """Answers per second; ValueError if one was no success."""
-    if bad := [reply.status for reply in replies if reply.status != 200]:
-        raise ValueError(f"{len(bad)} of {len(replies)} requests were answered with {sorted(set(bad))}")
-    return len(replies) / seconds
 
 
 # The sides
@@ -322,11 +205,6 @@ def litserve_server(config: Serving, graph: Path, port: int, workers: int):
     return server([*command, str(config.batch_size), str(workers), str(threads)], port, "/health")
 
 
-def resident_mib(process: subprocess.Popen) -> float:
-    pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
 # The measurements
 
 
@@ -384,12 +262,12 @@ def overload(config: Serving, name: str) -> dict[str, float]:
         requests = picture_requests(config, name)
         replies = run(closed_loop(port, requests, config.concurrency, config.seconds, lead=1.0))
         capacity = rate_of(replies, config.seconds)
-        before = resident_mib(process)
+        before = resident_mib(process.pid)
         rate = 4 * capacity
         replies = run(open_loop(port, requests, rate, config.overload_seconds / 2))
-        halfway = resident_mib(process)
+        halfway = resident_mib(process.pid)
         replies += run(open_loop(port, requests, rate, config.overload_seconds / 2))
-        after = resident_mib(process)
+        after = resident_mib(process.pid)
     by_status: dict[int, list[float]] = {}
     for reply in replies:
         by_status.setdefault(reply.status, []).append(reply.seconds)

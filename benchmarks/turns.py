@@ -104,3 +104,9 @@ def spread(values: list[float], middle: float | None = None) -> str:
     digits = 2 if max(values) < 10 else 0 if min(values) >= 100 else 1
     middle = statistics.median(values) if middle is None else middle
     return f"{middle:.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def resident_mib(pid: int, which: str = "VmRSS") -> int:
+    """MiB of a process' resident memory, or of its peak ("VmHWM")."""
+    [line] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(which)]
+    return int(line.split()[1]) // 1024

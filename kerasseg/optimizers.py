@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import keras
@@ -197,3 +198,14 @@ def discriminator_optimizer(config: "AdversarialConfig", until: float = 1.0) -> 
     """The optimizer that `config` describes; its rate is 0 after the share `until` of training."""
     rate = Poly(config.discriminator_learning_rate, config.steps, until)
     return keras.optimizers.Adam(rate, beta_1=0.9, beta_2=0.99)
+
+
+def skipped_updates(optimizers: Mapping[str, keras.optimizers.Optimizer]) -> dict[str, tf.Tensor]:
+    """How many updates of each network an overflow has cost so far, this replica's share: with mixed_float16.
+
+    Args:
+        optimizers: by network name.
+    """
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    scaled = {name: each for name, each in optimizers.items() if isinstance(each, LossScale)}
+    return {f"skipped_{name}": tf.cast(each.skipped.value, tf.float32) / replicas for name, each in scaled.items()}

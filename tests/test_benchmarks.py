@@ -22,6 +22,7 @@ from benchmarks import (
     gpu,
     health,
     input_pipeline,
+    load,
     serving,
     step_profile,
     train_step,
@@ -607,9 +608,7 @@ def test_answers_before_and_after_a_turn_are_not_counted():
     async def replies(seconds):
         port = serving.free_port()
         async with await asyncio.start_server(answer, "127.0.0.1", port):
-            counted = await serving.closed_loop(
-                port, [serving.post("/", b"")], concurrency=8, seconds=seconds, lead=0.75
-            )
+            counted = await load.closed_loop(port, [load.post("/", b"")], concurrency=8, seconds=seconds, lead=0.75)
             await asyncio.sleep(0.2)  # until both ends are closed
             return counted
 

@@ -193,3 +193,11 @@ def test_no_import_circles():
 def module_name(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_files_are_short_enough_to_read():
+    for package in [*PACKAGES, "benchmarks"]:
+        for path in (ROOT / package).rglob("*.py"):
+            assert len(path.read_text().splitlines()) <= 400, (
+                f"{path.relative_to(ROOT)} has more than 400 lines: split it"
+            )

@@ -11,8 +11,9 @@ import kerasseg  # noqa: F401 (first: it starts TensorFlow)
 import tensorflow as tf
 import tyro
 
-from kerasseg.data.check import inspect_dataset, inspect_folder
+from kerasseg.data.check import inspect_folder
 from kerasseg.data.datasets import DATASETS, IGNORE, open_dataset
+from kerasseg.data.inspection import inspect_dataset
 from kerasseg.data.splits import make_split
 from serving.common import cli
 

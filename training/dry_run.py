@@ -16,7 +16,7 @@ from kerasseg.data import evenly_spaced
 from kerasseg.methods import Method
 from training.config import RunConfig
 from training.evaluation import Measurement
-from training.report import duration
+from training.report_notes import duration
 from training.session import Evaluator, Session, Stage, assemble, peak_memory, prepare_backend
 from training.workers import make_strategy
 

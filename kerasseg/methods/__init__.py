@@ -2,8 +2,8 @@
 
 # The order of `METHODS`: the baseline, the first to try, then the papers by year.
 # isort: off
-from kerasseg.methods.config import MethodConfig, SegmenterConfig
-from kerasseg.methods.method import Method, TrainingData
+from kerasseg.methods.config import MethodConfig, SegmenterConfig, TrainingData
+from kerasseg.methods.method import Method
 from kerasseg.methods.registry import METHODS, find_method, register_method
 from kerasseg.methods.supervised import Supervised
 from kerasseg.methods.meanteacher import MeanTeacher

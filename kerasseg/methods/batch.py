@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import keras
 import tensorflow as tf
 
 
@@ -63,3 +64,9 @@ def label_maps(labels: tf.Tensor) -> tf.Tensor:
             + (": take the argmax of one-hot labels" if labels.shape.rank == 4 else "")
         )
     return tf.cast(labels, tf.int32)
+
+
+def concatenated(network: keras.Model, *batches: tf.Tensor, training: bool) -> list[tf.Tensor]:
+    """One forward pass over several batches of one image size, so that batch norm sees them together."""
+    outputs = network(tf.concat(batches, axis=0), training=training)
+    return tf.split(outputs, [tf.shape(batch)[0] for batch in batches], axis=0, num=len(batches))

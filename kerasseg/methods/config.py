@@ -1,7 +1,16 @@
 """Fields of the methods: frozen dataclasses that are checked when they are built."""
 
 import dataclasses
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+
+class TrainingData(NamedTuple):
+    """What a method may need to know about the data before its networks are built."""
+
+    labeled_images: int
+    """How many images have a label map."""
+    crop: tuple[int, int]
+    """Height and width of the training crops, pixels."""
 
 
 def require(condition: bool, message: str) -> None:

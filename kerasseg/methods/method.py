@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import keras
 import numpy as np
@@ -15,21 +15,12 @@ from kerasseg.keras_internals import all_layers
 from kerasseg.losses import IGNORE_LABEL, cross_entropy, dice_loss, hard_pixels
 from kerasseg.methods import gradient_norms
 from kerasseg.methods.averaging import averaged_copy, follow
-from kerasseg.methods.batch import Batch, as_batch
-from kerasseg.methods.config import MethodConfig, require
+from kerasseg.methods.batch import Batch, as_batch, concatenated
+from kerasseg.methods.config import MethodConfig, TrainingData, require
 from kerasseg.methods.fitting import FittedModel, Optimizers, further_metric, optimizers_by_network, require_logits
 from kerasseg.methods.inference import Inference, Segment, at_once
 from kerasseg.metrics import ConfusionMatrix
-from kerasseg.optimizers import LossScale
-
-
-class TrainingData(NamedTuple):
-    """What a method may need to know about the data before its networks are built."""
-
-    labeled_images: int
-    """How many images have a label map."""
-    crop: tuple[int, int]
-    """Height and width of the training crops, pixels."""
+from kerasseg.optimizers import LossScale, skipped_updates
 
 
 class Method(FittedModel):
@@ -350,12 +341,13 @@ class Method(FittedModel):
         raise NotImplementedError
 
     def train_step(self, data):
-        before = self.skipped()
+        optimizers = vars(self.training_optimizers)
+        before = skipped_updates(optimizers)
         with accumulation.batches_in_parts(self.accumulate):
             terms = self.update(self.batch(data))
         self.term_names = tuple(terms)  # the graph returns them in alphabetical order
         self.update_average()
-        skipped = {name: count - before[name] for name, count in self.skipped().items()}
+        skipped = {name: count - before[name] for name, count in skipped_updates(optimizers).items()}
         return for_the_log(terms | skipped)
 
     def batch(self, data) -> Batch:
@@ -375,13 +367,6 @@ class Method(FittedModel):
         if self.averaged is not None:
             steps = tf.cast(self.training_optimizers.segmenter.iterations, tf.float32)
             follow(self.averaged, self.segmenter, tf.minimum((1.0 + steps) / (10.0 + steps), self.config.ema_decay))
-
-    def skipped(self) -> dict[str, tf.Tensor]:
-        """How many updates of each network were left out so far because of an overflow (with mixed_float16), as this
-        replica's share."""
-        scaled = {name: each for name, each in vars(self.training_optimizers).items() if isinstance(each, LossScale)}
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        return {f"skipped_{name}": tf.cast(each.skipped.value, tf.float32) / replicas for name, each in scaled.items()}
 
     def minimize(self, network_name: str, loss: tf.Tensor, tape: tf.GradientTape) -> None:
         """Updates one network, and no other, by the gradient of a loss. The tape must be persistent."""
@@ -413,9 +398,3 @@ class Method(FittedModel):
                 for key, value in config.items()
             }
         )
-
-
-def concatenated(network: keras.Model, *batches: tf.Tensor, training: bool) -> list[tf.Tensor]:
-    """One forward pass over several batches of one image size, so that batch norm sees them together."""
-    outputs = network(tf.concat(batches, axis=0), training=training)
-    return tf.split(outputs, [tf.shape(batch)[0] for batch in batches], axis=0, num=len(batches))

@@ -16,9 +16,9 @@ from kerasseg.losses import (
     multi_hot,
 )
 from kerasseg.methods.averaging import averaged_copy, follow
-from kerasseg.methods.batch import Batch
+from kerasseg.methods.batch import Batch, concatenated
 from kerasseg.methods.config import require
-from kerasseg.methods.method import Method, concatenated
+from kerasseg.methods.method import Method
 from kerasseg.methods.registry import METHODS, register_method
 from kerasseg.methods.views import StrongView, StrongViewConfig
 from kerasseg.metrics import roc

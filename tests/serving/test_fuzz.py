@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.checks import load_all_checks
 from schemathesis.specs.openapi import checks
 
-from benchmarks import fuzz
+from benchmarks import fuzz, fuzz_requests
 from serving.http.openapi import document
 from tests.serving.grpc_calls import calling, infer_request
 
@@ -51,7 +51,7 @@ def test_bytes(server):
     statuses = set()
 
     @few(300)
-    @given(fuzz.http_requests())
+    @given(fuzz_requests.http_requests())
     def send(sent):
         status = fuzz.status_of(server, sent)
         assert fuzz.is_right(status, sent.whole)
@@ -68,7 +68,7 @@ def test_grpc_messages(server, raw):
     with calling(server) as call:
 
         @few(100)
-        @given(fuzz.damaged(message) | fuzz.repeated(message))
+        @given(fuzz_requests.damaged(message) | fuzz_requests.repeated(message))
         def send(message):
             code = call("ModelInfer", message).code().name
             assert code in ("OK", "INVALID_ARGUMENT", "NOT_FOUND")

@@ -9,7 +9,8 @@ import httpx
 import pytest
 from PIL import Image
 
-from benchmarks.fuzz import memory_of, served
+from benchmarks.fuzz import served
+from benchmarks.turns import resident_mib
 from serving.model.engine import usable_cpus
 from tests.serving.grpc_calls import calling, infer_request
 from tests.serving.pictures import encoded
@@ -29,7 +30,7 @@ def server(tmp_path_factory):
     flags = {"max-body-mb": BODY, "max-bodies-mb": BODIES, "max-queue": QUEUE, "max-pixels": PIXELS}
     more = [part for flag, value in flags.items() for part in (f"--{flag}", str(value))]
     with served(tmp_path_factory.mktemp("models"), more) as (server, pid, errors):
-        server.pid, server.before = pid, memory_of(pid)
+        server.pid, server.before = pid, resident_mib(pid)
         yield server
     assert errors == []
 
@@ -37,7 +38,7 @@ def server(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def bounded(server):
     yield
-    assert memory_of(server.pid, "VmHWM") - server.before < BOUND
+    assert resident_mib(server.pid, "VmHWM") - server.before < BOUND
     assert httpx.get(f"{server.url}/v2/health/live").status_code == 200
 
 
@@ -91,4 +92,4 @@ def test_messages_over_grpc(server):
 
 def test_memory_is_given_back(server):
     # 310 to 400 MiB before; of what is given back the C library keeps pages in which anything is left: 70 to 100 MiB.
-    until(lambda: memory_of(server.pid) - server.before < 160)
+    until(lambda: resident_mib(server.pid) - server.before < 160)

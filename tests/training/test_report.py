@@ -12,7 +12,7 @@ from PIL import Image
 
 from kerasseg.metrics import Reliability
 from serving.common import pictures
-from training import glossary, report
+from training import glossary, report, report_examples
 from training.run_folder import Run
 
 CLASSES = ["sky", "<b>road</b>", "car & van", "never seen"]
@@ -502,13 +502,13 @@ def test_mistakes_are_told_in_words(tmp_path):
 
 def test_wide_pictures_are_reduced_and_examples_limited(tmp_path):
     folder = write_run(tmp_path / "run", example=False)
-    for number in range(report.MAX_EXAMPLES + 2):
+    for number in range(report_examples.MAX_EXAMPLES + 2):
         write_example(folder / "examples" / f"frame_{number:02}")
     wide = folder / "examples" / "frame_00"
     Image.fromarray(np.zeros((600, 800, 3), np.uint8)).save(wide / "image.png")
     page = Page(report.write_report(folder))
     assert "12 of 14 example images." in page.text
-    assert len(page.images()) == 3 * report.MAX_EXAMPLES
+    assert len(page.images()) == 3 * report_examples.MAX_EXAMPLES
     assert decoded(page.images()["frame_00: image"]).size == (400, 300)
 
 

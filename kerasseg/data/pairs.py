@@ -1,0 +1,125 @@
+"""An image and its label map: what is wrong with them, and what the label map holds.
+
+Legend: H, W size of an image.
+"""
+
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from kerasseg.data.datasets import IGNORE
+from kerasseg.data.folder import read_image, read_label
+from kerasseg.data.problems import FileError, Finding
+from serving.common.inputs import printable
+from serving.common.pictures import open_picture, read_file
+
+EXIF_ORIENTATION = 0x0112
+
+TURNED = (5, 6, 7, 8)  # the orientations in which width and height change places
+
+Color = tuple[int, int, int]
+
+
+class LabelMap(NamedTuple):
+    """Counts of a label map; 255 stands for its pixels to ignore."""
+
+    counts: np.ndarray
+    """int64 (256,): how many pixels of each value."""
+    solid: np.ndarray
+    """bool (256,): the values that fill 3x3 pixels somewhere; all of a smaller map."""
+    edges: int
+    """How many 3x3 pixels have several values, none of them ignored."""
+    mixed: int
+    """How many of these have a value between their lowest and their highest one."""
+    colors: dict[int, Color]
+    """The palette's colours of the values that occur; none where the palette is a grey scale, or there is none."""
+
+
+def read_pair(root: Path, image: Path | None, label: Path | None, ignore: int) -> tuple[list[Finding], LabelMap | None]:
+    """What is wrong with an image and its label map, and what the latter holds (None: not readable)."""
+    findings: list[Finding] = []
+    stored = label_map = None
+    orientation = 1
+    if image is not None:
+        try:
+            contents = _contents(image, "unreadable image")
+            stored = read_image(contents).shape[1::-1]
+            orientation = _orientation(contents)
+        except FileError as error:
+            findings.append(Finding(error.kind, shown_path(root, image), error.detail, error.remedy))
+    if label is not None:
+        try:
+            contents = _contents(label, "unreadable label")
+            label_HW = read_label(contents)
+        except FileError as error:
+            findings.append(Finding(error.kind, shown_path(root, label), error.detail, error.remedy))
+        else:
+            label_map = _count(label_HW, contents, ignore)
+            if not label_map.counts[:IGNORE].any():
+                findings.append(Finding("all ignored", shown_path(root, label)))
+    if image is None or stored is None:
+        return findings, label_map
+    upright = stored[::-1] if orientation in TURNED else stored
+    if label is not None and label_map is not None and stored != (size := label_HW.shape[::-1]):
+        if size == upright:
+            findings.append(Finding("rotated size", shown_path(root, image), str(orientation)))
+        else:
+            sizes = f"{size[0]}x{size[1]} for {stored[0]}x{stored[1]}"
+            findings.append(Finding("size", shown_path(root, label), sizes))
+    elif orientation != 1:
+        findings.append(Finding("rotated", shown_path(root, image), str(orientation)))
+    return findings, label_map
+
+
+def _contents(path: Path, kind: str) -> bytes:
+    try:
+        return read_file(path)
+    except OSError as error:
+        raise FileError(kind, error.strerror or str(error)) from error
+    except ValueError as error:
+        raise FileError("too large", str(error).removeprefix(f"{path} ")) from error
+
+
+def _orientation(contents: bytes) -> int:
+    """The EXIF orientation of an image that can be decoded."""
+    if not any(mark in contents for mark in (b"Exif", b"eXIf", b"exif", b"rientation")):
+        return 1  # without the search: in a PNG it takes decoding all of it
+    with open_picture(contents) as picture:
+        return picture.getexif().get(EXIF_ORIENTATION, 1)
+
+
+def _count(label_HW: np.ndarray, contents: bytes, ignore: int) -> LabelMap:
+    counts = np.bincount(label_HW.ravel(), minlength=256)
+    solid, edges, mixed = _edges(label_HW, counts > 0)
+    with open_picture(contents) as picture:  # not `getpalette`, which would decode the image once more
+        palette = bytes(picture.palette.palette) if picture.palette else b""
+    values = [int(value) for value in np.flatnonzero(counts) if value not in (ignore, IGNORE)]
+    colors = {k: (palette[3 * k], palette[3 * k + 1], palette[3 * k + 2]) for k in values if 3 * k + 2 < len(palette)}
+    if all(color == (value, value, value) for value, color in colors.items()):
+        colors = {}
+    if ignore != IGNORE:
+        counts[IGNORE] += counts[ignore]
+        solid[IGNORE] |= solid[ignore]
+        counts[ignore] = solid[ignore] = 0
+    return LabelMap(counts, solid, edges, mixed, colors)
+
+
+def _edges(label_HW: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, int, int]:
+    """`solid`, `edges` and `mixed` of a `LabelMap`, of uint8 (H,W) with these values, bool (256,)."""
+    height, width = label_HW.shape
+    if min(height, width) < 3:
+        return present, 0, 0
+    shifted = [label_HW[row : row + height - 2, column : column + width - 2] for row, column in np.ndindex(3, 3)]
+    low, high = functools.reduce(np.minimum, shifted), functools.reduce(np.maximum, shifted)
+    solid = np.bincount(low[low == high], minlength=256) > 0
+    edge = (low != high) & (high != IGNORE)
+    mixed = np.zeros_like(edge)
+    for each in shifted:
+        mixed |= (low < each) & (each < high)
+    return solid, int(edge.sum()), int((edge & mixed).sum())
+
+
+def shown_path(root: Path, path: Path) -> str:
+    return printable(path.relative_to(root).as_posix())
