@@ -33,7 +33,7 @@ COATS = ("stripes", "spots", "patches")
 the third in the forest."""
 # As differences from grey: the mean colours of the animals with each coat, and the colours of the skies.
 TINTS = np.array([[0.3, -0.1, -0.2], [0.1, -0.25, 0.15], [-0.15, 0.25, -0.1]])
-SKIES = np.array([[0.18, 0.02, -0.2], [-0.2, 0.0, 0.2], [-0.08, 0.16, -0.08]])  # savanna, water, forest
+SKIES = np.array([[0.3, 0.03, -0.33], [-0.33, 0.0, 0.33], [-0.13, 0.27, -0.13]])  # savanna, water, forest
 
 
 class ShapesDataset(Dataset):
@@ -81,7 +81,7 @@ def draw_scene(rng: np.random.RandomState, size: tuple[int, int]) -> tuple[np.nd
     height, width = size[0] / unit, size[1] / unit
     world, light = rng.randint(len(SKIES)), rng.uniform(0, 2 * math.pi)
     picture = _cloudy(rng, x, y, rng.uniform(0.3, 0.7) + rng.uniform(-0.08, 0.08, 3))
-    horizon = height * rng.uniform(0.15, 0.3) + 3 * np.sin(x * rng.uniform(0.02, 0.08) + rng.uniform(0, 6))
+    horizon = height * rng.uniform(0.25, 0.4) + 3 * np.sin(x * rng.uniform(0.02, 0.08) + rng.uniform(0, 6))
     picture += np.clip(horizon - y + 0.5, 0, 1)[..., None] * (_sky(rng, x, y, world) - picture)
     label = np.zeros(size, np.uint8)
 
@@ -90,7 +90,7 @@ def draw_scene(rng: np.random.RandomState, size: tuple[int, int]) -> tuple[np.nd
     animals[: len(coats)] = coats
     for coat in rng.permutation(np.concatenate([np.full(rng.randint(1, 4), -1), animals])):  # -1 is a stone
         radius = rng.uniform(16, 32) if coat >= 0 else rng.uniform(5, 14)
-        dx, dy = x - width * rng.uniform(0.05, 0.95), y - height * rng.uniform(0.4, 1)
+        dx, dy = x - width * rng.uniform(0.05, 0.95), y - height * rng.uniform(0.5, 1)
         distance = radius * _outline(rng, dx / radius, dy / radius)
         surface = _coat(rng, x, y, coat) if coat >= 0 else _stone(rng, x, y)
         # Round as a body is: bright towards the light and dark away from it.

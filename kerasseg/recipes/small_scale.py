@@ -20,7 +20,8 @@ def shapes(method: str) -> tuple[TrainingSettings, Fields]:
         head_channels=64,
         weights="none",
         crop=(96, 96),  # so that whole scenes are squeezed but little for the classifier
-        scale=(0.75, 1.25),
+        # A crop shows a quarter to three quarters of a scene, mlmt's classifier sees all of it.
+        scale=(1.0, 1.75),
         batch_size=4,
         steps=600,
         learning_rate=1e-3,
