@@ -79,7 +79,7 @@ def photos(method: str) -> tuple[TrainingSettings, Fields]:
         "lambda_s": 0.5,
     }
     fields["s4gan"] = fields["s4gan"] | {
-        # On CamVid, self-training at full weight and from the start costs points; void pixels may give masks away.
+        # On CamVid, full self-training from the start costs points; ignored pixels may give label maps away.
         "lambda_st": 0.1,
         "self_training_start": 0.5,
         "hide_ignored": True,
