@@ -18,15 +18,15 @@ dev_installed := $(VENV)/.installed-$(EXTRAS),dev
 .PHONY: help train test test-fast lint format clean
 
 help:
-	@echo "make train      train supervised and mlmt on the built-in pictures, write a report of both to $(RUN)"
+	@echo "make train      train supervised and mlmt on the built-in images, write a report of both to $(RUN)"
 	@echo "make test       run all tests"
 	@echo "make test-fast  run the tests that take less than 5 seconds each"
 	@echo "make lint       check style and types"
 	@echo "make format     apply the style"
 	@echo "make clean      remove $(VENV) and the tools' caches"
 
-# The yardstick first, which learns from the labelled pictures alone. FLAGS go to both runs, less those of mlmt's own
-# fields for the former. Runs that were stopped go on where they were.
+# The baseline first, which learns only from the labelled images. FLAGS go to both runs, without those of mlmt's own
+# fields for the former. Stopped runs continue.
 resume           = $(if $(wildcard $(1)/config.json),--resume)
 supervised_flags = $(shell printf '%s' '$(FLAGS)' | sed -E 's/--((mlmt|s4gan)\.|branch-run)[^ ]*( +[^- ][^ ]*)*//g')
 

@@ -65,7 +65,7 @@ def main(config: Health) -> dict[str, Any]:
                 "answered": len(sent),
             }
     lines = [f"| {what} | {' | '.join(f'{value:.4g}' for value in row.values())} |" for what, row in rows.items()]
-    head = "| beside | median, ms | 99 %, ms | most, ms | asked | requests answered |\n| --- |" + " ---: |" * 5
+    head = "| during | median, ms | 99 %, ms | most, ms | asked | requests answered |\n| --- |" + " ---: |" * 5
     write_between_markers(config.results, f"{before}.\n\n{head}\n" + "\n".join(lines) + "\n")
     return rows
 

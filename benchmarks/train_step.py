@@ -1,7 +1,7 @@
 """`python -m benchmarks.train_step`: training steps, against PyTorch and against the passes of their networks.
 
 Three processes take turns, each limited to the same cores: the step as `fit` runs it; the same step in PyTorch; and the
-floor, the forward and backward passes that the step needs from each network, without losses, masks and updates. Before
+floor, the forward and backward passes that the step needs from each network, without losses and updates. Before
 anything is timed, both sides must have networks of equal parameter counts, outputs of one shape, and similar first
 losses. Needs `pip install -e ".[train,bench]"`.
 """
@@ -65,7 +65,7 @@ PASSES: dict[str, dict[str, list[Pass]]] = {
     "advsemiseg": {
         "segmenter": JOINT,
         "discriminator": [
-            Pass(("labeled",), weights=True),  # masks
+            Pass(("labeled",), weights=True),  # label maps
             Pass(("labeled",), weights=True, segmentation=True),
             Pass(("unlabeled",), segmentation=True),
         ],
@@ -73,7 +73,7 @@ PASSES: dict[str, dict[str, list[Pass]]] = {
     "s4gan": {
         "segmenter": JOINT,
         "discriminator": [
-            Pass(("labeled",), weights=True),  # masks
+            Pass(("labeled",), weights=True),  # label maps
             Pass(("unlabeled",), weights=True, segmentation=True),
         ],
     },
@@ -81,7 +81,7 @@ PASSES: dict[str, dict[str, list[Pass]]] = {
         "segmenter": [Pass(("labeled",), weights=True), Pass(("unlabeled",), weights=True)],
         "corrector": [
             Pass(("labeled",), weights=True),
-            Pass(("labeled",), weights=True),  # masks
+            Pass(("labeled",), weights=True),  # label maps
             Pass(("labeled",), segmentation=True),
             Pass(("unlabeled",)),
         ],

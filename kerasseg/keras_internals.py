@@ -12,7 +12,7 @@ import tensorflow as tf
 class BuiltModel(keras.Model):
     """A model of functional networks, so that nothing is left to build.
 
-    Keras would build it on the mean of the replicas' batches, which fails on masks.
+    Keras would build it on the mean of the replicas' batches, which fails on label maps.
     """
 
     def __init__(self, *args, **kwargs):

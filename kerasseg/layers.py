@@ -20,7 +20,7 @@ class PixelNormalization(keras.layers.Layer):
     It is the first layer inside every segmenter, so that training, evaluation, export and serving cannot disagree.
 
     Args:
-        scheme: `"tf"` for -1..1 (MobileNetV2), `"caffe"` for BGR less the ImageNet mean (`keras.applications`
+        scheme: `"tf"` for -1..1 (MobileNetV2), `"caffe"` for BGR minus the ImageNet mean (`keras.applications`
             ResNets), `"unit"` for 0..1 (keras-cv ResNets).
     """
 

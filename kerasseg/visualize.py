@@ -46,7 +46,7 @@ def panel(
 
     Args:
         image: (H, W, 3) RGB, uint8 or float in 0..255.
-        truth: (H, W) integer label map; values without a colour in `palette` (255, ignored) come out cream.
+        truth: (H, W) integer label map; values without a colour in `palette` (255, ignored) are drawn in cream.
         prediction: (H, W) integer label map.
         palette: (r, g, b) in 0..255 for each class.
         score: a critic's score in 0..1. One number is drawn as a gauge, filled from below up to the score; an (H, W)

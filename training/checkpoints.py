@@ -40,7 +40,7 @@ class Checkpoint:
     log: dict[str, Any]
     """The values that the log had collected since its last line."""
     arrays: dict[str, np.ndarray]
-    """By the names of `replica_copies`."""
+    """The variables' values, by the names of `replica_copies`."""
 
     @classmethod
     def read(cls, file: Path) -> Self:

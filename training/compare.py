@@ -61,7 +61,7 @@ class Row:
 
     name: str
     runs: tuple[Run, ...]
-    """By seed."""
+    """The runs of the row, by seed."""
     variant: str = ""
 
     @property

@@ -136,7 +136,7 @@ def last_check(run: Run) -> dict[str, Any] | None:
 
 
 def commands(run: Run, others: Sequence[Run] = ()) -> list[tuple[str, str]]:
-    """What to type next: (what it does, command)."""
+    """Commands to type next: (what it does, command)."""
     folder, model = _shown(run.folder), f"models/{run.folder.resolve().name}"
     started = run.config.get("command")
     if run.finished:

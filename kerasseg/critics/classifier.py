@@ -16,7 +16,7 @@ def build_classifier(backbone: str, num_classes: int, weights: str = "none", nam
         backbone, weights: as `build_backbone` takes them; the backbone keeps its own output stride.
         num_classes: K.
 
-    The last layer starts from zeros: a classifier that has learnt nothing says 0.5 of every class, and rules none out.
+    The last layer starts from zeros: an untrained classifier gives every class 0.5, and rules none out.
     """
     image_BHW3 = keras.Input((None, None, 3), name="image")
     x = PixelNormalization(backbone_spec(backbone).pixels, name="pixels")(image_BHW3)

@@ -16,7 +16,7 @@ def build_image_discriminator(
 
     Input `[segmentation (B,H,W,K), image (B,H,W,3)]`: class probabilities or one-hot labels, and the image, RGB in
     0..255. Output `[features (B,F), logit (B,1)]`: the pooled features that feature matching compares (the paper's D_k;
-    F = 512), and the verdict, above 0 for "drawn by a person". Any H and W.
+    F = 512), and the logit, above 0 for "drawn by a person". Any H and W.
 
     Args:
         num_classes: K.

@@ -1,5 +1,4 @@
-"""What is wrong with a dataset folder, and how to put it right: every problem, named with its files and a
-fix.
+"""Finds what is wrong with a dataset folder, and how to fix it: every problem, with its files and a fix.
 
 Legend: H, W size of an image; K classes.
 """

@@ -74,7 +74,7 @@ class Dataset(ABC):
         """uint8 (H, W), 255 = ignore."""
 
     def describe(self, split: str, name: str) -> str:
-        """What messages call an image: its file, where it has one of its own."""
+        """The name of an image in messages: its file, where it has one of its own."""
         return f"the {split} image {name!r} of {self.name}"
 
     def tf_image(self, split: str, name: tf.Tensor) -> tf.Tensor:

@@ -18,7 +18,7 @@ from serving.common.inputs import Names, read_text
 T = TypeVar("T")
 
 ROLES = {"labeled": "labeled", "image_labeled": "weak", "unlabeled": "unlabeled"}
-"""What an image is for, and the word for it in files and fingerprints."""
+"""The roles of images, and the word for each in files and fingerprints."""
 ALL = ("all", "full")
 # The end of Cityscapes' image files, which is no part of an image's name.
 CITYSCAPES_SUFFIX = "_leftImg8bit"

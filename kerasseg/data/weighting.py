@@ -49,7 +49,7 @@ def class_weights(dataset: Dataset, split: Split, scheme: str) -> tuple[float, .
 
 
 def parse_class_weights(text: str) -> str | tuple[float, ...]:
-    """What --class-weights says: `none`, a scheme's name, or numbers separated by commas.
+    """The value of --class-weights: `none`, a scheme's name, or numbers separated by commas.
 
     Raises:
         ValueError: it is none of these, or the numbers are no weights.

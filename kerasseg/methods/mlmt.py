@@ -305,7 +305,7 @@ def branch_class(config: MLMTConfig) -> type[Method]:
 
 
 def predicted_pixels(S_BHWK: tf.Tensor) -> tf.Tensor:
-    """On how many pixels of each image each class is the likeliest: (B,K) float32."""
+    """The number of pixels of each image on which each class is the likeliest: (B,K) float32."""
     return tf.reduce_sum(tf.one_hot(tf.argmax(S_BHWK, axis=-1), S_BHWK.shape[-1]), axis=[1, 2])
 
 

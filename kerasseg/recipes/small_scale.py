@@ -8,8 +8,8 @@ from kerasseg.settings import TrainingSettings
 def shapes(method: str) -> tuple[TrainingSettings, Fields]:
     """The built-in dataset from scratch, in minutes on two CPU cores.
 
-    `python -m training.run --method mlmt`: 600 steps of s4gan, 400 of the classifier. What is known of their gain over
-    600 of supervised, and how long they take, is in benchmarks/results/shapes.md.
+    `python -m training.run --method mlmt`: 600 steps of s4gan, 400 of the classifier. Their gain over 600
+    of supervised, and their times, are in benchmarks/results/shapes.md.
     """
     config = TrainingSettings(
         method=method,
@@ -40,7 +40,7 @@ def shapes(method: str) -> tuple[TrainingSettings, Fields]:
     fields["meanteacher"] |= apart | mild | {"cons_start": 0.4}
     fields["unimatch"] |= mild
     fields["mlmt"] |= {
-        "classifier_start": "segmenter",  # from random weights it learnt nothing (before/shapes.md)
+        "classifier_start": "segmenter",  # from random weights it learned nothing (before/shapes.md)
         "jitter": 0.2,
         "hue": 0.02,
         "blur_probability": 0.5,
@@ -79,7 +79,7 @@ def photos(method: str) -> tuple[TrainingSettings, Fields]:
         "lambda_s": 0.5,
     }
     fields["s4gan"] = fields["s4gan"] | {
-        # On CamVid, self-training at full weight and from the start costs points; void pixels may give masks away.
+        # On CamVid, full self-training from the start costs points; ignored pixels may give label maps away.
         "lambda_st": 0.1,
         "self_training_start": 0.5,
         "hide_ignored": True,

@@ -78,7 +78,7 @@ def backbone_spec(name: str) -> BackboneSpec:
 def build_backbone(name: str, output_stride: int = 16, weights: str = "none", extra_channels: int = 0) -> keras.Model:
     """Normalised image (B,H,W,3) to `[low_level (B,H/4,W/4,C1), high_level (B,H/s,W/s,C2)]`.
 
-    H and W have to be multiples of the output stride s (`PadToMultiple` sees to it).
+    H and W must be multiples of the output stride s (`PadToMultiple` makes them so).
 
     Args:
         name: a key of `BACKBONES`.

@@ -1,4 +1,4 @@
-"""What every segmenter has in common: RGB pixels of any size in, class logits of that size out."""
+"""The base of every segmenter: RGB pixels of any size in, class logits of that size out."""
 
 from collections.abc import Callable, Sequence
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""What the builders of published datasets have in common: finding the archives, checking that all is there.
+"""The common part of the builders of published datasets: they find the archives, and check that all files exist.
 
 Legend: H, W size of an image.
 """

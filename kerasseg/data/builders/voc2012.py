@@ -33,7 +33,7 @@ class Voc2012(SegmentationBuilder):
     """PASCAL VOC 2012, 20 classes and background, with the additional label maps of the Semantic Boundaries Dataset.
 
     train is what papers call train_aug: the training and validation images of SBD and the training images of VOC,
-    less the validation images of VOC. Where VOC has a label map for training, it is used; it marks borders of things
+    without the validation images of VOC. Where VOC has a label map for training, it is used; it marks borders of things
     as 255, ignored, which SBD does not. val is VOC's.
     """
 
