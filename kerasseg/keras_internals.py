@@ -1,6 +1,6 @@
 """The private names of Keras and TensorFlow that this project needs: here and nowhere else.
 
-`tests/test_keras_internals.py` says which of them a new version has changed.
+`tests/kerasseg/test_keras_internals.py` says which of them a new version has changed.
 """
 
 from collections.abc import Iterator

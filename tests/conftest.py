@@ -79,10 +79,10 @@ def two_replicas():
 
 @pytest.fixture
 def tfds_directories(tmp_path, monkeypatch):
-    """The manual and the data directory of published datasets, which are as small as those of tests.data.archives."""
+    """The manual and the data directory of published datasets, as small as those of tests.kerasseg.data.archives."""
     from kerasseg.data import builders
     from kerasseg.data.builders.builder import SegmentationBuilder
-    from tests.data import archives
+    from tests.kerasseg.data import archives
 
     manual, data = tmp_path / "manual", tmp_path / "data"
     monkeypatch.setenv("TFDS_MANUAL_DIR", str(manual))

@@ -505,7 +505,7 @@ def test_the_floor_has_the_passes_of_the_step(name, eager):
     import tensorflow as tf
 
     from kerasseg.methods import METHODS
-    from tests.methods import tiny
+    from tests.kerasseg.methods import tiny
 
     critics = {
         "advsemiseg": lambda: tiny.pixel_discriminator(),
@@ -533,7 +533,7 @@ def test_the_floor_has_the_passes_of_the_step(name, eager):
 
 
 def test_the_floor_runs_forward_and_both_ways_back():
-    from tests.methods import tiny
+    from tests.kerasseg.methods import tiny
 
     network = tiny.judge(tiny.K + 1, "corrector")
     config = train_step.TrainStep(crop=(4, 5), classes=tiny.K)

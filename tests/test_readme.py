@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 import tests.backbone  # noqa: F401 (--backbone tiny)
-from tests.data.folders import make_folder
+from tests.kerasseg.data.folders import make_folder
 from tests.serving.pictures import picture
 from tests.serving.servers import running
 from tests.serving.toy_model import write_toy_model

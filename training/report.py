@@ -97,9 +97,6 @@ def write_report(run_folder: Path, compare: Sequence[Path] = ()) -> Path:
     return path
 
 
-# What is said about the run ---------------------------------------------------------------------------------
-
-
 # What is drawn ----------------------------------------------------------------------------------------------
 
 

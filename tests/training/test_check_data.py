@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from serving.common import cli
-from tests.data import archives
-from tests.data.folders import make_folder, save
+from tests.kerasseg.data import archives
+from tests.kerasseg.data.folders import make_folder, save
 from training.check_data import CheckData, main
 
 

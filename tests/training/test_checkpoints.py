@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from kerasseg.methods import MLMT, Supervised
-from tests.methods import tiny
+from tests.kerasseg.methods import tiny
 from training import checkpoints
 from training.callbacks import CheckpointEvery, Evaluation, MetricsLog
 from training.checkpoints import Checkpoint, Checkpoints, training_variables

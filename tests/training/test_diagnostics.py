@@ -10,8 +10,8 @@ from kerasseg.data import Split, open_dataset
 from kerasseg.methods import ECS, MLMT, S4GAN, Latent, Supervised
 from kerasseg.methods.ecs import rank_correlation
 from kerasseg.metrics import Reliability, roc, scores
-from tests.data.folders import make_folder
-from tests.methods import tiny
+from tests.kerasseg.data.folders import make_folder
+from tests.kerasseg.methods import tiny
 from training.diagnostics import GradientNorms, diagnose
 
 SPLIT = Split(labeled=("train_0", "train_1"), unlabeled=("train_2", "train_3"))

@@ -5,8 +5,8 @@ from PIL import Image
 from kerasseg.data import open_dataset
 from kerasseg.methods import ECS, S4GAN, Supervised
 from kerasseg.metrics import scores
-from tests.data.folders import make_folder
-from tests.methods import tiny
+from tests.kerasseg.data.folders import make_folder
+from tests.kerasseg.methods import tiny
 from training.evaluation import Examples, evaluate, find_min_pixels
 
 

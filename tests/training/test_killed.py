@@ -8,7 +8,7 @@ import signal
 import numpy as np
 import pytest
 
-from tests.data.folders import make_folder
+from tests.kerasseg.data.folders import make_folder
 from training.checkpoints import Checkpoint
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from tests.data.folders import make_folder
+from tests.kerasseg.data.folders import make_folder
 from tests.serving.servers import until
 from tests.serving.toy_model import write_toy_model
 from tests.test_project import ROOT

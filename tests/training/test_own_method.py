@@ -13,7 +13,7 @@ from kerasseg.methods.supervised import Supervised
 from serving.common import cli
 from serving.common.artifact import open_artifact
 from serving.model.engine import Engine
-from tests.data.folders import make_folder
+from tests.kerasseg.data.folders import make_folder
 from tests.test_project import ROOT
 from tests.training.commands import call, error_line, train
 from training import evaluate

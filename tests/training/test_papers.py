@@ -6,7 +6,7 @@ import pytest
 import tyro
 
 from kerasseg.recipes import RECIPES
-from tests.data import archives
+from tests.kerasseg.data import archives
 from tests.training.commands import TINY, call, error_line
 from training import run
 

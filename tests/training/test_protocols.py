@@ -12,8 +12,8 @@ from kerasseg.data import open_dataset
 from kerasseg.methods import MLMT, Supervised
 from kerasseg.metrics import scores
 from serving.common.windows import corners
-from tests.data.folders import make_folder, save, write_classes
-from tests.methods import tiny
+from tests.kerasseg.data.folders import make_folder, save, write_classes
+from tests.kerasseg.methods import tiny
 from training.evaluation import Measurement, evaluate, find_min_pixels
 from training.protocols import MultiscaleFlip, Native, Protocol, Resized, SlidingWindow, make_protocol, recorded
 

@@ -18,9 +18,9 @@ from kerasseg.data import make_split, open_dataset
 from kerasseg.methods import METHODS
 from kerasseg.segmenters import build_segmenter
 from serving.common.files import locked
-from tests.data import archives
-from tests.data.folders import CLASSES, make_folder, save, write_classes
-from tests.methods import tiny
+from tests.kerasseg.data import archives
+from tests.kerasseg.data.folders import CLASSES, make_folder, save, write_classes
+from tests.kerasseg.methods import tiny
 from tests.training.commands import TINY, call, error_line, train
 from training import callbacks, compare, evaluate, run
 from training.checkpoints import Checkpoint

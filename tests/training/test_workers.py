@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.folders import make_folder
+from tests.kerasseg.data.folders import make_folder
 from tests.training.commands import TINY, call, error_line
 from training import run
 

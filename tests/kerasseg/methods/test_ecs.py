@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from kerasseg.methods import ECS
 from kerasseg.segmenters import build_segmenter
-from tests.methods import tiny
-from tests.methods.contract import MethodContract
+from tests.kerasseg.methods import tiny
+from tests.kerasseg.methods.contract import MethodContract
 
 RATE, STEPS = 0.3, 10
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tests.backbone  # noqa: F401 (the backbone tiny)
 from kerasseg.methods import ECS, METHODS, MLMT, Latent, UniMatch
 from kerasseg.segmenters import cut
-from tests.methods import tiny
+from tests.kerasseg.methods import tiny
 
 CUTS = ("skip", "bottom")
 

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from kerasseg.methods import ECS, S4GAN
-from tests.methods import tiny
+from tests.kerasseg.methods import tiny
 
 
 @pytest.mark.parametrize("name", ["s4gan", "ecs"])

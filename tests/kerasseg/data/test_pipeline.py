@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from kerasseg.data import Augmentation, FolderDataset, Split, eval_dataset, make_split, train_dataset
 from kerasseg.data.pipeline import _stream
-from tests.data.folders import make_folder, save
+from tests.kerasseg.data.folders import make_folder, save
 
 VIEW = Augmentation(crop=(16, 24))
 WHOLE = Augmentation(crop=(8, 8), scale=(1, 1), flip=False)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from kerasseg.methods import Latent
-from tests.methods import tiny
-from tests.methods.contract import MethodContract
+from tests.kerasseg.methods import tiny
+from tests.kerasseg.methods.contract import MethodContract
 from training.checkpoints import training_variables
 
 L = 4

@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 from kerasseg.methods import DualGAN
-from tests.methods import tiny
-from tests.methods.contract import MethodContract
+from tests.kerasseg.methods import tiny
+from tests.kerasseg.methods.contract import MethodContract
 
 
 class TestDualGAN(MethodContract):

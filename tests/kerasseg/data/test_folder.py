@@ -8,7 +8,7 @@ from PIL import Image
 from kerasseg.data import FolderDataset, default_palette
 from kerasseg.data.folder import parse_classes, read_label
 from kerasseg.data.unreadable import first_unreadable
-from tests.data.folders import CLASSES, make_folder, save, write_classes
+from tests.kerasseg.data.folders import CLASSES, make_folder, save, write_classes
 
 RNG = np.random.default_rng(1)
 

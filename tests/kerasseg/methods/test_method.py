@@ -8,7 +8,7 @@ import tensorflow as tf
 from kerasseg import losses
 from kerasseg.methods import METHODS, MLMT, S4GAN, AdvSemiSeg, DualGAN, Supervised
 from kerasseg.methods.averaging import averaged_copy, follow
-from tests.methods import tiny
+from tests.kerasseg.methods import tiny
 
 STILL = {"steps": 10, "learning_rate": 1.0, "momentum": 0.0, "weight_decay": 0.0}
 WEIGHTS = (1.0, 0.0, 3.0)

@@ -3,7 +3,7 @@ import pytest
 
 from kerasseg.data import FolderDataset, Split, class_weights, resolve_class_weights
 from kerasseg.data.weighting import parse_class_weights
-from tests.data.folders import save, write_classes
+from tests.kerasseg.data.folders import save, write_classes
 
 SPLIT = Split(("a", "b"), (), ("c",))
 

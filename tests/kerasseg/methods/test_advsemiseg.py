@@ -8,8 +8,8 @@ import tests.backbone  # noqa: F401
 from kerasseg.critics import build_pixel_discriminator
 from kerasseg.methods import AdvSemiSeg
 from kerasseg.methods.gradient_norms import gradient_norms
-from tests.methods import tiny
-from tests.methods.contract import MethodContract
+from tests.kerasseg.methods import tiny
+from tests.kerasseg.methods.contract import MethodContract
 
 
 class TestAdvSemiSeg(MethodContract):

@@ -6,8 +6,8 @@ import tensorflow as tf
 
 from kerasseg.methods import MeanTeacher
 from kerasseg.methods.meanteacher import mixed
-from tests.methods import tiny
-from tests.methods.contract import MethodContract
+from tests.kerasseg.methods import tiny
+from tests.kerasseg.methods.contract import MethodContract
 
 
 class TestMeanTeacher(MethodContract):

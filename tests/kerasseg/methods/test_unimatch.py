@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from kerasseg.distribution import separate_random_numbers
 from kerasseg.methods import UniMatch
-from tests.methods import tiny
-from tests.methods.contract import MethodContract
+from tests.kerasseg.methods import tiny
+from tests.kerasseg.methods.contract import MethodContract
 
 
 class TestUniMatch(MethodContract):

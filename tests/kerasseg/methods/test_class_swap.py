@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from kerasseg.methods.class_swap import swap_classes
-from tests.methods import tiny
+from tests.kerasseg.methods import tiny
 
 K = 4
 

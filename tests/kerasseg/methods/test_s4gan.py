@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from kerasseg.methods import S4GAN
 from kerasseg.methods.gradient_norms import gradient_norms
-from tests.methods import tiny
-from tests.methods.contract import MethodContract
+from tests.kerasseg.methods import tiny
+from tests.kerasseg.methods.contract import MethodContract
 
 
 class TestS4GAN(MethodContract):

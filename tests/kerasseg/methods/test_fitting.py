@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import kerasseg
 from kerasseg.methods import METHODS, MLMT, S4GAN, Latent, Supervised, UniMatch
-from tests.methods import tiny
+from tests.kerasseg.methods import tiny
 
 
 def arrays(labeled: int = 5, unlabeled: int = 8, seed: int = 0):

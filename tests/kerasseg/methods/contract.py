@@ -15,7 +15,7 @@ from export.graph import serving_function, to_onnx
 from kerasseg.methods import METHODS, Method
 from kerasseg.methods.gradient_norms import gradient_norms
 from kerasseg.segmenters import build_segmenter
-from tests.methods import tiny
+from tests.kerasseg.methods import tiny
 from training.checkpoints import training_variables
 
 ADVERSARIAL = {"learning_rate": 0.3, "discriminator_learning_rate": 0.03}

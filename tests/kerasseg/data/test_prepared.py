@@ -11,7 +11,7 @@ import tensorflow as tf
 from kerasseg.data import Augmentation, builders, default_palette, eval_dataset, make_split, open_dataset, train_dataset
 from kerasseg.data.check import require_sound
 from kerasseg.data.unreadable import first_unreadable
-from tests.data import archives
+from tests.kerasseg.data import archives
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_dataset_is_prepared_once(tfds_directories, capsys):
 KILLED = """
 import os, signal
 from kerasseg.data import builders, open_dataset
-from tests.data import archives
+from tests.kerasseg.data import archives
 
 generate = builders.Voc2012._generate_examples
 
@@ -95,7 +95,7 @@ open_dataset("voc2012")
 def test_what_a_killed_preparation_leaves_is_not_trusted(tfds_directories, capsys):
     manual, data = tfds_directories
     archives.voc2012(manual)
-    killed = subprocess.run([sys.executable, "-c", KILLED], cwd=Path(__file__).parents[2], capture_output=True)
+    killed = subprocess.run([sys.executable, "-c", KILLED], cwd=Path(__file__).parents[3], capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     (left,) = (data / "array_record/voc2012").iterdir()
     assert len(open_dataset("voc2012").image_names("train")) == 5

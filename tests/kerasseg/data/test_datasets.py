@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from kerasseg.data import FolderDataset, default_palette, open_dataset
 from kerasseg.data.shapes import ShapesDataset
-from tests.data.folders import make_folder
+from tests.kerasseg.data.folders import make_folder
 
 
 def test_open_dataset_finds_names_and_folders(tmp_path):

@@ -6,8 +6,8 @@ import tensorflow as tf
 from kerasseg.methods import Supervised
 from kerasseg.optimizers import SGD, AdamW
 from kerasseg.segmenters import build_segmenter
-from tests.methods import tiny
-from tests.methods.contract import MethodContract
+from tests.kerasseg.methods import tiny
+from tests.kerasseg.methods.contract import MethodContract
 
 
 class TestSupervised(MethodContract):

@@ -13,7 +13,7 @@ import tests.backbone  # noqa: F401 (the backbone "tiny")
 from kerasseg.methods import METHODS
 from kerasseg.segmenters import build_backbone, build_segmenter, load_weights
 
-STOCK = Path(__file__).parents[3] / "shared/weights/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5"
+STOCK = Path(__file__).parents[4] / "shared/weights/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5"
 
 
 def build(num_classes=3, weights="none", segmenter="deeplab_v3plus", **arguments):

@@ -18,8 +18,8 @@ import tensorflow_datasets as tfds
 
 from kerasseg.data.builders.cityscapes import TRAIN_CLASSES
 from kerasseg.data.builders.files import files_of
-from tests.data import archives
-from tests.data.builder_contract import BuilderContract
+from tests.kerasseg.data import archives
+from tests.kerasseg.data.builder_contract import BuilderContract
 
 BUILDERS = {
     "voc2012": builders.Voc2012,

@@ -5,7 +5,7 @@ import pytest
 
 from kerasseg.data import FolderDataset, Split, evenly_spaced, make_split
 from kerasseg.data.shapes import ShapesDataset
-from tests.data.folders import make_folder, save, write_classes
+from tests.kerasseg.data.folders import make_folder, save, write_classes
 
 SHAPES = ShapesDataset()
 

@@ -8,8 +8,8 @@ import tensorflow as tf
 from kerasseg.methods import METHODS, MLMT, S4GAN, Supervised, TrainingData
 from kerasseg.methods.mlmt import gated
 from kerasseg.segmenters import build_backbone, build_segmenter
-from tests.methods import tiny
-from tests.methods.contract import MethodContract
+from tests.kerasseg.methods import tiny
+from tests.kerasseg.methods.contract import MethodContract
 
 
 def make(segmenter=None, **fields):

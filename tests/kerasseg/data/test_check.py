@@ -14,9 +14,9 @@ from kerasseg.data import FolderDataset, Split
 from kerasseg.data.check import KINDS, check_dataset, inspect_folder, require_sound
 from kerasseg.data.shapes import ShapesDataset
 from serving.common.inputs import contents_of
-from tests.data.folders import CLASSES, make_folder, save, write_classes
+from tests.kerasseg.data.folders import CLASSES, make_folder, save, write_classes
 
-CAMVID = Path(__file__).parents[2] / "../shared/data/camvid"
+CAMVID = Path(__file__).parents[3] / "../shared/data/camvid"
 LABEL = np.arange(32) * 3 // 32 * np.ones((24, 1))
 IMAGE = np.zeros((24, 32, 3))
 
