@@ -14,8 +14,9 @@ from kerasseg.methods import METHODS, SegmenterConfig, TrainingData
 from kerasseg.recipes import choose
 from kerasseg.segmenters import SEGMENTERS, fitting_rates
 from serving.common.files import write_atomically
-from training.compare import BASELINE, OF_A_MACHINE, OF_A_RUN, OF_THE_LOG
-from training.config import DECIDE_NOTHING, RunConfig, defaults, with_groups
+from training.compare import BASELINE
+from training.config import RunConfig, defaults, with_groups
+from training.recorded import mark
 from training.run_folder import Run
 
 TUNING_SEED = 10
@@ -208,7 +209,7 @@ def keep(config: Comparison, training: Training) -> None:
         ValueError: it was run with other settings than it would be now.
     """
     run = Run.read_finished(training.folder(config))
-    settings = {key: value for key, value in run.config.items() if key not in OF_A_MACHINE}
+    settings = {key: value for key, value in run.config.items() if mark(key).kept}
     day = date.fromtimestamp((run.folder / "result.json").stat().st_mtime)
     confidence = {
         name: {figure: summary[figure] for figure in ("error_detection_auc", "expected_calibration_error")}
@@ -293,14 +294,12 @@ def settings_that_count(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     The learning rate is in the method's fields.
     """
-    not_settings = {*OF_A_RUN, *OF_A_MACHINE, *OF_THE_LOG, "learning_rate"}
     groups = {
         name: defaults(METHODS[name].config_groups({})[name]) | own | {"class_weights": []}
         for name, own in settings["fields"].items()  # whose class weights follow from the split and the run's setting
     }
-    counted = {name: value for name, value in settings.items() if name not in not_settings}
-    later = {name: value for name, value in defaults(RunConfig).items() if name not in DECIDE_NOTHING | not_settings}
-    return later | counted | {"fields": groups}
+    counted = {name: value for name, value in (defaults(RunConfig) | dict(settings)).items() if mark(name).compared}
+    return {name: value for name, value in counted.items() if name != "learning_rate"} | {"fields": groups}
 
 
 def differing(settings: Mapping[str, Any], others: Mapping[str, Any], everything: bool = True) -> list[str]:

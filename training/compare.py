@@ -13,14 +13,8 @@ from typing import Annotated, Any
 import tyro
 
 from serving.common import cli
+from training.recorded import mark
 from training.run_folder import Run
-
-OF_A_RUN = ("seed", "split_fingerprint", "commit", "machine", "versions", "untrained_taps")
-"""Settings in which runs of one method may differ and still be averaged."""
-OF_A_MACHINE = ("command", "dataset", "weights", "branch_run", "palette", "finished", "about_method")
-"""Further ones that say where files are, or do not affect the result."""
-OF_THE_LOG = ("recipe", "log_every", "evaluate_every")
-"""Further ones that do not change the result: where its settings came from, and what was recorded on the way."""
 
 BASELINE = "supervised"
 
@@ -113,7 +107,7 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
 
 def settings(run: Run) -> dict[str, Any]:
     """The settings that runs must share to be averaged."""
-    shared = {key: value for key, value in run.config.items() if key not in OF_A_RUN + OF_A_MACHINE + OF_THE_LOG}
+    shared = {key: value for key, value in run.config.items() if mark(key).compared}
     # How many images have labels, however --labeled says it: 1/8, 50, or a list of names for each seed.
     shared |= {"labeled": len(run.split["labeled"]), "image_labels": len(run.split["weak"])}
     if shared.get("class_weights", "none") != "none":  # numbers that follow from the split of each seed

@@ -11,17 +11,6 @@ import tyro
 from kerasseg.methods import MethodConfig
 from kerasseg.settings import Fields, TrainingSettings
 
-DECIDE_NOTHING = {
-    "out",
-    "resume",
-    "gradient_norms",
-    "protocol",
-    "protocol_settings",
-    "checkpoint_every",
-    "dry_run",
-}
-"""Settings of a run that do not affect its result, and that config.json leaves out."""
-
 
 def defaults(settings: type) -> dict[str, Any]:
     """The default values of a dataclass's fields, as JSON has them."""

@@ -36,10 +36,11 @@ from training.callbacks import (
     StopAtNonFinite,
 )
 from training.checkpoints import Checkpoint, Checkpoints
-from training.config import DECIDE_NOTHING, RunConfig, defaults, with_groups
+from training.config import RunConfig, defaults, with_groups
 from training.diagnostics import diagnose
 from training.dry_run import dry_run
 from training.evaluation import Examples, evaluate
+from training.recorded import mark
 from training.report import write_report
 from training.run_folder import Run, write_json
 from training.session import Evaluator, Session, assemble, peak_memory, prepare_backend, untrained_taps
@@ -201,11 +202,9 @@ def open_folder(session: Session) -> dict[str, Any]:
     path = folder / "config.json"
     if config.resume:
         before = json.loads(path.read_text())
-        free = {"versions", "commit", "command", "finished", "machine"}
-        free |= {"initial_weights", "untrained_taps", "about_method"}
         known = with_defaults(before)
         known["dataset"] = whole_path(known["dataset"])
-        changed = [key for key in sorted(settings) if key not in free and known.get(key) != settings[key]]
+        changed = [key for key in sorted(settings) if mark(key).resumed and known.get(key) != settings[key]]
         if changed:
             raise ValueError(
                 f"{folder} was started with other settings ({', '.join(changed)}): resume with those, or start again "
@@ -233,8 +232,8 @@ def with_defaults(before: dict[str, Any]) -> dict[str, Any]:
 def describe(session: Session) -> dict[str, Any]:
     """Everything that decides a run's result, resolved; JSON types only."""
     config, method, dataset = session.config, session.method, session.dataset
-    recorded = {field.name for field in dataclasses.fields(RunConfig)} - DECIDE_NOTHING
-    flags = {name: getattr(config, name) for name in sorted(recorded)}
+    names = sorted(field.name for field in dataclasses.fields(RunConfig))
+    flags = {name: getattr(config, name) for name in names if mark(name).recorded}
     flags["dataset"] = whole_path(config.dataset)
     loaded = loaded_weights(method)
     flags["initial_weights"] = loaded.counts() if loaded else {"source": Path(config.weights).name}
