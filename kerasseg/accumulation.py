@@ -31,9 +31,15 @@ def batches_in_parts(parts: int) -> Iterator[None]:
 
 def accumulate(network: keras.Model) -> None:
     """Prepares a network for `batches_in_parts`; outside of it the network works as before. Part i of n has every n-th
-    item from the i-th, so that batches joined for batch norm stay together."""
+    item from the i-th, so that batches joined for batch norm stay together. A segmenter's backbone and head, which may
+    be called separately, are prepared each."""
     if getattr(network, "takes_parts", False):
         return
+    if hasattr(network, "backbone"):
+        accumulate(network.backbone)
+        accumulate(network.head)
+        if network.backbone in network.layers:  # so that a call of the network calls these two
+            return
     network.takes_parts = True
     plain = network.call
 

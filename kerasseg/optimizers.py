@@ -170,8 +170,16 @@ class Poly(keras.optimizers.schedules.PolynomialDecay):
         return {"learning_rate": self.initial_learning_rate, "steps": self.decay_steps, "until": self.until}
 
 
+def segmenter_rate(config: "SegmenterConfig") -> Replaceable:
+    """The learning rate that `config` describes."""
+    return Replaceable(Poly(config.learning_rate, config.main_updates * config.steps))
+
+
 def segmenter_optimizer(
-    config: "SegmenterConfig", segmenter: keras.Model, network: keras.Model | None = None
+    config: "SegmenterConfig",
+    segmenter: keras.Model,
+    network: keras.Model | None = None,
+    rate: Replaceable | None = None,
 ) -> SGD | AdamW:
     """The optimizer that `config` describes, for the segmenter or another `network` that learns together with it:
     everything outside the segmenter's backbone learns at the head's rate."""
@@ -182,7 +190,7 @@ def segmenter_optimizer(
         1.0 if not backbone or variable.path in pretrained else config.head_multiplier
         for variable in network.trainable_variables
     ]
-    rate = Replaceable(Poly(config.learning_rate, config.main_updates * config.steps))
+    rate = rate or segmenter_rate(config)
     if config.optimizer == "adamw":
         return AdamW(rate, weight_decay=config.weight_decay, multipliers=multipliers)
     return SGD(

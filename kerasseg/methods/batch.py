@@ -27,17 +27,28 @@ class Batch(NamedTuple):
 def as_batch(data: Any) -> Batch:
     """The batch that `fit` was given: `(images, labels)`, or `({"labeled": images, "unlabeled": images}, labels)` with
     the other fields of `Batch` under their names ("valid" under "unlabeled_valid")."""
-    images, labels = data
+    images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+    if weights is not None:
+        raise ValueError("sample_weight is not used: give a pixel the label 255 to leave it out")
     images = dict(images) if isinstance(images, Mapping) else {"labeled": images}
     if "labeled" not in images:
         raise ValueError(f'a batch is ({{"labeled": images, "unlabeled": images}}, labels); got {sorted(images)}')
     images |= {name: image_batch(images[name]) for name in ("labeled", "unlabeled", "image_labeled") if name in images}
+    labels_BHW = label_maps(labels)
     unlabeled, valid = images.get("unlabeled"), images.get("unlabeled_valid")
+    for name, size in (
+        ("labels", labels_BHW.shape[1:]),
+        ("unlabeled", () if unlabeled is None else unlabeled.shape[1:3]),
+    ):
+        if size and not images["labeled"].shape[1:3].is_compatible_with(size):
+            raise ValueError(
+                f"{name} must be as large as the labelled images, {images['labeled'].shape[1:3]}; got {size}"
+            )
     if unlabeled is not None and valid is None:
         valid = tf.ones(tf.shape(unlabeled)[:3], tf.bool)
     return Batch(
         images["labeled"],
-        label_maps(labels),
+        labels_BHW,
         unlabeled,
         valid,
         images.get("image_labeled"),

@@ -1,8 +1,9 @@
 """What Keras users give to `compile` and `fit`, and what they see of a training."""
 
+import contextlib
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import keras
@@ -27,34 +28,60 @@ BATCH_SIZE = 32
 
 
 def optimizers_by_network(method: "Method", optimizer: Optimizers) -> dict[str, keras.optimizers.Optimizer]:
-    """The optimizers that `compile` was given, by network: a single one is for the networks that segment.
+    """The method's own optimizers, by network, and those that `compile` was given in their place: a single one is for
+    the networks that segment, or for the network that the method trains.
 
     Raises:
-        ValueError: for a name that is no network of the method, or an optimizer that is unknown to Keras.
+        ValueError: for a name that is no network that the method trains, an optimizer for two networks, or one that is
+            unknown to Keras.
     """
+    own = method.make_optimizers()
     if optimizer is None:
-        return {}
+        return own
     if not isinstance(optimizer, Mapping):
+        names = [name for name in method.segmenting if name in own] or [next(iter(own))]
         first = keras.optimizers.get(optimizer)
-        copies = [first.from_config(first.get_config()) for _ in method.segmenting[1:]]
-        return dict(zip(method.segmenting, [first, *copies], strict=True))
+        copies = [first.from_config(first.get_config()) for _ in names[1:]]
+        return own | dict(zip(names, [first, *copies], strict=True))
     for name in optimizer:
-        if name not in method.network_names:
-            raise ValueError(
-                f"{type(method).__name__} has no network {name!r}; its networks: {', '.join(method.network_names)}"
-            )
-    return {name: keras.optimizers.get(each) for name, each in optimizer.items()}
+        if name not in own:
+            raise ValueError(f"{type(method).__name__} trains no network {name!r}; it trains {', '.join(own)}")
+    given = {name: keras.optimizers.get(each) for name, each in optimizer.items()}
+    require(len({id(each) for each in given.values()}) == len(given), "give each network an optimizer of its own")
+    return own | given
 
 
-def further_metric(metric: str | keras.metrics.Metric) -> keras.metrics.Metric:
-    """The metric of class probabilities against class numbers that Keras knows by this name; a metric as it is."""
+def require_own_losses(method: "Method", loss: Any, others: Mapping[str, Any]) -> None:
+    """ValueError where `compile` is given what a method has of its own, or cannot do."""
+    require(others.get("steps_per_execution", 1) == 1, "steps_per_execution must be 1: the log has every step's terms")
+    refused = [name for name in ("loss_weights", "weighted_metrics") if others.get(name) is not None]
+    if loss is not None or refused:
+        raise ValueError(
+            f"{type(method).__name__} learns by the losses of its paper: leave out {', '.join(refused or ['loss'])}; "
+            "their weights are its fields"
+        )
+
+
+def further_metrics(metrics: Any) -> list[keras.metrics.Metric]:
+    """The metrics that `compile` was given: one, or several."""
+    return [further_metric(each) for each in (metrics if isinstance(metrics, list | tuple) else [metrics])]
+
+
+def further_metric(metric: Any) -> keras.metrics.Metric:
+    """The metric of class probabilities against class numbers that Keras knows by this name; a metric as it is; of a
+    function its mean."""
+    if callable(metric) and not isinstance(metric, keras.metrics.Metric):
+        return keras.metrics.MeanMetricWrapper(metric, name=getattr(metric, "__name__", "metric"))
     if metric in ("accuracy", "acc"):  # Keras would choose the kind that fits the loss
         return keras.metrics.SparseCategoricalAccuracy(name=metric)
     return keras.metrics.get(metric)
 
 
 def require_logits(segmenter: keras.Model | None) -> None:
-    """ValueError where a segmenter ends in a softmax or a sigmoid."""
+    """ValueError where a segmenter ends in a softmax or a sigmoid, or takes or gives several tensors."""
+    for name in ("inputs", "outputs"):
+        count = len(getattr(segmenter, name, None) or [None])
+        require(count == 1, f"the segmenter must map images to logits; it has {count} {name}")
     last: Any = next(reversed(getattr(segmenter, "layers", [])), None)
     activation = getattr(last, "activation", None)
     if isinstance(last, keras.layers.Softmax) or activation in (keras.activations.softmax, keras.activations.sigmoid):
@@ -67,13 +94,13 @@ def require_logits(segmenter: keras.Model | None) -> None:
 # fit --------------------------------------------------------------------------------------------------------
 
 
-def repeated_batches(x: Mapping[str, Any], y: Any, batch_size: int, shuffle: bool) -> tf.data.Dataset:
+def repeated_batches(x: Mapping[str, Any], y: Any, batch_sizes: Mapping[str, int], shuffle: bool) -> tf.data.Dataset:
     """Endless batches from arrays of different lengths.
 
     Args:
         x: (N,H,W,3) under "labeled", (M,H,W,3) under "unlabeled".
         y: labels of the N, (N,H,W) or (N,H,W,1).
-        batch_size: of labelled images, and of unlabelled ones.
+        batch_sizes: under the same names.
         shuffle: whether each array is drawn in a new order each time.
     """
     arrays = {name: (y, images) if name == "labeled" else (images,) for name, images in x.items()}
@@ -81,7 +108,7 @@ def repeated_batches(x: Mapping[str, Any], y: Any, batch_size: int, shuffle: boo
     for name, each in arrays.items():
         items = tf.data.Dataset.from_tensor_slices(tuple(map(np.asarray, each)))
         items = items.shuffle(len(each[0])) if shuffle else items
-        streams[name] = items.repeat().batch(batch_size, drop_remainder=True)
+        streams[name] = items.repeat().batch(batch_sizes[name], drop_remainder=True)
     return tf.data.Dataset.zip(streams).map(
         lambda batch: ({name: each[-1] for name, each in batch.items()}, batch["labeled"][0])
     )
@@ -91,9 +118,15 @@ def require_images_and_labels(x: Any, labels: Any, num_classes: int) -> None:
     """ValueError where arrays are not what `fit` takes: checks shapes, and values where they can be read."""
     arrays = x if isinstance(x, Mapping) else {"labeled": x}
     require(
-        "labeled" in arrays,
-        f"fit takes {{'labeled': images, 'unlabeled': images}}; got only {', '.join(sorted(arrays))}",
+        "labeled" in arrays and arrays.keys() <= {"labeled", "unlabeled"},
+        f"fit takes arrays as {{'labeled': images, 'unlabeled': images}}; got {', '.join(sorted(arrays))}"
+        + (": give the others in batches" if "labeled" in arrays else ""),
     )
+    for name, each in arrays.items():
+        require(hasattr(each, "shape"), f"the {name} images must be one array (N,H,W,3); got a {type(each).__name__}")
+    require(labels is not None, "labels are missing: fit(images, labels)")
+    count, labels_count = len(arrays["labeled"]), len(labels)
+    require(count == labels_count, f"there are {count} labelled images and {labels_count} label maps")
     for each in arrays.values():
         if each.shape[-1] != 3 or len(each.shape) != 4:
             raise ValueError(f"images must be (N,H,W,3), RGB in 0..255; got an array of shape {tuple(each.shape)}")
@@ -141,13 +174,14 @@ class EndOfSchedule(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         method = self.model
-        optimizer = method.main_optimizer
-        ended = number(optimizer.iterations) >= method.config.steps * method.config.main_updates
-        if ended and not self.warned and float(optimizer.learning_rate) == 0.0:
+        ended = number(method.main_optimizer.iterations) >= method.config.steps * method.config.main_updates
+        optimizers = vars(method.training_optimizers).items()
+        stopped = [name for name, each in optimizers if ended and float(each.learning_rate) == 0.0]
+        if stopped and not self.warned:
             self.warned = True
             warnings.warn(
                 f"the learning rate of {type(method).__name__} is 0 after the {method.config.steps} steps of its "
-                "schedule, so it learns nothing more: build it with more steps, or set a rate",
+                f"schedule, so {' and '.join(stopped)} learns nothing more: build it with more steps, or set a rate",
                 stacklevel=2,
             )
 
@@ -171,6 +205,8 @@ class FittedModel(BuiltModel):
     main_optimizer: Any
     confusion: dict[str, keras.metrics.Metric]
     predictions: Callable[..., dict[str, tf.Tensor]]
+    unlabeled_sets: Any
+    least_unlabeled: Any
     further_metrics: Sequence[keras.metrics.Metric] = ()
     """The metrics that `compile` was given."""
     term_names: tuple[str, ...] = ()
@@ -186,12 +222,15 @@ class FittedModel(BuiltModel):
         x=None,
         y=None,
         batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: str | int = "auto",
+        callbacks=None,
         *,
+        validation_split: float = 0.0,
         steps_per_epoch: int | None = None,
         shuffle: bool = True,
         class_weight: Mapping[int, float] | None = None,
         sample_weight=None,
-        callbacks=None,
         **kwargs,
     ):
         """As `keras.Model.fit`, with means over the epoch in its history, `loss` first.
@@ -202,7 +241,8 @@ class FittedModel(BuiltModel):
                 repeats; or images where the method needs no unlabelled ones.
             y: with arrays the labels (N,H,W) or (N,H,W,1).
             class_weight: from class to the weight of its pixels in the loss on labels, 1 where a class is left out;
-                the loss is the weighted mean.
+                the loss is the weighted mean. For this fit, in place of the field `class_weights`.
+            callbacks: those that watch a score need its name, such as "val_mIoU" or "loss"; there is no "val_loss".
             sample_weight: None; label 255 leaves pixels out.
             kwargs: the further arguments of `keras.Model.fit`.
 
@@ -210,38 +250,56 @@ class FittedModel(BuiltModel):
             ValueError: for arrays of other shapes or values, or weights that the method has no use for.
         """
         require(sample_weight is None, "sample_weight is not used: give a pixel the label 255 to leave it out")
-        if class_weight is not None:
-            self.weigh_classes(class_weight)
         if isinstance(x, Mapping | np.ndarray):
             require_images_and_labels(x, y, self.num_classes)
         if isinstance(x, Mapping):
-            steps_per_epoch = steps_per_epoch or -(-max(map(len, x.values())) // (batch_size or BATCH_SIZE))
-            x, y, batch_size, shuffle = repeated_batches(x, y, batch_size or BATCH_SIZE, shuffle), None, None, False
+            require(validation_split == 0, "give validation_data in place of validation_split, which splits one array")
+            size = batch_size or BATCH_SIZE
+            sizes = {"labeled": size, "unlabeled": max(size * self.unlabeled_sets, self.least_unlabeled)}
+            batches = max(-(-len(images) // sizes[name]) for name, images in x.items())
+            x, y = repeated_batches(x, y, sizes, shuffle), None
+            steps_per_epoch, batch_size, shuffle = steps_per_epoch or batches, None, False
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks or ())
             callbacks = [EpochMeans(), EndOfSchedule(), *callbacks, LossFirst()]
-        return super().fit(
-            x,
-            y,
-            batch_size=batch_size,
-            steps_per_epoch=steps_per_epoch,
-            shuffle=shuffle,
-            callbacks=callbacks,
-            **kwargs,
-        )
+        with self.weighed_classes(class_weight):
+            return super().fit(
+                x,
+                y,
+                batch_size=batch_size,
+                epochs=epochs,
+                verbose=verbose,
+                callbacks=callbacks,
+                validation_split=validation_split,
+                steps_per_epoch=steps_per_epoch,
+                shuffle=shuffle,
+                **kwargs,
+            )
 
-    def weigh_classes(self, class_weight: Mapping[int, float]) -> None:
-        """Sets the field `class_weights`; ValueError where the method has none, or for an unknown class."""
+    @contextlib.contextmanager
+    def weighed_classes(self, class_weight: Mapping[int, float] | None) -> Iterator[None]:
+        """Inside, the field `class_weights` has these values; ValueError where the method has no such field, or for an
+        unknown class."""
+        if class_weight is None:
+            yield
+            return
         require(hasattr(self.config, "class_weights"), f"{type(self).__name__} does not use class_weight: leave it out")
         if unknown := sorted(set(class_weight) - set(range(self.num_classes))):
             raise ValueError(f"class_weight names class {unknown[0]}, and the classes are 0..{self.num_classes - 1}")
         weights = tuple(float(class_weight.get(number, 1.0)) for number in range(self.num_classes))
-        if weights != self.config.class_weights:
-            self.config = dataclasses.replace(self.config, class_weights=weights)
-            self.make_train_function(force=True)  # a graph that exists already has the old weights
+        before = self.config
+        self.config = dataclasses.replace(before, class_weights=weights)
+        self.make_train_function(force=True)  # a graph that exists already has the old weights
+        try:
+            yield
+        finally:
+            self.config = before
+            self.make_train_function(force=True)
 
     def test_step(self, data):
-        images, labels = data[:2]
+        images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+        require(weights is None, "sample_weight is not used: give a pixel the label 255 to leave it out")
+        images = images["labeled"] if isinstance(images, Mapping) else images
         images_BHW3, labels_BHW = image_batch(images), label_maps(labels)
         predictions = self.predictions(images_BHW3)
         for variant, probabilities_BHWK in predictions.items():

@@ -6,6 +6,7 @@ from typing import Literal
 import tensorflow as tf
 
 from kerasseg.critics import build_pixel_discriminator
+from kerasseg.distribution import sum_over_replicas
 from kerasseg.losses import (
     IGNORE_LABEL,
     binary_cross_entropy,
@@ -14,14 +15,13 @@ from kerasseg.losses import (
     discriminator_scores,
     mean_where,
     one_hot,
-    sum_over_replicas,
     valid_pixels,
     zero_unless,
 )
 from kerasseg.methods.config import AdversarialConfig, require, require_shares, require_weights
 from kerasseg.methods.method import Method
 from kerasseg.methods.registry import register_method
-from kerasseg.optimizers import discriminator_optimizer, segmenter_optimizer
+from kerasseg.optimizers import discriminator_optimizer, segmenter_optimizer, segmenter_rate
 from kerasseg.segmenters import require_parts
 
 EPSILON = 1e-7
@@ -136,9 +136,10 @@ class Latent(Method):
 
     def make_optimizers(self):
         require(self.config.labeled_images is not None, "latent needs the number of labelled images: labeled_images=N")
+        rate = segmenter_rate(self.config)  # one, so that a rate set by hand is both branches'
         return {
-            "segmenter": segmenter_optimizer(self.config, self.segmenter),
-            "latent_head": segmenter_optimizer(self.config, self.segmenter, self.latent_head),
+            "segmenter": segmenter_optimizer(self.config, self.segmenter, rate=rate),
+            "latent_head": segmenter_optimizer(self.config, self.segmenter, self.latent_head, rate),
             "discriminator": discriminator_optimizer(self.config),
         }
 

@@ -1,7 +1,6 @@
 """What all methods share, so that a method's own file has only its paper in it."""
 
 import dataclasses
-from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, Self
 
@@ -17,7 +16,14 @@ from kerasseg.methods import gradient_norms
 from kerasseg.methods.averaging import averaged_copy, follow
 from kerasseg.methods.batch import Batch, as_batch, concatenated
 from kerasseg.methods.config import MethodConfig, TrainingData, require
-from kerasseg.methods.fitting import FittedModel, Optimizers, further_metric, optimizers_by_network, require_logits
+from kerasseg.methods.fitting import (
+    FittedModel,
+    Optimizers,
+    further_metrics,
+    optimizers_by_network,
+    require_logits,
+    require_own_losses,
+)
 from kerasseg.methods.inference import Inference, Segment, at_once
 from kerasseg.metrics import ConfusionMatrix
 from kerasseg.optimizers import LossScale, skipped_updates
@@ -27,12 +33,10 @@ class Method(FittedModel):
     """A way of training a segmenter: networks, one optimizer for each, and a `train_step`.
 
     As a Keras model it maps images (B,H,W,3), RGB in 0..255, any size, to class probabilities (B,H,W,K), float32.
-    Training data are `({"labeled": images, "unlabeled": images}, labels)` with labels (B,H,W) in 0..K-1 or 255, and
-    possibly `"unlabeled_valid"` (B,H,W), False where an unlabelled image is padding; evaluation data
-    `(images, labels)`. So `compile`, `fit`, `evaluate`, `predict` and callbacks work as for any Keras model.
+    Training data are what `as_batch` takes, evaluation data `(images, labels)`. So `compile`, `fit`, `evaluate`,
+    `predict` and callbacks work as for any Keras model.
 
-    A subclass names its networks in the constructor, gives `Config` and `make_optimizers`, and one of `train_step` or
-    `update`.
+    A subclass names its networks in the constructor and gives `Config`, `make_optimizers` and `update`.
 
     Args:
         networks: name -> network, the segmenter under `"segmenter"`.
@@ -160,7 +164,7 @@ class Method(FittedModel):
     def infer(self, images_BHW3) -> Inference:
         """The method's answer, in inference mode: what is evaluated, drawn, exported and compared with exports."""
         images_BHW3 = tf.convert_to_tensor(images_BHW3)  # Keras takes no array together with a tensor
-        logits_BHWK = self.predictor(images_BHW3, training=False)
+        logits_BHWK = tf.cast(self.predictor(images_BHW3, training=False), tf.float32)
         S_BHWK = tf.nn.softmax(logits_BHWK)
         variants = self.variants_from(images_BHW3, S_BHWK)
         return Inference(logits_BHWK, S_BHWK, variants, self.critic_scores(images_BHW3, S_BHWK))
@@ -176,11 +180,15 @@ class Method(FittedModel):
         nothing elsewhere."""
         if "student" not in self.variants:
             return {}
-        return {"student": segment(lambda images: tf.nn.softmax(self.segmenter(images, training=False)), images_BHW3)}
+
+        def last(images):
+            return tf.nn.softmax(tf.cast(self.segmenter(images, training=False), tf.float32))
+
+        return {"student": segment(last, images_BHW3)}
 
     def class_probabilities(self, images_BHW3) -> tf.Tensor:
         """The predicting network's own class probabilities (B,H,W,K), before `variants_from` sees them."""
-        return tf.nn.softmax(self.predictor(images_BHW3, training=False))
+        return tf.nn.softmax(tf.cast(self.predictor(images_BHW3, training=False), tf.float32))
 
     def variants_from(self, images_BHW3, S_BHWK) -> dict[str, tf.Tensor]:
         """Class probabilities (B,H,W,K) by variant, from the predicting network's for whole images."""
@@ -217,7 +225,7 @@ class Method(FittedModel):
         self,
         optimizer: Optimizers = None,
         loss=None,
-        metrics: Sequence[str | keras.metrics.Metric] | None = None,
+        metrics: Any = None,
         *,
         jit_compile: bool | None = None,
         sync_batch_norm: bool = False,
@@ -234,17 +242,12 @@ class Method(FittedModel):
             sync_batch_norm: whether batch norm uses the batches of all replicas together.
             accumulate: the number of parts in which networks take a batch, one after the other, for less memory; it
                 divides the batches' sizes. Only batch norm is affected: it uses each part's statistics.
-            kwargs: `steps_per_execution`, `run_eagerly` and so on, as `keras.Model.compile` takes them.
+            kwargs: `run_eagerly` and so on, as `keras.Model.compile` takes them.
 
         Raises:
             ValueError: for a network that is not there, or a loss.
         """
-        refused = [name for name in ("loss_weights", "weighted_metrics") if kwargs.get(name) is not None]
-        if loss is not None or refused:
-            raise ValueError(
-                f"{type(self).__name__} learns by the losses of its paper: leave out {', '.join(refused or ['loss'])}; "
-                "their weights are its fields"
-            )
+        require_own_losses(self, loss, kwargs)
         if getattr(self.config, "freeze_batch_norm", False):
             for layer in self.batch_norms(self.segmenting):
                 layer.trainable = False
@@ -254,19 +257,17 @@ class Method(FittedModel):
         self.accumulate = accumulate
         if accumulate > 1:
             for network in (getattr(self, name) for name in self.network_names):
-                if hasattr(network, "backbone"):  # a `Segmenter`'s backbone and head may be called separately
-                    accumulation.accumulate(network.backbone)
-                    accumulation.accumulate(network.head)
-                elif not isinstance(network, Method):
+                if not isinstance(network, Method):
                     accumulation.accumulate(network)
-        chosen = self.make_optimizers() | optimizers_by_network(self, optimizer)
+        chosen = optimizers_by_network(self, optimizer)
+        self.training_optimizers = SimpleNamespace()
         for network_name, each in chosen.items():
             if keras.config.dtype_policy().name == "mixed_float16":
                 each = LossScale(each)
             # Before the first step, or two optimizers in one step fail under MirroredStrategy.
             each.build(getattr(self, network_name).trainable_variables)
             setattr(self.training_optimizers, network_name, each)
-        self.further_metrics = [further_metric(metric) for metric in metrics or ()]
+        self.further_metrics = further_metrics(metrics or [])
         first = next(iter(chosen), None)
         super().compile(
             optimizer=getattr(self.training_optimizers, first) if first else "sgd",

@@ -101,8 +101,8 @@ class MLMT(Method):
     Two fits, one after the other: `branch.fit(...)` trains the segmenter, then `MLMT(branch).fit(...)` the classifier.
 
     Args:
-        segmentation: the method that trains the segmenter; or a segmenter, which the method that `branch` names then
-            trains.
+        segmentation: the method that trains the segmenter, by a `fit` of its own; or a segmenter, of which the method
+            that `branch` names is made.
         student: images (B,H,W,3) to one logit per class (B,K); when None, `build_classifier_like` the segmenter, which
             starts from its backbone, as `classifier_start` says.
         teacher: the same kind of network; its weights follow the student's, batch-norm statistics included.
@@ -140,6 +140,7 @@ class MLMT(Method):
             len(self.config.min_pixels) in (1, self.num_classes),
             f"min_pixels takes 1 number or one per class ({self.num_classes}); got {len(self.config.min_pixels)}",
         )
+        self.branch_is_trained = not self.config.train_branch
         # "Different small perturbations": both are flipped, and the student sees other colours and a softer image.
         self.flip = keras.layers.RandomFlip("horizontal", dtype="float32", name="flip")
         self.strong = StrongView(self.config)
@@ -171,6 +172,12 @@ class MLMT(Method):
         if cls.make_config(own).classifier_start == "initial":
             student = build_classifier(branch.segmenter.backbone_name, branch.num_classes, weights, name="student")
         return cls(branch, student, **own)
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        method = super().from_config(config, custom_objects)
+        method.branch_is_trained = True  # before it was saved
+        return method
 
     def fields(self):
         return super().fields() | self.segmentation.fields()
@@ -247,7 +254,13 @@ class MLMT(Method):
     def fit(self, *args, **kwargs):
         """As `keras.Model.fit`. Before the first step, the classifier gets the segmenter's trained backbone, where
         `classifier_start` says so."""
-        if self.starts_from_segmenter and number(self.main_optimizer.iterations) == 0:
+        updates = [number(each.iterations) for each in vars(self.segmentation.training_optimizers).values()]
+        require(
+            any(updates) or self.branch_is_trained,
+            "MLMT.fit trains the classifier: fit its branch first (method.segmentation), or give train_branch=False "
+            "where the segmenter is trained already",
+        )
+        if self.compiled and self.starts_from_segmenter and number(self.main_optimizer.iterations) == 0:
             start_from_backbone(self.student, self.segmenter)
             self.teacher.set_weights(self.student.get_weights())
         return super().fit(*args, **kwargs)

@@ -25,10 +25,15 @@ def register_method(method: M) -> M:
     name = vars(method).get("registry_name")
     if not isinstance(name, str) or not name.isidentifier():
         raise ValueError(f"{method.__name__} needs a registry_name, one word that flags can begin with; got {name!r}")
-    if name in METHODS and METHODS[name].__module__ != method.__module__:
+    if name in METHODS and origin(METHODS[name]) != origin(method):
         raise ValueError(f"{method.__name__} is called {name!r}, as {METHODS[name].__name__} is: choose another name")
     METHODS[name] = register(method)
     return method
+
+
+def origin(method: "type[Method]") -> tuple[str, str]:
+    """Where a class was written: a notebook's cell that runs again defines the same one."""
+    return method.__module__, method.__qualname__
 
 
 def find_method(name: str) -> "type[Method]":

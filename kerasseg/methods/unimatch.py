@@ -78,6 +78,10 @@ class UniMatch(Method):
 
     def update(self, batch):
         x_l, y_l, x_u, valid_u = batch.labeled, batch.labels, batch.unlabeled, batch.valid
+        require(
+            x_u.shape[0] is None or x_u.shape[0] % 2 == 0,
+            f"unimatch needs an even number of unlabelled images; got {x_u.shape[0]}",
+        )
         x_w, x_m, valid_w, valid_m = x_u[::2], x_u[1::2], valid_u[::2], valid_u[1::2]
         config = self.config
 

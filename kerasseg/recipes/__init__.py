@@ -4,8 +4,9 @@
 
     plan = kerasseg.recipes.photos("meanteacher", steps=300)
     method = plan.build_method(dataset, split)
-    method.compile()
-    method.fit(plan.batches(dataset, split, method), steps_per_epoch=100, epochs=3)
+    for stage in method.stages():  # mlmt has two, every other method one
+        stage.compile()
+        stage.fit(plan.batches(dataset, split, stage), steps_per_epoch=100, epochs=3)
 """
 
 from kerasseg.methods import find_method
@@ -65,3 +66,7 @@ def table() -> str:
         rows.append((*row, entry.source, entry.hardware if entry.source else "", entry.measured))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *RECIPES})

@@ -40,7 +40,7 @@ def test_one_optimizer_is_the_segmenters():
     assert method.optimizer is own
     method.compile({"discriminator": "rmsprop"})
     assert type(method.training_optimizers.discriminator) is keras.optimizers.RMSprop
-    with pytest.raises(ValueError, match="S4GAN has no network 'generator'; its networks: segmenter, discriminator"):
+    with pytest.raises(ValueError, match="S4GAN trains no network 'generator'; it trains segmenter, discriminator"):
         method.compile({"generator": "adam"})
 
 
@@ -179,13 +179,13 @@ def test_class_weights_are_those_of_a_weighted_mean_in_a_graph_of_before_too():
     twin = tiny.Segmenter(method.segmenter)
     logits, _ = twin.forward(x)
     log_p = np.log(np.take_along_axis(tiny.softmax(logits), y[..., None].astype(int), -1)[..., 0])
-    for weights in (None, {1: 5.0}, {0: 0.0, 2: 2.0}):
+    for weights in (None, {1: 5.0}, {0: 0.0, 2: 2.0}, None):
         w = np.array([(weights or {}).get(number, 1.0) for number in range(tiny.K)])[y]
         loss = method.fit(x, y, batch_size=4, class_weight=weights, verbose=0).history["loss"][0]
         assert loss == pytest.approx(-(w * log_p).sum() / w.sum(), rel=1e-4)
     with pytest.raises(ValueError, match=r"class_weight names class 3, and the classes are 0\.\.2"):
         method.fit(x, y, class_weight={3: 1.0})
-    mlmt = MLMT(Supervised(tiny.segmenter()), tiny.classifier())
+    mlmt = MLMT(Supervised(tiny.segmenter()), tiny.classifier(), train_branch=False)
     mlmt.compile()
     with pytest.raises(ValueError, match="MLMT does not use class_weight"):
         mlmt.fit({"labeled": x, "unlabeled": x}, y, class_weight={0: 1.0})
@@ -199,7 +199,7 @@ def test_class_weights_are_those_of_a_weighted_mean_in_a_graph_of_before_too():
             np.zeros((2, 4, 5)),
             r"images must be \(N,H,W,3\), RGB in 0..255; got .*\(2, 4, 5, 1\)",
         ),
-        (np.zeros((4, 5, 3)), np.zeros((2, 4, 5)), r"images must be \(N,H,W,3\)"),
+        (np.zeros((2, 5, 3)), np.zeros((2, 4, 5)), r"images must be \(N,H,W,3\)"),
         (np.full((2, 4, 5, 3), 0.9), np.zeros((2, 4, 5)), "the largest value is 0.9: multiply by 255"),
         (np.full((2, 4, 5, 3), 9.0), np.full((2, 4, 5), 7), r"class numbers 0\.\.2, or 255 .*; got 7"),
         (np.full((2, 4, 5, 3), 9.0), np.full((2, 4, 5), 0.5), r"class numbers 0\.\.2, or 255 .*; got 0.5"),
@@ -222,8 +222,49 @@ def test_what_else_is_refused_in_a_line():
         method.fit(x, y, verbose=0)
     with pytest.raises(ValueError, match="give a pixel the label 255"):
         method.fit(x, y, sample_weight=np.ones(len(x)))
-    with pytest.raises(ValueError, match=r"fit takes {'labeled': images, .*; got only unlabeled"):
+    with pytest.raises(ValueError, match=r"fit takes arrays as {'labeled': images, .*; got unlabeled"):
         method.fit({"unlabeled": x}, y, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "x, y, message",
+    [
+        ({"labeled": np.full((3, 4, 5, 3), 9.0), "unlabeled": [1, 2]}, np.zeros((3, 4, 5)), "one array .*; got a list"),
+        ({"labeled": np.full((3, 4, 5, 3), 9.0)}, np.zeros((2, 4, 5)), "there are 3 labelled images and 2 label maps"),
+        ({"labeled": np.full((3, 4, 5, 3), 9.0)}, None, "labels are missing"),
+        (np.full((3, 4, 5, 3), 9.0), np.zeros((3, 4, 6)), r"labels must be as large as the labelled images, \(4, 5\)"),
+        (
+            {"labeled": np.full((3, 4, 5, 3), 9.0), "unlabeled": np.full((3, 4, 4, 3), 9.0)},
+            np.zeros((3, 4, 5)),
+            r"unlabeled must be as large as the labelled images",
+        ),
+    ],
+)
+def test_arrays_that_do_not_fit_each_other(x, y, message):
+    method = s4gan() if isinstance(x, dict) else Supervised(tiny.segmenter())
+    method.compile()
+    with pytest.raises(ValueError, match=message):
+        method.fit(x, y, verbose=0)
+
+
+def test_unimatch_takes_two_unlabelled_images_for_each():
+    x, y, u = arrays(3, 8)
+    method = UniMatch(tiny.BranchingSegmenter(), steps=10)
+    method.compile(run_eagerly=True)
+    assert len(method.fit({"labeled": x, "unlabeled": u}, y, batch_size=1, verbose=0).history["loss"]) == 1
+    with pytest.raises(ValueError, match="unimatch needs an even number of unlabelled images; got 3"):
+        method.train_on_batch({"labeled": x, "unlabeled": u[:3]}, y)
+
+
+def test_keras_arguments_by_position():
+    x, y, _ = arrays(4)
+    method = Supervised(tiny.segmenter(), steps=100)
+    method.compile("adam", metrics="accuracy")
+    assert len(method.fit(x, y, 2, 3, 0).history["loss"]) == 3
+    assert np.isfinite(method.train_on_batch(x, y)).all()
+    assert method.evaluate({"labeled": x}, y, verbose=0, return_dict=True).keys() == {"mIoU", "accuracy"}
+    with pytest.raises(ValueError, match="steps_per_execution must be 1"):
+        method.compile(steps_per_execution=5)
 
 
 @pytest.mark.parametrize("ending", ["softmax", "sigmoid", "layer"])

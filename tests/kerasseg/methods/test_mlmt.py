@@ -19,6 +19,7 @@ def make(segmenter=None, **fields):
 
 class TestMLMT(MethodContract):
     name = "mlmt"
+    fields = {"train_branch": False}
     network = "student"
     loss = "L_cls"
     minimized = ("student", "L_MT")
@@ -64,6 +65,28 @@ def test_one_fit_trains_the_segmenter_and_the_other_the_classifier(run_eagerly):
     assert changes(method, lambda: fit(method, data, 3)) == {"student", "teacher"}
     assert method.main_optimizer is method.training_optimizers.student
     assert float(method.main_optimizer.learning_rate) == pytest.approx(method.config.classifier_learning_rate / 300)
+
+
+def test_the_classifier_is_not_trained_before_its_branch(tmp_path):
+    data = tf.data.Dataset.from_tensors(tiny.batch(np.random.default_rng(0))).repeat()
+    method = MLMT(S4GAN(tiny.segmenter(), tiny.discriminator(), steps=2), tiny.classifier(), steps=2)
+    method.compile(run_eagerly=True)
+    with pytest.raises(ValueError, match=r"fit its branch first \(method.segmentation\), or give train_branch=False"):
+        fit(method, data)
+    method.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    loaded.compile(run_eagerly=True)
+    assert changes(loaded, lambda: fit(loaded, data)) == {"student", "teacher"}
+
+
+def test_one_optimizer_is_the_classifiers():
+    method = make()
+    method.compile("adam")
+    assert type(method.training_optimizers.student) is keras.optimizers.Adam
+    assert vars(method.training_optimizers).keys() == {"student"}
+    for name in ("segmenter", "segmentation", "teacher"):
+        with pytest.raises(ValueError, match=f"MLMT trains no network '{name}'; it trains student"):
+            method.compile({name: "adam"})
 
 
 def test_a_trained_branch_is_no_stage():

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tests.backbone  # noqa: F401 (the backbone tiny)
+from kerasseg import accumulation
 from kerasseg.methods import ECS, METHODS, MLMT, Latent, UniMatch
 from kerasseg.segmenters import cut
 from tests.kerasseg.methods import tiny
@@ -61,7 +62,7 @@ def test_a_cut_that_leaves_a_way_is_refused(features, message):
 FIELDS = {
     "advsemiseg": {"discriminator_channels": 4},
     "s4gan": {"discriminator_channels": 4},
-    "mlmt": {"branch": "supervised"},
+    "mlmt": {"branch": "supervised", "train_branch": False},
     "latent": {"discriminator_channels": 4, "labeled_images": 2},
     "ecs": {"corrector_backbone": "tiny", "corrector_head_channels": 8},
     "dualgan": {"discriminator_channels": 4},
@@ -96,3 +97,17 @@ def test_the_classifier_of_mlmt_starts_from_the_backbone():
     for ours, theirs in zip(student.get_weights(), segmenter.backbone.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert not set(map(id, student.weights)) & set(map(id, segmenter.weights))
+
+
+def test_a_batch_in_parts_passes_the_network_in_parts(monkeypatch):
+    seen = []
+    in_parts = accumulation._in_parts
+    monkeypatch.setattr(accumulation, "_in_parts", lambda *args: seen.append(args[0].name) or in_parts(*args))
+    segmenter = cut(u_net(), *CUTS)
+    images = np.random.default_rng(0).uniform(0, 255, (4, 8, 8, 3)).astype(np.float32)
+    whole = segmenter(images)
+    accumulation.accumulate(segmenter)
+    with accumulation.batches_in_parts(2):
+        np.testing.assert_allclose(segmenter(images), whole, rtol=1e-4, atol=1e-5)
+        segmenter.decode(segmenter.encode(images), images)
+    assert seen == ["u_net", "backbone", "head"]
