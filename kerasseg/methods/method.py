@@ -176,8 +176,7 @@ class Method(FittedModel):
         return self.variants_from(images_BHW3, S_BHWK) | self.of_last_weights(images_BHW3, segment)
 
     def of_last_weights(self, images_BHW3, segment: Segment = at_once) -> dict[str, tf.Tensor]:
-        """The class probabilities of the segmenter's last weights under "student", where their average predicts;
-        nothing elsewhere."""
+        """Those of the segmenter's last weights under "student", where their average predicts; else nothing."""
         if "student" not in self.variants:
             return {}
 
