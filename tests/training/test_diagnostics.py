@@ -105,7 +105,7 @@ def test_a_critic_that_scores_pixels_stands_beside_it(dataset):
     method = ECS(tiny.segmenter(), tiny.judge(tiny.K + 1, "corrector"))
     confidence = diagnose(method, dataset, SPLIT)["confidence"]
     assert confidence.keys() == {"softmax", "critic"}
-    theirs = expected(method, dataset, method.scores)
+    theirs = expected(method, dataset, method.critic_scores)
     assert confidence["critic"]["expected_calibration_error"] == pytest.approx(
         theirs["expected_calibration_error"], abs=1e-4
     )

@@ -215,7 +215,7 @@ def test_the_number_of_labelled_images_is_asked_for():
         ({"branch": "none"}, "branch .*got"),
         ({"consistency_grad": "none"}, "consistency_grad .*got"),
         ({"latent_classes": 1}, "latent_classes .*got"),
-        ({"branch": "symmetric_kl", "consistency_grad": "both"}, "symmetric divergence teaches both"),
+        ({"branch": "symmetric_kl", "consistency_grad": "both"}, "with symmetric_kl both branches learn"),
         ({"labeled_images": 0}, "labeled_images .*got"),
         ({"super_categories": (0, 1, 0)}, "with branch super_categories and no other"),
         ({"branch": "super_categories"}, "with branch super_categories and no other"),
