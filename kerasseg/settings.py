@@ -1,7 +1,6 @@
 """The settings that decide a training, in groups: recipes fill them in, and they are flags of `training.run`."""
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ from kerasseg.methods import Method, MethodConfig, TrainingData, find_method
 from kerasseg.methods.config import require_choices
 from kerasseg.segmenters import BACKBONES, SEGMENTERS, Segmenter, build_segmenter, fitting_rates
 
-Fields = Mapping[str, Mapping[str, Any]]
+Fields = dict[str, dict[str, Any]]
 """Fields of methods by registry name."""
 
 
@@ -209,8 +208,8 @@ class TrainingSettings(ScheduleSettings, AugmentationSettings, NetworkSettings, 
     def method_configs(self, fields: Fields) -> dict[str, MethodConfig]:
         """The method's configuration, and those of methods inside it, by registry name: `fields`, with those that these
         settings decide."""
-        classes = self.method_class.config_groups({name: dict(group) for name, group in fields.items()})
-        return {name: group(**self.shared(group) | dict(fields.get(name, {}))) for name, group in classes.items()}
+        classes = self.method_class.config_groups(fields)
+        return {name: group(**self.shared(group) | fields.get(name, {})) for name, group in classes.items()}
 
     def build_method(self, dataset: Dataset, split: Split, fields: Fields, weights: str | None = None) -> Method:
         """The method around a new segmenter, not compiled.
@@ -224,12 +223,14 @@ class TrainingSettings(ScheduleSettings, AugmentationSettings, NetworkSettings, 
 
     def known_fields(self, dataset: Dataset, split: Split, fields: Fields) -> dict[str, dict[str, Any]]:
         """The fields, with those that follow from the data: class weights, rates for the crop, numbers of images."""
-        own = {name: dict(group) for name, group in fields.items()}
-        known = self.method_class.with_data(own, TrainingData(len(split.labeled), self.crop))
-        if class_weights := resolve_class_weights(self.class_weights, dataset, split):
-            for group in known.values():
-                group |= {"class_weights": class_weights} if "class_weights" in group else {}
-        return known
+        known = self.method_class.with_data(fields, TrainingData(len(split.labeled), self.crop))
+        class_weights = resolve_class_weights(self.class_weights, dataset, split)
+        if not class_weights:
+            return known
+        return {
+            name: group | ({"class_weights": class_weights} if "class_weights" in group else {})
+            for name, group in known.items()
+        }
 
     def unlabeled_images(self, method: Method, replicas: int = 1) -> int:
         """How many unlabelled images a step takes; ValueError where so many devices cannot share them equally."""
@@ -243,16 +244,20 @@ class TrainingSettings(ScheduleSettings, AugmentationSettings, NetworkSettings, 
             )
         return max(wanted, method.least_unlabeled * replicas)
 
-    def batches(
-        self, dataset: Dataset, split: Split, method: Method, replicas: int = 1, **more: Any
-    ) -> tf.data.Dataset:
-        """Endless training batches of a method, for so many devices together; `more` as in `train_dataset`."""
+    def batches(self, dataset: Dataset, split: Split, unlabeled: int, whole: bool, **more: Any) -> tf.data.Dataset:
+        """Endless training batches.
+
+        Args:
+            unlabeled: unlabelled images in each (`unlabeled_images`).
+            whole: whether they hold whole images instead of crops.
+            more: as in `train_dataset`.
+        """
         return train_dataset(
             dataset,
             split,
-            dataclasses.replace(self.augmentation, whole=method.learns_from_whole_images),
+            dataclasses.replace(self.augmentation, whole=whole),
             batch_size=self.batch_size,
-            unlabeled_batch_size=self.unlabeled_images(method, replicas),
+            unlabeled_batch_size=unlabeled,
             seed=self.seed,
             rare_class_temperature=self.rare_class_temperature,
             copy_paste=self.copy_paste,

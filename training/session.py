@@ -85,8 +85,8 @@ class Session:
 
     def whole_batches(self, stage: Stage, start_step: int, **share: Any) -> tf.data.Dataset:
         """A stage's batches for all devices together, from that step of the run on; `share` as in `train_dataset`."""
-        replicas = self.strategy.num_replicas_in_sync
-        return self.config.batches(self.dataset, self.split, stage.method, replicas, start_step=start_step, **share)
+        whole = stage.method.learns_from_whole_images
+        return self.config.batches(self.dataset, self.split, self.unlabeled, whole, start_step=start_step, **share)
 
     def batches(self, stage: Stage, start_step: int) -> tf.distribute.DistributedDataset:
         """The same, distributed over the strategy's devices."""

@@ -9,10 +9,7 @@ import tensorflow as tf
 
 from kerasseg.data import Dataset, Split
 from kerasseg.methods import METHODS, Method, SegmenterConfig
-from kerasseg.settings import TrainingSettings
-
-Fields = dict[str, dict[str, Any]]
-"""Fields of methods by registry name."""
+from kerasseg.settings import Fields, TrainingSettings
 
 
 class Plan(NamedTuple):
@@ -33,7 +30,8 @@ class Plan(NamedTuple):
 
     def batches(self, dataset: Dataset, split: Split, method: Method) -> tf.data.Dataset:
         """Endless training batches for the method."""
-        return self.settings.batches(dataset, split, method)
+        unlabeled = self.settings.unlabeled_images(method)
+        return self.settings.batches(dataset, split, unlabeled, method.learns_from_whole_images)
 
 
 Settings = Callable[[str], tuple[TrainingSettings, Fields]]

@@ -189,6 +189,15 @@ def test_a_line_of_the_log_that_holds_both_stages_means_each_term_over_its_own_s
     assert (line["step"], line["L_S"], line["L_MT"], line["learning_rate"]) == (3, 1.5, 5.0, 0.25)
 
 
+def test_mlmt_on_a_branch_that_needs_no_unlabelled_images(eager, dataset, tmp_path, capsys):
+    """Its classifier does, and its gradients are measured on the batch that the branch's were measured on."""
+    flags = ["--mlmt.branch", "supervised", "--evaluate-every", "1", "--gradient-norms"]
+    status, result, err = train(dataset, tmp_path / "run", capsys, *flags, method="mlmt", steps=2)
+    assert status == 0 and result["steps"] == 4, err
+    measured = [set(line) & {"grad_L_ce", "grad_L_MT"} for line in lines(tmp_path / "run")]
+    assert measured == 2 * [{"grad_L_ce"}] + 2 * [{"grad_L_MT"}]
+
+
 def test_a_classifier_for_a_finished_run(eager, dataset, tmp_path, capsys):
     branch, fused = tmp_path / "branch", tmp_path / "fused"
     assert train(dataset, branch, capsys, method="supervised")[0] == 0
