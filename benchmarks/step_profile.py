@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks.train_step import PASSES, SEGMENTERS, TrainStep, kerasseg_run
 from benchmarks.turns import circumstances, hold_to_cores, require_cores
+from kerasseg.checks import require_one_of
 from serving.common import cli
 
 PICO_TO_MILLI = 1e-9
@@ -33,9 +34,8 @@ class StepProfile:
     """Rows of the table; the rest is summed."""
 
     def __post_init__(self):
-        for flag, chosen, known in (("network", self.network, SEGMENTERS), ("method", self.method, PASSES)):
-            if chosen not in known:
-                raise ValueError(f"--{flag} must be one of {', '.join(known)}; got {chosen}")
+        require_one_of("--network", self.network, SEGMENTERS)
+        require_one_of("--method", self.method, PASSES)
 
 
 def operations(folder: Path) -> Iterator[tuple[str, float]]:

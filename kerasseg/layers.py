@@ -10,6 +10,8 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from kerasseg.checks import require_one_of
+
 register = keras.saving.register_keras_serializable(package="kerasseg")
 
 
@@ -28,8 +30,7 @@ class PixelNormalization(keras.layers.Layer):
 
     def __init__(self, scheme: str, **kwargs):
         super().__init__(**kwargs)
-        if scheme not in self.SCHEMES:
-            raise ValueError(f"scheme must be one of {', '.join(self.SCHEMES)}; got {scheme!r}")
+        require_one_of("scheme", scheme, self.SCHEMES)
         self.scheme = scheme
 
     def call(self, image_BHWC):

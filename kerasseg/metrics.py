@@ -156,6 +156,12 @@ class ConfusionMatrix(keras.metrics.Metric):
 
     Args:
         num_classes: K. Labels of 255 are left out. Label values are checked where data is opened, not here.
+
+    Example:
+        >>> metric = kerasseg.metrics.ConfusionMatrix(2)
+        >>> metric.update_state([[[0, 0, 1, 255]]], [[[0, 1, 1, 1]]])
+        >>> float(metric.result())
+        0.5
     """
 
     def __init__(self, num_classes: int, name: str = "mIoU", **kwargs):

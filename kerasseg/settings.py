@@ -2,24 +2,21 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import tensorflow as tf
 
+from kerasseg.checks import require_choices, require_one_of
 from kerasseg.data import Augmentation, Dataset, Split, train_dataset
 from kerasseg.data.weighting import parse_class_weights, resolve_class_weights
 from kerasseg.methods import Method, MethodConfig, TrainingData, find_method
-from kerasseg.methods.config import require_choices
-from kerasseg.segmenters import BACKBONES, SEGMENTERS, Segmenter, build_segmenter, fitting_rates
+from kerasseg.segmenters import BACKBONES, SEGMENTERS, Segmenter, SegmenterName, build_segmenter, fitting_rates
+
+ProtocolName = Literal["native", "multiscale_flip", "sliding_window", "resized"]
+"""How a run is measured (`training.protocols`)."""
 
 Fields = dict[str, dict[str, Any]]
 """Fields of methods by registry name."""
-
-
-def one_of(name: str, value: str, choices) -> None:
-    """ValueError listing the choices unless the value is one of them."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +32,8 @@ class MethodSettings(Settings):
     """How unlabelled images are used."""
 
     method: str = "mlmt"
-    """supervised, meanteacher, advsemiseg, s4gan, mlmt, ecs, latent, dualgan or unimatch; or package.module:Class for
-    one of your own, imported from the present folder or PYTHONPATH."""
+    """A name of the list above; or package.module:Class for one of your own, imported from the present folder or
+    PYTHONPATH."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -69,12 +66,12 @@ class DataSettings(Settings):
 class NetworkSettings(Settings):
     """The segmenter and its initial weights."""
 
-    segmenter: str = "deeplab_v3plus"
-    """deeplab_v2 or deeplab_v3plus."""
+    segmenter: SegmenterName = "deeplab_v3plus"
+    """The head, with its decoder, on the backbone."""
     backbone: str = "mobilenet_v2"
     """mobilenet_v2, mobilenet_v2_c4 (without the last stage), resnet34, resnet50 or resnet101."""
-    output_stride: int = 16
-    """Stride of the backbone's last map, pixels: 16, or 8 for finer maps and slower training."""
+    output_stride: Literal[8, 16] = 16
+    """Stride of the backbone's last map, pixels; 8 for finer maps and slower training."""
     head_channels: int | None = None
     """Width of deeplab_v3plus' head; None for the paper's 256. deeplab_v2's head has no width."""
     head_dropout: float = 0.1
@@ -88,12 +85,9 @@ class NetworkSettings(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        one_of("--segmenter", self.segmenter, SEGMENTERS)
-        one_of("--backbone", self.backbone, BACKBONES)
+        require_one_of("--backbone", self.backbone, BACKBONES)  # no Literal: a program may add its own
         if not 0 <= self.head_dropout < 1:
             raise ValueError(f"--head-dropout must be in 0..1 (below 1); got {self.head_dropout}")
-        if self.output_stride not in (8, 16):
-            raise ValueError(f"--output-stride must be 8 or 16; got {self.output_stride}")
 
     def build_segmenter(self, num_classes: int, crop: tuple[int, int], weights: str | None = None) -> Segmenter:
         """The segmenter.
@@ -197,8 +191,8 @@ class TrainingSettings(ScheduleSettings, AugmentationSettings, NetworkSettings, 
 
     evaluate_every: int = 500
     """Steps between evaluations on the val split, of whole images at their own size."""
-    protocol: str = "native"
-    """How the trained run is measured: native, multiscale_flip, sliding_window or resized."""
+    protocol: ProtocolName = "native"
+    """How the trained run is measured."""
 
     def __post_init__(self):
         super().__post_init__()

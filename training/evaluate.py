@@ -12,6 +12,7 @@ import tyro
 
 from kerasseg.data import naming_unreadable, open_dataset
 from kerasseg.data.check import require_sound
+from kerasseg.settings import ProtocolName
 from serving.common import cli
 from training.checkpoints import open_method
 from training.config import ProtocolFlags, ProtocolSettings
@@ -30,9 +31,9 @@ class EvaluateConfig:
     """A dataset's name or folder; None for the one the run was trained on."""
     split: Literal["train", "val", "test"] = "val"
     """The split whose images it is measured on."""
-    protocol: str | None = None
-    """How each image is segmented for the comparison: native, multiscale_flip, sliding_window or resized; None for the
-    protocol of the run's own result, with its settings."""
+    protocol: ProtocolName | None = None
+    """How each image is segmented for the comparison; None for the protocol of the run's own result, with its
+    settings."""
     protocol_settings: ProtocolFlags = ProtocolSettings()
     checkpoint: str = "last"
     """last, or best: the state with the best score on val during the training."""

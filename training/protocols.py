@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 import tensorflow as tf
 
+from kerasseg.checks import require_one_of
 from kerasseg.data.augment import PAD_VALUE
-from kerasseg.settings import one_of
 from serving.common.windows import corners, steps
 
 Predict = Callable[[tf.Tensor], tf.Tensor]
@@ -179,7 +179,7 @@ class Resized(Protocol):
     def __post_init__(self):
         if min(self.size) < 1:
             raise ValueError(f"--size must be two positive numbers of pixels; got {_shown(self.size)}")
-        one_of("--labels", self.labels, ("resized", "native"))
+        require_one_of("--labels", self.labels, ("resized", "native"))
 
     def prepare(self, images_1HW3, labels_1HW):
         if self.labels == "native":
@@ -221,7 +221,7 @@ def make_protocol(name: str, crop: Sequence[int], **given: Any) -> Protocol:
     Raises:
         ValueError: no such protocol, a setting of another one, or an impossible value.
     """
-    one_of("--protocol", name, PROTOCOLS)
+    require_one_of("--protocol", name, PROTOCOLS)
     protocol = PROTOCOLS[name]
     known = {field.name for field in dataclasses.fields(protocol)}
     if foreign := sorted(given.keys() - known):

@@ -4,6 +4,7 @@ from typing import Literal, get_args
 
 import keras
 
+from kerasseg.checks import require_one_of
 from kerasseg.critics.trunk import CHANNELS, convolution, leaky_relu, trunk, widths
 from kerasseg.layers import Conv2D, CropLike, PadToMultiple, Upsample
 
@@ -47,9 +48,8 @@ def build_d2(
     Raises:
         ValueError: for an unknown input or structure.
     """
-    for name, value, choices in (("shown", shown, get_args(Shown)), ("structure", structure, get_args(Structure))):
-        if value not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+    require_one_of("shown", shown, get_args(Shown))
+    require_one_of("structure", structure, get_args(Structure))
     segmentation = keras.Input((None, None, num_classes), name="segmentation")
     image = keras.Input((None, None, 3), name="image")
     x = PadToMultiple(16, name="pad")(_shown(segmentation, image, num_classes, shown))

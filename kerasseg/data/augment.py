@@ -19,7 +19,11 @@ PAD_VALUE = 127.5
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Random changes of a training image. Scale, crop and flip move image and label map together."""
+    """Random changes of a training image. Scale, crop and flip move image and label map together.
+
+    Example:
+        >>> augmentation = kerasseg.data.Augmentation(crop=(176, 240), color_jitter=0.5)
+    """
 
     crop: tuple[int, int]
     """Height and width of the crop, in pixels. A scaled image that is smaller lies at a random place in the crop, with

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
 from pathlib import Path
 
+from kerasseg.checks import first_few
 from kerasseg.data.datasets import DATASETS, IGNORE, SPLITS, Dataset
 from kerasseg.data.folder import (
     IMAGE_SUFFIXES,
@@ -21,7 +22,7 @@ from kerasseg.data.folder import (
     parse_classes,
     usable_name,
 )
-from kerasseg.data.inspection import Inspection, Problem, inspect_dataset, joined, listed
+from kerasseg.data.inspection import Inspection, Problem, inspect_dataset, joined
 from kerasseg.data.label_values import binary_masks, check_palettes, check_values, enough_classes
 from kerasseg.data.pairs import LabelMap, read_pair, shown_path
 from kerasseg.data.problems import KINDS, Finding
@@ -235,5 +236,5 @@ def _grouped(findings: Iterable[Finding]) -> list[Problem]:
         severity, message, fix = KINDS[kind]
         details = list(dict.fromkeys(f.detail for f in group))
         names = [f.file.rpartition("/")[2] for f in group]
-        problems.append(Problem(severity, joined(folder, names), message.format(listed(details)), remedy or fix))
+        problems.append(Problem(severity, joined(folder, names), message.format(first_few(details)), remedy or fix))
     return problems

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from kerasseg.checks import first_few
 from kerasseg.data.datasets import Dataset, count_pixels
-from kerasseg.data.splits import Split, first_few
+from kerasseg.data.splits import Split
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Inspection:
             ),
         ):
             if classes:
-                names = first_few([self.classes[k] for k in classes])
+                names = first_few(self.classes[k] for k in classes)
                 self.add("warning", _labeled(split), f"no pixel of {names} to learn from{where}", remedy)
         if len(split.labeled) < len(self.classes):
             self.add(
@@ -121,13 +122,7 @@ def total(counts: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def joined(folder: str, names: list[str]) -> str:
-    """One file as "labels/train/a.png", more as "300 files in labels/train (a.png, b.png, c.png, ...)"."""
+    """One file as "labels/train/a.png", more as "300 files in labels/train (a.png, b.png, c.png and 297 more)"."""
     if len(names) == 1:
         return f"{folder}/{names[0]}"
-    return f"{len(names)} files in {folder} ({listed(names)})"
-
-
-def listed(items: Iterable[object]) -> str:
-    """The first three of some things, and whether there are more."""
-    texts = [str(item) for item in items]
-    return ", ".join(texts[:3]) + (", ..." if len(texts) > 3 else "")
+    return f"{len(names)} files in {folder} ({first_few(names)})"

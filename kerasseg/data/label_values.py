@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from kerasseg.checks import first_few
 from kerasseg.data.datasets import IGNORE
 from kerasseg.data.folder import ClassTable
-from kerasseg.data.inspection import Inspection, joined, listed
+from kerasseg.data.inspection import Inspection, joined
 from kerasseg.data.pairs import Color, LabelMap
 from kerasseg.data.problems import Finding
 
@@ -117,8 +118,8 @@ def check_values(result: Inspection, maps: dict[str, LabelMap], values: np.ndarr
         result.add(
             "error",
             "labels/",
-            f"{len(values)} label values ({listed(values)}), of which {np.count_nonzero(~solid[values])} are on edges "
-            "only, never on 3x3 pixels: these are no classes",
+            f"{len(values)} label values ({first_few(values)}), of which {np.count_nonzero(~solid[values])} are on "
+            "edges only, never on 3x3 pixels: these are no classes",
             f"{remedy}; or, if they are thin classes, name them in classes.json",
         )
         return
@@ -127,7 +128,7 @@ def check_values(result: Inspection, maps: dict[str, LabelMap], values: np.ndarr
             "warning",
             "classes.json",
             f"not there; {count} class{'es are' if count > 1 else ' is'} inferred from the label values 0..{count - 1}",
-            f'name the classes in it: {{"classes": [{listed(map(json.dumps, result.classes))}]}}',
+            f'name the classes in it: {{"classes": [{first_few(map(json.dumps, result.classes))}]}}',
         )
     if not result.classes:  # classes.json is broken, and said to be
         return
@@ -149,7 +150,7 @@ def check_values(result: Inspection, maps: dict[str, LabelMap], values: np.ndarr
             result.add(
                 "error",
                 joined(folder, names),
-                f"label values {listed(outside)} outside of the {count} classes (0..{count - 1})",
+                f"label values {first_few(outside)} outside of the {count} classes (0..{count - 1})",
                 fix,
             )
     elif mixed > MIXED:
@@ -164,7 +165,7 @@ def check_values(result: Inspection, maps: dict[str, LabelMap], values: np.ndarr
         result.add(
             "warning",
             "labels/",
-            f"no pixel of {listed(unseen)} in any label map",
+            f"no pixel of {first_few(unseen)} in any label map",
             "check the order of the names in classes.json, or leave the classes out"
             if not inferred
             else "check that the label values are class numbers, not grey values",

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from kerasseg.checks import first_few
 from kerasseg.data.datasets import Dataset, count_pixels
 from serving.common.inputs import Names, read_text
 
@@ -301,14 +302,9 @@ def _image_name(line: str, known: Names) -> str:
     return next(filter(None, map(known.find, names)), whole.stem)
 
 
-def first_few(names: Sequence[str]) -> str:
-    """The first three names, and how many more: `a, b, c and 4 more`."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
 def _few(names: list[str]) -> str:
-    """The same in quotes, with a verb: `'a', 'b', 'c' and 4 more are`."""
-    return first_few([repr(name) for name in names]) + (" are" if len(names) > 1 else " is")
+    """The first names in quotes, with a verb: `'a', 'b', 'c' and 4 more are`."""
+    return first_few(map(repr, names)) + (" are" if len(names) > 1 else " is")
 
 
 def evenly_spaced(items: Sequence[T], count: int) -> list[T]:

@@ -5,8 +5,9 @@ Legend: K classes; N labelled images.
 
 import numpy as np
 
+from kerasseg.checks import first_few, require_one_of
 from kerasseg.data.datasets import Dataset, count_pixels
-from kerasseg.data.splits import Split, first_few
+from kerasseg.data.splits import Split
 
 SCHEMES = ("inverse_log", "effective_number")
 
@@ -31,8 +32,7 @@ def class_weights(dataset: Dataset, split: Split, scheme: str) -> tuple[float, .
     Raises:
         ValueError: an unknown scheme, or no labelled image has a pixel of a class.
     """
-    if scheme not in SCHEMES:
-        raise ValueError(f"class weights must be one of {', '.join(SCHEMES)}; got {scheme!r}")
+    require_one_of("class weights", scheme, SCHEMES)
     pixels_K = count_pixels(dataset, "train", split.labeled)[:, : dataset.num_classes].sum(axis=0)
     total = int(pixels_K.sum())
     if not total:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
+from kerasseg.checks import require
 from kerasseg.critics import build_deeplab_discriminator, build_pixel_discriminator
 from kerasseg.critics.pixel_discriminator import STRIDE as DISCRIMINATOR_STRIDE
 from kerasseg.losses import (
@@ -17,7 +18,7 @@ from kerasseg.losses import (
     valid_pixels,
     zero_unless,
 )
-from kerasseg.methods.config import AdversarialConfig, PseudoLabelConfig, require, require_shares, require_weights
+from kerasseg.methods.config import AdversarialConfig, PseudoLabelConfig, require_shares, require_weights
 from kerasseg.methods.method import Method
 from kerasseg.methods.registry import register_method
 from kerasseg.optimizers import discriminator_optimizer, segmenter_optimizer
@@ -79,6 +80,14 @@ class AdvSemiSeg(Method):
         segmenter: images (B,H,W,3) to logits (B,H,W,K).
         discriminator: segmentation (B,H,W,K) to logits (B,H,W,1); the paper's (`build_pixel_discriminator`) when None.
         fields: of `AdvSemiSegConfig`.
+
+    Example:
+        >>> images, labels = np.random.randint(256, size=(4, 64, 64, 3)), np.zeros((2, 64, 64), "int32")
+        >>> method = kerasseg.AdvSemiSeg(kerasseg.DeepLabV3Plus("mobilenet_v2", num_classes=2), steps=100)
+        >>> method.compile()
+        >>> history = method.fit({"labeled": images[:2], "unlabeled": images[2:]}, labels, verbose=0)
+        >>> method.critic_scores(images, method(images)).shape
+        TensorShape([4, 64, 64])
     """
 
     registry_name = "advsemiseg"

@@ -18,6 +18,16 @@ def averaged_copy(network: keras.Model, name: str = AVERAGED) -> keras.Model:
     return copy
 
 
+def decay_after(updates: tf.Tensor, ema_decay: float) -> tf.Tensor:
+    """The decay after t updates: min((1 + t) / (10 + t), `ema_decay`), as in TensorFlow's own moving averages.
+
+    min(1 - 1 / (t + 1), ...) remembers the first steps for too long: from random weights batch norm's variances then
+    fall by orders of magnitude, and their average fits no network.
+    """
+    steps = tf.cast(updates, tf.float32)
+    return tf.minimum((1.0 + steps) / (10.0 + steps), ema_decay)
+
+
 def follow(averaged: keras.Model, network: keras.Model, decay: tf.Tensor) -> None:
     """theta' = decay theta' + (1 - decay) theta over all weights, batch-norm statistics included."""
     for average, weight in zip(averaged.weights, network.weights, strict=True):

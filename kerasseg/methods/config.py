@@ -1,7 +1,9 @@
 """Fields of the methods: frozen dataclasses that are checked when they are built."""
 
 import dataclasses
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Literal, NamedTuple, get_origin, get_type_hints
+
+from kerasseg.checks import require, require_choices
 
 
 class TrainingData(NamedTuple):
@@ -11,20 +13,6 @@ class TrainingData(NamedTuple):
     """How many images have a label map."""
     crop: tuple[int, int]
     """Height and width of the training crops, pixels."""
-
-
-def require(condition: bool, message: str) -> None:
-    """ValueError with the message unless the condition holds: for fields that are checked when built."""
-    if not condition:
-        raise ValueError(message)
-
-
-def require_choices(config: Any) -> None:
-    """ValueError unless every `Literal` field of a dataclass holds one of its values."""
-    for name, hint in get_type_hints(type(config)).items():
-        if get_origin(hint) is Literal:
-            choices, value = get_args(hint), getattr(config, name)
-            require(value in choices, f"{name} must be one of {', '.join(choices)}; got {value!r}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

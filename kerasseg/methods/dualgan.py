@@ -95,6 +95,14 @@ class DualGAN(Method):
         d1: segmentation (B,H,W,K) to a logit (B,1).
         d2: `[segmentation, image]` to logits (B,H,W,1). For None, d1 and d2 are the paper's, if the fields use them.
         fields: of `DualGANConfig`.
+
+    Example:
+        >>> images, labels = np.random.randint(256, size=(4, 64, 64, 3)), np.zeros((2, 64, 64), "int32")
+        >>> method = kerasseg.DualGAN(kerasseg.DeepLabV3Plus("mobilenet_v2", num_classes=2), steps=100)
+        >>> method.compile()
+        >>> history = method.fit({"labeled": images[:2], "unlabeled": images[2:]}, labels, verbose=0)
+        >>> method.reliability(images).shape
+        TensorShape([4, 64, 64])
     """
 
     registry_name = "dualgan"

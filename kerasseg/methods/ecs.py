@@ -7,11 +7,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasseg.checks import require
 from kerasseg.critics import build_corrector
 from kerasseg.critics.corrector import STRIDE as CORRECTOR_STRIDE
 from kerasseg.losses import IGNORE_LABEL, cross_entropy, focal_loss, mean_where, one_hot, pixel_cross_entropy
 from kerasseg.methods.class_swap import swap_classes
-from kerasseg.methods.config import PseudoLabelConfig, require, require_shares, require_weights
+from kerasseg.methods.config import PseudoLabelConfig, require_shares, require_weights
 from kerasseg.methods.method import Method
 from kerasseg.methods.registry import register_method
 from kerasseg.metrics import scores
@@ -97,6 +98,15 @@ class ECS(Method):
         corrector: `[segmentation, image]` to logits (B,H,W,K+1), the last class "right as it is"; the paper's
             (`build_corrector`) when None.
         fields: of `ECSConfig`.
+
+    Example:
+        >>> images, labels = np.random.randint(256, size=(4, 64, 64, 3)), np.zeros((2, 64, 64), "int32")
+        >>> segmenter = kerasseg.DeepLabV3Plus("mobilenet_v2", num_classes=2)
+        >>> method = kerasseg.ECS(segmenter, corrector_backbone=None, steps=100)
+        >>> method.compile()
+        >>> history = method.fit({"labeled": images[:2], "unlabeled": images[2:]}, labels, verbose=0)
+        >>> method.reliability(images).shape
+        TensorShape([4, 64, 64])
     """
 
     registry_name = "ecs"

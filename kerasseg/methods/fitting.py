@@ -10,11 +10,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasseg.checks import require
 from kerasseg.distribution import number
 from kerasseg.keras_internals import BuiltModel
 from kerasseg.losses import IGNORE_LABEL, valid_pixels
 from kerasseg.methods.batch import image_batch, label_maps
-from kerasseg.methods.config import require
 
 if TYPE_CHECKING:
     from kerasseg.methods.method import Method

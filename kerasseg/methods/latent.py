@@ -5,6 +5,7 @@ from typing import Literal
 
 import tensorflow as tf
 
+from kerasseg.checks import require
 from kerasseg.critics import build_pixel_discriminator
 from kerasseg.distribution import sum_over_replicas
 from kerasseg.losses import (
@@ -18,7 +19,7 @@ from kerasseg.losses import (
     valid_pixels,
     zero_unless,
 )
-from kerasseg.methods.config import AdversarialConfig, require, require_shares, require_weights
+from kerasseg.methods.config import AdversarialConfig, require_shares, require_weights
 from kerasseg.methods.method import Method
 from kerasseg.methods.registry import register_method
 from kerasseg.optimizers import discriminator_optimizer, segmenter_optimizer, segmenter_rate
@@ -91,6 +92,15 @@ class Latent(Method):
         latent_head: the second branch's head, for the segmenter's `decode`; `second_head` when None.
         discriminator: segmentation (B,H,W,K) to logits (B,H,W,1); `build_pixel_discriminator` when None.
         fields: of `LatentConfig`.
+
+    Example:
+        >>> images, labels = np.random.randint(256, size=(4, 64, 64, 3)), np.zeros((2, 64, 64), "int32")
+        >>> segmenter = kerasseg.DeepLabV3Plus("mobilenet_v2", num_classes=2)
+        >>> method = kerasseg.Latent(segmenter, labeled_images=2, steps=100)
+        >>> method.compile()
+        >>> history = method.fit({"labeled": images[:2], "unlabeled": images[2:]}, labels, verbose=0)
+        >>> method.predict(images, verbose=0).shape
+        (4, 64, 64, 2)
     """
 
     registry_name = "latent"

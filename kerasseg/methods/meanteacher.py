@@ -7,9 +7,10 @@ from typing import Literal
 import keras
 import tensorflow as tf
 
+from kerasseg.checks import require
 from kerasseg.distribution import sum_over_replicas
 from kerasseg.losses import mean_where, pixel_cross_entropy
-from kerasseg.methods.config import SemiSupervisedConfig, require, require_shares, require_weights
+from kerasseg.methods.config import SemiSupervisedConfig, require_shares, require_weights
 from kerasseg.methods.method import Method
 from kerasseg.methods.registry import register_method
 from kerasseg.methods.views import StrongView, StrongViewConfig, random_boxes, random_classes
@@ -51,6 +52,14 @@ class MeanTeacher(Method):
     Args:
         segmenter: the student, images (B,H,W,3) to logits (B,H,W,K).
         fields: of `MeanTeacherConfig`.
+
+    Example:
+        >>> images, labels = np.random.randint(256, size=(4, 64, 64, 3)), np.zeros((2, 64, 64), "int32")
+        >>> method = kerasseg.MeanTeacher(kerasseg.DeepLabV3Plus("mobilenet_v2", num_classes=2), steps=100)
+        >>> method.compile()
+        >>> history = method.fit({"labeled": images[:2], "unlabeled": images[2:]}, labels, verbose=0)
+        >>> method.predict(images, verbose=0).shape
+        (4, 64, 64, 2)
     """
 
     registry_name = "meanteacher"

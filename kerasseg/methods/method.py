@@ -9,13 +9,14 @@ import numpy as np
 import tensorflow as tf
 
 from kerasseg import accumulation
+from kerasseg.checks import require
 from kerasseg.distribution import for_the_log
 from kerasseg.keras_internals import all_layers
 from kerasseg.losses import IGNORE_LABEL, cross_entropy, dice_loss, hard_pixels
 from kerasseg.methods import gradient_norms
-from kerasseg.methods.averaging import averaged_copy, follow
+from kerasseg.methods.averaging import averaged_copy, decay_after, follow
 from kerasseg.methods.batch import Batch, as_batch, concatenated
-from kerasseg.methods.config import MethodConfig, TrainingData, require
+from kerasseg.methods.config import MethodConfig, TrainingData
 from kerasseg.methods.fitting import (
     FittedModel,
     Optimizers,
@@ -361,12 +362,10 @@ class Method(FittedModel):
         return batch
 
     def update_average(self) -> None:
-        """The mean teacher, where there is one, follows the segmenter: after t updates with TensorFlow's decay,
-        min((1 + t) / (10 + t), `ema_decay`). min(1 - 1 / (t + 1), ...) remembers the first steps for too long: from
-        random weights batch norm's variances then fall by orders of magnitude, and their average fits no network."""
+        """The mean teacher, where there is one, follows the segmenter."""
         if self.averaged is not None:
-            steps = tf.cast(self.training_optimizers.segmenter.iterations, tf.float32)
-            follow(self.averaged, self.segmenter, tf.minimum((1.0 + steps) / (10.0 + steps), self.config.ema_decay))
+            decay = decay_after(self.training_optimizers.segmenter.iterations, self.config.ema_decay)
+            follow(self.averaged, self.segmenter, decay)
 
     def minimize(self, network_name: str, loss: tf.Tensor, tape: tf.GradientTape) -> None:
         """Updates one network, and no other, by the gradient of a loss. The tape must be persistent."""

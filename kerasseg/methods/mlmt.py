@@ -6,6 +6,7 @@ from typing import Literal
 import keras
 import tensorflow as tf
 
+from kerasseg.checks import require, require_one_of
 from kerasseg.critics import build_classifier, build_classifier_like, start_from_backbone
 from kerasseg.distribution import number
 from kerasseg.losses import (
@@ -17,7 +18,6 @@ from kerasseg.losses import (
 )
 from kerasseg.methods.averaging import averaged_copy, follow
 from kerasseg.methods.batch import Batch, concatenated
-from kerasseg.methods.config import require
 from kerasseg.methods.method import Method
 from kerasseg.methods.registry import METHODS, register_method
 from kerasseg.methods.views import StrongView, StrongViewConfig
@@ -107,6 +107,16 @@ class MLMT(Method):
             starts from its backbone, as `classifier_start` says.
         teacher: the same kind of network; its weights follow the student's, batch-norm statistics included.
         fields: of `MLMTConfig`.
+
+    Example:
+        >>> images, labels = np.random.randint(256, size=(4, 64, 64, 3)), np.zeros((2, 64, 64), "int32")
+        >>> branch = kerasseg.MeanTeacher(kerasseg.DeepLabV3Plus("mobilenet_v2", num_classes=2), steps=100)
+        >>> method = kerasseg.MLMT(branch, steps=50)
+        >>> for stage in method.stages():  # branch, then method
+        ...     stage.compile()
+        ...     history = stage.fit({"labeled": images[:2], "unlabeled": images[2:]}, labels, verbose=0)
+        >>> list(method.predictions(images))
+        ['', 'without_gate', 'student']
     """
 
     registry_name = "mlmt"
@@ -313,7 +323,7 @@ class MLMT(Method):
 def branch_class(config: MLMTConfig) -> type[Method]:
     """The method of the segmentation branch; ValueError where there is none of this name."""
     branches = {name: method for name, method in METHODS.items() if method is not MLMT}
-    require(config.branch in branches, f"branch must be one of {', '.join(branches)}; got {config.branch}")
+    require_one_of("branch", config.branch, branches)
     return branches[config.branch]
 
 

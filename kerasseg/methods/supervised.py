@@ -15,6 +15,14 @@ class Supervised(Method):
     Args:
         segmenter: images (B,H,W,3) to logits (B,H,W,K).
         fields: of `SegmenterConfig`.
+
+    Example:
+        >>> images, labels = np.random.randint(256, size=(2, 64, 64, 3)), np.zeros((2, 64, 64), "int32")
+        >>> method = kerasseg.Supervised(kerasseg.DeepLabV3Plus("mobilenet_v2", num_classes=2), steps=100)
+        >>> method.compile()
+        >>> history = method.fit(images, labels, batch_size=2, verbose=0)
+        >>> list(history.history)
+        ['loss', 'L_ce']
     """
 
     registry_name = "supervised"

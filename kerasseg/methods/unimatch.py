@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import keras
 import tensorflow as tf
 
+from kerasseg.checks import require
 from kerasseg.losses import mean_where, pixel_cross_entropy
-from kerasseg.methods.config import PseudoLabelConfig, require, require_shares, require_weights
+from kerasseg.methods.config import PseudoLabelConfig, require_shares, require_weights
 from kerasseg.methods.method import Method
 from kerasseg.methods.registry import register_method
 from kerasseg.methods.views import StrongView, StrongViewConfig, random_boxes
@@ -50,6 +51,14 @@ class UniMatch(Method):
     Args:
         segmenter: a `Segmenter` (its `encode` and `decode` are used).
         fields: of `UniMatchConfig`.
+
+    Example:
+        >>> images, labels = np.random.randint(256, size=(4, 64, 64, 3)), np.zeros((2, 64, 64), "int32")
+        >>> method = kerasseg.UniMatch(kerasseg.DeepLabV3Plus("mobilenet_v2", num_classes=2), steps=100)
+        >>> method.compile()
+        >>> history = method.fit({"labeled": images[:2], "unlabeled": images[2:]}, labels, verbose=0)
+        >>> method.predict(images, verbose=0).shape
+        (4, 64, 64, 2)
     """
 
     registry_name = "unimatch"

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import keras
 import tensorflow as tf
 
+from kerasseg.checks import require
 from kerasseg.colors import gaussian_blur, grey, jitter_colors
-from kerasseg.methods.config import MethodConfig, require, require_shares
+from kerasseg.methods.config import MethodConfig, require_shares
 
 LARGEST_BLUR = 2.0
 """Standard deviation in pixels; it is drawn from 0.1 upwards, as in the published codes."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import keras
 
+from kerasseg.checks import require_one_of
 from kerasseg.keras_internals import inputs_of
 from kerasseg.layers import AtrousConv2D, AtrousDepthwiseConv2D, BatchNormalization
 from kerasseg.segmenters.weights import load_weights
@@ -70,8 +71,7 @@ BACKBONES = {
 
 def backbone_spec(name: str) -> BackboneSpec:
     """The entry of `BACKBONES`; ValueError with the valid names otherwise."""
-    if name not in BACKBONES:
-        raise ValueError(f"backbone must be one of {', '.join(BACKBONES)}; got {name!r}")
+    require_one_of("backbone", name, BACKBONES)
     return BACKBONES[name]
 
 

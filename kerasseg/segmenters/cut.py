@@ -23,7 +23,7 @@ def cut(network: keras.Model, *features: str) -> "CutSegmenter":
         >>> image = keras.Input((None, None, 3))
         >>> x = keras.layers.Conv2D(8, 3, padding="same", activation="relu", name="features")(image)
         >>> logits = keras.layers.Conv2D(2, 1, name="logits")(x)
-        >>> segmenter = cut(keras.Model(image, logits), "features")
+        >>> segmenter = kerasseg.segmenters.cut(keras.Model(image, logits), "features")
         >>> method = kerasseg.UniMatch(segmenter, steps=100)
     """
     return CutSegmenter(network.inputs[0], network.outputs[0], features, name=network.name)

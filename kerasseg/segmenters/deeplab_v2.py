@@ -14,6 +14,11 @@ class DeepLabV2(Segmenter):
         rates: the dilation of the four, in positions of the backbone's last map; None for the published ones. See
             `fitting_rates`.
         Others: `Segmenter`.
+
+    Example:
+        >>> segmenter = kerasseg.DeepLabV2("mobilenet_v2", num_classes=21, output_stride=8)
+        >>> segmenter(np.zeros((1, 240, 321, 3))).shape
+        TensorShape([1, 240, 321, 21])
     """
 
     RATES = (6, 12, 18, 24)

@@ -20,6 +20,11 @@ class DeepLabV3Plus(Segmenter):
         rates: the dilation of ASPP's three 3x3 convolutions, in positions of the backbone's last map; None for the
             published ones. See `fitting_rates`.
         Others: `Segmenter`.
+
+    Example:
+        >>> segmenter = kerasseg.DeepLabV3Plus("mobilenet_v2", num_classes=21, head_channels=64)
+        >>> segmenter(np.zeros((1, 240, 321, 3))).shape
+        TensorShape([1, 240, 321, 21])
     """
 
     RATES = (6, 12, 18)

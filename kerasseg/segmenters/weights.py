@@ -13,7 +13,7 @@ import h5py
 import keras
 import numpy as np
 
-from kerasseg.data.splits import first_few
+from kerasseg.checks import first_few
 from serving.common.inputs import failed_copy
 
 # Where a layer is: the names of the networks around it, from the outermost inwards, and its own.
@@ -54,7 +54,7 @@ class LoadedWeights:
             lines[0] = f"warning: most layers have no weights from the file; is it for another network? {lines[0]}"
         for name in ("reinitialised", "skipped"):
             if names := getattr(self, name):
-                lines.append(f"  {name}: {first_few(list(names))}")
+                lines.append(f"  {name}: {first_few(names)}")
         return "\n".join(lines)
 
     def listing(self) -> str:
@@ -97,7 +97,7 @@ def load_weights(
         stored = _by_position(network, path, stock)
         fitting = _fitting(wanted, stored)
         if not fitting:
-            expected, came = (first_few(["/".join(name) for name in layers]) for layers in (wanted, named))
+            expected, came = (first_few("/".join(name) for name in layers) for layers in (wanted, named))
             raise ValueError(
                 f"nothing in {path} fits {network.name}: expected layers such as {expected}; it holds "
                 f"{came or 'none with a name'}; give the file of such a network (see --segmenter, --backbone), or "

@@ -184,7 +184,11 @@ def _parse(config: Any, description: str, args: list[str] | None, default: Any) 
         words = " ".join(line for line in lines[1:] if line.strip("-")).split(" For full helptext")[0]
         words, _, similar = words.partition(" Perhaps you meant: ")
         hint = f" (perhaps {similar.split()[0]}?)" if similar else ""
-        raise ValueError(re.sub(r"^Error parsing \w+: ", "", words) + hint + "; --help lists the flags") from None
+        words = re.sub(r"^Error parsing \w+: ", "", words)
+        if choice := re.fullmatch(r"invalid choice ('.*') for argument '(.*)'\. Expected one of \((.*)\)\.", words):
+            got, flag, choices = choice.groups()
+            words = f"{flag} must be one of {choices.rstrip(',').replace(chr(39), '')}; got {got}"
+        raise ValueError(f"{words}{hint}; --help lists the flags") from None
 
 
 def _command() -> str | None:

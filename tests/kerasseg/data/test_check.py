@@ -232,7 +232,7 @@ def test_masks_of_0_and_255(folder, with_classes):
         (folder / "classes.json").unlink()
     lines = [line for line in told(folder) if "255" in line]
     assert lines == [
-        "error: 4 files in labels/train (train_0.png, train_1.png, train_2.png, ...): a label map of 0 and "
+        "error: 4 files in labels/train (train_0.png, train_1.png, train_2.png and 1 more): a label map of 0 and "
         "255, but 255 means "
         "ignore: the object would never be learned; " + fix("mask of 0 and 255"),
         "error: 2 files in labels/val (val_0.png, val_1.png): a label map of 0 and 255, but 255 means "
@@ -257,7 +257,7 @@ def test_label_values_outside_of_the_classes(folder):
     label[:3, :15] = np.repeat([3, 7, 200, 201, 255], 3)
     save(folder / "labels/val/val_1.png", label)
     assert only(folder) == (
-        "error: labels/val/val_1.png: label values 3, 7, 200, ... outside of the 3 classes (0..2); "
+        "error: labels/val/val_1.png: label values 3, 7, 200 and 1 more outside of the 3 classes (0..2); "
         "write pixels of no class as 255, or add the missing names to classes.json"
     )
 
@@ -267,7 +267,7 @@ def test_classes_numbered_from_1(folder):
         save(label, LABEL + 1)
     lines = told(folder)
     assert lines[0] == (
-        "error: 4 files in labels/train (train_0.png, train_1.png, train_2.png, ...): label values 3 "
+        "error: 4 files in labels/train (train_0.png, train_1.png, train_2.png and 1 more): label values 3 "
         "outside of the "
         "3 classes (0..2); the classes seem to be numbered from 1: subtract 1 from every value but 255"
     )
@@ -354,7 +354,7 @@ def test_many_files_are_one_line(folder):
         save(folder / f"images/train/more_{index:02}.png", IMAGE)
         save(folder / f"labels/train/more_{index:02}.png", IMAGE)
     assert only(folder) == (
-        "error: 20 files in labels/train (more_00.png, more_01.png, more_02.png, ...): "
+        "error: 20 files in labels/train (more_00.png, more_01.png, more_02.png and 17 more): "
         "colours (RGB) instead of one class number per pixel; " + fix("colour label")
     )
 
@@ -741,7 +741,7 @@ def test_blended_edges_among_the_classes_are_told(tmp_path, blend):
         save(tmp_path / f"images/{split}/a.png", np.zeros((96, 128, 3)))
         save(tmp_path / f"labels/{split}/a.png", discs(2, 5, 8))
     assert [line.split("; ")[0] for line in told(tmp_path)] == [
-        "warning: labels/: no pixel of c1, c3, c4, ... in any label map"
+        "warning: labels/: no pixel of c1, c3, c4 and 2 more in any label map"
     ]
     for split in ("train", "val"):
         save(tmp_path / f"labels/{split}/a.png", np.minimum(blend(discs(2, 5, 8)), 8))
