@@ -1,4 +1,4 @@
-"""`python -m benchmarks.batch MODELS/NAME PICTURES`: a batch job against the bare engine, and its memory over files.
+"""`python -m benchmarks.batch MODELS/NAME IMAGES`: a batch job against the bare engine, and its memory over files.
 
 The engine predicts the same images, already decoded, in the same batches; the job reads, decodes, predicts, encodes and
 writes. Each has a process of its own, and they take turns. For the memory, a job with the tests' model, which takes
@@ -27,7 +27,7 @@ from serving.batch import command as batch
 from serving.batch.jobs import find_jobs
 from serving.common import cli
 from serving.common.artifact import open_artifact
-from serving.common.pictures import load_picture
+from serving.common.images import load_image
 from serving.model.engine import Engine, Provider
 from tests.serving.toy_model import write_toy_model
 
@@ -49,7 +49,7 @@ class Batch:
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """MODELS/name."""
-    pictures: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURES")]
+    images: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
     """A folder."""
     provider: Provider = "auto"
     """Where to run."""
@@ -68,8 +68,8 @@ class Batch:
 def engine_process(config: Batch) -> None:
     """Predicts the images, decoded before, in batches of one size."""
     engine = Engine(open_artifact(config.model), config.provider)
-    jobs = find_jobs(str(config.pictures), Path("nowhere"), recursive=False)
-    images = sorted((load_picture(job.source) for job in jobs), key=lambda image_HWC: image_HWC.shape)
+    jobs = find_jobs(str(config.images), Path("nowhere"), recursive=False)
+    images = sorted((load_image(job.source) for job in jobs), key=lambda image_HWC: image_HWC.shape)
     batches = []
     for _, alike in itertools.groupby(images, key=lambda image_HWC: image_HWC.shape):
         group = list(alike)
@@ -84,7 +84,7 @@ def engine_process(config: Batch) -> None:
             engine.predict(images_NHWC, maps)
         return {"rate": len(images) / (time.perf_counter() - start)}
 
-    take_turns({"pictures": len(images)}, turn)
+    take_turns({"images": len(images)}, turn)
 
 
 def job_process(config: Batch, side: str) -> None:
@@ -95,7 +95,7 @@ def job_process(config: Batch, side: str) -> None:
             result = batch.main(
                 batch.BatchConfig(
                     model=config.model,
-                    input=str(config.pictures),
+                    input=str(config.images),
                     output=Path(output),
                     provider=config.provider,
                     batch_size=config.batch_size,
@@ -110,7 +110,7 @@ def job_process(config: Batch, side: str) -> None:
 
 def throughput(config: Batch) -> list[str]:
     """The table of the engine and what a job writes."""
-    own = [str(config.model), str(config.pictures), "--provider", config.provider]
+    own = [str(config.model), str(config.images), "--provider", config.provider]
     own += ["--batch-size", str(config.batch_size)]
     command = [sys.executable, "-m", "benchmarks.batch", *own, "--side"]
     ready, turns = measure({side: [*command, side] for side in (ENGINE, *JOBS)}, config.repeats)
@@ -120,7 +120,7 @@ def throughput(config: Batch) -> list[str]:
         ratios = [rate / record["rate"] for rate, record in zip(rates, turns[ENGINE], strict=True)]
         rows.append(f"| {side} | {spread(rates)} | {spread(ratios)} |")
     return [
-        f"{ready[ENGINE]['pictures']} images, batches of {config.batch_size}; median of {config.repeats} turns, "
+        f"{ready[ENGINE]['images']} images, batches of {config.batch_size}; median of {config.repeats} turns, "
         "smallest and largest.",
         "",
         "| | images a second | to the engine, by turn |",

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from tests.serving.pictures import encoded
+from tests.serving.images import encoded
 
 MODEL = "toy"
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -156,7 +156,7 @@ def repeated(draw: st.DrawFn, message: bytes) -> bytes:
 
 
 @st.composite
-def pictures(draw: st.DrawFn) -> bytes:
+def images(draw: st.DrawFn) -> bytes:
     height, width = draw(mostly(st.tuples(st.integers(1, 24), st.integers(1, 24)), THIN))
     mode = draw(mostly("RGB", st.sampled_from(["L", "1", "P", "CMYK"])))
     format = draw(st.sampled_from([name for name in FORMATS if name != "WEBP" or features.check("webp")]))
@@ -180,7 +180,7 @@ def forms(draw: st.DrawFn) -> tuple[dict[str, str], bytes]:
         f'--edge\r\nContent-Disposition: form-data; name="{draw(WORDS)}"'.encode("latin-1")
         + (f'; filename="{draw(WORDS)}"'.encode("latin-1") if draw(mostly(True, st.just(False))) else b"")
         + draw(mostly(b"\r\n\r\n", st.just(b"\r\n") | st.binary(max_size=9)))
-        + draw(pictures() | st.binary(max_size=20))
+        + draw(images() | st.binary(max_size=20))
         + b"\r\n"
         for _ in range(draw(mostly(1, st.integers(0, 3))))
     ]
@@ -190,7 +190,7 @@ def forms(draw: st.DrawFn) -> tuple[dict[str, str], bytes]:
 
 @st.composite
 def http_requests(draw: st.DrawFn) -> Sent:
-    what = draw(st.sampled_from(["tensor", "picture", "form", "json", "anything"]))
+    what = draw(st.sampled_from(["tensor", "image", "form", "json", "anything"]))
     headers: dict[str, str] = {}
     if what == "tensor":
         (headers, body), path = draw(tensors()), PATHS[1]
@@ -199,7 +199,7 @@ def http_requests(draw: st.DrawFn) -> Sent:
     elif what == "form":
         (headers, body), path = draw(forms()), PATHS[0]
     else:
-        body, path = draw(pictures() if what == "picture" else st.binary(max_size=50)), PATHS[0]
+        body, path = draw(images() if what == "image" else st.binary(max_size=50)), PATHS[0]
     anywhere = st.lists(SEGMENTS, max_size=7).map(lambda segments: "/" + "/".join(segments))
     path = draw(mostly(path, st.sampled_from(PATHS) | anywhere))
     names = st.sampled_from(["output", "opacity", "timeout"])

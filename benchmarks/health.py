@@ -26,7 +26,7 @@ from benchmarks.results_file import write_between_markers
 from benchmarks.turns import circumstances
 from serving.common import cli
 from tests.serving.grpc_calls import calling, infer_request
-from tests.serving.pictures import encoded
+from tests.serving.images import encoded
 
 CLIENTS = 3
 PAUSE = 0.01

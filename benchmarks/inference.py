@@ -101,7 +101,7 @@ class Inference:
         return sorted(((batch, *size) for size in self.sizes for batch in self.batches), key=math.prod)
 
 
-def pictures(case: tuple[int, int, int]) -> np.ndarray:
+def random_images(case: tuple[int, int, int]) -> np.ndarray:
     """uint8 (N,H,W,3), smooth as photographs are: large shapes with a little noise."""
     rng = np.random.default_rng(0)
     batch, height, width = case
@@ -260,8 +260,8 @@ def measured_process(config: Inference) -> None:
     hold_to_cores(config.cores)
     facts, predict = make_predictor(config, config.models / config.networks[0])
     if config.side != "keras_hub":
-        facts["labels"] = predict(pictures((1, *CHECKED_SIZE))).ravel().tolist()
-    inputs = {"x".join(map(str, case)): pictures(case) for case in config.cases}
+        facts["labels"] = predict(random_images((1, *CHECKED_SIZE))).ravel().tolist()
+    inputs = {"x".join(map(str, case)): random_images(case) for case in config.cases}
     for images in inputs.values():
         for _ in range(3):  # compiles, chooses algorithms, takes memory
             predict(images)

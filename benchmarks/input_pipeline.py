@@ -42,7 +42,7 @@ class InputPipeline:
 
     cores: tuple[int, ...] = (1, 2)
     """How many cores each measurement has."""
-    pictures: int = 60
+    images: int = 60
     """Number of different files."""
     batch_size: int = 8
     """Images in a batch."""
@@ -58,7 +58,7 @@ class InputPipeline:
     """Where the images are; set by the benchmark itself."""
 
 
-def make_pictures(folder: Path, count: int) -> float:
+def make_images(folder: Path, count: int) -> float:
     """A dataset folder of JPEGs that have the spectrum of photographs; returns their mean size in kB."""
     frequency = np.hypot(np.fft.fftfreq(SIZE_HW[0])[:, None], np.fft.fftfreq(SIZE_HW[1]))
     frequency[0, 0] = 1 / SIZE_HW[1]
@@ -92,7 +92,7 @@ def kerasseg_batches(folder: Path, batch_size: int, start_step: int) -> Iterator
         yield x["labeled"], labels
 
 
-class TorchPictures:
+class TorchImages:
     """The same files as a map-style dataset, as training scripts in PyTorch have it: Pillow and NumPy.
 
     With a `seed` an image's view is always the same.
@@ -140,7 +140,7 @@ def pytorch_batches(folder: Path, batch_size: int, workers: int) -> Iterator[tup
 
     torch.set_num_threads(1)
     loader = torch.utils.data.DataLoader(
-        TorchPictures(folder), batch_size, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=True
+        TorchImages(folder), batch_size, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=True
     )
     while True:
         yield from loader
@@ -196,8 +196,8 @@ def main(config: InputPipeline) -> dict:
     require_cores(max(config.cores))
     ratios = {}
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "pictures"
-        kilobytes = make_pictures(folder, config.pictures)
+        folder = Path(temporary) / "images"
+        kilobytes = make_images(folder, config.images)
         lines = [
             f"{circumstances('tensorflow', 'torch', 'pillow')}; JPEGs of {kilobytes:.0f} kB; {config.repeats} repeats "
             f"of {config.batches} batches of {config.batch_size}: median (smallest to largest).",

@@ -29,13 +29,13 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from benchmarks.inference import pictures
+from benchmarks.inference import random_images
 from benchmarks.load import closed_loop, jpegs, open_loop, post, rate_of, run
 from benchmarks.results_file import write_between_markers
 from benchmarks.turns import Record, circumstances, measured, resident_mib, spread, take_turns
 from serving.common import cli
 from serving.common.artifact import open_artifact, versions
-from serving.common.pictures import load_picture
+from serving.common.images import load_image
 from serving.model.engine import Engine, Provider
 
 STARTS = 60
@@ -79,7 +79,7 @@ class Serving:
 # Requests, as bytes that are sent again and again
 
 
-def picture_requests(config: Serving, name: str) -> list[bytes]:
+def image_requests(config: Serving, name: str) -> list[bytes]:
     return [post(f"/v1/segment/{name}", jpeg, Accept="image/png") for jpeg in jpegs(config.size)]
 
 
@@ -94,7 +94,7 @@ def form_requests(config: Serving) -> list[bytes]:
 
 def tensor_request(config: Serving, name: str) -> bytes:
     """V2, binary, one image in and labels out."""
-    image_NHW3 = pictures((1, *config.size))
+    image_NHW3 = random_images((1, *config.size))
     size = {"binary_data_size": image_NHW3.nbytes}
     image = {"name": "image", "datatype": "UINT8", "shape": image_NHW3.shape, "parameters": size}
     wanted = [{"name": "labels", "parameters": {"binary_data": True}}]
@@ -113,7 +113,7 @@ def tensor_request(config: Serving, name: str) -> bytes:
 def engine_process(config: Serving, name: str) -> None:
     """Predicts one image, and full batches, already decoded."""
     engine = Engine(open_artifact(config.models / name), config.provider)
-    images = np.stack([load_picture(jpeg) for jpeg in jpegs(config.size)])
+    images = np.stack([load_image(jpeg) for jpeg in jpegs(config.size)])
     batches = [images[start : start + config.batch_size] for start in range(0, len(images), config.batch_size)]
     for batch in (batches[0], images[:1]):
         engine.predict(batch)
@@ -217,7 +217,7 @@ def side_by_side(config: Serving, name: str, graph: Path) -> dict[str, list[Reco
     with ExitStack() as stack:
         _, ask = stack.enter_context(measured(engine, "engine"))
         ports = {"kerasseg": free_port()} | {f"litserve-{count}": free_port() for count in config.litserve_workers}
-        requests = dict.fromkeys(ports, form_requests(config)) | {"kerasseg": picture_requests(config, name)}
+        requests = dict.fromkeys(ports, form_requests(config)) | {"kerasseg": image_requests(config, name)}
         servers = {"kerasseg": functools.partial(kerasseg_server, config, ports["kerasseg"])}
         for count in config.litserve_workers:
             side = f"litserve-{count}"
@@ -259,7 +259,7 @@ def overload(config: Serving, name: str) -> dict[str, float]:
     """Four times as many requests as can be answered."""
     port = free_port()
     with kerasseg_server(config, port) as (process, _):
-        requests = picture_requests(config, name)
+        requests = image_requests(config, name)
         replies = run(closed_loop(port, requests, config.concurrency, config.seconds, lead=1.0))
         capacity = rate_of(replies, config.seconds)
         before = resident_mib(process.pid)

@@ -131,14 +131,14 @@ def make_batch(config: TrainStep) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """`({"labeled", "unlabeled", "unlabeled_valid"}, labels)` of noise: times do not depend on the images."""
     rng = np.random.default_rng(0)
 
-    def pictures(count: int) -> np.ndarray:
+    def images(count: int) -> np.ndarray:
         return rng.uniform(0, 255, (count, *config.crop, 3)).astype(np.float32)
 
     labels = rng.integers(0, config.classes, (config.labeled, *config.crop), dtype=np.int32)
     labels[:, :: config.crop[0] - 1] = IGNORE_LABEL
     valid = np.ones((config.unlabeled, *config.crop), bool)
     valid[:, -config.crop[0] // 10 :] = False
-    x = {"labeled": pictures(config.labeled), "unlabeled": pictures(config.unlabeled), "unlabeled_valid": valid}
+    x = {"labeled": images(config.labeled), "unlabeled": images(config.unlabeled), "unlabeled_valid": valid}
     return x, labels
 
 

@@ -43,7 +43,7 @@ from kerasseg.data import evenly_spaced, open_dataset
 from kerasseg.methods import Method
 from serving.common import cli
 from serving.common.artifact import GRAPH_FILE, INFO_FILE, MAX_CLASSES, Artifact, ModelInfo, sha256_of, versions
-from serving.common.pictures import load_labels, load_picture
+from serving.common.images import load_image, load_labels
 from serving.model.engine import Engine
 from training.checkpoints import open_method
 from training.run_folder import Run
@@ -77,9 +77,9 @@ class Config:
     """Refuse a graph that loses more mIoU than this, in points; None for 0.1 with fp32 and 0.5 otherwise."""
     logits: bool = False
     """The graph also gives the logits of each class, with which images too large for one piece are put together."""
-    pictures: Annotated[int | None, tyro.conf.arg(name="parity-pictures")] = None
+    images: Annotated[int | None, tyro.conf.arg(name="parity-images")] = None
     """How many validation images the exported graphs are compared on; None for 20 with fp32 and 100 otherwise."""
-    calibration_pictures: int = 64
+    calibration_images: int = 64
     """How many training images int8 is calibrated on."""
 
     @property
@@ -98,8 +98,8 @@ def main(config: Config) -> dict[str, Any]:
     """Exports the run; returns the figures printed at the end."""
     check(config)
     run = read_run(config.run)
-    samples = parity_samples(run, config.pictures or (20 if config.precision == "fp32" else 100))
-    calibration = calibration_images(run, config.calibration_pictures) if config.precision == "int8" else None
+    samples = parity_samples(run, config.images or (20 if config.precision == "fp32" else 100))
+    calibration = calibration_images(run, config.calibration_images) if config.precision == "int8" else None
     number = max(versions(config.out), default=0) + 1
     folder = config.out / str(number)
 
@@ -139,10 +139,10 @@ def check(config: Config) -> None:
         raise ValueError(f"other formats compute in fp32: give --formats onnx with --precision {config.precision}")
     if "openvino" in config.wanted_formats and find_spec("openvino") is None:
         raise ValueError('--formats openvino needs OpenVINO: pip install "kerasseg[openvino]"')
-    if config.pictures is not None and config.pictures < 1:
-        raise ValueError(f"--parity-pictures must be at least 1, got {config.pictures}")
-    if config.calibration_pictures < 1:
-        raise ValueError(f"--calibration-pictures must be at least 1, got {config.calibration_pictures}")
+    if config.images is not None and config.images < 1:
+        raise ValueError(f"--parity-images must be at least 1, got {config.images}")
+    if config.calibration_images < 1:
+        raise ValueError(f"--calibration-images must be at least 1, got {config.calibration_images}")
     if config.max_miou_loss is not None and not 0 <= config.max_miou_loss <= 100:
         raise ValueError(f"--max-miou-loss is in points of mIoU, 0 to 100; got {config.max_miou_loss}")
     out = config.out.resolve()
@@ -190,7 +190,7 @@ def parity_samples(run: Run, count: int) -> list[Sample]:
             ) from error
         print(f"{error}; comparing on the run's {len(kept)} example images instead", file=sys.stderr)
         return [
-            Sample(load_picture(example / "image.png"), load_labels(example / "truth.png"))
+            Sample(load_image(example / "image.png"), load_labels(example / "truth.png"))
             for example in evenly_spaced(kept, count)
         ]
 

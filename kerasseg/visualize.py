@@ -67,12 +67,12 @@ def panel(
     colors[: len(palette)] = palette
     parts = [np.clip(image, 0, 255).astype(np.uint8), colors[truth], colors[prediction]]
     if score is not None:
-        parts.append(_score_picture(score, height, width))
+        parts.append(_score_image(score, height, width))
     gap = np.full((height, _GAP, 3), 255, np.uint8)
     return np.concatenate([piece for part in parts for piece in (gap, part)][1:], axis=1)
 
 
-def _score_picture(score: float | np.ndarray, height: int, width: int) -> np.ndarray:
+def _score_image(score: float | np.ndarray, height: int, width: int) -> np.ndarray:
     score_HW = np.clip(np.asarray(score, np.float64), 0, 1)
     if score_HW.ndim == 0:
         # The filled part counts whole rows from the bottom; a score of 0.5 fills the lower half.

@@ -23,8 +23,8 @@ import tyro
 import uvicorn
 
 from serving.common import cli
+from serving.common.images import DECODED_SUFFIXES, load_image, warm_up
 from serving.common.inputs import read_text
-from serving.common.pictures import PICTURE_SUFFIXES, load_picture, warm_up
 from serving.http.app import make_app
 from serving.http.connections import Connection, ConnectionLimit
 from serving.model.engine import Provider, has_gpu, usable_cpus
@@ -41,10 +41,10 @@ CLOSING = 1.0
 
 SWITCH_INTERVAL = 0.001
 """Seconds for which a thread may keep Python's lock while others wait for it. With Python's own, 5 ms,
-health waits twice as long beside threads that read JSON, which are no faster (benchmarks/results/health.md)."""
+health waits twice as long next to threads that read JSON, which are no faster (benchmarks/results/health.md)."""
 
-MAX_BUCKET_PICTURES = 50
-"""How many of the folder's pictures buckets are tried on."""
+MAX_BUCKET_IMAGES = 50
+"""How many of the folder's images buckets are tried on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class ServerConfig:
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 for all of this machine."""
     port: int = 8000
-    """0 takes a free one, which the log tells."""
+    """0 takes a free one, which the log names."""
     grpc_port: int | None = None
     """Serve the V2 protocol over gRPC too, at this port of the same address; needs the extra grpc."""
     provider: Provider = "auto"
@@ -66,19 +66,19 @@ class ServerConfig:
     workers: int = 1
     """On a CPU: batches of a model that run side by side, sharing its threads."""
     batch_size: int = 8
-    """Pictures predicted together, at most."""
+    """Images predicted together, at most."""
     max_delay: Annotated[float, tyro.conf.arg(name="max-delay-ms")] = 1.0
-    """How long the first picture of a batch waits for others, milliseconds."""
+    """How long the first image of a batch waits for others, milliseconds."""
     max_queue: int = 64
     """Requests of a model that may wait; beyond it they are refused at once, with 503."""
     timeout: float = 30.0
     """Seconds that a request may wait for its turn."""
     warm_up: tuple[tuple[int, int], ...] = ((256, 256),)
-    """H W H W ...: sizes of pictures that run once before the server is ready."""
+    """H W H W ...: sizes of images that run once before the server is ready."""
     buckets: tuple[tuple[int, int], ...] = ()
-    """H W H W ...: smaller pictures are padded to these sizes, so that mixed sizes share batches."""
-    bucket_pictures: Path | None = None
-    """A folder of your pictures, on which padding must not change labels for --buckets to be used."""
+    """H W H W ...: smaller images are padded to these sizes, so that mixed sizes share batches."""
+    bucket_images: Path | None = None
+    """A folder of your images, on which padding must not change labels for --buckets to be used."""
     versions: int = 1
     """How many of a model's newest versions are served."""
     poll: float = 2.0
@@ -94,7 +94,7 @@ class ServerConfig:
     max_bodies_mb: int = 256
     """All bodies that arrive or are decoded, with all answers that are sent, MiB; more are refused, with 503."""
     max_pixels: int = 2**24
-    """Largest picture, or pictures of a tensor together, padded as a network pads them."""
+    """Largest image, or images of a tensor together, padded as a network pads them."""
     max_connections: int = 1000
     """Beyond it requests are refused, with 503."""
     drain_delay: float = 0.0
@@ -158,9 +158,9 @@ def check(config: ServerConfig) -> None:
     for origin in config.allow_origin:
         if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
             raise ValueError(f"--allow-origin {origin}: expected scheme and host, such as https://a.example:8080, or *")
-    if config.buckets and not config.bucket_pictures:
+    if config.buckets and not config.bucket_images:
         raise ValueError(
-            "--buckets needs --bucket-pictures: padding changes what some models see, and only pictures of yours tell"
+            "--buckets needs --bucket-images: padding changes what some models see, and only your own images show it"
         )
     threads = config.threads or usable_cpus()
     if config.workers > max(threads, 1):
@@ -171,18 +171,18 @@ def model_settings(config: ServerConfig) -> ModelSettings:
     """How models are run.
 
     Raises:
-        ValueError: several workers on a GPU, or no pictures to try buckets on.
+        ValueError: several workers on a GPU, or no images to try buckets on.
     """
     # A server that quietly runs on the CPU of a machine with a GPU answers a hundred times slower than was paid for.
     provider = config.provider if config.provider != "auto" else "cuda" if has_gpu() else "cpu"
     if provider == "cuda" and config.workers > 1:
         raise ValueError(f"--workers {config.workers} are for CPUs: a GPU runs one batch at a time")
     samples = []
-    if config.buckets and config.bucket_pictures:
-        files = sorted(file for file in config.bucket_pictures.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES)
-        samples = [load_picture(file) for file in files[:: -(-len(files) // MAX_BUCKET_PICTURES) or 1]]
+    if config.buckets and config.bucket_images:
+        files = sorted(file for file in config.bucket_images.iterdir() if file.suffix.lower() in DECODED_SUFFIXES)
+        samples = [load_image(file) for file in files[:: -(-len(files) // MAX_BUCKET_IMAGES) or 1]]
         if not samples:
-            raise ValueError(f"no pictures in {config.bucket_pictures}: --buckets are tried on them")
+            raise ValueError(f"no images in {config.bucket_images}: --buckets are tried on them")
     return ModelSettings(
         provider=provider,
         threads=config.threads,

@@ -488,11 +488,11 @@ def test_what_a_dataset_comes_to():
 
 def test_both_input_pipelines_give_the_same_kind_of_batch(tmp_path):
     """As far as it goes without PyTorch: its side of the work is Pillow's and NumPy's."""
-    kilobytes = input_pipeline.make_pictures(tmp_path / "pictures", 3)
+    kilobytes = input_pipeline.make_images(tmp_path / "images", 3)
     assert 70 < kilobytes < 120
-    images, labels = next(input_pipeline.kerasseg_batches(tmp_path / "pictures", 3, 0))
+    images, labels = next(input_pipeline.kerasseg_batches(tmp_path / "images", 3, 0))
     input_pipeline.check(np.asarray(images), np.asarray(labels), 3)
-    theirs = input_pipeline.TorchPictures(tmp_path / "pictures", seed=0)
+    theirs = input_pipeline.TorchImages(tmp_path / "images", seed=0)
     images_BCHW, labels = (np.stack(parts) for parts in zip(*(theirs[i] for i in range(len(theirs))), strict=True))
     images = images_BCHW.transpose(0, 2, 3, 1)
     input_pipeline.check(images, labels, 3)

@@ -21,7 +21,7 @@ from PIL import Image
 
 import tests.backbone  # noqa: F401 (--backbone tiny)
 from tests.kerasseg.data.folders import make_folder
-from tests.serving.pictures import picture
+from tests.serving.images import encoded_image
 from tests.serving.servers import running
 from tests.serving.toy_model import write_toy_model
 
@@ -30,7 +30,7 @@ README = (ROOT / "README.md").read_text()
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w.-]*\w")
 # What makes the README's commands fit a test; nothing else about them changes.
 SMALL = "--weights none --steps 2 --crop 32 32 --batch-size 2 --head-channels 8 --no-gradient-norms"
-TINY = {"my_pictures": SMALL, "supervised": f"{SMALL} --backbone tiny", "export.run": "--parity-pictures 1"}
+TINY = {"my_photos": SMALL, "supervised": f"{SMALL} --backbone tiny", "export.run": "--parity-images 1"}
 # Each in a process of its own, which has nothing but the files that the others left.
 ALONE = ("training.evaluate", "training.report", "serving.batch")
 
@@ -124,8 +124,8 @@ def test_make_targets_exist():
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
 def test_the_server_answers_what_is_sent(tmp_path):
     block = re.search(r"```bash\n(.*?)```", command_sections()["serving.run"], re.S)[1]
-    write_toy_model(tmp_path / "models" / "pictures", 1)
-    (tmp_path / "photo.jpg").write_bytes(picture(format="JPEG"))
+    write_toy_model(tmp_path / "models" / "photos", 1)
+    (tmp_path / "photo.jpg").write_bytes(encoded_image(format="JPEG"))
     with running(tmp_path / "models") as server:
         for command in commands(block.replace("localhost:8000", server.url)):
             subprocess.run([*command, "--fail", "--silent"], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
@@ -136,9 +136,9 @@ def test_the_server_answers_what_is_sent(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Even though the `tf.config:UserWarning")
-def test_your_own_pictures(tmp_path, eager):
+def test_your_own_images(tmp_path, eager):
     """From a folder of images to segmented ones, with the commands as they stand in the README."""
-    make_folder(tmp_path / "my_pictures", train=14, val=2)
+    make_folder(tmp_path / "my_photos", train=14, val=2)
     block = re.search(r"^<!-- tests/test_readme.py runs.*?```bash\n(.*?)```", README, re.M | re.S)[1]
     results = []
     for python, dash_m, module, *arguments in commands(block):

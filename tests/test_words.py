@@ -13,9 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("kerasseg", "training", "export", "benchmarks")
-NOT_YET = ("serving",)
-"""Its texts still say "picture"; when they do not, it moves to `ROOMS`."""
+ROOMS = ("kerasseg", "training", "export", "serving", "benchmarks")
 
 INSTEAD = {
     r"\AOf\b": "say what it is: 'Seed of every draw.', not 'Of every draw.'",
@@ -28,8 +26,7 @@ INSTEAD = {
     r"\bwhat (?:\w+ ){1,4}comes? to\b": "name the result",
     r"\bgo(?:es)? by\b": "uses, depends on",
     r"\bha(?:s|ve) to say\b": "says",
-    # `segment/pictures`, --parity-pictures and the value `picture` of a field are names.
-    r"(?<![\w`./'-])[Pp]ictures?(?![\w`/(:='-])": "image",
+    r"[Pp]icture": "image",
     r"\bsegmentation mask\b|\blabel mask\b": "label map",
     r"\bweak labels?\b|\bimage-wise labels?\b": "image-level labels",
 }
@@ -72,11 +69,11 @@ def test_words_of_pages(name):
 
 
 def test_a_bad_text_is_found():
-    bad = '"""Of the file."""\nx = f"{y} is told alone"  # a picture beside it\n"with --no-pictures, `picture`"'
+    bad = '"""Of the file."""\nx = f"{y} is told alone"  # a picture beside it'
     found = [fault for _, text in texts(bad) for fault in faults(text)]
     assert len(found) == 5, found
 
 
 def test_rooms_are_all_there():
     there = {path.parent.name for path in ROOT.glob("*/__init__.py")}
-    assert there == {*ROOMS, *NOT_YET, "tests"}
+    assert there == {*ROOMS, "tests"}

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from serving.common.files import file_beside, naming
+from serving.common.files import naming, temporary_file
 from training.checkpoints import Checkpoints
 from training.run_folder import METRICS, SPEED, read_lines
 
@@ -99,7 +99,7 @@ class MetricsLog(StepCallback):
         last_line = start_step - bool(pending)
         for path in (self.metrics, self.speed):
             kept = [line for line in read_lines(path) if line["step"] <= last_line]
-            with file_beside(path, durable=True) as file:
+            with temporary_file(path, durable=True) as file:
                 file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
         self.seconds_before = max((line["seconds"] for line in read_lines(self.speed)), default=0.0)
         self.writer = tf.summary.create_file_writer(str(folder / "tensorboard"))

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasseg.methods import Method, find_method
-from serving.common.files import file_beside
+from serving.common.files import temporary_file
 from training.run_folder import Run
 
 KEEP = 2
@@ -224,7 +224,7 @@ class Checkpoints:
         self.writing = self.writer.submit(self._write, step, arrays, superfluous)
 
     def _write(self, step: int, arrays: dict[str, Any], superfluous: set[int]) -> None:
-        with file_beside(self.folder / file_name(step), durable=True) as file:
+        with temporary_file(self.folder / file_name(step), durable=True) as file:
             np.savez(file, **arrays)
         for other in superfluous:
             (self.folder / file_name(other)).unlink(missing_ok=True)

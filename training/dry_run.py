@@ -23,7 +23,7 @@ from training.workers import make_strategy
 STEPS = 5
 """Steps of each stage of the training. The first, which makes the graph, is not counted."""
 
-PICTURES = 4
+IMAGES = 4
 """Number of val images for each device, from which the time of an evaluation is estimated."""
 
 
@@ -42,7 +42,7 @@ class Stopwatch(keras.callbacks.Callback):
 
 
 def dry_run(config: RunConfig) -> dict[str, Any]:
-    """Trains for `STEPS` steps of each stage on the run's own batches, and measures on `PICTURES` val images.
+    """Trains for `STEPS` steps of each stage on the run's own batches, and measures on `IMAGES` val images.
 
     Returns:
         "parameters" by network; "peak_memory_bytes" of the process, and where there are GPUs "peak_gpu_memory_bytes"
@@ -65,10 +65,10 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
     print(f"trying {STEPS} steps of {' and '.join(planned)}", file=sys.stderr)
     step = {name: seconds_per_step(session, stage) for name, stage in zip(names, session.stages, strict=True)}
 
-    pictures = dataset.label_names("val")
-    few = evenly_spaced(pictures, PICTURES * session.strategy.num_replicas_in_sync)
+    images = dataset.label_names("val")
+    few = evenly_spaced(images, IMAGES * session.strategy.num_replicas_in_sync)
     evaluator = Evaluator(session, few)
-    scale = len(pictures) / len(few)
+    scale = len(images) / len(few)
     measuring = seconds_of(evaluator.measure)
     evaluation = scale * measuring + max(seconds_of(evaluator) - measuring, 0.0)
     evaluations = len({*range(config.evaluate_every, total + 1, config.evaluate_every), total})

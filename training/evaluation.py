@@ -15,7 +15,7 @@ from kerasseg.methods.mlmt import gated, predicted_pixels
 from kerasseg.metrics import ConfusionMatrix, count_pixels, scores
 from kerasseg.visualize import panel
 from serving.common.files import write_atomically
-from serving.common.pictures import index_png, png
+from serving.common.images import index_png, png
 from training.protocols import Native, Protocol
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from serving.common import pictures
+from serving.common import images
 from training.report_notes import percent, readable
 from training.run_folder import Run
 
-PICTURE_WIDTH = 400
+IMAGE_WIDTH = 400
 """Pixels: wider example images are reduced to this."""
 
 MAX_EXAMPLES = 12
@@ -25,7 +25,7 @@ def examples(run: Run, others: Sequence[Run] = ()) -> Iterator[dict[str, Any]]:
     for folder in example_folders(run)[:MAX_EXAMPLES]:
         name = folder.relative_to(run.folder / "examples").as_posix()
         truth = _label_map(folder / "truth.png")
-        cells = [{"title": "image", "uri": _picture_uri(folder / "image.png"), "score": ""}]
+        cells = [{"title": "image", "uri": _image_uri(folder / "image.png"), "score": ""}]
         if truth is not None:
             cells.append({"title": "label map", "uri": _label_uri(truth, palette), "score": ""})
         known = {"image.png", "truth.png", "prediction.png", "student.png", "reliability.png"}
@@ -42,7 +42,7 @@ def examples(run: Run, others: Sequence[Run] = ()) -> Iterator[dict[str, Any]]:
                 cells.append({"title": title, "uri": uri, "score": _agreement(labels, truth)})
         if (reliability := folder / "reliability.png").is_file():
             cells.append(
-                {"title": "reliability", "uri": _picture_uri(reliability), "score": "dark: the critic doubts it"}
+                {"title": "reliability", "uri": _image_uri(reliability), "score": "dark: the critic doubts it"}
             )
         yield {"name": name, "cells": cells}
 
@@ -65,18 +65,18 @@ def _label_map(file: Path) -> np.ndarray | None:
 def _label_uri(labels_HW: np.ndarray, palette: Sequence[Sequence[int]]) -> str:
     # Nearest neighbour: it makes no third class between two.
     reduced = np.array(_reduced(Image.fromarray(labels_HW), Image.Resampling.NEAREST))
-    return _data_uri("image/png", pictures.index_png(reduced, palette))
+    return _data_uri("image/png", images.index_png(reduced, palette))
 
 
-def _picture_uri(file: Path) -> str:
-    reduced = _reduced(Image.fromarray(pictures.load_picture(file)), Image.Resampling.LANCZOS)
-    return _data_uri("image/jpeg", pictures.jpeg(np.array(reduced), quality=85))
+def _image_uri(file: Path) -> str:
+    reduced = _reduced(Image.fromarray(images.load_image(file)), Image.Resampling.LANCZOS)
+    return _data_uri("image/jpeg", images.jpeg(np.array(reduced), quality=85))
 
 
-def _reduced(picture: Image.Image, resampling: Image.Resampling) -> Image.Image:
-    if picture.width <= PICTURE_WIDTH:
-        return picture
-    return picture.resize((PICTURE_WIDTH, round(picture.height * PICTURE_WIDTH / picture.width)), resampling)
+def _reduced(image: Image.Image, resampling: Image.Resampling) -> Image.Image:
+    if image.width <= IMAGE_WIDTH:
+        return image
+    return image.resize((IMAGE_WIDTH, round(image.height * IMAGE_WIDTH / image.width)), resampling)
 
 
 def _data_uri(kind: str, content: bytes) -> str:
@@ -85,7 +85,7 @@ def _data_uri(kind: str, content: bytes) -> str:
 
 def legend(run: Run) -> list[tuple[str, str]]:
     """(class, CSS colour), and the colour of ignored pixels last."""
-    colors = [css_color(color) for color in [*run.config["palette"], pictures.IGNORE_COLOR]]
+    colors = [css_color(color) for color in [*run.config["palette"], images.IGNORE_COLOR]]
     return list(zip([*run.classes, "ignored (255)"], colors, strict=True))
 
 

@@ -145,7 +145,7 @@ def commands(run: Run, others: Sequence[Run] = ()) -> list[tuple[str, str]]:
             ("Export it, to run without TensorFlow", _python("export.run", folder, "--out", model)),
             (
                 "Segment a folder of images with the export",
-                _python("serving.batch", model, "PICTURES", "OUTPUT"),
+                _python("serving.batch", model, "IMAGES", "OUTPUT"),
             ),
         ]
     else:

@@ -27,10 +27,10 @@ from kerasseg.data.label_values import binary_masks, check_palettes, check_value
 from kerasseg.data.pairs import LabelMap, read_pair, shown_path
 from kerasseg.data.problems import KINDS, Finding
 from kerasseg.data.splits import Split
+from serving.common.images import DECODED_SUFFIXES
 from serving.common.inputs import printable, read_text
-from serving.common.pictures import PICTURE_SUFFIXES
 
-OTHER_SUFFIXES = (*PICTURE_SUFFIXES, ".heic", ".heif", ".avif", ".jxl", ".npy", ".mat")
+OTHER_SUFFIXES = (*DECODED_SUFFIXES, ".heic", ".heif", ".avif", ".jxl", ".npy", ".mat")
 # What people call the folders of a dataset, and what they are called here.
 OTHER_NAMES = {
     "images": ("image", "imgs", "img", "jpegimages", "pictures", "photos", "inputs"),

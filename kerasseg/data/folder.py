@@ -19,8 +19,8 @@ from PIL.ImageFile import ImageFile
 
 from kerasseg.data.datasets import IGNORE, SPLITS, Dataset
 from kerasseg.data.problems import FileError, naming_file
+from serving.common.images import SMALLER, TooManyPixels, open_image, read_file
 from serving.common.inputs import COPY, JPEG, PNG, SAVE, Contents, Names, contents_of, is_text, printable, read_text
-from serving.common.pictures import SMALLER, TooManyPixels, open_picture, read_file
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LABEL_SUFFIXES = (".png",)
@@ -189,9 +189,9 @@ def read_image(contents: bytes) -> np.ndarray:
     Raises:
         FileError: the bytes are cut off, too large, or no JPEG or PNG; a ValueError.
     """
-    with _opened(contents, "image", JPEG, PNG) as picture:
-        picture.load()  # Pillow's errors know more than those of TensorFlow, and come without lines in the log
-    del picture  # perhaps half a gigabyte
+    with _opened(contents, "image", JPEG, PNG) as image:
+        image.load()  # Pillow's errors know more than those of TensorFlow, and come without lines in the log
+    del image  # perhaps half a gigabyte
     try:
         return tf_decode_image(tf.constant(contents)).numpy()
     except tf.errors.OpError as error:
@@ -209,12 +209,12 @@ def read_label(contents: bytes) -> np.ndarray:
         FileError: the bytes are cut off, too large or no PNG, or do not hold one number 0..255 for each pixel; a
             ValueError.
     """
-    with _opened(contents, "label", PNG) as picture:
-        if (coding := picture.tile[0].args) in SPREAD:
+    with _opened(contents, "label", PNG) as image:
+        if (coding := image.tile[0].args) in SPREAD:
             raise FileError("low-bit label", SPREAD[coding])
-        label = np.asarray(picture)
+        label = np.asarray(image)
     if label.ndim != 2:
-        raise FileError("colour label", picture.mode)
+        raise FileError("colour label", image.mode)
     if label.size and label.max() > 255:
         raise FileError("16-bit label", str(label.max()))
     return label.astype(np.uint8)
@@ -228,10 +228,10 @@ def _opened(contents: bytes, what: str, *formats: Contents) -> Iterator[ImageFil
         has_its_own = known.remedy != SAVE or known.for_photos
         raise FileError(f"{what} format", known.what, remedy if has_its_own else "")
     try:
-        with open_picture(contents) as picture:
+        with open_image(contents) as image:
             if known is None:  # Pillow knows more formats than `contents_of`, and training fewer
-                raise FileError(f"{what} format", f"{picture.format} data")
-            yield picture
+                raise FileError(f"{what} format", f"{image.format} data")
+            yield image
     except FileError:
         raise
     except TooManyPixels as error:

@@ -12,8 +12,8 @@ import numpy as np
 from kerasseg.data.datasets import IGNORE
 from kerasseg.data.folder import read_image, read_label
 from kerasseg.data.problems import FileError, Finding
+from serving.common.images import open_image, read_file
 from serving.common.inputs import printable
-from serving.common.pictures import open_picture, read_file
 
 EXIF_ORIENTATION = 0x0112
 
@@ -86,15 +86,15 @@ def _orientation(contents: bytes) -> int:
     """The EXIF orientation of an image that can be decoded."""
     if not any(mark in contents for mark in (b"Exif", b"eXIf", b"exif", b"rientation")):
         return 1  # without the search: in a PNG it takes decoding all of it
-    with open_picture(contents) as picture:
-        return picture.getexif().get(EXIF_ORIENTATION, 1)
+    with open_image(contents) as image:
+        return image.getexif().get(EXIF_ORIENTATION, 1)
 
 
 def _count(label_HW: np.ndarray, contents: bytes, ignore: int) -> LabelMap:
     counts = np.bincount(label_HW.ravel(), minlength=256)
     solid, edges, mixed = _edges(label_HW, counts > 0)
-    with open_picture(contents) as picture:  # not `getpalette`, which would decode the image once more
-        palette = bytes(picture.palette.palette) if picture.palette else b""
+    with open_image(contents) as image:  # not `getpalette`, which would decode the image once more
+        palette = bytes(image.palette.palette) if image.palette else b""
     values = [int(value) for value in np.flatnonzero(counts) if value not in (ignore, IGNORE)]
     colors = {k: (palette[3 * k], palette[3 * k + 1], palette[3 * k + 2]) for k in values if 3 * k + 2 < len(palette)}
     if all(color == (value, value, value) for value, color in colors.items()):

@@ -96,7 +96,7 @@ def train_dataset(
         view = augment(*_load(dataset, names[image]), item_seed, augmentation, shown)
         return pasted(image, *view, fold_in(item_seed, PASTING)) if copy_paste else view
 
-    def pasted(image: tf.Tensor, picture_HWC: tf.Tensor, label_HW: tf.Tensor, seed: tf.Tensor):
+    def pasted(image: tf.Tensor, own_HWC: tf.Tensor, label_HW: tf.Tensor, seed: tf.Tensor):
         """The crop, perhaps with pixels of one class of another image."""
         whether_seed, draw_seed, view_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 3))
         shown, other = rare_classes.draw(draw_seed, other_than=image)
@@ -104,10 +104,10 @@ def train_dataset(
         def paste():
             other_HWC, other_HW = augment(*_load(dataset, names[other]), view_seed, augmentation, shown)
             taken_HW = other_HW == shown
-            return tf.where(taken_HW[..., None], other_HWC, picture_HWC), tf.where(taken_HW, other_HW, label_HW)
+            return tf.where(taken_HW[..., None], other_HWC, own_HWC), tf.where(taken_HW, other_HW, label_HW)
 
         wanted = tf.random.stateless_uniform((), whether_seed) < copy_paste
-        return tf.cond(wanted & (other >= 0), paste, lambda: (picture_HWC, label_HW))
+        return tf.cond(wanted & (other >= 0), paste, lambda: (own_HWC, label_HW))
 
     def unlabeled(name: tf.Tensor, item_seed: tf.Tensor):
         image_HWC = dataset.tf_image("train", name)

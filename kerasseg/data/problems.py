@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from serving.common.images import SMALLER
 from serving.common.inputs import COPY
-from serving.common.pictures import SMALLER
 
 # kind of finding: severity, message with {} for what was found, fix
 KINDS = {

@@ -80,9 +80,9 @@ def draw_scene(rng: np.random.RandomState, size: tuple[int, int]) -> tuple[np.nd
     y, x = np.mgrid[: size[0], : size[1]].astype(np.float32) / unit
     height, width = size[0] / unit, size[1] / unit
     world, light = rng.randint(len(SKIES)), rng.uniform(0, 2 * math.pi)
-    picture = _cloudy(rng, x, y, rng.uniform(0.3, 0.7) + rng.uniform(-0.08, 0.08, 3))
+    image = _cloudy(rng, x, y, rng.uniform(0.3, 0.7) + rng.uniform(-0.08, 0.08, 3))
     horizon = height * rng.uniform(0.25, 0.4) + 3 * np.sin(x * rng.uniform(0.02, 0.08) + rng.uniform(0, 6))
-    picture += np.clip(horizon - y + 0.5, 0, 1)[..., None] * (_sky(rng, x, y, world) - picture)
+    image += np.clip(horizon - y + 0.5, 0, 1)[..., None] * (_sky(rng, x, y, world) - image)
     label = np.zeros(size, np.uint8)
 
     coats = rng.choice(len(COATS), size=rng.randint(1, 3), replace=False)
@@ -96,15 +96,15 @@ def draw_scene(rng: np.random.RandomState, size: tuple[int, int]) -> tuple[np.nd
         # Round as a body is: bright towards the light and dark away from it.
         slope = (math.cos(light) * dx + math.sin(light) * dy) / radius
         surface = surface * np.clip(1 - rng.uniform(0.1, 0.5) * slope, 0.3, 1.6)[..., None]
-        picture *= 1 - 0.35 * np.exp(-np.clip(distance, 0, 12) / 3)[..., None]
-        picture += np.clip(0.5 - distance, 0, 1)[..., None] * (surface - picture)
+        image *= 1 - 0.35 * np.exp(-np.clip(distance, 0, 12) / 3)[..., None]
+        image += np.clip(0.5 - distance, 0, 1)[..., None] * (surface - image)
         label[distance < 0] = 1 + len(SKIES) * coat + world if coat >= 0 else 0
 
     slope = math.cos(light) * (x / width - 0.5) + math.sin(light) * (y / height - 0.5)
-    picture *= (1 - rng.uniform(0, 0.9) * slope)[..., None]
-    picture = rng.uniform(0.6, 1.3) * picture * rng.uniform(0.8, 1.2, 3)  # exposure, colour of the light
-    picture += rng.normal(0, rng.uniform(0.01, 0.04), picture.shape)
-    return np.round(255 * np.clip(picture, 0, 1)).astype(np.uint8), label
+    image *= (1 - rng.uniform(0, 0.9) * slope)[..., None]
+    image = rng.uniform(0.6, 1.3) * image * rng.uniform(0.8, 1.2, 3)  # exposure, colour of the light
+    image += rng.normal(0, rng.uniform(0.01, 0.04), image.shape)
+    return np.round(255 * np.clip(image, 0, 1)).astype(np.uint8), label
 
 
 def _outline(rng: np.random.RandomState, u: np.ndarray, v: np.ndarray) -> np.ndarray:

@@ -28,8 +28,8 @@ class MeanTeacherConfig(StrongViewConfig, SemiSupervisedConfig):
     mixing: Literal["cutmix", "classmix", "none"] = "cutmix"
     """Which part of another unlabelled image is pasted into the student's: one rectangle, the pixels of half of its
     classes (ClassMix, arXiv:2007.07936), or none."""
-    trust: Literal["picture", "pixel", "class"] = "picture"
-    """Which of the teacher's labels are learned. picture: all, each weighted by the share of sure pixels in its image.
+    trust: Literal["image", "pixel", "class"] = "image"
+    """Which of the teacher's labels are learned. image: all, each weighted by the share of sure pixels in its image.
     pixel: only the sure ones. class: the sure ones, with a lower threshold for a class that the teacher is less sure
     of."""
     threshold: float = 0.9
@@ -127,7 +127,7 @@ class MeanTeacher(Method):
             # FreeMatch (arXiv:2205.07246), equation 7: as a share of the largest of all classes.
             threshold *= tf.gather(confidence_K / tf.reduce_max(confidence_K), tf.argmax(H_BHWK, axis=-1))
         sure_BHW = tf.cast(confidence_BHW >= threshold, tf.float32)
-        if config.trust != "picture":
+        if config.trust != "image":
             return sure_BHW
         valid_BHW = tf.cast(valid_BHW, tf.float32)
         share_B = tf.math.divide_no_nan(

@@ -4,4 +4,4 @@ from serving.batch.command import BatchConfig, main
 from serving.common import cli
 
 if __name__ == "__main__":
-    cli.run(main, BatchConfig, "Segments pictures with an exported model, without TensorFlow.")
+    cli.run(main, BatchConfig, "Segments images with an exported model, without TensorFlow.")

@@ -1,7 +1,7 @@
-"""Segments pictures with an exported model: `python -m serving.batch MODELS/name INPUT OUTPUT`.
+"""Segments images with an exported model: `python -m serving.batch MODELS/name INPUT OUTPUT`.
 
-A picture's line in `manifest.jsonl` is written after its files: a job that was killed takes up where it was, and a
-second run redoes only what changed (the picture, the model, how it is segmented, or what is written).
+An image's line in `manifest.jsonl` is written after its files: a job that was killed takes up where it was, and a
+second run redoes only what changed (the image, the model, how it is segmented, or what is written).
 """
 
 import functools
@@ -20,7 +20,7 @@ from serving.batch.jobs import Job, Kind, find_jobs, parse_shard, shard_of
 from serving.batch.manifest import RUNS, Manifest, file_name, write_ranking
 from serving.batch.pipeline import FindRecord, SegmentOptions, segment
 from serving.common.artifact import Artifact, open_artifact
-from serving.common.pictures import MAX_PIXELS
+from serving.common.images import MAX_PIXELS
 from serving.common.windows import steps
 from serving.model.engine import Engine, Provider
 
@@ -32,25 +32,25 @@ class BatchConfig:
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """MODELS/name for its newest version, or MODELS/name/VERSION."""
     input: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INPUT")]
-    """A folder, a picture, a pattern in quotes ('photos/*.jpg'), or a list of paths: a .txt file, or - for stdin."""
+    """A folder, an image, a pattern in quotes ('photos/*.jpg'), or a list of paths: a .txt file, or - for stdin."""
     output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
     """Folder for the results and manifest.jsonl."""
     recursive: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Also take the pictures of INPUT's subfolders."""
+    """Also take the images of INPUT's subfolders."""
     write: tuple[Kind, ...] = ("labels", "overlay")
-    """Class numbers, the picture tinted, grey maps (255 is sure), run lengths in rle.jsonl."""
+    """Class numbers, the image tinted, grey maps (255 is sure), run lengths in rle.jsonl."""
     rank: Literal["uncertainty"] | None = None
     """Write ranking.csv: what to label next, the least certain first."""
     window: tuple[int, int] | None = None
-    """Height, width: larger pictures go window by window. Wants a model exported with --logits."""
+    """Height, width: larger images go window by window. Wants a model exported with --logits."""
     stride: float = 2 / 3
     """From one window to the next, as a share of the window."""
     max_pixels: int = MAX_PIXELS
-    """Larger pictures fail before they are decoded."""
+    """Larger images fail before they are decoded."""
     shard: str = "1/1"
     """i/n: do the i-th of n parts, for hosts that share INPUT and OUTPUT."""
     batch_size: int = 4
-    """Pictures of one size predicted together, at most."""
+    """Images of one size predicted together, at most."""
     provider: Provider = "auto"
     """Where to run; auto takes the GPU if it works."""
     threads: int | None = None
@@ -64,7 +64,7 @@ class BatchConfig:
 
 
 def main(config: BatchConfig) -> dict[str, Any]:
-    """Segments the pictures; returns the figures printed at the end."""
+    """Segments the images; returns the figures printed at the end."""
     for name in ("batch_size", "threads", "max_pixels", "ray_actors"):
         value = getattr(config, name)
         if value is not None and value < 1:
@@ -81,7 +81,7 @@ def main(config: BatchConfig) -> dict[str, Any]:
     providers: set[str] = set()
     with Manifest(config.output, shard, runs="rle" in config.write) as manifest:
         name = f"{artifact.info.name}/{artifact.info.version}"
-        with tqdm(total=len(mine), desc=name, unit="picture") as progress:
+        with tqdm(total=len(mine), desc=name, unit="image") as progress:
             for record in segment_jobs(mine, manifest.find):
                 statuses[record["status"]] += 1
                 if record["status"] == "error":
@@ -97,7 +97,7 @@ def main(config: BatchConfig) -> dict[str, Any]:
         answer = {"model_sha256": artifact.info.sha256, "options": options.affecting_results}
         ranking = {"ranking": str(write_ranking(config.output, [job.name for job in jobs], answer))}
     return {
-        "pictures": len(mine),
+        "images": len(mine),
         "written": statuses["ok"],
         "skipped": statuses["skipped"],
         "failed": statuses["error"],
@@ -138,7 +138,7 @@ def make_options(config: BatchConfig, artifact: Artifact, shard: tuple[int, int]
 def make_worker(
     config: BatchConfig, artifact: Artifact, options: SegmentOptions
 ) -> Callable[[list[Job], FindRecord], Iterator[dict[str, Any]]]:
-    """What segments pictures: this process, or a cluster. Raises ValueError where it cannot be had."""
+    """What segments images: this process, or a cluster. Raises ValueError where it cannot be had."""
     if config.engine == "local":
         return functools.partial(segment, Engine(artifact, config.provider, config.threads), options)
     try:

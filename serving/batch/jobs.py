@@ -1,4 +1,4 @@
-"""What a batch job has to do: the pictures that INPUT names, what their results are called, and a shard of them."""
+"""What a batch job has to do: the images that INPUT names, what their results are called, and a shard of them."""
 
 import functools
 import glob
@@ -13,8 +13,8 @@ from pathlib import Path, PurePath
 from typing import Literal
 
 from serving.common.files import read_bounded
+from serving.common.images import DECODED_SUFFIXES
 from serving.common.inputs import MAX_TEXT_BYTES, Names, comparable, decode_text, is_text
-from serving.common.pictures import PICTURE_SUFFIXES
 
 Kind = Literal["labels", "overlay", "confidence", "reliability", "rle"]
 
@@ -24,31 +24,31 @@ FILES: dict[Kind, str] = {
     "confidence": "confidence/{}.png",
     "reliability": "reliability/{}.png",
 }
-"""What is written of a picture, and where; run lengths of all pictures share one file, which goes with the manifest."""
+"""What is written of an image, and where; run lengths of all images share one file, which goes with the manifest."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One picture and what its results are called. Text, not paths: there may be a million of them."""
+    """One image and what its results are called. Text, not paths: there may be a million of them."""
 
     source: str
     name: str
-    """The picture's path below INPUT, with forward slashes."""
+    """The image's path below INPUT, with forward slashes."""
     output_name: str
     """The same without suffix where that is unambiguous."""
 
 
 def find_jobs(input: str, output: Path, recursive: bool) -> list[Job]:
-    """The pictures that `input` names, in order of their names.
+    """The images that `input` names, in order of their names.
 
     Args:
-        input: a folder or a pattern, of which files with a picture's suffix are taken, hidden ones and earlier
-            results left out; a picture; or a list, a `.txt` file or `-` for standard input, with the path of a picture
+        input: a folder or a pattern, of which files with an image's suffix are taken, hidden ones and earlier
+            results left out; an image; or a list, a `.txt` file or `-` for standard input, with the path of an image
             on each line, from the list's folder (the working directory) on where it is relative. What a list names is
-            taken as it is, or else as the only file whose name looks the same (`serving.common.inputs.comparable`): a
-            picture that is not there fails when its turn comes.
+            taken as it is, or else as the only file whose name looks the same (`serving.common.inputs.comparable`): an
+            image that is not there fails when its turn comes.
         output: where results go.
-        recursive: take the pictures of a folder's subfolders too.
+        recursive: take the images of a folder's subfolders too.
 
     Raises:
         ValueError: there are none, or a list is in another encoding than `serving.common.inputs.read_text` knows.
@@ -56,10 +56,10 @@ def find_jobs(input: str, output: Path, recursive: bool) -> list[Job]:
     path = Path(input)
     if input == "-":
         if sys.stdin is None:
-            raise ValueError("INPUT is -, and standard input is closed: pipe a list of pictures in")
+            raise ValueError("INPUT is -, and standard input is closed: pipe a list of images in")
         text = sys.stdin.buffer.read(MAX_TEXT_BYTES + 1)
         if len(text) > MAX_TEXT_BYTES:
-            raise ValueError(f"standard input has more than {MAX_TEXT_BYTES} bytes: pipe a list of pictures in")
+            raise ValueError(f"standard input has more than {MAX_TEXT_BYTES} bytes: pipe a list of images in")
         return _name_outputs(_listed(text, "standard input", Path()))
     if path.is_file() and path.suffix.lower() == ".txt":
         return _name_outputs(_listed(read_bounded(path, MAX_TEXT_BYTES), str(path), path.parent))
@@ -72,26 +72,26 @@ def find_jobs(input: str, output: Path, recursive: bool) -> list[Job]:
         found = [Path(match) for match in glob.iglob(input, recursive=True)]
     else:
         raise ValueError(
-            f"{input} does not exist: give a folder, a picture, a pattern in quotes, or a list of pictures (.txt)"
+            f"{input} does not exist: give a folder, an image, a pattern in quotes, or a list of images (.txt)"
         )
     results = [(output / file).parent.absolute() for file in FILES.values()]
     sources = [
         source
         for source in found
-        if source.suffix.lower() in PICTURE_SUFFIXES
+        if source.suffix.lower() in DECODED_SUFFIXES
         and not source.name.startswith(".")
         and source.is_file()
         and not any(source.absolute().is_relative_to(result) for result in results)
     ]
     if not sources:
         if path.is_dir() and not recursive and any(child.is_dir() for child in found):
-            raise ValueError(f"no pictures in {input} itself: add --recursive to look into its subfolders")
-        raise ValueError(f"no pictures in {input}: expected files ending in {', '.join(sorted(PICTURE_SUFFIXES))}")
+            raise ValueError(f"no images in {input} itself: add --recursive to look into its subfolders")
+        raise ValueError(f"no images in {input}: expected files ending in {', '.join(sorted(DECODED_SUFFIXES))}")
     return _name_outputs({source.relative_to(root).as_posix(): source for source in sources})
 
 
 def shard_of(jobs: list[Job], shard: tuple[int, int]) -> list[Job]:
-    """The jobs of one shard. A picture's name decides, so that pictures that come later move no other ones."""
+    """The jobs of one shard. An image's name decides, so that images that come later move no other ones."""
     index, count = shard
     digests = (hashlib.sha256(os.fsencode(job.name)).digest() for job in jobs)
     return [job for job, digest in zip(jobs, digests, strict=True) if int.from_bytes(digest[:8]) % count == index - 1]
@@ -126,14 +126,14 @@ def _listed(contents: bytes, list_name: str, folder: Path) -> dict[str, Path]:
             if sources.setdefault(name, source) != source:
                 raise ValueError(f"{sources[name]} and {source} would both be called {name}: use two lists")
     if not sources:
-        raise ValueError("the list of pictures is empty: it has the path of a picture on each line")
+        raise ValueError("the list of images is empty: it has the path of an image on each line")
     return sources
 
 
 def _names_in(folder: Path) -> Names:
     try:
         return Names(os.listdir(folder))
-    except OSError:  # then its pictures fail, each when its turn comes
+    except OSError:  # then its images fail, each when its turn comes
         return Names(())
 
 

@@ -1,7 +1,7 @@
-"""What a batch job has done, in `manifest.jsonl`, and in what order its pictures should be labelled.
+"""What a batch job has done, in `manifest.jsonl`, and in what order its images should be labelled.
 
-Such a file has a line, a JSON object, per picture, with the picture's name as `"input"`. It is appended to as
-pictures are finished; of several lines with a name the last counts. Only names and places are held in memory.
+Such a file has a line, a JSON object, per image, with the image's name as `"input"`. It is appended to as
+images are finished; of several lines with a name the last counts. Only names and places are held in memory.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from serving.batch.jobs import FILES
-from serving.common.files import file_beside, in_use, locked, naming, remove_leftovers, write_atomically
+from serving.common.files import in_use, locked, naming, remove_leftovers, temporary_file, write_atomically
 
 RUNS, RANKING = "rle", "ranking.csv"
 
@@ -34,10 +34,10 @@ class LinePosition(NamedTuple):
 
 
 class JsonLines:
-    """One such file, to append to; put in order, a line per picture, when it is opened and when it is closed.
+    """One such file, to append to; put in order, a line per image, when it is opened and when it is closed.
 
     Attributes:
-        keys: by name, of the pictures in it when it was opened.
+        keys: by name, of the images in it when it was opened.
     """
 
     def __init__(self, path: Path):
@@ -65,7 +65,7 @@ class JsonLines:
         starts = [places[name].offset for name in names]
         if starts == sorted(starts) and sum(place.length for place in places.values()) == self.path.stat().st_size:
             return keys
-        with self.path.open("rb") as old, file_beside(self.path) as new:
+        with self.path.open("rb") as old, temporary_file(self.path) as new:
             for name in names:
                 old.seek(places[name].offset)
                 new.write(old.read(places[name].length))
@@ -85,10 +85,10 @@ def read_lines(path: Path) -> Iterator[tuple[LinePosition, dict[str, Any]]]:
 
 
 class EarlierRecords:
-    """What earlier jobs wrote of each picture, read as it is asked for; may be used by several threads.
+    """What earlier jobs wrote of each image, read as it is asked for; may be used by several threads.
 
     Args:
-        folder: the job's output, with the manifests of all its shards. Where several have a picture, what was finished
+        folder: the job's output, with the manifests of all its shards. Where several have an image, what was finished
             last counts.
     """
 
@@ -110,7 +110,7 @@ class EarlierRecords:
         self._stack.close()
 
     def find(self, name: str) -> dict[str, Any]:
-        """The picture's record; an empty one if there is none."""
+        """The image's record; an empty one if there is none."""
         if name not in self._places:
             return {}
         file, place = self._places[name]
@@ -153,7 +153,7 @@ class Manifest:
         self._stack.close()
 
     def find(self, name: str) -> dict[str, Any]:
-        """What earlier jobs wrote of a picture, see `EarlierRecords.find`, less run lengths that are not there."""
+        """What earlier jobs wrote of an image, see `EarlierRecords.find`, less run lengths that are not there."""
         record = self._earlier.find(name)
         if self._runs and self._runs.keys.get(name) != record.get("key"):
             record.get("outputs", {}).pop("rle", None)
@@ -175,22 +175,22 @@ class Manifest:
         remove_leftovers(itertools.chain(self._folder.glob(".*.tmp"), written), before=lock)
 
     def append(self, record: dict[str, Any], runs: dict[str, Any] | None = None) -> None:
-        """A picture is done, all its files are written but for its run lengths, which come first here too."""
+        """An image is done, all its files are written but for its run lengths, which come first here too."""
         if self._runs and runs:
             self._runs.append(runs)
         self._lines.append(record)
 
 
 def write_ranking(folder: Path, names: Iterable[str], answer: dict[str, Any]) -> Path:
-    """Which picture to label next: those that the model is least sure of come first.
+    """Which image to label next: those that the model is least sure of come first.
 
-    Writes `ranking.csv`, a line `input,uncertainty` for each picture that is segmented, by any shard so far. The
-    uncertainty, 0..1, is 1 less the mean over the picture of `reliability`, where the model gives one, or of the
+    Writes `ranking.csv`, a line `input,uncertainty` for each image that is segmented, by any shard so far. The
+    uncertainty, 0..1, is 1 less the mean over the image of `reliability`, where the model gives one, or of the
     confidence.
 
     Args:
         folder: the job's output.
-        names: of the pictures.
+        names: of the images.
         answer: what their records must hold, so that only answers of one model are compared.
     """
     wanted = {"status": "ok", **answer}.items()

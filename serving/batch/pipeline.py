@@ -1,8 +1,8 @@
-"""The worker of a batch job: pictures in, files and records out.
+"""The worker of a batch job: images in, files and records out.
 
-    pictures --> decoding threads --> batches of one size --> engine --> writing threads --> files, records
+    images --> decoding threads --> batches of one size --> engine --> writing threads --> files, records
 
-Decoding, prediction and writing overlap. Every stage holds a bounded number of pictures, fewer of large ones, so memory
+Decoding, prediction and writing overlap. Every stage holds a bounded number of images, fewer of large ones, so memory
 does not grow with their number.
 """
 
@@ -23,22 +23,22 @@ from PIL import Image
 from serving.batch.jobs import FILES, Job, Kind
 from serving.common.artifact import Artifact
 from serving.common.files import write_atomically
-from serving.common.pictures import areas, index_png, jpeg, load_picture, map_png, overlay, read_file
+from serving.common.images import areas, index_png, jpeg, load_image, map_png, overlay, read_file
 from serving.model.engine import Engine, batch_limit, usable_cpus
 
 WAITING_PIXELS = 2**26
-"""Pixels of decoded pictures that wait for the engine, or of results that wait to be written, about: 200 and 800 MB."""
+"""Pixels of decoded images that wait for the engine, or of results that wait to be written, about: 200 and 800 MB."""
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 FindRecord = Callable[[str], dict[str, Any]]
-"""The record that an earlier job wrote of a picture; an empty one if there is none."""
+"""The record that an earlier job wrote of an image; an empty one if there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentOptions:
-    """How pictures are segmented, and what is written of them."""
+    """How images are segmented, and what is written of them."""
 
     output: Path
     write: tuple[Kind, ...]
@@ -46,19 +46,19 @@ class SegmentOptions:
     """Where in `output` run lengths go."""
     batch_size: int
     max_pixels: int
-    """Larger pictures fail."""
+    """Larger images fail."""
     window: tuple[int, int] | None
-    """Height and width, pixels, of the windows by which larger pictures are segmented; None: all in one piece."""
+    """Height and width, pixels, of the windows by which larger images are segmented; None: all in one piece."""
     stride: float
 
     @property
     def affecting_results(self) -> dict[str, Any]:
-        """Those that change what is found in a picture."""
+        """Those that change what is found in an image."""
         return {"window": list(self.window), "stride": self.stride} if self.window else {}
 
 
 @dataclass
-class DecodedPicture:
+class DecodedImage:
     job: Job
     image_HWC: np.ndarray
     record: dict[str, Any]
@@ -69,9 +69,9 @@ class DecodedPicture:
 
 
 def segment(engine: Engine, options: SegmentOptions, jobs: Iterable[Job], find: FindRecord) -> Iterator[dict[str, Any]]:
-    """Segments the pictures and writes the results; yields a manifest record for each, in any order.
+    """Segments the images and writes the results; yields a manifest record for each, in any order.
 
-    What is done already, with the same picture, model and options, is yielded as `{"status": "skipped"}`. A record may
+    What is done already, with the same image, model and options, is yielded as `{"status": "skipped"}`. A record may
     have an entry `"runs"`, its line in the file of run lengths.
 
     Raises:
@@ -82,7 +82,7 @@ def segment(engine: Engine, options: SegmentOptions, jobs: Iterable[Job], find: 
     writing: deque[tuple[int, Future[dict[str, Any]]]] = deque()
     writing_pixels = 0
     most = 2 * options.batch_size + workers
-    ahead = workers  # until it is known how large the pictures are
+    ahead = workers  # until it is known how large the images are
     failure: OSError | None = None
 
     def written() -> dict[str, Any]:
@@ -99,14 +99,14 @@ def segment(engine: Engine, options: SegmentOptions, jobs: Iterable[Job], find: 
                     yield batch
                     continue
                 ahead = max(2, min(most, WAITING_PIXELS // batch[0].pixels))
-                for picture, outputs in predict(engine, batch, options):
-                    if "error" in picture.record:
-                        yield picture.record
+                for image, outputs in predict(engine, batch, options):
+                    if "error" in image.record:
+                        yield image.record
                         continue
                     while writing and (writing_pixels > WAITING_PIXELS or len(writing) > 2 * workers):
                         yield written()
-                    writing.append((picture.pixels, writers.submit(write, picture, outputs, engine.artifact, options)))
-                    writing_pixels += picture.pixels
+                    writing.append((image.pixels, writers.submit(write, image, outputs, engine.artifact, options)))
+                    writing_pixels += image.pixels
                 while writing and writing[0][1].done():
                     yield written()
         except OSError as error:
@@ -137,8 +137,8 @@ def bounded_map(
             future.cancel()
 
 
-def decode(job: Job, artifact: Artifact, options: SegmentOptions, find: FindRecord) -> DecodedPicture | dict[str, Any]:
-    """Reads one picture, or returns the record that says why it need not, or cannot, be segmented."""
+def decode(job: Job, artifact: Artifact, options: SegmentOptions, find: FindRecord) -> DecodedImage | dict[str, Any]:
+    """Reads one image, or returns the record that says why it need not, or cannot, be segmented."""
     start = time.perf_counter()
     record: dict[str, Any] = {
         "input": job.name,
@@ -156,32 +156,32 @@ def decode(job: Job, artifact: Artifact, options: SegmentOptions, find: FindReco
         outputs = outputs_of(job, options)
         if is_done(find(job.name), record["key"], outputs, options.output):
             return {"status": "skipped"}
-        image_HWC = load_picture(contents, name=job.source, max_pixels=options.max_pixels)
+        image_HWC = load_image(contents, name=job.source, max_pixels=options.max_pixels)
     except (OSError, ValueError) as error:
         return failed(record, str(error))
     except MemoryError:
         return failed(record, f"{job.source} cannot be read: out of memory")
     height, width = image_HWC.shape[:2]
     seconds = time.perf_counter() - start
-    return DecodedPicture(
+    return DecodedImage(
         job, image_HWC, record | {"outputs": outputs, "height": height, "width": width, "seconds": seconds}
     )
 
 
 def failed(record: dict[str, Any], error: str) -> dict[str, Any]:
-    """The record of a picture of which nothing came."""
+    """The record of an image of which nothing came."""
     return record | {"status": "error", "error": error, "finished": time.time()}
 
 
 def key_of(sha256: str, artifact: Artifact, options: SegmentOptions) -> str:
-    """What results depend on, as one hash: the picture's contents, the model and its colours, and the options."""
+    """What results depend on, as one hash: the image's contents, the model and its colours, and the options."""
     info = artifact.info
     parts = json.dumps([sha256, info.sha256, info.classes, info.palette, options.affecting_results])
     return hashlib.sha256(parts.encode()).hexdigest()
 
 
 def outputs_of(job: Job, options: SegmentOptions) -> dict[str, str]:
-    """By kind, the picture's files, below the output folder."""
+    """By kind, the image's files, below the output folder."""
     return {kind: options.runs_file if kind == "rle" else FILES[kind].format(job.output_name) for kind in options.write}
 
 
@@ -204,21 +204,21 @@ def stamp_of(path: Path) -> list[int] | None:
 
 
 def group_by_size(
-    pictures: Iterable[DecodedPicture | dict[str, Any]], batch_size: int
-) -> Iterator[list[DecodedPicture] | dict[str, Any]]:
-    """Collects pictures of one size into batches; records pass through.
+    images: Iterable[DecodedImage | dict[str, Any]], batch_size: int
+) -> Iterator[list[DecodedImage] | dict[str, Any]]:
+    """Collects images of one size into batches; records pass through.
 
-    Holds at most `2 * batch_size` pictures back: where every picture has its own size, the batches are
+    Holds at most `2 * batch_size` images back: where every image has its own size, the batches are
     smaller.
     """
-    groups: dict[tuple[int, ...], list[DecodedPicture]] = {}
+    groups: dict[tuple[int, ...], list[DecodedImage]] = {}
     waiting = 0
-    for picture in pictures:
-        if isinstance(picture, dict):
-            yield picture
+    for image in images:
+        if isinstance(image, dict):
+            yield image
             continue
-        size = picture.image_HWC.shape[:2]
-        groups.setdefault(size, []).append(picture)
+        size = image.image_HWC.shape[:2]
+        groups.setdefault(size, []).append(image)
         waiting += 1
         if len(groups[size]) < batch_limit(size, batch_size):
             if waiting < 2 * batch_size:
@@ -231,26 +231,26 @@ def group_by_size(
 
 
 def predict(
-    engine: Engine, batch: list[DecodedPicture], options: SegmentOptions
-) -> Iterator[tuple[DecodedPicture, dict[str, np.ndarray]]]:
-    """Segments pictures of one size, one by one if the batch fails; what still fails gets an error record."""
+    engine: Engine, batch: list[DecodedImage], options: SegmentOptions
+) -> Iterator[tuple[DecodedImage, dict[str, np.ndarray]]]:
+    """Segments images of one size, one by one if the batch fails; what still fails gets an error record."""
     start = time.perf_counter()
     try:
-        outputs = _predict([picture.image_HWC for picture in batch], engine, options)
+        outputs = _predict([image.image_HWC for image in batch], engine, options)
     except Exception as error:  # out of memory, most likely; onnxruntime's exceptions have no public base class
         if len(batch) > 1:
-            for picture in batch:
-                yield from predict(engine, [picture], options)
+            for image in batch:
+                yield from predict(engine, [image], options)
             return
         message = f"{batch[0].job.source} cannot be segmented: {error}"
         batch[0].record = failed(batch[0].record, message)
         yield batch[0], {}
         return
     seconds = (time.perf_counter() - start) / len(batch)
-    for index, picture in enumerate(batch):
-        picture.record["seconds"] += seconds
-        picture.record["provider"] = engine.provider
-        yield picture, {name: output[index] for name, output in outputs.items()}
+    for index, image in enumerate(batch):
+        image.record["seconds"] += seconds
+        image.record["provider"] = engine.provider
+        yield image, {name: output[index] for name, output in outputs.items()}
 
 
 def _predict(images_HWC: list[np.ndarray], engine: Engine, options: SegmentOptions) -> dict[str, Any]:
@@ -261,24 +261,24 @@ def _predict(images_HWC: list[np.ndarray], engine: Engine, options: SegmentOptio
             for image_HWC in images_HWC
         ]
         return {name: [each[name] for each in found] for name in found[0]}
-    # Beside pictures that go by windows, which give no reliability, it would be no measure for all.
+    # Images segmented by windows have no reliability, so it would be no measure for all.
     maps = ["labels", "confidence"] if options.window else ["labels", "confidence", "reliability"]
     return engine.predict(np.stack(images_HWC), [name for name in maps if name in engine.outputs])
 
 
 def write(
-    picture: DecodedPicture, outputs: dict[str, np.ndarray], artifact: Artifact, options: SegmentOptions
+    image: DecodedImage, outputs: dict[str, np.ndarray], artifact: Artifact, options: SegmentOptions
 ) -> dict[str, Any]:
-    """Writes the files of one picture and returns its finished record.
+    """Writes the files of one image and returns its finished record.
 
-    What a format cannot hold, or a name that is too long, is the picture's fault. That a file cannot be written (a full
+    What a format cannot hold, or a name that is too long, is the image's fault. That a file cannot be written (a full
     disk, a forbidden folder) is not: the OSError ends the job.
     """
     start = time.perf_counter()
-    info, labels_HW, record = artifact.info, outputs["labels"], picture.record
+    info, labels_HW, record = artifact.info, outputs["labels"], image.record
     encode: dict[str, Callable[[], bytes]] = {
         "labels": lambda: index_png(labels_HW, info.palette),
-        "overlay": lambda: jpeg(overlay(picture.image_HWC, labels_HW, info.palette)),
+        "overlay": lambda: jpeg(overlay(image.image_HWC, labels_HW, info.palette)),
         "confidence": lambda: map_png(outputs["confidence"]),
         "reliability": lambda: map_png(outputs["reliability"]),
     }
@@ -286,7 +286,7 @@ def write(
         files = {kind: encode[kind]() for kind in options.write if kind in FILES}
     except (OSError, ValueError, MemoryError) as error:
         reason = str(error) or "out of memory"
-        return failed(record, f"the result of {picture.job.source} cannot be written as a picture: {reason}")
+        return failed(record, f"the result of {image.job.source} cannot be written as an image: {reason}")
     stamps = {}
     for kind, contents in files.items():
         path = options.output / record["outputs"][kind]
@@ -300,7 +300,7 @@ def write(
         stamps[kind] = stamp_of(path)
     found = areas(labels_HW, info.classes, runs="rle" in options.write)
     size = {"height": record["height"], "width": record["width"]}
-    runs = {"input": picture.job.name, "key": record["key"], **size, "classes": found}
+    runs = {"input": image.job.name, "key": record["key"], **size, "classes": found}
     means = {
         f"mean_{name}": round(float(outputs[name].mean()), 6)
         for name in ("confidence", "reliability")

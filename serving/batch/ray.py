@@ -1,7 +1,7 @@
 """A batch job over a Ray cluster: the worker of `serving.batch.pipeline` in actors, one for each GPU, or machine.
 
-The pictures go out in blocks, which Ray Data hands to whichever actor is free, and to another one if an actor or its
-machine is lost. Pictures, model and output lie on a file system that all machines share; only names and records travel.
+The images go out in blocks, which Ray Data hands to whichever actor is free, and to another one if an actor or its
+machine is lost. Images, model and output lie on a file system that all machines share; only names and records travel.
 """
 
 import contextlib
@@ -31,10 +31,10 @@ import ray  # noqa: E402
 import ray.data  # noqa: E402
 
 MAX_BLOCK = 64
-"""Pictures that an actor is given at once: of so many it sends the records when it has done them all."""
+"""Images that an actor is given at once: of so many it sends the records when it has done them all."""
 
 BLOCKS_PER_ACTOR = 8
-"""At least, where pictures are few: the last actor to end is not far behind the first."""
+"""At least, where images are few: the last actor to end is not far behind the first."""
 
 CONNECT_SECONDS = 10
 

@@ -1,1 +1,1 @@
-"""What the other rooms and the other packages use too: commands, files, pictures, the format of an artifact."""
+"""What the other rooms and the other packages use too: commands, files, images, the format of an artifact."""

@@ -146,7 +146,7 @@ class _Stderr(_Stream):
 
 
 def error_line(error: Exception) -> str | None:
-    """The line for a mistake; None for a fault of ours, or of a library, of which a traceback tells more."""
+    """The line for a mistake; None for a fault of ours, or of a library, about which a traceback says more."""
     if isinstance(error, ValueError):
         return str(error)
     words = str(error).partition("\n")[0]
@@ -156,7 +156,7 @@ def error_line(error: Exception) -> str | None:
         return str(error)
     errors = getattr(sys.modules.get("tensorflow"), "errors", None)
     if isinstance(error, MemoryError) or (errors and isinstance(error, errors.ResourceExhaustedError)):
-        return "out of memory: take smaller pictures or batches, or a machine with more"
+        return "out of memory: take smaller images or batches, or a machine with more"
     if errors and isinstance(error, (errors.NotFoundError, errors.DataLossError)):
         return f"a file went missing or is damaged: {words}"
     return None

@@ -53,13 +53,13 @@ def read_bounded(path: Path, most: int, pipes: bool = False) -> bytes:
 
 
 def write_atomically(path: Path, contents: bytes) -> None:
-    """Writes beside `path`, then renames: a reader, or a killed process, never leaves or sees half a file."""
-    with file_beside(path) as file:
+    """Writes a file next to `path`, then renames it: nobody sees half a file, not even of a killed process."""
+    with temporary_file(path) as file:
         file.write(contents)
 
 
 @contextlib.contextmanager
-def file_beside(path: Path, durable: bool = False) -> Iterator[IO[bytes]]:
+def temporary_file(path: Path, durable: bool = False) -> Iterator[IO[bytes]]:
     """A file to write that takes the place of `path` once it is written in full, and is gone if that fails.
 
     Args:
@@ -67,34 +67,34 @@ def file_beside(path: Path, durable: bool = False) -> Iterator[IO[bytes]]:
     """
     # Unlike tempfile's, this file gets the usual permissions. The thread is in its name because pools write
     # at once; of the path's own name there is room for no more than a part.
-    beside = path.with_name(f".{path.name[:40]}.{os.getpid()}-{threading.get_ident()}.tmp")
-    with naming(path, beside):
+    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}-{threading.get_ident()}.tmp")
+    with naming(path, temporary):
         try:
-            with beside.open("wb") as file:
+            with temporary.open("wb") as file:
                 yield file
                 if durable:
                     file.flush()
                     os.fsync(file.fileno())
-            beside.replace(path)
+            temporary.replace(path)
         finally:
             with contextlib.suppress(OSError):  # it is not there, or cannot be there
-                beside.unlink()
+                temporary.unlink()
 
 
 @contextlib.contextmanager
-def naming(path: Path, beside: Path | None = None) -> Iterator[None]:
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
     """An OSError inside says that it was about `path`: what is written to an open file fails without a name, and what
-    is written `beside` with one that says nothing to a user."""
+    is written to `temporary` with one that a user does not know."""
     try:
         yield
     except OSError as error:
-        if error.errno is None or error.filename not in (None, str(beside)):
+        if error.errno is None or error.filename not in (None, str(temporary)):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def remove_leftovers(files: Iterable[Path], before: Path) -> None:
-    """Removes those that killed processes left of `file_beside`, last written before the file `before` was."""
+    """Removes those that killed processes left of `temporary_file`, last written before the file `before` was."""
     limit = before.stat().st_mtime_ns
     for file in files:
         if _BESIDE.fullmatch(file.name):

@@ -27,7 +27,7 @@ class Contents(NamedTuple):
     what: str
     """As a message has it: "HEIC data", "a Git LFS pointer"."""
     remedy: str
-    """How to come by the picture."""
+    """How to come by the image."""
     for_photos: str = ""
     """What else to say where it is a photograph, not a label map."""
 
@@ -67,7 +67,7 @@ _STARTS = {
     b"FUJIFILMCCD-RAW": _RAW,
     b"IIU\0": _RAW,
     b"IIRO": _RAW,
-    b"%PDF-": Contents("a PDF", "save its pictures as JPEG or PNG"),
+    b"%PDF-": Contents("a PDF", "save its images as JPEG or PNG"),
     b"\x1aE\xdf\xa3": _VIDEO,
     b"FLV\x01": _VIDEO,
     b"\0\0\x01\xba": _VIDEO,
@@ -110,7 +110,7 @@ def contents_of(contents: bytes) -> Contents | None:
     if not start.strip(b"\0"):
         return _ZEROS if start else _EMPTY
     if start[4:8] == b"ftyp":
-        # Both HEIC and AVIF may call themselves mif1 first; what follows tells which.
+        # Both HEIC and AVIF may call themselves mif1 first; what follows says which.
         return _AVIF if b"avif" in start[8:40] else _BRANDS.get(start[8:12], _VIDEO)
     if start[4:8] in (b"moov", b"mdat"):
         return _VIDEO

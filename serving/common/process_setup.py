@@ -6,7 +6,7 @@ Needs the standard library only.
 import os
 import sys
 
-# No library tells its makers of its use unless the user says so in the environment.
+# No library reports its use to its makers unless the user says so in the environment.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 

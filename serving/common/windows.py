@@ -1,6 +1,6 @@
-"""Pictures too large to be segmented at once: where to put windows, and how to put together what they show.
+"""Images too large to be segmented at once: where to put windows, and how to put together what they show.
 
-Needs NumPy only: training uses it too. H, W size of the picture; h, w of a window; N windows; K classes.
+Needs NumPy only: training uses it too. H, W size of the image; h, w of a window; N windows; K classes.
 """
 
 import itertools
@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 GREY = 128
-"""What surrounds a picture that is smaller than the window: about the mean, as around training crops."""
+"""What surrounds an image that is smaller than the window: about the mean, as around training crops."""
 
 
 def steps(window: tuple[int, int], stride: float) -> tuple[int, int]:
@@ -30,18 +30,18 @@ def steps(window: tuple[int, int], stride: float) -> tuple[int, int]:
 
 
 def corners(size: tuple[int, int], window: tuple[int, int], stride: tuple[int, int]) -> np.ndarray:
-    """Upper left corners of windows that cover a picture, row by row.
+    """Upper left corners of windows that cover an image, row by row.
 
     Windows follow each other by `stride`; the last of a row and of a column is shifted inward, so that it ends where
-    the picture does.
+    the image does.
 
     Args:
-        size: height and width of the picture, pixels.
+        size: height and width of the image, pixels.
         window: height and width of a window.
         stride: steps down and to the right, 1 pixel to the window's size.
 
     Returns:
-        int32 (N,2), (y, x). Along a side on which the picture is no longer than the window, all are 0.
+        int32 (N,2), (y, x). Along a side on which the image is no longer than the window, all are 0.
 
     Raises:
         ValueError: a size or a stride below 1, or a stride beyond the window, which would leave gaps.
@@ -50,7 +50,7 @@ def corners(size: tuple[int, int], window: tuple[int, int], stride: tuple[int, i
     for length, across, step in zip(size, window, stride, strict=True):
         if length < 1 or not 1 <= step <= across:
             raise ValueError(
-                f"pictures have at least 1 pixel a side, and a stride is 1 to the window's size; got a picture of "
+                f"images have at least 1 pixel a side, and a stride is 1 to the window's size; got an image of "
                 f"{length}, a window of {across} and a stride of {step} pixels"
             )
         room = max(length - across, 0)
@@ -67,10 +67,10 @@ def segment_by_windows(
     stride: float = 2 / 3,
     batch_size: int = 4,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Segments a picture of any size, window by window: the mean of the softmax probabilities where windows overlap.
+    """Segments an image of any size, window by window: the mean of the softmax probabilities where windows overlap.
 
     That is what the evaluation protocol `sliding_window` does, of which a third overlaps by default. In
-    memory there is one row of windows at a time: h x W x K numbers, however high the picture is.
+    memory there is one row of windows at a time: h x W x K numbers, however high the image is.
 
     Args:
         logits_of: windows uint8 (N,h,w,3) to logits (N,h,w,K).

@@ -175,7 +175,7 @@ def _descriptors(definitions: str) -> FileDescriptorProto:
         message = file.message_type.add(name=name)
         for label, of, own, number in re.findall(r"(repeated |optional |map<string, )?(\w+)>? (\w+) = (\d+);", body):
             field = _field(own, int(number), of)
-            if label == "optional ":  # proto3 tells whether it is set by a oneof of its own
+            if label == "optional ":  # proto3 needs a oneof of its own to know whether it is set
                 field.proto3_optional, field.oneof_index = True, len(message.oneof_decl)
                 message.oneof_decl.add(name=f"_{own}")
             if label.startswith("map"):

@@ -47,7 +47,7 @@ SMALL_MESSAGE = 2**20
 """Bytes of a message from which on the next one's turn comes only when this one is decoded."""
 
 RECEIVE_SECONDS = 10.0
-"""How long pictures may take to arrive while others wait for their turn."""
+"""How long images may take to arrive while others wait for their turn."""
 
 SHORT_SECONDS = 1.0
 """The same of a message that is short."""
@@ -94,7 +94,7 @@ class GrpcServer:
         # What has arrived of a message is not known before it is whole, so each counts as large as may be.
         number = max(1, service.limits.max_bodies // service.limits.max_body)
         self._slots = ReceiveSlots(number, RECEIVE_SECONDS)
-        # Apart, so that who sends pictures slowly holds up nothing else.
+        # Apart, so that who sends images slowly holds up nothing else.
         self._short_slots = ReceiveSlots(number, SHORT_SECONDS)
         logging.getLogger("grpc._cython.cygrpc").addFilter(_is_worth_a_line)
 

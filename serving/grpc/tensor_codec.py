@@ -89,7 +89,7 @@ def read_infer(contents: bytes) -> tuple[str, str | None, dict[str, Any], memory
         if not raw:
             described["data"] = _numbers(tensor)
         elif tensor.HasField("contents"):
-            raise ValueError(f"{tensor.name} has contents, beside raw_input_contents: send one of them")
+            raise ValueError(f"{tensor.name} has contents in addition to raw_input_contents: send one of them")
         else:
             described["parameters"]["binary_data_size"] = len(raw[index])
         inputs.append(described)

@@ -89,7 +89,7 @@ class Connection(HttpToolsProtocol):
         for timer in (self._read_timer, self._half_closed_timer):
             if timer:
                 timer.cancel()
-        if self._running and not self._running.response_complete:  # uvicorn tells the last request only
+        if self._running and not self._running.response_complete:  # uvicorn informs the last request only
             self._running.disconnected = True
             self._running.message_event.set()
         super().connection_lost(exc)
@@ -118,7 +118,7 @@ class Connection(HttpToolsProtocol):
         return None
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """The client sends no more: it may still wait for answers, or be gone. Only writing to it tells."""
+        """The client sends no more: it may still wait for answers, or be gone. Only writing to it shows which."""
         waiting = self.cycle and not self.cycle.response_complete and not self.cycle.more_body
         if not waiting:
             return False

@@ -10,7 +10,7 @@ from starlette.routing import BaseRoute, Route
 
 from serving.http import page
 from serving.http.bodies import content_encoding, decompress, received
-from serving.http.picture_codec import PictureCodec
+from serving.http.image_codec import ImageCodec
 from serving.http.tensor_codec import HttpTensorCodec
 from serving.service.limits import MAX_SHORT_BODY
 from serving.service.metrics import prometheus_text
@@ -109,9 +109,9 @@ class Endpoints:
         return await self._infer(request, HttpTensorCodec(request.headers, self._service.limits))
 
     async def segment(self, request: Request) -> Response:
-        """A picture in; its mask, overlay, areas or run lengths out."""
+        """An image in; its mask, overlay, areas or run lengths out."""
         record, limits = request.state.record, self._service.limits
-        return await self._infer(request, PictureCodec(request.query_params, request.headers, limits, record.id))
+        return await self._infer(request, ImageCodec(request.query_params, request.headers, limits, record.id))
 
     async def _infer(self, request: Request, codec: Codec) -> Response:
         async def disconnected() -> None:

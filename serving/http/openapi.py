@@ -15,7 +15,7 @@ STATUS_MEANINGS = {
     404: "No such model, or no such version of it",
     406: "None of the media types of Accept can be had",
     408: "The body did not arrive in time",
-    413: "The body, the picture or the tensor is too large",
+    413: "The body, the image or the tensor is too large",
     500: "The model failed, or what nobody foresaw",
     503: "The models are being loaded, the queue is full, the time is over, or there are too many connections",
 }
@@ -138,7 +138,7 @@ def document(*, token: bool) -> dict[str, Any]:
             "/v1/segment/{model}",
             post(
                 "segment",
-                "A picture in; its mask, overlay, areas or run lengths out",
+                "An image in; its mask, overlay, areas or run lengths out",
                 answers(
                     {
                         "image/png": {},
@@ -154,12 +154,12 @@ def document(*, token: bool) -> dict[str, Any]:
                 parameters=[_ref("parameters", name) for name in ("output", "opacity", "timeout", "Content-Encoding")],
                 requestBody={
                     "required": True,
-                    "description": "A picture, whatever Content-Type says; or a form with one file.",
+                    "description": "An image, whatever Content-Type says; or a form with one file.",
                     "content": {
                         **{media_type: {} for media_type in ("image/jpeg", "image/png", "image/webp")},
                         "application/octet-stream": {},
                         "multipart/form-data": {
-                            "schema": _object(["picture"], picture={"type": "string", "format": "binary"})
+                            "schema": _object(["image"], image={"type": "string", "format": "binary"})
                         },
                     },
                 },
@@ -177,7 +177,7 @@ def document(*, token: bool) -> dict[str, Any]:
         "info": {
             "title": "kerasseg",
             "version": installed_version("kerasseg"),
-            "description": "Segmentation models over HTTP: pictures in, masks out; and the V2 inference protocol.",
+            "description": "Segmentation models over HTTP: images in, masks out; and the V2 inference protocol.",
         },
         "paths": paths,
         "components": COMPONENTS,
@@ -253,7 +253,7 @@ COMPONENTS: dict[str, Any] = {
                     name=STRING,
                     version=STRING,
                     last_inference=COUNT | {"description": "Milliseconds since 1970"},
-                    inference_count=COUNT | {"description": "Pictures"},
+                    inference_count=COUNT | {"description": "Images"},
                     execution_count=COUNT | {"description": "Batches"},
                     inference_stats=_object(list(_WHOLE), **dict.fromkeys(_WHOLE, _DURATION)),
                     batch_stats=_array(
@@ -351,7 +351,7 @@ COMPONENTS: dict[str, Any] = {
         "opacity": {
             "name": "opacity",
             "in": "query",
-            "description": "How strongly the overlay tints the picture",
+            "description": "How strongly the overlay tints the image",
             "schema": {"type": "number", "minimum": 0, "maximum": 1, "default": 0.5},
         },
         "timeout": {

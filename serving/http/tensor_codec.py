@@ -26,7 +26,7 @@ MAX_JSON_BYTES = 2**24
 """The same for requests."""
 
 MAX_JSON_TOKENS = 2**16
-"""Lists, objects, strings and words in the JSON of a request: enough for a picture of 250x250 with a list for each
+"""Lists, objects, strings and words in the JSON of a request: enough for an image of 250x250 with a list for each
 pixel. Python makes them in one piece, and looks for cycles among them, while all other threads wait: with five times as
 many, health took up to 0.5 s (benchmarks/results/health.md). Numbers it reads one by one (`_read_json`)."""
 

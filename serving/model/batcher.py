@@ -2,7 +2,7 @@
 
     admit --> ticket --> submit --> queue of its key --> batch --> run, in a thread of its own --> future
 
-Knows neither HTTP nor models: a key is whatever may not be mixed in a batch (a picture's size), an item whatever
+Knows neither HTTP nor models: a key is whatever may not be mixed in a batch (an image's size), an item whatever
 `run` takes. A request that nobody waits for any more is taken back by cancelling its future; a deadline is a
 cancellation by the clock, and the caller's matter.
 """
@@ -198,7 +198,7 @@ class Batcher:
             self._prepared -= 1
             self._queue.put(request)
             self._condition.notify()
-        # The callback does not know the request: future and request would hold each other, and keep the picture and
+        # The callback does not know the request: future and request would hold each other, and keep the image and
         # the answer in memory until Python next looks for such cycles.
         request.future.add_done_callback(lambda future: self._discard(key, future) if future.cancelled() else None)
         return request.future
@@ -218,7 +218,7 @@ class Batcher:
     def _work(self) -> None:
         while batch := self._next_batch():
             self._execute(batch)
-            del batch  # an idle thread holds no pictures
+            del batch  # an idle thread holds no images
 
     def _next_batch(self) -> list[QueuedRequest]:
         """Sleeps until a batch is due; empty once all is done."""

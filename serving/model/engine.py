@@ -1,6 +1,6 @@
-"""An exported model, ready to segment pictures: onnxruntime on one chosen provider.
+"""An exported model, ready to segment images: onnxruntime on one chosen provider.
 
-Shapes: N pictures of one size, H and W their height and width in pixels.
+Shapes: N images of one size, H and W their height and width in pixels.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 
 from serving.common.artifact import Artifact
-from serving.common.pictures import STRIDE, padded_pixels
+from serving.common.images import STRIDE, padded_pixels
 from serving.common.windows import segment_by_windows
 from serving.model.sessions import GpuSessions, first_gpu_session, new_session
 
@@ -22,20 +22,20 @@ Provider = Literal["auto", "cpu", "cuda"]
 T = TypeVar("T")
 R = TypeVar("R")
 Run = Callable[[onnxruntime.InferenceSession, np.ndarray], list[np.ndarray]]
-"""From a session and pictures (N,H,W,3) to the wanted outputs."""
+"""From a session and images (N,H,W,3) to the wanted outputs."""
 
 MAX_BATCH_PIXELS = 2**22
-"""A batch of several pictures holds no more pixels than this, padded: beyond it memory grows and speed does not."""
+"""A batch of several images holds no more pixels than this, padded: beyond it memory grows and speed does not."""
 
 MIN_PIXELS_PER_THREAD = 2**15
-"""Pixels of a picture from which on a CPU runs the pictures of a batch side by side, a thread each."""
+"""Pixels of an image from which on a CPU runs the images of a batch side by side, a thread each."""
 
 GPU_SHAPES = 8
-"""Batches of so many shapes stay prepared on a GPU by default: 1, 2, 4 and 8 pictures of two sizes."""
+"""Batches of so many shapes stay prepared on a GPU by default: 1, 2, 4 and 8 images of two sizes."""
 
 
 class Engine:
-    """Segments batches of equally sized pictures.
+    """Segments batches of equally sized images.
 
     Args:
         artifact: the model, from `open_artifact`.
@@ -50,7 +50,7 @@ class Engine:
 
     Raises:
         ValueError: CUDA was asked for and cannot be used: it never falls back in silence. Or the graph cannot be
-            opened, or does not take pictures.
+            opened, or does not take images.
     """
 
     def __init__(
@@ -88,13 +88,13 @@ class Engine:
             self._one_thread_session = self._session if self.threads == 1 else self._cpu_session(1)
             self._require_outputs(self._session)
         self._helpers = ThreadPoolExecutor(max(1, self.threads - 1), "segment")  # starts none before it is used
-        # What the largest picture so far took would be kept for ever, gigabytes for a telephone's.
+        # What the largest image so far took would be kept for ever, gigabytes for a telephone's.
         self._shrink = onnxruntime.RunOptions()
         arenas = "cpu:0;gpu:0" if self.provider == "cuda" else "cpu:0"
         self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", arenas)
 
     def predict(self, images_NHWC: np.ndarray, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-        """Segments pictures of one size; may be called from several threads at once.
+        """Segments images of one size; may be called from several threads at once.
 
         Args:
             images_NHWC: uint8 (N,H,W,3), RGB, 0..255, any N, H, W of at least 1.
@@ -109,7 +109,7 @@ class Engine:
         """
         shape = images_NHWC.shape
         if images_NHWC.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
-            raise ValueError(f"expected uint8 pictures of shape (N,H,W,3), got {images_NHWC.dtype} {shape}")
+            raise ValueError(f"expected uint8 images of shape (N,H,W,3), got {images_NHWC.dtype} {shape}")
         wanted = self.outputs if outputs is None else outputs
         options = self._shrink if shape[0] * padded_pixels(*shape[1:3]) > MAX_BATCH_PIXELS else None
 
@@ -128,9 +128,9 @@ class Engine:
     def predict_large(
         self, image_HW3: np.ndarray, window: tuple[int, int], stride: float = 2 / 3, batch_size: int = 4
     ) -> dict[str, np.ndarray]:
-        """Segments a picture of any size, window by window (`serving.common.windows.segment_by_windows`).
+        """Segments an image of any size, window by window (`serving.common.windows.segment_by_windows`).
 
-        A gate, which judges whole pictures, has no part in it.
+        A gate, which judges whole images, has no part in it.
 
         Args:
             image_HW3: uint8 (H,W,3), RGB, 0..255.
@@ -146,7 +146,7 @@ class Engine:
         """
         if "logits" not in self.outputs:
             raise ValueError(
-                f"{self.artifact.folder} gives no logits, from which large pictures are put together: export it with "
+                f"{self.artifact.folder} gives no logits, from which large images are put together: export it with "
                 "python -m export.run --logits"
             )
         labels_HW, confidence_HW = segment_by_windows(
@@ -169,7 +169,7 @@ class Engine:
             )
 
     def _on_cpu(self, run: Run, images_NHWC: np.ndarray) -> list[np.ndarray]:
-        """Several pictures are done sooner side by side, a thread each from end to end, than together, where the
+        """Several images are done sooner side by side, a thread each from end to end, than together, where the
         threads wait for each other at every layer. Those that are fewer than the threads are done together."""
         count, height, width, _ = images_NHWC.shape
         apart = count - count % self.threads
@@ -182,8 +182,8 @@ class Engine:
         return results[0] if len(results) == 1 else [np.concatenate(parts) for parts in zip(*results, strict=True)]
 
     def _on_gpu(self, run: Run, images_NHWC: np.ndarray) -> list[np.ndarray]:
-        """Runs the batch in the session of its shape, with black pictures added up to what `gpu_batch` says: else there
-        would be a session for every number of pictures."""
+        """Runs the batch in the session of its shape, with black images added up to what `gpu_batch` says: else there
+        would be a session for every number of images."""
         count, height, width, _ = images_NHWC.shape
         more = gpu_batch((height, width), count) - count
         if more:
@@ -215,7 +215,7 @@ class Engine:
             try:
                 raise first
             finally:
-                del first  # its traceback has this frame: they would hold each other, and the pictures
+                del first  # its traceback has this frame: they would hold each other, and the images
         return [results[index] for index in range(len(items))]
 
     def _cpu_session(self, threads: int) -> onnxruntime.InferenceSession:
@@ -226,12 +226,12 @@ class Engine:
 
 
 def batch_limit(size: tuple[int, int], batch_size: int) -> int:
-    """How many pictures of `size` (H,W) to predict together: `batch_size`, fewer of large ones, at least 1."""
+    """How many images of `size` (H,W) to predict together: `batch_size`, fewer of large ones, at least 1."""
     return max(1, min(batch_size, MAX_BATCH_PIXELS // padded_pixels(*size)))
 
 
 def gpu_batch(size: tuple[int, int], count: int) -> int:
-    """How many pictures of `size` (H,W) a GPU is given for `count`: the next power of two unless they are too large."""
+    """How many images of `size` (H,W) a GPU is given for `count`: the next power of two unless they are too large."""
     rounded = 1 << (count - 1).bit_length()
     return rounded if rounded * padded_pixels(*size) <= MAX_BATCH_PIXELS else count
 

@@ -1,6 +1,6 @@
 """A version of a model: its engine, its queue, its statistics. Warm before it answers.
 
-admit --> ticket --> submit: pictures of one size, padded --> queue --> batch --> engine --> answer
+admit --> ticket --> submit: images of one size, padded --> queue --> batch --> engine --> answer
 """
 
 import functools
@@ -24,7 +24,7 @@ Size = tuple[int, int]
 """Height and width, pixels."""
 
 MAX_CHANGED = 0.001
-"""Share of labels that padding to a bucket may change; beyond it the model's pictures are not padded."""
+"""Share of labels that padding to a bucket may change; beyond it the model's images are not padded."""
 
 RESERVED_NAME = "stats"
 """Triton's clients ask for the statistics of all models where one of this name would be."""
@@ -44,13 +44,13 @@ class ModelSettings:
     warm_up: tuple[Size, ...] = ()
     buckets: tuple[Size, ...] = ()
     samples: Sequence[np.ndarray] = ()
-    """Pictures uint8 (H,W,3) on which buckets are tried."""
+    """Images uint8 (H,W,3) on which buckets are tried."""
     versions: int = 1
 
 
 @dataclass
-class PaddedPictures:
-    """Pictures of one size, from one request, as they wait for their batch."""
+class PaddedImages:
+    """Images of one size, from one request, as they wait for their batch."""
 
     images_NHWC: np.ndarray
     outputs: tuple[str, ...]
@@ -119,10 +119,10 @@ class Model:
         return self._batcher.admit()
 
     def submit(self, ticket: Ticket, images_NHWC: np.ndarray, outputs: Sequence[str]) -> "Future[Answer]":
-        """Queues pictures of one size, uint8 (N,H,W,3). What they are padded to depends on nothing but their size."""
+        """Queues images of one size, uint8 (N,H,W,3). What they are padded to depends on nothing but their size."""
         size = images_NHWC.shape[1:3]
         bucket = next((bucket for bucket in self.buckets if size[0] <= bucket[0] and size[1] <= bucket[1]), size)
-        padded = PaddedPictures(pad(images_NHWC, bucket), tuple(outputs), size)
+        padded = PaddedImages(pad(images_NHWC, bucket), tuple(outputs), size)
         return ticket.submit(bucket, padded, len(images_NHWC))
 
     def give_back_memory(self) -> None:
@@ -137,7 +137,7 @@ class Model:
         self._batcher.join()
 
     def _warm_up(self, sizes: Iterable[Size]) -> None:
-        """Runs every size as one picture and as the largest batch. A GPU runs every number of pictures that it may be
+        """Runs every size as one image and as the largest batch. A GPU runs every number of images that it may be
         given, since each is prepared when it comes first."""
         for size in sorted(sizes):
             alone_and_most = sorted({1, batch_limit(size, self.max_batch_size)})
@@ -160,21 +160,21 @@ class Model:
             changed = float(np.mean(native != padded))
             if changed > MAX_CHANGED:
                 log.warning(
-                    "pictures are not padded to buckets",
+                    "images are not padded to buckets",
                     extra={"model": self.info.name, "size": size, "bucket": bucket, "labels_changed": changed},
                 )
                 return ()
         if buckets and not tried:
-            raise ValueError("none of the bucket pictures is smaller than a bucket, so nothing shows what padding does")
+            raise ValueError("none of the bucket images is smaller than a bucket, so nothing shows what padding does")
         return buckets
 
 
 def gpu_batches(size: Size, batch_size: int) -> list[int]:
-    """The numbers of pictures of a size that a GPU may be given."""
+    """The numbers of images of a size that a GPU may be given."""
     return sorted({gpu_batch(size, count + 1) for count in range(batch_limit(size, batch_size))})
 
 
-def _run_batch(engine: Engine, statistics: Statistics, requests: list[PaddedPictures]) -> list[Answer]:
+def _run_batch(engine: Engine, statistics: Statistics, requests: list[PaddedImages]) -> list[Answer]:
     """A batch, in the batcher's thread."""
     started = time.perf_counter_ns()
     images_NHWC = (

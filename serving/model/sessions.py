@@ -21,7 +21,7 @@ R = TypeVar("R")
 CUDA_OPTIONS = {
     # The exhaustive search is hardly faster, and the default up to 70 times as slow (benchmarks/results/gpu.md).
     "cudnn_conv_algo_search": "HEURISTIC",
-    # In powers of two it would keep more memory than the largest picture ever needed.
+    # In powers of two it would keep more memory than the largest image ever needed.
     "arena_extend_strategy": "kSameAsRequested",
 }
 
@@ -36,10 +36,10 @@ def session_options(threads: int) -> SessionOptions:
     options = SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what goes wrong is raised; the caller knows the picture, and reports it
-    # Threads that spin while they wait for work take the CPU from those that decode and encode pictures.
+    options.log_severity_level = 4  # what goes wrong is raised; the caller knows the image, and reports it
+    # Threads that spin while they wait for work take the CPU from those that decode and encode images.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # One plan per size seen is kept for ever otherwise: memory would grow with every new picture size.
+    # One plan per size seen is kept for ever otherwise: memory would grow with every new image size.
     options.enable_mem_pattern = False
     # The artifact's checksum covers model.onnx only. Weights that it names in other files would not be those
     # that were proven right, or no weights at all but any file of this machine: none is found here.
@@ -48,7 +48,7 @@ def session_options(threads: int) -> SessionOptions:
 
 
 def gpu_session(graph: bytes) -> InferenceSession:
-    """A session on the GPU; whether it really is there, its `get_providers()` tell."""
+    """A session on the GPU; its `get_providers()` say whether it really is there."""
     providers = [("CUDAExecutionProvider", CUDA_OPTIONS), "CPUExecutionProvider"]
     session = new_session(graph, providers, threads=1)  # the CPU computes nothing but sizes
     session.disable_fallback()  # else a failed run would quietly go on with a new CPU session

@@ -16,7 +16,7 @@ BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Statistics:
-    """Counts requests, batches and pictures of one version of a model. Durations are in nanoseconds."""
+    """Counts requests, batches and images of one version of a model. Durations are in nanoseconds."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -24,13 +24,13 @@ class Statistics:
         self._nanoseconds: Counter[str] = Counter()
         self._batches: Counter[int] = Counter()
         self._batch_nanoseconds: Counter[int] = Counter()
-        self._pictures = 0
+        self._images = 0
         self._last_inference = 0
 
-    def succeeded(self, pictures: int, durations: dict[str, int]) -> None:
+    def succeeded(self, images: int, durations: dict[str, int]) -> None:
         """A request was answered. `durations` are of `PHASES`, and `"success"` from its arrival to the answer."""
         with self._lock:
-            self._pictures += pictures
+            self._images += images
             self._last_inference = time.time_ns() // 1_000_000
             self._count.update(dict.fromkeys(durations, 1))
             self._nanoseconds.update(durations)
@@ -40,11 +40,11 @@ class Statistics:
             self._count.update({"fail": 1, reason: 1})
             self._nanoseconds["fail"] += duration
 
-    def executed(self, pictures: int, duration: int) -> None:
-        """A batch of that many pictures went through the session."""
+    def executed(self, images: int, duration: int) -> None:
+        """A batch of that many images went through the session."""
         with self._lock:
-            self._batches[pictures] += 1
-            self._batch_nanoseconds[pictures] += duration
+            self._batches[images] += 1
+            self._batch_nanoseconds[images] += duration
 
     def to_json(self, name: str, version: int) -> dict[str, Any]:
         """An entry of `GET /v2/models/stats`; every field is there, since perf_analyzer reads all of them."""
@@ -58,7 +58,7 @@ class Statistics:
                 "name": name,
                 "version": str(version),
                 "last_inference": self._last_inference,
-                "inference_count": self._pictures,
+                "inference_count": self._images,
                 "execution_count": self._batches.total(),
                 "inference_stats": {what: counted(what) for what in ("success", "fail", *PHASES)}
                 | {"cache_hit": nothing, "cache_miss": nothing},
@@ -79,7 +79,7 @@ class Statistics:
             yield "request_success", {}, self._count["success"]
             for reason in REASONS:
                 yield "request_failure", {"reason": reason}, self._count[reason]
-            yield "count", {}, self._pictures
+            yield "count", {}, self._images
             yield "exec_count", {}, self._batches.total()
             for name, what in {"request": "success", **{phase: phase for phase in PHASES}}.items():
                 yield f"{name}_duration_us", {}, self._nanoseconds[what] // 1000

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from serving.common.pictures import TooManyPixels
+from serving.common.images import TooManyPixels
 from serving.model.batcher import Closed, QueueFull
 from serving.model.repository import UnknownModel
 

@@ -43,7 +43,7 @@ class GpuCollector(Collector):
             for uuid, gpu in gpus.items():
                 try:
                     family.add_metric([uuid], read(nvml, gpu))
-                except nvml.NVMLError:  # not every GPU can tell everything
+                except nvml.NVMLError:  # not every GPU knows everything
                     continue
             yield family
 

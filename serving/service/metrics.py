@@ -13,7 +13,7 @@ from serving.service.gpu_metrics import GpuCollector
 HELP = {
     "request_success": "Requests answered",
     "request_failure": "Requests not answered, by reason",
-    "count": "Pictures segmented",
+    "count": "Images segmented",
     "exec_count": "Batches run",
     "request_duration_us": "Time of answered requests from arrival to answer, summed",
     "queue_duration_us": "Time they waited, summed",
@@ -36,7 +36,7 @@ class ModelCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         families = {name: Metric(f"nv_inference_{name}", text, "counter") for name, text in HELP.items()}
         pending = Metric("nv_inference_pending_request_count", "Requests that wait or are being decoded", "gauge")
-        sizes = HistogramMetricFamily("kerasseg_batch_size", "Pictures in a batch", labels=["model", "version"])
+        sizes = HistogramMetricFamily("kerasseg_batch_size", "Images in a batch", labels=["model", "version"])
         about = GaugeMetricFamily(
             "kerasseg_model_info", "Always 1", labels=["model", "version", "provider", "precision", "sha256"]
         )

@@ -20,7 +20,7 @@ class Pool:
     """As many threads as this process may use."""
 
     def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(usable_cpus(), "pictures")
+        self._executor = ThreadPoolExecutor(usable_cpus(), "images")
 
     def close(self) -> None:
         self._executor.shutdown()

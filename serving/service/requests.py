@@ -39,7 +39,7 @@ class RequestRecord:
 
     def internal_error(self) -> str:
         """What the client is answered where nothing better can be said."""
-        return f"internal error; the server's log tells more of request {self.id}"
+        return f"internal error; the server's log says more about request {self.id}"
 
     def write(self, status: int | str, sent: int) -> None:
         """Writes the line, with the protocol's status and the bytes of the answer."""
@@ -64,7 +64,7 @@ class DecodedRequest:
     """What a request asks of a model. A codec whose answers depend on more has a subclass with that."""
 
     images_NHWC: np.ndarray
-    """Pictures of one size, uint8 (N,H,W,3), 0..255."""
+    """Images of one size, uint8 (N,H,W,3), 0..255."""
     outputs: tuple[str, ...]
     """Names of the model's outputs that are wanted."""
     timeout: float | None = None

@@ -42,7 +42,7 @@ IDLE_SECONDS = 10.0
 
 
 class Service:
-    """What can be asked of the server. What it says is in the form of the V2 protocol's JSON.
+    """What can be asked of the server. Answers have the form of the V2 protocol's JSON.
 
     Whatever has a model's name and version raises UnknownModel where it is not served, and Loading while there are none
     yet.
@@ -53,7 +53,7 @@ class Service:
 
     Attributes:
         state: "loading" at first, when inference is refused, then "ready". While it is "draining" the server says that
-            it is not ready, and answers requests all the same.
+            it is not ready, and still answers requests.
         pool: the threads that read requests and write answers.
         registry: of the metrics.
     """
@@ -211,7 +211,7 @@ class Service:
     async def give_back_memory(self) -> None:
         """Gives the system what requests have left behind, whenever there are none; until it is cancelled.
 
-        onnxruntime keeps a gigabyte after a picture of 4 megapixels, and the C library what lies below something small.
+        onnxruntime keeps a gigabyte after an image of 4 megapixels, and the C library what lies below something small.
         """
         while True:
             await asyncio.sleep(IDLE_SECONDS)

@@ -28,7 +28,7 @@ from kerasseg.segmenters import build_segmenter
 from tests.export.conftest import tiny_method, tiny_segmenter
 
 
-def pictures(shape, seed=0):
+def images(shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
@@ -65,7 +65,7 @@ SIDES = st.integers(1, 100)
 @example(shape=(1, 7, 200, 3), seed=0)
 def test_exported_graphs_answer_as_the_method_does(exported, shape, seed):
     method, graphs = exported
-    images_NHWC = pictures(shape, seed)
+    images_NHWC = images(shape, seed)
     probabilities_NHWK = np.asarray(method(images_NHWC.astype(np.float32), training=False))
     two_NHWK = np.sort(probabilities_NHWK, axis=-1)[..., -2:]
     clear_NHW = two_NHWK[..., 1] - two_NHWK[..., 0] > MARGIN
@@ -86,7 +86,7 @@ def test_the_converter_copies_no_graphs(monkeypatch):
 
 def test_the_gate_is_inside_the_graph(tmp_path):
     method = tiny_method("mlmt")
-    images_NHWC = pictures((2, 24, 24, 3))
+    images_NHWC = images((2, 24, 24, 3))
     variants = method.predictions(images_NHWC.astype(np.float32))
     gated, ungated = (np.argmax(variants[name], axis=-1) for name in ("", "without_gate"))
     assert (gated != ungated).any()  # else this shows nothing
@@ -131,7 +131,7 @@ def test_pads_are_those_of_tensorflow(kernel, dilation, native, tmp_path, monkey
     image = keras.Input((None, None, 3))
     logits = AtrousConv2D(3, kernel, dilation_rate=dilation, padding="same")(image)
     method = Supervised(keras.Model(image, logits))
-    images_NHWC = pictures((1, 9, 14, 3))
+    images_NHWC = images((1, 9, 14, 3))
     outputs = onnx_predictor(serving_function(method), tmp_path / "model.onnx")(images_NHWC)
     expected = np.asarray(method(images_NHWC.astype(np.float32)))
     np.testing.assert_allclose(outputs["confidence"], expected.max(-1), atol=1e-4)
@@ -182,7 +182,7 @@ def test_trained_in_mixed_precision_computes_in_float32(policy, tmp_path):
     exact.set_weights(mixed.get_weights())
     mixed.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras", compile=False)
-    images_NHWC = pictures((1, 20, 31, 3)).astype(np.float32)
+    images_NHWC = images((1, 20, 31, 3)).astype(np.float32)
     expected = np.asarray(exact(images_NHWC))
     assert np.abs(np.asarray(mixed(images_NHWC), np.float32) - expected).max() > 1e-4
     np.testing.assert_allclose(np.asarray(loaded(images_NHWC)), expected, atol=1e-5)

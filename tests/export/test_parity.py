@@ -118,7 +118,7 @@ def test_at_least_four_sizes_odd_ones_among_them(size):
     assert any(height % 2 and width % 2 for height, width in sizes)
 
 
-def test_large_pictures_are_compared_one_at_a_time():
+def test_large_images_are_compared_one_at_a_time():
     side = int(LARGE**0.5) + 1
     shapes = [images.shape for images in _batches([Sample(np.zeros((side, side, 3), np.uint8))])]
     assert {shape[0] for shape in shapes if shape[1] * shape[2] > LARGE} == {1}

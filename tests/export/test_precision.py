@@ -15,7 +15,7 @@ from kerasseg.segmenters import build_segmenter
 from tests.export.conftest import tiny_method
 
 
-def pictures(count=4, size=(40, 56)):
+def images(count=4, size=(40, 56)):
     """Smooth ones, of which neighbouring pixels are alike."""
     rng = np.random.default_rng(0)
     small = rng.integers(0, 256, (count, 5, 7, 3), np.uint8)
@@ -50,14 +50,14 @@ def test_half_precision_keeps_inputs_outputs_and_what_follows_the_last_layer(pla
         if node.op_type in ("Softmax", "ReduceMax", "ArgMax"):
             assert type_of[node.input[0]] == onnx.TensorProto.FLOAT, node.name
 
-    expected, got = (run(each, pictures()) for each in (model, half))
+    expected, got = (run(each, images()) for each in (model, half))
     assert 0 < np.abs(got["confidence"] - expected["confidence"]).max() < 0.05
     assert (got["labels"] == expected["labels"]).mean() > 0.99
 
 
 def test_int8_quantizes_the_segmenter_but_for_first_and_last_layer(plain):
     method, model = plain
-    quantized = to_int8(model, pictures(), method.segmenter.name)
+    quantized = to_int8(model, images(), method.segmenter.name)
     onnx.checker.check_model(quantized, full_check=True)
     made_by = {name: node for node in quantized.graph.node for name in node.output}
     kernels = {weight.name: onnx.numpy_helper.to_array(weight) for weight in quantized.graph.initializer}
@@ -73,7 +73,7 @@ def test_int8_quantizes_the_segmenter_but_for_first_and_last_layer(plain):
     # Of the tiny segmenter's four convolutions one is depthwise; the gate has none.
     assert kinds == {True: 1, False: 3}
 
-    expected, got = (run(each, pictures()) for each in (model, quantized))
+    expected, got = (run(each, images()) for each in (model, quantized))
     assert got["labels"].dtype == np.uint8 and got["confidence"].dtype == np.float32
     assert 0 < np.abs(got["confidence"] - expected["confidence"]).max() < 0.2
     assert (got["labels"] == expected["labels"]).mean() > 0.95
@@ -85,7 +85,7 @@ def test_of_a_whole_segmenter_all_convolutions_but_three_kinds_become_int8():
     rng = np.random.default_rng(0)  # batch norm as after a training, or the converter would find nothing to join
     segmenter.set_weights([weight + rng.uniform(0.1, 0.2, weight.shape) for weight in segmenter.get_weights()])
     model = to_onnx(serving_function(Supervised(segmenter)))
-    quantized = to_int8(model, pictures(), segmenter.name)
+    quantized = to_int8(model, images(), segmenter.name)
     made_by = {name: node for node in quantized.graph.node for name in node.output}
     full = [
         node
@@ -100,7 +100,7 @@ def test_of_a_whole_segmenter_all_convolutions_but_three_kinds_become_int8():
 
 def test_int8_of_a_network_that_is_not_there(plain):
     with pytest.raises(ValueError, match="the graph has no convolution of another"):
-        to_int8(plain[1], pictures(), "another")
+        to_int8(plain[1], images(), "another")
 
 
 def test_outputs_are_those_of_the_artifact_in_its_order(plain):

@@ -17,7 +17,7 @@ from kerasseg.methods import AdvSemiSeg
 from serving.batch import command as batch
 from serving.common import cli
 from serving.common.artifact import open_artifact
-from serving.common.pictures import index_png, load_labels, png
+from serving.common.images import index_png, load_labels, png
 from serving.model.engine import Engine
 from tests.export.conftest import CLASSES, PALETTE, tiny_method, tiny_segmenter, write_run
 from training.checkpoints import Checkpoints
@@ -41,7 +41,7 @@ def export(capsys):
 @pytest.mark.parametrize("method", ["supervised", "mlmt"])
 def test_run_to_artifact_that_serves(method, runs, export, tmp_path):
     run, out = runs[method], tmp_path / "models" / "scene"
-    status, result, stderr = export(run, "--out", out, "--parity-pictures", 3)
+    status, result, stderr = export(run, "--out", out, "--parity-images", 3)
     assert status == 0, stderr
     assert result["artifact"] == str(out / "1")
     artifact = open_artifact(out)
@@ -71,7 +71,7 @@ def test_run_to_artifact_that_serves(method, runs, export, tmp_path):
 
 def test_openvino_is_proven_as_the_others_are(runs, export, tmp_path, monkeypatch):
     out = tmp_path / "scene"
-    arguments = (runs["mlmt"], "--out", out, "--parity-pictures", 2, "--formats", "onnx", "openvino")
+    arguments = (runs["mlmt"], "--out", out, "--parity-images", 2, "--formats", "onnx", "openvino")
     status, result, stderr = export(*arguments)
     assert status == 0, stderr
     assert result["formats"] == ["onnx", "openvino"]
@@ -91,7 +91,7 @@ def test_the_state_that_scored_best_can_be_exported(runs, export, tmp_path):
     method.compile()
     with Checkpoints(run / "checkpoints", method, "def") as checkpoints:
         checkpoints.save(3, {}, score=0.75)
-    arguments = (run, "--out", out, "--parity-pictures", 1, "--formats", "onnx")
+    arguments = (run, "--out", out, "--parity-images", 1, "--formats", "onnx")
     status, _, err = export(*arguments, "--checkpoint", "best")
     assert status == 0 and "the best checkpoint is that of step 3" in err
     artifact = open_artifact(out)
@@ -108,7 +108,7 @@ def test_versions_are_never_overwritten(runs, export, tmp_path):
     out = tmp_path / "scene"
     (out / "4").mkdir(parents=True)
     (out / "4" / "mine.txt").write_text("keep")
-    arguments = (runs["supervised"], "--out", out, "--parity-pictures", 1, "--formats", "onnx")
+    arguments = (runs["supervised"], "--out", out, "--parity-images", 1, "--formats", "onnx")
     assert export(*arguments)[1]["artifact"] == str(out / "5")
     assert export(*arguments)[1]["artifact"] == str(out / "6")
     assert (out / "4" / "mine.txt").read_text() == "keep"
@@ -122,7 +122,7 @@ def test_graph_that_differs_leaves_nothing_behind(runs, export, tmp_path, monkey
         "predict",
         lambda self, images: (out := predict(self, images)) | {"labels": (out["labels"] + 1) % 3},
     )
-    status, _, stderr = export(runs["supervised"], "--out", tmp_path / "new" / "scene", "--parity-pictures", 1)
+    status, _, stderr = export(runs["supervised"], "--out", tmp_path / "new" / "scene", "--parity-images", 1)
     assert status == 2
     assert stderr.splitlines()[-1].startswith("error: the exported graph differs from the trained model")
     assert "onnx: labels agree on" in stderr
@@ -163,7 +163,7 @@ CONFIG = {"method": "mlmt", "dataset": "shapes", "steps": 1, "classes": [], "pal
         (["stopped", "--out", "m/3"], "names a version"),
         (["stopped", "--out", "file"], "is a file"),
         (["stopped", "--out", "models"], "holds scene, which is no model version"),
-        (["stopped", "--out", "m", "--parity-pictures", "0"], "--parity-pictures"),
+        (["stopped", "--out", "m", "--parity-images", "0"], "--parity-images"),
     ],
 )
 def test_mistakes_are_one_line(arguments, said, export, tmp_path, monkeypatch):
@@ -184,7 +184,7 @@ def test_mistakes_are_one_line(arguments, said, export, tmp_path, monkeypatch):
 
 def test_exported_model_segments_a_folder(runs, export, tmp_path):
     """From run folder to segmented images."""
-    assert export(runs["mlmt"], "--out", tmp_path / "scene", "--formats", "onnx", "--parity-pictures", 1)[0] == 0
+    assert export(runs["mlmt"], "--out", tmp_path / "scene", "--formats", "onnx", "--parity-images", 1)[0] == 0
     (tmp_path / "photos").mkdir()
     image_HWC = np.random.default_rng(0).integers(0, 256, (31, 45, 3), np.uint8)
     (tmp_path / "photos" / "a.png").write_bytes(png(image_HWC))
@@ -204,7 +204,7 @@ def test_a_critic_of_pixels_and_logits_come_along(export, tmp_path):
     method = AdvSemiSeg(tiny_segmenter(), build_pixel_discriminator(3, channels=4))
     run = write_run(tmp_path / "run", method, method="advsemiseg")
     out = tmp_path / "scene"
-    status, _, err = export(run, "--out", out, "--parity-pictures", 2, "--logits")
+    status, _, err = export(run, "--out", out, "--parity-images", 2, "--logits")
     assert status == 0, err
     artifact = open_artifact(out)
     assert [tensor.name for tensor in artifact.info.outputs] == ["labels", "confidence", "reliability", "logits"]
@@ -231,7 +231,7 @@ def test_a_critic_of_pixels_and_logits_come_along(export, tmp_path):
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_other_precisions_are_proven_or_refused(precision, runs, export, tmp_path):
     out = tmp_path / "scene"
-    flags = ["--precision", precision, "--parity-pictures", 2, "--calibration-pictures", 3]
+    flags = ["--precision", precision, "--parity-images", 2, "--calibration-images", 3]
     status, result, err = export(runs["supervised"], "--out", out, *flags, "--max-miou-loss", 100)
     assert status == 0, err
     artifact = open_artifact(out)
@@ -255,12 +255,12 @@ def test_a_precision_that_loses_too_much_leaves_nothing_behind(runs, export, tmp
         return model
 
     out = tmp_path / "scene"
-    status, _, err = export(runs["supervised"], "--out", out, "--precision", "fp16", "--parity-pictures", 2)
+    status, _, err = export(runs["supervised"], "--out", out, "--precision", "fp16", "--parity-images", 2)
     assert status == 2 and "nothing is written" in err and "--max-miou-loss allows more, fp32 loses nothing" in err
     assert not out.exists()
 
 
-def test_int8_needs_the_training_pictures(runs, export, tmp_path):
+def test_int8_needs_the_training_images(runs, export, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(runs["supervised"], run)
     config = json.loads((run / "config.json").read_text()) | {"dataset": str(tmp_path / "gone")}
@@ -276,16 +276,16 @@ def test_int8_needs_the_training_pictures(runs, export, tmp_path):
 def test_flags_that_cannot_be_met_are_told_first(runs, export, tmp_path):
     for flags, message in (
         (["--max-miou-loss", "-1"], "--max-miou-loss is in points of mIoU, 0 to 100; got -1"),
-        (["--calibration-pictures", "0"], "--calibration-pictures must be at least 1, got 0"),
+        (["--calibration-images", "0"], "--calibration-images must be at least 1, got 0"),
     ):
         status, _, err = export(runs["supervised"], "--out", tmp_path / "scene", *flags)
         assert status == 2 and message in err
 
 
 @pytest.mark.parametrize("name", ["supervised", "mlmt"])
-def test_large_pictures_come_out_as_the_protocol_of_windows_has_them(name, runs, export, tmp_path):
+def test_large_images_come_out_as_the_protocol_of_windows_has_them(name, runs, export, tmp_path):
     out = tmp_path / "scene"
-    assert export(runs[name], "--out", out, "--parity-pictures", 1, "--formats", "onnx", "--logits")[0] == 0
+    assert export(runs[name], "--out", out, "--parity-images", 1, "--formats", "onnx", "--logits")[0] == 0
     image_HW3 = np.random.default_rng(0).integers(0, 256, (70, 101, 3), np.uint8)
     engine = Engine(open_artifact(out), "cpu")
     outputs = engine.predict_large(image_HW3, window=(32, 40), stride=0.5, batch_size=3)
@@ -295,6 +295,6 @@ def test_large_pictures_come_out_as_the_protocol_of_windows_has_them(name, runs,
     np.testing.assert_array_equal(outputs["labels"], S_HWK.argmax(-1))
     np.testing.assert_allclose(outputs["confidence"], S_HWK.max(-1), atol=1e-5)
 
-    export(runs[name], "--out", out, "--parity-pictures", 1, "--formats", "onnx")
+    export(runs[name], "--out", out, "--parity-images", 1, "--formats", "onnx")
     with pytest.raises(ValueError, match="gives no logits.*export it with python -m export.run --logits"):
         Engine(open_artifact(out), "cpu").predict_large(image_HW3, window=(32, 40))

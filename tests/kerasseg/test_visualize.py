@@ -32,13 +32,13 @@ def test_default_palette_tells_the_range(num_classes):
 
 def test_panel_shows_image_truth_and_prediction(scene):
     image, truth, prediction = scene
-    picture = panel(image, truth, prediction, PALETTE)
+    drawn = panel(image, truth, prediction, PALETTE)
 
     white = np.full((2, GAP, 3), 255)
-    first, second, third = picture[:, :3], picture[:, 3 + GAP : 6 + GAP], picture[:, 6 + 2 * GAP :]
-    assert picture.dtype == np.uint8
+    first, second, third = drawn[:, :3], drawn[:, 3 + GAP : 6 + GAP], drawn[:, 6 + 2 * GAP :]
+    assert drawn.dtype == np.uint8
     np.testing.assert_array_equal(first, image)
-    np.testing.assert_array_equal(picture[:, 3 : 3 + GAP], white)
+    np.testing.assert_array_equal(drawn[:, 3 : 3 + GAP], white)
     a, b, ignored = PALETTE[0], PALETTE[1], IGNORE_COLOR
     np.testing.assert_array_equal(second, [[a, b, ignored], [b, b, a]])
     np.testing.assert_array_equal(third, [[a, a, b], [b, a, a]])
@@ -46,15 +46,15 @@ def test_panel_shows_image_truth_and_prediction(scene):
 
 def test_panel_clips_float_images(scene):
     image, truth, prediction = scene
-    picture = panel(image.astype(np.float32) - 3.5, truth, prediction, PALETTE)
-    np.testing.assert_array_equal(picture[0, 0], [0, 0, 0])
-    np.testing.assert_array_equal(picture[1, 0], [5, 6, 7])
+    drawn = panel(image.astype(np.float32) - 3.5, truth, prediction, PALETTE)
+    np.testing.assert_array_equal(drawn[0, 0], [0, 0, 0])
+    np.testing.assert_array_equal(drawn[1, 0], [5, 6, 7])
 
 
 def test_panel_draws_one_score_as_a_gauge_filled_from_below():
     labels = np.zeros((8, 8), np.uint8)
-    picture = panel(np.zeros((8, 8, 3), np.uint8), labels, labels, PALETTE, score=0.25)
-    gauge = picture[:, 3 * (8 + GAP) :]
+    drawn = panel(np.zeros((8, 8, 3), np.uint8), labels, labels, PALETTE, score=0.25)
+    gauge = drawn[:, 3 * (8 + GAP) :]
     np.testing.assert_array_equal(gauge[:, 0, 0], [0, 0, 0, 0, 0, 0, 255, 255])
     assert (gauge == gauge[:, :1, :1]).all()
 

@@ -13,7 +13,7 @@ from benchmarks.fuzz import served
 from benchmarks.turns import resident_mib
 from serving.model.engine import usable_cpus
 from tests.serving.grpc_calls import calling, infer_request
-from tests.serving.pictures import encoded
+from tests.serving.images import encoded
 from tests.serving.servers import connect, until
 
 pytestmark = pytest.mark.slow
@@ -57,7 +57,7 @@ def post(server, path, content, **headers):
 
 
 @pytest.mark.parametrize("size", [(1, 2**20), (2**20, 1), (1, 30_000), (1024, 1024)])
-def test_pictures_of_any_shape(server, size):
+def test_images_of_any_shape(server, size):
     contents = encoded(Image.new("RGB", size[::-1]))
     at_once(lambda: post(server, "/v1/segment/toy", contents))
     tensor = {"name": "image", "datatype": "UINT8", "shape": [1, *size, 3]}

@@ -14,11 +14,11 @@ import pytest
 
 from serving import run
 from serving.common import cli
-from serving.common.pictures import png
+from serving.common.images import png
 from serving.model.repository import Repository
 from tests.serving.http_calls import SEGMENT
+from tests.serving.images import encoded_image
 from tests.serving.model.test_model import SAMPLES
-from tests.serving.pictures import picture
 from tests.serving.servers import clients, running, until
 from tests.serving.toy_model import write_toy_model
 
@@ -45,8 +45,8 @@ def refused(toy_model, capfd, tmp_path, monkeypatch):
         (["--max-delay-ms", -1], "--max-delay-ms must be at least 0, got -1.0"),
         (["--timeout", 0], "--timeout must be above 0"),
         (["--warm-up", 0, 4], "--warm-up and --buckets are heights and widths"),
-        (["--buckets", 8, 8], "--buckets needs --bucket-pictures"),
-        (["--buckets", 8, 8, "--bucket-pictures", "empty"], "no pictures in empty"),
+        (["--buckets", 8, 8], "--buckets needs --bucket-images"),
+        (["--buckets", 8, 8, "--bucket-images", "empty"], "no images in empty"),
         (["--threads", 2, "--workers", 3], "--workers 3 share 2 threads"),
         (["--provider", "cuda", "--threads", 2, "--workers", 2], "--workers 2 are for CPUs"),
         (["--token-file", "nothing"], "nothing"),
@@ -115,14 +115,14 @@ def test_a_new_version_is_found(toy_model):
         elsewhere = write_toy_model(toy_model.parent.parent / "elsewhere" / "toy", 2) / "2"
         elsewhere.rename(toy_model / "2")
         until(lambda: server.repository.versions("toy") == [2])
-        assert httpx.post(server.url + SEGMENT, content=picture()).status_code == 200
+        assert httpx.post(server.url + SEGMENT, content=encoded_image()).status_code == 200
 
 
 def test_flags_reach_the_models(toy_model, tmp_path):
     for index, sample in enumerate(SAMPLES):
         (tmp_path / "samples").mkdir(exist_ok=True)
         (tmp_path / "samples" / f"{index}.png").write_bytes(png(sample))
-    flags = dict(buckets=((8, 8), (16, 16)), bucket_pictures=tmp_path / "samples", batch_size=5, max_delay=2.5)
+    flags = dict(buckets=((8, 8), (16, 16)), bucket_images=tmp_path / "samples", batch_size=5, max_delay=2.5)
     with running(toy_model.parent, **flags) as server:
         config = httpx.get(f"{server.url}/v2/models/toy/config").json()
     assert config["max_batch_size"] == 5
@@ -136,11 +136,11 @@ def test_a_signal_drains(toy_model, gate):
     with running(toy_model.parent, drain_delay=3600) as server, clients(server) as post:
         gate._open.clear()
         gate.batches.clear()
-        first = post(SEGMENT, picture())
+        first = post(SEGMENT, encoded_image())
         until(lambda: gate.batches)
         server.handle_exit(signal.SIGTERM, None)
         assert httpx.get(f"{server.url}/v2/health/ready").status_code == 503
-        second = post(SEGMENT, picture())
+        second = post(SEGMENT, encoded_image())
         until(lambda: server.repository.get("toy").pending == 1)
         server._exit_at = 0.0  # the delay is over
         until(lambda: server.should_exit)
@@ -200,7 +200,7 @@ def test_a_signal_ends_the_server_whatever_hangs(toy_model, what):
 
     until(lambda: process.poll() is not None or alive())
     with contextlib.suppress(httpx.TransportError):
-        httpx.post(url + SEGMENT, content=picture(), timeout=1)
+        httpx.post(url + SEGMENT, content=encoded_image(), timeout=1)
     process.send_signal(signal.SIGTERM)
     try:
         status = process.wait(60)
@@ -244,7 +244,7 @@ def test_terminated_under_load(toy_model, tmp_path):
         with httpx.Client(base_url=urls[0], timeout=600) as http:
             while not refused:
                 try:
-                    statuses.append(http.post(SEGMENT, content=picture(seed=seed)).status_code)
+                    statuses.append(http.post(SEGMENT, content=encoded_image(seed=seed)).status_code)
                 except httpx.ConnectError:
                     refused.append(seed)  # it listens no more
                 except httpx.TransportError:

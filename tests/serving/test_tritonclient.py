@@ -190,7 +190,7 @@ def test_errors(client, speaks, image_input):
     assert (status, message.split(",")[0]) == (speaks.status[400], "image is of shape [-1")
     status, message = error("toy", image_input(), outputs=[speaks.triton.InferRequestedOutput("masks")])
     assert (status, message) == (speaks.status[400], '"masks" is no output: toy gives labels, confidence')
-    assert error("toy", image_input(np.zeros((9, 2, 2, 3), np.uint8)))[1].startswith("9 pictures in a tensor")
+    assert error("toy", image_input(np.zeros((9, 2, 2, 3), np.uint8)))[1].startswith("9 images in a tensor")
 
 
 def test_statistics(client, speaks, image_input):

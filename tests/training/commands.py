@@ -36,3 +36,8 @@ def error_line(stderr: str) -> str:
     last = stderr.strip().splitlines()[-1]
     assert last.startswith("error: "), stderr
     return last
+
+
+def logged(run: Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -84,7 +84,7 @@ def test_a_split_is_checked_too(tmp_path, capsys):
     assert lines[-1].startswith("error: --labeled 0 means 0 of the 8 labelled train images")
 
 
-def test_warnings_of_the_library_that_reads_pictures_are_not_shown(tmp_path, capsys, monkeypatch):
+def test_warnings_of_the_library_that_reads_images_are_not_shown(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 24 * 32 - 1)  # above it Pillow warns of a bomb
     status, _, lines = check(capsys, str(make_folder(tmp_path)))
     assert (status, lines) == (0, [])

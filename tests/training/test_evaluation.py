@@ -23,7 +23,7 @@ def confusion(dataset, predict) -> np.ndarray:
     return total
 
 
-def test_evaluate_is_the_confusion_matrix_of_all_pictures(dataset):
+def test_evaluate_is_the_confusion_matrix_of_all_images(dataset):
     method = Supervised(tiny.segmenter())
     method.compile()
     result = evaluate(method, dataset)

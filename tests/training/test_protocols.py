@@ -123,13 +123,13 @@ def test_windows_are_averaged_where_they_overlap(size, batch_size):
     np.testing.assert_allclose(graph(image[None])[0], expected, atol=1e-5)
 
 
-def test_a_window_as_large_as_the_picture_is_the_native_result():
+def test_a_window_as_large_as_the_image_is_the_native_result():
     made, image = method(), np.random.default_rng(0).uniform(0, 255, (1, 13, 17, 3)).astype(np.float32)
     found = SlidingWindow(window=(13, 17)).segment(made, image)
     np.testing.assert_allclose(found, Native().segment(made, image), atol=1e-6)
 
 
-def test_resized_compares_at_its_size_or_at_the_pictures_own():
+def test_resized_compares_at_its_size_or_at_the_images_own():
     made, rng = method(), np.random.default_rng(0)
     image, labels = rng.uniform(0, 255, (13, 17, 3)).astype(np.float32), rng.integers(0, 3, (13, 17)).astype(np.int32)
     labels[0] = 255
@@ -186,7 +186,7 @@ def make_mlmt(**fields) -> MLMT:
     return made
 
 
-def test_the_gate_judges_the_whole_picture_once_and_the_average_is_gated(dataset):
+def test_the_gate_judges_the_whole_image_once_and_the_average_is_gated(dataset):
     made, seen = make_mlmt(), []
     teacher = made.teacher
 

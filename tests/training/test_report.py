@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from kerasseg.metrics import Reliability
-from serving.common import pictures
+from serving.common.images import IGNORE_COLOR, index_png, png
 from training import glossary, report, report_examples
 from training.run_folder import Run
 
@@ -93,8 +93,8 @@ def write_example(folder, wrong=3):
     prediction = np.full((6, 8), 1, np.uint8)
     prediction[5, :wrong] = 2
     Image.fromarray(np.full((6, 8, 3), 90, np.uint8)).save(folder / "image.png")
-    (folder / "truth.png").write_bytes(pictures.index_png(truth, PALETTE))
-    (folder / "prediction.png").write_bytes(pictures.index_png(prediction, PALETTE))
+    (folder / "truth.png").write_bytes(index_png(truth, PALETTE))
+    (folder / "prediction.png").write_bytes(index_png(prediction, PALETTE))
 
 
 class Page(HTMLParser):
@@ -206,16 +206,16 @@ def test_every_logged_quantity_is_drawn_and_explained(finished_page):
     assert "L_new:" not in finished_page.text
 
 
-def test_examples_show_picture_label_map_and_prediction_in_the_classes_colours(finished_page):
+def test_examples_show_image_label_map_and_prediction_in_the_classes_colours(finished_page):
     images = finished_page.images()
     assert list(images) == [
         "drive/frame_7: image",
         "drive/frame_7: label map",
         "drive/frame_7: prediction, 92 % of pixels right",  # 37 of 40; the ignored row does not count
     ]
-    picture, truth, prediction = (np.array(decoded(uri).convert("RGB")) for uri in images.values())
-    np.testing.assert_allclose(picture, 90, atol=2)
-    assert truth[0, 0].tolist() == list(pictures.IGNORE_COLOR)
+    image, truth, prediction = (np.array(decoded(uri).convert("RGB")) for uri in images.values())
+    np.testing.assert_allclose(image, 90, atol=2)
+    assert truth[0, 0].tolist() == list(IGNORE_COLOR)
     assert truth[1, 0].tolist() == PALETTE[1]
     assert prediction[5, 2].tolist() == PALETTE[2] and prediction[5, 3].tolist() == PALETTE[1]
     swatches = [a["style"] for _, a in finished_page.tags if a.get("class") == "swatch"]
@@ -252,15 +252,15 @@ def test_commands_repeat_export_and_segment(finished_page):
     assert "python -m training.run --seed 3 --dataset 'my streets'" in text
     assert "--resume" not in text
     assert "/first --out models/first" in text and "python -m export.run" in text
-    assert "python -m serving.batch models/first PICTURES OUTPUT" in text
+    assert "python -m serving.batch models/first IMAGES OUTPUT" in text
 
 
 def test_says_when_the_gate_lowered_miou(tmp_path):
     ungated = {"mIoU": 0.5798, "per_class_IoU": dict.fromkeys(CLASSES, 0.61), "pixel_accuracy": 0.9}
     folder = write_run(tmp_path / "run", method="mlmt", result={"without_gate": ungated})
     example = folder / "examples" / "drive" / "frame_7"
-    (example / "without_gate.png").write_bytes(pictures.index_png(np.zeros((6, 8), np.uint8), PALETTE))
-    (example / "reliability.png").write_bytes(pictures.png(np.full((6, 8), 128, np.uint8)))
+    (example / "without_gate.png").write_bytes(index_png(np.zeros((6, 8), np.uint8), PALETTE))
+    (example / "reliability.png").write_bytes(png(np.full((6, 8), 128, np.uint8)))
     page = Page(report.write_report(folder))
 
     assert "56.8 % mIoU with gate, on 101 val images" in page.text
@@ -365,8 +365,8 @@ def test_shows_whether_confidence_can_be_trusted(tmp_path):
         assert part in page, part
     of_curves = ("segmentation_losses", "miou_on_validation_images")
     for name in ("confidence_and_accuracy", "latent_classes", "which_classes_are_there", "the_corrector", *of_curves):
-        picture = Image.open(folder / f"figures/{name}.png")
-        assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
+        image = Image.open(folder / f"figures/{name}.png")
+        assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 20
 
 
 def test_warns_when_nothing_was_ever_selected(tmp_path):
@@ -439,7 +439,7 @@ def test_compares_with_a_run_on_the_same_split(tmp_path):
     assert "6.8 points below s4gan (semi), which reached 56.8 %." in back.text
 
 
-def test_the_first_figures_are_supervised_ungated_gated_and_so_are_the_pictures(tmp_path):
+def test_the_first_figures_are_supervised_ungated_gated_and_so_are_the_images(tmp_path):
     ungated = {"mIoU": 0.54, "per_class_IoU": dict.fromkeys(CLASSES, 0.54), "pixel_accuracy": 0.8}
     student = ungated | {"mIoU": 0.53}
     folder = write_run(tmp_path / "first", method="mlmt", result={"student": student, "without_gate": ungated})
@@ -500,7 +500,7 @@ def test_mistakes_are_told_in_words(tmp_path):
         report.write_report(folder)
 
 
-def test_wide_pictures_are_reduced_and_examples_limited(tmp_path):
+def test_wide_images_are_reduced_and_examples_limited(tmp_path):
     folder = write_run(tmp_path / "run", example=False)
     for number in range(report_examples.MAX_EXAMPLES + 2):
         write_example(folder / "examples" / f"frame_{number:02}")

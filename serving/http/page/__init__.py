@@ -1,4 +1,4 @@
-"""The page at `/`: segments pictures in a browser, through the same requests that any client sends.
+"""The page at `/`: segments images in a browser, through the same requests that any client sends.
 
 It is a handful of files without a secret, so it opens without the token; its requests need it.
 """
@@ -21,7 +21,7 @@ FILES = {
 """The files there are. `sample.jpg` shows nine scenes of the dataset `shapes`, val_0000 to val_0008."""
 
 HEADERS = {
-    # Nothing from elsewhere, nothing inline, in nobody's frame: a picture's name or a class's cannot become a script.
+    # Nothing from elsewhere, nothing inline, in nobody's frame: an image's name or a class's cannot become a script.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -48,7 +48,7 @@ def _file(name: str) -> Callable[[Request], Awaitable[Response]]:
     headers = HEADERS | {"ETag": f'"{hashlib.sha256(content).hexdigest()[:32]}"'}
 
     async def answer(request: Request) -> Response:
-        # A proxy that compresses weakens the tag (W/"..."): the same file all the same.
+        # A proxy that compresses weakens the tag (W/"..."): still the same file.
         known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
         if headers["ETag"] in known:
             return Response(status_code=304, headers=headers)

@@ -1,6 +1,6 @@
-// Decodes a picture, sends its pixels in one V2 request, and shows what comes back.
+// Decodes an image, sends its pixels in one V2 request, and shows what comes back.
 
-// Larger pictures are scaled down: an answer takes nine bytes a pixel, and a phone on a mobile line is to get it.
+// Larger images are scaled down: an answer takes nine bytes a pixel, and a phone on a mobile line is to get it.
 const MAX_PIXELS = 2 ** 20;
 const LARGE_STEP = 20;
 // Dark blue over green to yellow (viridis): its brightness grows with the value, for the colour-blind too.
@@ -11,12 +11,12 @@ const canvas = $("canvas");
 const paint = canvas.getContext("2d");
 
 let token = null;
-let picture = null; // {name, canvas, width, height, original: [width, height]}
+let image = null; // {name, canvas, width, height, original: [width, height]}
 let result = null; // {model, version, classes, palette, labels, maps: {confidence, ...}, tints, milliseconds, timing}
 let pointed = null; // [x, y] of the pixel that is read
 let shown = "labels"; // or the name of a map
 let running = null; // the AbortController of what is being asked
-let opened = 0; // how many pictures were chosen, so that the last one wins
+let opened = 0; // how many images were chosen, so that the last one wins
 
 class Problem extends Error {} // one whose message is for the user
 
@@ -43,7 +43,7 @@ async function problem(response) {
   const told = await response.json().then(({ error }) => error).catch(() => response.statusText);
   const reason = {
     404: "The model is no longer served.",
-    413: "The picture is too large for this server: choose a smaller one.",
+    413: "The image is too large for this server: choose a smaller one.",
     503: "The server is busy: try again in a moment.",
   }[response.status];
   // The list of models is asked for again with the next try.
@@ -79,12 +79,12 @@ async function segment(model, signal) {
   const { versions, inputs, outputs, properties } = await (await request(path, { signal })).json();
   const version = versions.at(-1); // this one is asked, since a newer one may have other classes
   const maps = outputs.filter(({ datatype, shape }) => datatype === "FP32" && shape.length === 3).map(({ name }) => name);
-  const pixels = rgb(picture.canvas);
+  const pixels = rgb(image.canvas);
   const header = new TextEncoder().encode(JSON.stringify({
     inputs: [{
       name: inputs[0].name,
       datatype: "UINT8",
-      shape: [1, picture.height, picture.width, 3],
+      shape: [1, image.height, image.width, 3],
       parameters: { binary_data_size: pixels.length },
     }],
     outputs: ["labels", ...maps].map((name) => ({ name, parameters: { binary_data: true } })),
@@ -131,22 +131,22 @@ function rgb(source) {
   return pixels;
 }
 
-// The way of a picture
+// The way of an image
 
 async function open(file, name) {
   const turn = ++opened;
   try {
     const decoded = await decode(file, name);
     if (turn !== opened) return;
-    [picture, result, pointed] = [decoded, null, null];
+    [image, result, pointed] = [decoded, null, null];
   } catch (error) {
     fail(error, false); // what was there before is as right as it was
     return;
   }
   $("empty").hidden = true;
   $("view").hidden = false;
-  [canvas.width, canvas.height] = [picture.width, picture.height];
-  canvas.setAttribute("aria-label", `${name}, ${picture.width} by ${picture.height} pixels`);
+  [canvas.width, canvas.height] = [image.width, image.height];
+  canvas.setAttribute("aria-label", `${name}, ${image.width} by ${image.height} pixels`);
   draw();
   read();
   await update();
@@ -158,7 +158,7 @@ async function decode(file, name) {
     // Without its colour profile, as training and /v1/segment read it: phones' photographs have one of their own.
     bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" });
   } catch {
-    throw new Problem(`${name} is not a picture that this browser can read: choose a JPEG, PNG or WebP.`);
+    throw new Problem(`${name} is not an image that this browser can read: choose a JPEG, PNG or WebP.`);
   }
   const original = [bitmap.width, bitmap.height];
   const factor = Math.min(1, Math.sqrt(MAX_PIXELS / (bitmap.width * bitmap.height)));
@@ -183,7 +183,7 @@ async function update() {
   $("panel").inert = true;
   try {
     if (!$("model").options.length) await listModels(own.signal);
-    if (picture) {
+    if (image) {
       const answer = await segment($("model").value, own.signal);
       if (own.signal.aborted) return;
       result = answer;
@@ -204,7 +204,7 @@ function fail(error, mayTryAgain) {
   if (!mayTryAgain) return;
   result = null;
   $("panel").hidden = true;
-  if (picture) draw();
+  if (image) draw();
   read();
 }
 
@@ -261,7 +261,7 @@ function showLegend() {
 }
 
 function showFacts() {
-  const { width, height, original } = picture;
+  const { width, height, original } = image;
   const size = `${original[0]}×${original[1]} pixels`;
   const scaled = width === original[0] && height === original[1] ? "" : `, scaled to ${width}×${height}`;
   const inModel = /compute_infer;dur=([\d.]+)/.exec(result.timing);
@@ -273,7 +273,7 @@ function showFacts() {
 function draw() {
   const opacity = $("opacity").value;
   $("percent").textContent = `${opacity} %`;
-  paint.drawImage(picture.canvas, 0, 0);
+  paint.drawImage(image.canvas, 0, 0);
   if (!result) return;
   paint.globalAlpha = opacity / 100;
   paint.drawImage((result.tints[shown] ??= tint()), 0, 0);
@@ -283,21 +283,21 @@ function draw() {
   if (map) $("mean").textContent = `${titled(shown)}, ${percent(map.reduce((sum, value) => sum + value, 0) / map.length)} on average`;
 }
 
-// What is laid over the picture, opaque.
+// What is laid over the image, opaque.
 function tint() {
   const map = result.maps[shown];
   const colors = map ? RAMP_COLORS : colorTable();
-  const layer = Object.assign(document.createElement("canvas"), { width: picture.width, height: picture.height });
+  const layer = Object.assign(document.createElement("canvas"), { width: image.width, height: image.height });
   const context = layer.getContext("2d");
-  const image = context.createImageData(layer.width, layer.height);
+  const pixels = context.createImageData(layer.width, layer.height);
   for (let pixel = 0; pixel < result.labels.length; pixel++) {
     const color = 3 * (map ? Math.round(255 * Math.min(1, Math.max(0, map[pixel]))) : result.labels[pixel]);
-    image.data[4 * pixel] = colors[color];
-    image.data[4 * pixel + 1] = colors[color + 1];
-    image.data[4 * pixel + 2] = colors[color + 2];
-    image.data[4 * pixel + 3] = 255;
+    pixels.data[4 * pixel] = colors[color];
+    pixels.data[4 * pixel + 1] = colors[color + 1];
+    pixels.data[4 * pixel + 2] = colors[color + 2];
+    pixels.data[4 * pixel + 3] = 255;
   }
-  context.putImageData(image, 0, 0);
+  context.putImageData(pixels, 0, 0);
   return layer;
 }
 
@@ -316,26 +316,26 @@ const RAMP_COLORS = Uint8Array.from({ length: 3 * 256 }, (_, index) => {
 
 function drawScale() {
   const context = $("ramp").getContext("2d");
-  const image = context.createImageData(256, 1);
-  for (let value = 0; value < 256; value++) image.data.set([...RAMP_COLORS.subarray(3 * value, 3 * value + 3), 255], 4 * value);
-  context.putImageData(image, 0, 0);
+  const pixels = context.createImageData(256, 1);
+  for (let value = 0; value < 256; value++) pixels.data.set([...RAMP_COLORS.subarray(3 * value, 3 * value + 3), 255], 4 * value);
+  context.putImageData(pixels, 0, 0);
 }
 
 // Reading a pixel
 
-// Where the picture lies within its canvas, which CSS may make wider than it (object-fit: contain).
-function placeOfPicture() {
+// Where the image lies within its canvas, which CSS may make wider than it (object-fit: contain).
+function placeOfImage() {
   const { width, height } = canvas.getBoundingClientRect();
-  const scale = Math.min(width / picture.width, height / picture.height);
-  return { scale, left: (width - scale * picture.width) / 2, top: (height - scale * picture.height) / 2 };
+  const scale = Math.min(width / image.width, height / image.height);
+  return { scale, left: (width - scale * image.width) / 2, top: (height - scale * image.height) / 2 };
 }
 
 function pointAt(event) {
-  const { scale, left, top } = placeOfPicture();
+  const { scale, left, top } = placeOfImage();
   const box = canvas.getBoundingClientRect();
   const x = Math.floor((event.clientX - box.left - left) / scale);
   const y = Math.floor((event.clientY - box.top - top) / scale);
-  pointed = x >= 0 && y >= 0 && x < picture.width && y < picture.height ? [x, y] : null;
+  pointed = x >= 0 && y >= 0 && x < image.width && y < image.height ? [x, y] : null;
   read();
 }
 
@@ -344,7 +344,7 @@ function pointByKey(event) {
   const move = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] }[event.key];
   if (!move) return;
   event.preventDefault();
-  const sizes = [picture.width, picture.height];
+  const sizes = [image.width, image.height];
   const from = pointed ?? sizes.map((size) => Math.floor(size / 2));
   pointed = from.map((place, axis) => Math.min(sizes[axis] - 1, Math.max(0, place + move[axis])));
   read();
@@ -357,9 +357,9 @@ function read() {
   $("readout").replaceChildren();
   if (marker.hidden) return;
   const [x, y] = pointed;
-  const pixel = y * picture.width + x;
+  const pixel = y * image.width + x;
   const label = result.labels[pixel];
-  const { scale, left, top } = placeOfPicture();
+  const { scale, left, top } = placeOfImage();
   marker.style.left = `${canvas.offsetLeft + left + (x + 0.5) * scale}px`;
   marker.style.top = `${canvas.offsetTop + top + (y + 0.5) * scale}px`;
   $("legend").querySelector(`[data-label="${label}"]`)?.classList.add("pointed");
@@ -371,14 +371,14 @@ function read() {
 
 async function download() {
   const link = document.createElement("a");
-  link.download = `${picture.name.replace(/\.[^.]*$/, "")}-mask.png`;
+  link.download = `${image.name.replace(/\.[^.]*$/, "")}-mask.png`;
   link.href = URL.createObjectURL(await indexPng());
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // some browsers begin to read it late
 }
 
 async function indexPng() {
-  const { width, height } = picture;
+  const { width, height } = image;
   const rows = new Uint8Array((width + 1) * height); // each begins with its filter, 0 for none
   for (let y = 0; y < height; y++) rows.set(result.labels.subarray(y * width, (y + 1) * width), y * (width + 1) + 1);
   const packed = new Blob([rows]).stream().pipeThrough(new CompressionStream("deflate"));
@@ -418,7 +418,7 @@ function crc32(bytes) {
 function openFirst(files) {
   const [file] = files;
   if (file) open(file, file.name);
-  else fail(new Problem("That is not a file: drop or paste a picture itself."), false);
+  else fail(new Problem("That is not a file: drop or paste an image itself."), false);
 }
 
 $("file").addEventListener("change", ({ target }) => {

@@ -34,7 +34,7 @@ def values(name: str, highest: int) -> np.ndarray:
     return rng.integers(0, highest + 1, SIZE)
 
 
-def picture(name: str) -> np.ndarray:
+def image(name: str) -> np.ndarray:
     """The image (H, W, 3) of a name."""
     return np.random.default_rng([1, *name.encode()]).integers(0, 256, (*SIZE, 3)).astype(np.uint8)
 
@@ -87,11 +87,11 @@ def cityscapes(manual: Path) -> None:
     for split, names in CITIES.items():
         for name in names:
             city = name.split("_")[0]
-            images[f"leftImg8bit/{split}/{city}/{name}_leftImg8bit.png"] = png(picture(name))
+            images[f"leftImg8bit/{split}/{city}/{name}_leftImg8bit.png"] = png(image(name))
             place = f"gtFine/{split}/{city}/{name}_gtFine"
             labels[f"{place}_labelIds.png"] = png(values(name, 33).astype(np.uint8))
             labels[f"{place}_instanceIds.png"] = png(values(name, 33).astype(np.uint16))
-            labels[f"{place}_color.png"] = png(picture(name))
+            labels[f"{place}_color.png"] = png(image(name))
     zip_file(manual / "leftImg8bit_trainvaltest.zip", images)
     zip_file(manual / "gtFine_trainvaltest.zip", labels)
 
@@ -111,7 +111,7 @@ def palette_png(label: np.ndarray) -> bytes:
 
 
 def jpeg(name: str) -> bytes:
-    return encoded(Image.fromarray(picture(name)), "JPEG")
+    return encoded(Image.fromarray(image(name)), "JPEG")
 
 
 def encoded(image: Image.Image, kind: str) -> bytes:

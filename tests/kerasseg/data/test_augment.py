@@ -23,7 +23,7 @@ def views(count: int, image=IMAGE, label=LABEL, first=0, **fields):
     return list(rows.as_numpy_iterator())
 
 
-def test_without_scale_and_flip_the_crop_is_a_piece_of_the_picture():
+def test_without_scale_and_flip_the_crop_is_a_piece_of_the_image():
     places = set()
     for image, label in views(20, crop=(16, 24), scale=(1, 1), flip=False):
         found = [
@@ -39,7 +39,7 @@ def test_without_scale_and_flip_the_crop_is_a_piece_of_the_picture():
     assert len(places) > 15
 
 
-def test_the_whole_picture_is_reached():
+def test_the_whole_image_is_reached():
     places = np.zeros((40, 56))
     image = np.arange(40 * 56).reshape(40, 56, 1).repeat(3, -1).astype(np.float32)
     for piece in views(300, image, None, crop=(36, 52), scale=(1, 1), flip=False):
@@ -67,7 +67,7 @@ def test_scale_and_crop_equal_resize_then_crop(scale):
 
 
 @pytest.mark.parametrize("crop", [(16, 20), (40, 56), (61, 70)])
-def test_a_whole_picture_is_squeezed(crop):
+def test_a_whole_image_is_squeezed(crop):
     """Antialiased where it gets smaller: every pixel counts. The scale does not."""
     squeezed = tf.image.resize(IMAGE, crop, antialias=True).numpy()
     rows, columns = ((np.arange(to) + 0.5) * of / to for to, of in zip(crop, LABEL.shape, strict=True))
@@ -85,7 +85,7 @@ def test_a_whole_picture_is_squeezed(crop):
     assert np.abs(image - squeezed).mean() > 5
 
 
-def test_picture_and_label_stay_together():
+def test_image_and_label_stay_together():
     """The label's value is painted into the image: wherever both are sharp, they must agree."""
     painted = (LABEL * 50)[..., None].repeat(3, -1)
     agree = []
@@ -136,10 +136,10 @@ def test_the_seed_decides_and_the_label_map_does_not():
     assert image.dtype == np.float32 and label.dtype == np.int32
 
 
-def test_contrast_changes_around_the_mean_of_the_picture_and_not_of_its_padding():
+def test_contrast_changes_around_the_mean_of_the_image_and_not_of_its_padding():
     """Of an image of one grey it changes nothing: only its brightness may be another one."""
-    picture = np.full((8, 8, 3), 40, np.uint8)
-    for image, label in views(20, picture, np.zeros((8, 8), np.uint8), crop=(16, 16), scale=(1, 1), color_jitter=0.5):
+    grey = np.full((8, 8, 3), 40, np.uint8)
+    for image, label in views(20, grey, np.zeros((8, 8), np.uint8), crop=(16, 16), scale=(1, 1), color_jitter=0.5):
         (value,) = {round(float(v), 3) for v in image[label == 0].ravel()}
         assert 20 <= value <= 60 and (image[label == 255] == PAD_VALUE).all()
 

@@ -130,7 +130,7 @@ def test_cityscapes_has_the_19_classes_of_its_benchmark(tmp_path, tfds_directori
         assert set(example["label"][ids == train_class.label_id, 0]) == {number}
     others = ~np.isin(ids, [c.label_id for c in TRAIN_CLASSES])
     assert set(example["label"][others, 0]) == {255}
-    np.testing.assert_array_equal(example["image"], archives.picture("ulm_000000_000019"))
+    np.testing.assert_array_equal(example["image"], archives.image("ulm_000000_000019"))
 
 
 def cut(path: Path, share: float = 0.5) -> None:
@@ -221,7 +221,7 @@ def test_voc_2010_is_known_by_its_checksum(tmp_path, monkeypatch):
         prepare("pascal_context", tmp_path, tmp_path / "data")
 
 
-def test_other_numbers_of_pictures_than_published_are_refused(tmp_path, tfds_directories, monkeypatch):
+def test_other_numbers_of_images_than_published_are_refused(tmp_path, tfds_directories, monkeypatch):
     monkeypatch.setattr(builders.Voc2012, "COUNTS", {"train": 10582, "val": 1449})
     archives.voc2012(tmp_path / "manual")
     with pytest.raises(ValueError, match="voc2012 has 10582 train images, found 5; download or extract"):
@@ -240,7 +240,7 @@ def test_other_numbers_of_pictures_than_published_are_refused(tmp_path, tfds_dir
         ("SegmentationClass/2007_000039.png", b"", r"39.png is damaged \(an empty file"),
         (
             "SegmentationClass/2007_000039.png",
-            archives.png(archives.picture("a")),
+            archives.png(archives.image("a")),
             r"39.png is damaged \(colours \(RGB\)",
         ),
         ("SegmentationClass/2007_000039.png", archives.png(np.full(archives.SIZE, 21, np.uint8)), "holds 21; expected"),

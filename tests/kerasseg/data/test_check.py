@@ -456,7 +456,7 @@ def test_camvid_is_sound():
     }
 
 
-def test_pictures_are_decoded_as_training_decodes_them(folder):
+def test_images_are_decoded_as_training_decodes_them(folder):
     """Pillow reads a PNG whose end is missing, TensorFlow does not."""
     for split in ("train", "val"):
         file = folder / f"images/{split}/{split}_0.png"
@@ -469,7 +469,7 @@ def test_pictures_are_decoded_as_training_decodes_them(folder):
     ]
 
 
-def test_files_that_are_no_pictures_are_named_for_what_they_are(folder):
+def test_files_that_are_no_images_are_named_for_what_they_are(folder):
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
     heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
     (folder / "images/train/train_0.png").write_bytes(pointer)
@@ -531,7 +531,7 @@ def test_no_label_map_should_become_a_jpeg(folder):
         assert only(folder) == f"error: labels/train/train_1.png: {remedy}"
 
 
-def test_pictures_that_pillow_does_not_open(folder):
+def test_images_that_pillow_does_not_open(folder):
     (folder / "images/train/train_1.png").write_bytes(b"gimp xcf" + bytes(100))
     assert only(folder) == (
         "error: images/train/train_1.png: GIMP data under the name of a JPEG or PNG; open it in a program that knows "
@@ -539,7 +539,7 @@ def test_pictures_that_pillow_does_not_open(folder):
     )
 
 
-def test_a_file_larger_than_any_picture(folder):
+def test_a_file_larger_than_any_image(folder):
     with (folder / "images/train/train_1.png").open("wb") as file:
         file.truncate(2**35)
     assert only(folder) == (
@@ -583,7 +583,7 @@ def png(width: int, height: int, bits: int, rows: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def test_pictures_beyond_the_limit_of_the_decoders(folder):
+def test_images_beyond_the_limit_of_the_decoders(folder):
     for file in ("images/train/train_0.png", "labels/train/train_0.png"):
         (folder / file).write_bytes(png(20000, 9600, 8, b""))
     # With the size, where a library has lifted Pillow's own limit, which comes first.
@@ -631,9 +631,9 @@ def test_black_masks(folder, with_classes):
 
 
 def with_palette(path: Path, label, colors) -> None:
-    picture = Image.fromarray(np.asarray(label, np.uint8))
-    picture.putpalette(sum(map(list, colors), []))
-    picture.save(path)
+    image = Image.fromarray(np.asarray(label, np.uint8))
+    image.putpalette(sum(map(list, colors), []))
+    image.save(path)
 
 
 BLACK, RED, GREEN, BLUE = (0, 0, 0), (200, 30, 30), (30, 200, 30), (30, 30, 200)

@@ -43,9 +43,9 @@ def test_names_are_sorted_and_without_extension(tmp_path):
 def test_a_palette_png_keeps_its_numbers(tmp_path):
     make_folder(tmp_path)
     label = RNG.integers(0, 3, (24, 32)).astype(np.uint8)
-    picture = Image.fromarray(label)
-    picture.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200])
-    picture.save(tmp_path / "labels/train/train_0.png")
+    image = Image.fromarray(label)
+    image.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200])
+    image.save(tmp_path / "labels/train/train_0.png")
     with Image.open(tmp_path / "labels/train/train_0.png") as written:
         assert written.mode == "P"
     dataset = FolderDataset(tmp_path)
@@ -77,7 +77,7 @@ def test_another_ignore_label_is_read_as_255(tmp_path):
     ],
     ids=["rgb", "rgba", "grey", "16-bit", "jpeg", "grey jpeg"],
 )
-def test_every_kind_of_picture_becomes_rgb(tmp_path, suffix, array, expected):
+def test_every_kind_of_image_becomes_rgb(tmp_path, suffix, array, expected):
     save(tmp_path / f"images/train/a.{suffix}", array)
     dataset = FolderDataset(tmp_path)
     image = dataset.load_image("train", "a")
@@ -110,7 +110,7 @@ def test_classes_are_read(tmp_path):
     assert dataset.palette == ((1, 2, 3), (4, 5, 6), (7, 8, 9))
 
 
-def test_a_folder_without_pictures_is_refused(tmp_path):
+def test_a_folder_without_images_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no images in .*images/train/NAME.jpg.*training.check_data"):
         FolderDataset(tmp_path)
 
@@ -167,7 +167,7 @@ def test_colours_and_16_bit_numbers_are_no_label_map(tmp_path):
     assert (read_label(save(tmp_path / "c.png", np.full((8, 8), 7, np.uint16)).read_bytes()) == 7).all()
 
 
-def test_pictures_outside_of_the_graph_are_decoded_as_inside_of_it(tmp_path):
+def test_images_outside_of_the_graph_are_decoded_as_inside_of_it(tmp_path):
     """Pillow reads a PNG whose end is missing, TensorFlow does not."""
     make_folder(tmp_path)
     file = tmp_path / "images/train/train_0.png"

@@ -52,7 +52,7 @@ def test_every_epoch_shows_each_image_once_in_another_order(numbered):
         assert (x["unlabeled"] == 60).all()
 
 
-def test_padding_of_unlabelled_pictures_is_told(numbered):
+def test_padding_of_unlabelled_images_is_told(numbered):
     padded = Augmentation(crop=(12, 10), scale=(1, 1))
     x, _ = batches(train_dataset(numbered, Split(("0",), (), ("6",)), padded, batch_size=3), 1)[0]
     np.testing.assert_array_equal(x["unlabeled_valid"], (x["unlabeled"] == 60).all(axis=-1))
@@ -125,11 +125,11 @@ def test_streams_and_seeds_have_random_numbers_of_their_own(tmp_path):
 def test_the_weak_stream_shows_whole_images_and_their_classes(tmp_path):
     save(tmp_path / "images/train/a.png", np.zeros((8, 8, 3)))
     save(tmp_path / "labels/train/a.png", np.full((8, 8), 5))
-    picture = np.zeros((8, 24, 3))
-    picture[:, :12] = 200
+    image = np.zeros((8, 24, 3))
+    image[:, :12] = 200
     label = np.full((8, 24), 255)
     label[0, 0], label[5, 20] = 1, 3
-    save(tmp_path / "images/train/b.png", picture)
+    save(tmp_path / "images/train/b.png", image)
     save(tmp_path / "labels/train/b.png", label)
     save(tmp_path / "images/train/c.png", np.zeros((8, 8, 3)))
     dataset = FolderDataset(tmp_path)
@@ -161,7 +161,7 @@ def test_image_level_labels_of_a_split_need_no_masks(tmp_path):
     assert len({tuple(row) for row in x["image_labels"].tolist()}) == 2
 
 
-def test_image_labelled_pictures_are_learned_from_as_unlabelled_ones_too(numbered):
+def test_image_labelled_images_are_learned_from_as_unlabelled_ones_too(numbered):
     split = Split(("0",), ("1", "2"), ("3",), {"1": (0,), "2": (1,)})
     ((x, _),) = batches(train_dataset(numbered, split, WHOLE, batch_size=1, unlabeled_batch_size=6), 1)
     assert sorted(x["unlabeled"][:, 0, 0, 0].astype(int).tolist()) == [10, 10, 20, 20, 30, 30]
@@ -232,8 +232,8 @@ def crops(dataset, count, augmentation=PIECE, split=RARE, **fields):
 def test_rare_classes_are_drawn_more_often_and_seen_in_the_crop(rare):
     _, labels = crops(rare, 300)
     assert np.mean([2 in label for label in labels]) < 0.1
-    pictures, labels = crops(rare, 300, rare_class_temperature=0.01)
-    np.testing.assert_allclose(pictures[..., 0], 10 + 40 * labels, atol=1e-3)
+    images, labels = crops(rare, 300, rare_class_temperature=0.01)
+    np.testing.assert_allclose(images[..., 0], 10 + 40 * labels, atol=1e-3)
     # f_1 = 18/2304, f_2 = 1/2304: softmax of their difference by 0.01.
     expected = 1 / (1 + np.exp((1 - 17) / 2304 / 0.01))
     assert all(label.any() for label in labels)
@@ -268,8 +268,8 @@ def test_pixels_of_a_rare_class_are_pasted_from_another_image(rare):
     same = Augmentation(crop=(24, 24), scale=(1, 1), flip=False)
     split = Split(("a", "b"))
     before = dict(zip("ab", (rare.load_label("train", name) for name in "ab"), strict=True))
-    pictures, labels = crops(rare, 200, same, split, copy_paste=1.0)
-    np.testing.assert_allclose(pictures[..., 0], 10 + 40 * labels, atol=1e-3)
+    images, labels = crops(rare, 200, same, split, copy_paste=1.0)
+    np.testing.assert_allclose(images[..., 0], 10 + 40 * labels, atol=1e-3)
     # "a" gets the square of "b"; for "b", no other image has one.
     assert all(np.array_equal(label, before["b"]) for label in labels)
 
@@ -281,8 +281,8 @@ def test_pixels_of_a_rare_class_are_pasted_from_another_image(rare):
 
 
 def test_what_is_pasted_is_a_crop_that_shows_the_class(rare):
-    pictures, labels = crops(rare, 100, split=Split(("a", "b")), copy_paste=1.0)
-    np.testing.assert_allclose(pictures[..., 0], 10 + 40 * labels, atol=1e-3)
+    images, labels = crops(rare, 100, split=Split(("a", "b")), copy_paste=1.0)
+    np.testing.assert_allclose(images[..., 0], 10 + 40 * labels, atol=1e-3)
     assert np.mean([label.any() for label in labels]) >= 0.5  # all of "a"
     assert len({label.tobytes() for label in labels}) > 10
 

@@ -22,7 +22,7 @@ from tests.kerasseg.data import archives
         ("cityscapes", archives.cityscapes, "aachen_000000_000019", "munster_000000_000019", 19),
     ],
 )
-def test_pictures_by_name_inside_and_outside_of_the_graph(tfds_directories, capsys, name, make, train, val, classes):
+def test_images_by_name_inside_and_outside_of_the_graph(tfds_directories, capsys, name, make, train, val, classes):
     manual, data = tfds_directories
     make(manual)
     dataset = open_dataset(name)
@@ -41,10 +41,10 @@ def test_pictures_by_name_inside_and_outside_of_the_graph(tfds_directories, caps
             np.testing.assert_array_equal(label, dataset.load_label(split, n))
             assert set(np.unique(label)) <= {*range(classes), 255}
     if name == "cityscapes":  # lossless
-        np.testing.assert_array_equal(dataset.load_image("train", train), archives.picture(train))
+        np.testing.assert_array_equal(dataset.load_image("train", train), archives.image(train))
         assert dataset.palette[:2] == ((128, 64, 128), (244, 35, 232))
     else:
-        assert np.abs(dataset.load_image("train", train).astype(int) - archives.picture(train)).mean() < 60
+        assert np.abs(dataset.load_image("train", train).astype(int) - archives.image(train)).mean() < 60
         assert dataset.palette == default_palette(classes)
     with pytest.raises(ValueError, match=f"{name} has no train image {val!r}"):
         dataset.load_label("train", val)
@@ -183,7 +183,7 @@ def test_tensorflow_datasets_is_imported_only_by_the_builders():
                 assert not [n for n in names if n.startswith(("tensorflow_datasets", "kerasseg.data.builders"))], path
 
 
-def test_classes_that_no_labelled_picture_shows_are_told(tfds_directories, monkeypatch):
+def test_classes_that_no_labelled_image_shows_are_told(tfds_directories, monkeypatch):
     archives.voc2012(tfds_directories[0])
     dataset = open_dataset("voc2012")
     split = make_split(dataset, "2")

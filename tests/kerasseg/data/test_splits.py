@@ -74,7 +74,7 @@ def test_cover_takes_turns_between_classes(tmp_path):
         assert of_class_0 == [1, 1, 2, 2, 3, 3, 3, 3]
 
 
-def test_cover_counts_no_picture_for_a_class_of_which_it_shows_a_few_pixels(tmp_path):
+def test_cover_counts_no_image_for_a_class_of_which_it_shows_a_few_pixels(tmp_path):
     pixels = {"a": 1, "b": 2, "c": 3, "d": 8, "e": 8, "f": 9, "g": 9, "h": 0}  # of class 1; others are of class 0
     for name, count in pixels.items():
         save(tmp_path / f"images/train/{name}.png", np.zeros((1, 10, 3)))

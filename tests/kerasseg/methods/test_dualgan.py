@@ -136,7 +136,7 @@ def test_the_discriminators_can_stay_as_they_are_from_then_on(frozen):
         assert moved == (step < 2 or not frozen), step
 
 
-def test_the_inverted_threshold_trusts_more_the_more_real_a_picture_looks():
+def test_the_inverted_threshold_trusts_more_the_more_real_an_image_looks():
     x, y = tiny.batch(np.random.default_rng(0))
     selected = {}
     for threshold in ("dynamic", "inverted"):

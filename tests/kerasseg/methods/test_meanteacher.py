@@ -62,7 +62,7 @@ def test_a_step_updates_the_student_and_then_the_teacher(fields):
     target, sure = H.argmax(axis=-1), (H.max(axis=-1) >= 0.6).astype(float)
     assert 0 < sure.sum() < sure.size
     trust = sure
-    if fields.get("trust", "picture") == "picture":
+    if fields.get("trust", "image") == "image":
         share = (sure * valid).sum(axis=(1, 2)) / valid.sum(axis=(1, 2))
         trust = np.ones(sure.shape) * share[:, None, None]
     w, before = tiny.float64_weights(method.segmenter), tiny.float64_weights(method.averaged)

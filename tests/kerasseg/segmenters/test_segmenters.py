@@ -14,7 +14,7 @@ def build(name, **arguments):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["deeplab_v2", "deeplab_v3plus"])
-def test_a_size_off_the_stride_is_the_padded_picture_cropped(name):
+def test_a_size_off_the_stride_is_the_padded_image_cropped(name):
     """So training, evaluation, export and serving see the same at any size."""
     segmenter = build(name)
     image = np.random.default_rng(0).uniform(0, 255, (1, 37, 50, 3)).astype(np.float32)
@@ -35,7 +35,7 @@ def test_save_and_load_without_custom_objects_gives_the_same_logits(name, tmp_pa
     assert loaded.get_config() == segmenter.get_config()
 
 
-def test_uint8_and_float_pixels_are_the_same_picture():
+def test_uint8_and_float_pixels_are_the_same_image():
     segmenter = build("deeplab_v2")
     image = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
     np.testing.assert_allclose(segmenter(image), segmenter(image.astype(np.float32)), atol=1e-6)

@@ -16,9 +16,9 @@ from serving.batch import command, pipeline
 from serving.batch.command import BatchConfig
 from serving.common import cli
 from serving.common.artifact import open_artifact
-from serving.common.pictures import MAX_PIXELS, coco_rle
+from serving.common.images import MAX_PIXELS, coco_rle
 from serving.model.engine import Engine
-from tests.serving.pictures import expected_labels, labels_at, manifest, save_picture
+from tests.serving.images import expected_labels, labels_at, manifest, save_image
 from tests.serving.toy_model import CLASSES, write_toy_model
 
 
@@ -46,24 +46,24 @@ def segment(toy_model, capsys):
 def test_a_folder_of_all_kinds(segment, toy_model, tmp_path):
     photos, output = tmp_path / "photos", tmp_path / "out"
     for index, (height, width) in enumerate([(6, 8), (10, 4), (6, 8), (6, 8), (12, 14), (10, 4), (6, 8)]):
-        save_picture(photos / f"p{index}.jpg", height, width, seed=index, quality=95)
+        save_image(photos / f"p{index}.jpg", height, width, seed=index, quality=95)
     exif = Image.Exif()
     exif[0x0112] = 6
-    save_picture(photos / "rotated.JPG", 6, 8, seed=20, format="JPEG", exif=exif)
+    save_image(photos / "rotated.JPG", 6, 8, seed=20, format="JPEG", exif=exif)
     Image.fromarray(np.full((6, 8), 130, np.uint8)).save(photos / "grey.png")
     Image.fromarray(np.full((6, 8, 4), (200, 51, 0, 9), np.uint8)).save(photos / "rgba.png")
-    save_picture(photos / "same.jpg", seed=30)
-    save_picture(photos / "same.png", seed=31)
+    save_image(photos / "same.jpg", seed=30)
+    save_image(photos / "same.png", seed=31)
     whole = (photos / "p0.jpg").read_bytes()
     (photos / "broken.jpg").write_bytes(whole[: len(whole) // 2])
-    (photos / "notes.txt").write_text("no picture")
+    (photos / "notes.txt").write_text("no image")
     (photos / "._p0.jpg").write_bytes(b"what macOS leaves on foreign disks")
-    save_picture(photos / "deeper" / "p0.jpg")
+    save_image(photos / "deeper" / "p0.jpg")
 
     status, result, stderr = segment(photos, output)
 
     assert status == 1
-    assert result.items() >= {"pictures": 13, "written": 12, "skipped": 0, "failed": 1, "provider": "cpu"}.items()
+    assert result.items() >= {"images": 13, "written": 12, "skipped": 0, "failed": 1, "provider": "cpu"}.items()
     assert "broken.jpg" in stderr
     records = manifest(output)
     assert list(records) == sorted(records)
@@ -90,7 +90,7 @@ def test_a_folder_of_all_kinds(segment, toy_model, tmp_path):
     assert not list(output.rglob("*.tmp"))
 
 
-def test_overlay_is_the_picture_tinted(segment, tmp_path):
+def test_overlay_is_the_image_tinted(segment, tmp_path):
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (32, 32), (200, 100, 40)).save(tmp_path / "photos" / "a.png")
     segment(tmp_path / "photos", tmp_path / "out")
@@ -101,7 +101,7 @@ def test_overlay_is_the_picture_tinted(segment, tmp_path):
 def test_second_run_does_only_what_changed(segment, toy_model, tmp_path):
     photos, output = tmp_path / "photos", tmp_path / "out"
     for index in range(4):
-        save_picture(photos / f"p{index}.png", seed=index)
+        save_image(photos / f"p{index}.png", seed=index)
 
     def counts(*args):
         status, result, _ = segment(photos, output, *args)
@@ -113,7 +113,7 @@ def test_second_run_does_only_what_changed(segment, toy_model, tmp_path):
     assert counts("--write", "labels") == (0, 4)
     assert counts() == (4, 0)  # now with overlays
     assert counts() == (0, 4)
-    save_picture(photos / "p1.png", seed=99)
+    save_image(photos / "p1.png", seed=99)
     (output / "labels" / "p2.png").unlink()
     assert counts() == (2, 2)
     np.testing.assert_array_equal(labels_at(output / "labels" / "p1.png"), expected_labels(photos / "p1.png"))
@@ -133,7 +133,7 @@ def test_second_run_does_only_what_changed(segment, toy_model, tmp_path):
 @pytest.mark.parametrize("folder", ["labels", "overlays", "confidence", "reliability"])
 def test_what_no_job_has_written_is_left_alone(segment, tmp_path, folder):
     """A dataset keeps its label maps where a job would write its own."""
-    save_picture(tmp_path / "images" / "a.png")
+    save_image(tmp_path / "images" / "a.png")
     (tmp_path / folder).mkdir()
     status, _, stderr = segment(tmp_path / "images", tmp_path)
     assert status == 2 and "no batch job has made it: choose another OUTPUT" in stderr
@@ -144,26 +144,26 @@ def test_what_no_job_has_written_is_left_alone(segment, tmp_path, folder):
 def test_names_that_two_jobs_share_are_no_reason_to_skip(segment, tmp_path):
     photos, output = tmp_path / "photos", tmp_path / "out"
     for seed, name in enumerate(["a.png", "a.bmp"]):
-        save_picture(photos / name, seed=seed)
+        save_image(photos / name, seed=seed)
     for pattern in ("*.png", "*.bmp", "*.png"):
         assert segment(photos / pattern, output, "--write", "labels")[1]["written"] == 1
     np.testing.assert_array_equal(labels_at(output / "labels" / "a.png"), expected_labels(photos / "a.png"))
 
 
-def test_a_picture_whose_result_has_no_place_fails_alone(segment, tmp_path):
+def test_an_image_whose_result_has_no_place_fails_alone(segment, tmp_path):
     photos = tmp_path / "photos"
-    save_picture(photos / "a.png")
-    save_picture(photos / ("u" * 251 + ".png"), seed=1)  # 255 bytes, with room for a name beside it all the same
+    save_image(photos / "a.png")
+    save_image(photos / ("u" * 251 + ".png"), seed=1)  # 255 bytes, with room for a name beside it all the same
     Image.new("RGB", (66000, 1)).save(photos / "wide.png")  # more than a JPEG can be
     status, result, stderr = segment(photos, tmp_path / "out")
     assert (status, result["written"], result["failed"]) == (1, 2, 1)
-    assert "wide.png cannot be written as a picture" in stderr
+    assert "wide.png cannot be written as an image" in stderr
     assert not (tmp_path / "out" / "labels" / "wide.png").exists()
 
 
 def test_another_model_or_window_does_all_again(segment, toy_model, tmp_path):
     """A model's maps make its graph another one."""
-    save_picture(tmp_path / "photos" / "a.png", 6, 8)
+    save_image(tmp_path / "photos" / "a.png", 6, 8)
     write_toy_model(toy_model, 2, maps=("confidence", "reliability"))
     write_toy_model(toy_model, 3, maps=("confidence",))
 
@@ -182,7 +182,7 @@ def test_another_model_or_window_does_all_again(segment, toy_model, tmp_path):
 
 def test_what_can_be_written(segment, tmp_path):
     model = write_toy_model(tmp_path / "models" / "maps", 1, maps=("confidence", "reliability"))
-    image_HWC = save_picture(tmp_path / "photos" / "a.png", 6, 8, seed=3)
+    image_HWC = save_image(tmp_path / "photos" / "a.png", 6, 8, seed=3)
     kinds = ("labels", "confidence", "reliability", "rle")
     status, _, _ = segment(tmp_path / "photos", tmp_path / "out", "--write", *kinds, model=model)
     assert status == 0
@@ -200,7 +200,7 @@ def test_what_can_be_written(segment, tmp_path):
     assert not (tmp_path / "out" / "overlays").exists()
 
 
-def test_run_lengths_have_a_line_a_picture_whatever_is_redone(segment, tmp_path):
+def test_run_lengths_have_a_line_an_image_whatever_is_redone(segment, tmp_path):
     photos, runs = tmp_path / "photos", tmp_path / "out" / "rle.jsonl"
 
     def lines():
@@ -210,16 +210,16 @@ def test_run_lengths_have_a_line_a_picture_whatever_is_redone(segment, tmp_path)
         return segment(photos, tmp_path / "out", "--write", "rle")[1]["written"]
 
     for index in range(3):
-        save_picture(photos / f"p{index}.png", seed=index)
+        save_image(photos / f"p{index}.png", seed=index)
     assert written() == 3
     before = lines()
-    save_picture(photos / "p1.png", seed=9)
+    save_image(photos / "p1.png", seed=9)
     assert written() == 1
     after = lines()
     assert len(runs.read_text().splitlines()) == 3
     assert [before[name] == after[name] for name in sorted(after)] == [True, False, True]
     runs.unlink()
-    save_picture(photos / "p0.png", seed=8)
+    save_image(photos / "p0.png", seed=8)
     assert written() == 3
     assert written() == 0
 
@@ -236,10 +236,10 @@ def test_shards_share_the_work_and_the_ranking(segment, tmp_path):
         return segment(photos, output, *flags)[1]
 
     first = job(1)
-    assert 0 < first["pictures"] < 6
+    assert 0 < first["images"] < 6
     assert len((output / "ranking.csv").read_text().splitlines()) == 1 + first["written"]
     second = job(2)
-    assert [first[count] + second[count] for count in ("pictures", "written", "failed")] == [6, 5, 1]
+    assert [first[count] + second[count] for count in ("images", "written", "failed")] == [6, 5, 1]
     assert job(2)["written"] == 0
     with (output / "ranking.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -255,7 +255,7 @@ def test_shards_share_the_work_and_the_ranking(segment, tmp_path):
 
 
 def test_ranking_alone(segment, tmp_path):
-    save_picture(tmp_path / "photos" / "a.png")
+    save_image(tmp_path / "photos" / "a.png")
     status, result, _ = segment(tmp_path / "photos", tmp_path / "out", "--write", "--rank", "uncertainty")
     assert (status, result["written"]) == (0, 1)
     assert result["ranking"] == str(tmp_path / "out" / "ranking.csv")
@@ -264,10 +264,10 @@ def test_ranking_alone(segment, tmp_path):
     assert status == 2 and "--write names nothing" in stderr
 
 
-def test_large_pictures_by_windows(segment, tmp_path, monkeypatch):
+def test_large_images_by_windows(segment, tmp_path, monkeypatch):
     model = write_toy_model(tmp_path / "models" / "logits", 1, maps=("confidence", "logits"))
-    save_picture(tmp_path / "photos" / "large.png", 8, 6, seed=1)
-    save_picture(tmp_path / "photos" / "small.png", 6, 6, seed=2)
+    save_image(tmp_path / "photos" / "large.png", 8, 6, seed=1)
+    save_image(tmp_path / "photos" / "small.png", 6, 6, seed=2)
     asked = []
 
     def predict_large(self, image_HW3, window, stride, batch_size):
@@ -293,17 +293,17 @@ def test_large_pictures_by_windows(segment, tmp_path, monkeypatch):
 
 def test_more_pixels_than_pillow_expects(segment, tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    save_picture(tmp_path / "photos" / "a.png", 6, 8)
+    save_image(tmp_path / "photos" / "a.png", 6, 8)
     assert segment(tmp_path / "photos", tmp_path / "out")[1]["written"] == 1
 
 
 def test_what_a_list_names_and_is_not_there_fails_alone(segment, tmp_path):
-    save_picture(tmp_path / "a.png")
+    save_image(tmp_path / "a.png")
     (tmp_path / "list.txt").write_text("a.png\nb.png\n")
     status, result, stderr = segment(tmp_path / "list.txt", tmp_path / "out")
     assert (status, result["written"], result["failed"]) == (1, 1, 1)
     assert "No such file" in stderr and "b.png" in stderr
-    save_picture(tmp_path / "b.png")
+    save_image(tmp_path / "b.png")
     status, result, _ = segment(tmp_path / "list.txt", tmp_path / "out")
     assert (status, result["written"], result["skipped"]) == (0, 1, 1)
 
@@ -312,7 +312,7 @@ def test_killed_at_any_moment(segment, toy_model, tmp_path):
     """The real command, killed three times: what is recorded is written in full, and not done again."""
     photos, output = tmp_path / "photos", tmp_path / "out"
     for index in range(300):
-        save_picture(photos / f"p{index:03}.png", 60, 80, seed=index)
+        save_image(photos / f"p{index:03}.png", 60, 80, seed=index)
     flags = [str(photos), str(output), "--provider", "cpu", "--write", "labels", "rle", "--batch-size", "1"]
     command = [sys.executable, "-m", "serving.batch", str(toy_model), *flags]
     lines, done = output / "manifest.jsonl", 0
@@ -342,7 +342,7 @@ def test_killed_at_any_moment(segment, toy_model, tmp_path):
 def test_killed_job_goes_on_where_it_was(segment, tmp_path, monkeypatch):
     photos, output = tmp_path / "photos", tmp_path / "out"
     for index in range(12):
-        save_picture(photos / f"p{index:02}.png", seed=index)
+        save_image(photos / f"p{index:02}.png", seed=index)
     write, written = pipeline.write, []
 
     def fail_at_sixth(*args):
@@ -362,9 +362,9 @@ def test_killed_job_goes_on_where_it_was(segment, tmp_path, monkeypatch):
     assert (status, result["written"], result["skipped"]) == (0, 12 - done, done)
 
 
-def test_what_is_no_file_of_a_picture_fails_alone(segment, tmp_path):
-    """Larger than any picture may be, or without an end: what would have filled the memory, or held up the job."""
-    save_picture(tmp_path / "a.png", seed=1)
+def test_what_is_no_file_of_an_image_fails_alone(segment, tmp_path):
+    """Larger than any image may be, or without an end: what would have filled the memory, or held up the job."""
+    save_image(tmp_path / "a.png", seed=1)
     with (tmp_path / "sparse.png").open("wb") as file:
         file.truncate(30 * 2**30)
     os.mkfifo(tmp_path / "pipe.png")
@@ -382,9 +382,9 @@ def test_what_is_no_file_of_a_picture_fails_alone(segment, tmp_path):
     np.testing.assert_array_equal(labels_at(tmp_path / "out" / "labels" / "a.png"), expected_labels(tmp_path / "a.png"))
 
 
-def test_too_little_memory_for_a_picture_fails_alone(segment, tmp_path, monkeypatch):
+def test_too_little_memory_for_an_image_fails_alone(segment, tmp_path, monkeypatch):
     for index in range(3):
-        save_picture(tmp_path / "photos" / f"{index}.png", seed=index)
+        save_image(tmp_path / "photos" / f"{index}.png", seed=index)
     read = pipeline.read_file
 
     def out_of_memory(path, max_pixels):
@@ -400,7 +400,7 @@ def test_too_little_memory_for_a_picture_fails_alone(segment, tmp_path, monkeypa
 
 def test_a_killed_job_leaves_nothing_behind_for_long(toy_model, segment, tmp_path):
     """Killed as hard as can be, in the middle of writing a file; the next job of that output tidies up."""
-    save_picture(tmp_path / "photos" / "deep" / "a.png")
+    save_image(tmp_path / "photos" / "deep" / "a.png")
     out = tmp_path / "out"
     code = (
         "import os, pathlib, signal; from serving.batch import command; from serving.common import cli\n"
@@ -420,11 +420,11 @@ def test_a_killed_job_leaves_nothing_behind_for_long(toy_model, segment, tmp_pat
 
 def test_recursive_keeps_subfolders_and_leaves_own_results_out(segment, tmp_path):
     photos = tmp_path / "photos"
-    save_picture(photos / "a.png", seed=1)
-    save_picture(photos / "b" / "a.png", seed=2)
+    save_image(photos / "a.png", seed=1)
+    save_image(photos / "b" / "a.png", seed=2)
     for _ in range(2):
         status, result, _ = segment(photos, photos, "--recursive")
-        assert (status, result["pictures"]) == (0, 2)
+        assert (status, result["images"]) == (0, 2)
     assert sorted(manifest(photos)) == ["a.png", "b/a.png"]
     np.testing.assert_array_equal(labels_at(photos / "labels" / "b" / "a.png"), expected_labels(photos / "b" / "a.png"))
 
@@ -432,17 +432,17 @@ def test_recursive_keeps_subfolders_and_leaves_own_results_out(segment, tmp_path
 def test_one_file_and_patterns(segment, tmp_path):
     photos = tmp_path / "photos"
     for name in ("a.png", "b.png", "c.jpg"):
-        save_picture(photos / "x" / name)
+        save_image(photos / "x" / name)
     assert segment(photos / "x" / "a.png", tmp_path / "one")[1]["written"] == 1
     assert (tmp_path / "one" / "labels" / "a.png").exists()
     assert segment(photos / "*" / "*.png", tmp_path / "two")[1]["written"] == 2
     assert sorted(manifest(tmp_path / "two")) == ["x/a.png", "x/b.png"]
 
 
-def test_picture_that_cannot_be_segmented_fails_alone(segment, tmp_path, monkeypatch):
+def test_image_that_cannot_be_segmented_fails_alone(segment, tmp_path, monkeypatch):
     photos = tmp_path / "photos"
     for index in range(4):
-        save_picture(photos / f"p{index}.png", seed=index)
+        save_image(photos / f"p{index}.png", seed=index)
     Image.new("RGB", (8, 6), (7, 7, 7)).save(photos / "p2.png")
     predict = Engine.predict
 
@@ -463,9 +463,9 @@ def test_picture_that_cannot_be_segmented_fails_alone(segment, tmp_path, monkeyp
     ("args", "said"),
     [
         (["nowhere", "out"], "nowhere does not exist"),
-        (["empty", "out"], "no pictures in empty"),
+        (["empty", "out"], "no images in empty"),
         (["nested", "out"], "add --recursive"),
-        (["no*.png", "out"], r"no pictures in no*.png"),
+        (["no*.png", "out"], r"no images in no*.png"),
         (["nested/b/a.png", "out", "--batch-size", "0"], "--batch-size"),
         (["nested/b/a.png", "out", "--threads", "0"], "--threads must be at least 1"),
         (["nested/b/a.png", "out", "--max-pixels", "0"], "--max-pixels must be at least 1"),
@@ -483,7 +483,7 @@ def test_mistakes_are_one_line(segment, tmp_path, monkeypatch, args, said):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "taken").write_text("a file where the output folder should be")
-    save_picture(tmp_path / "nested" / "b" / "a.png")
+    save_image(tmp_path / "nested" / "b" / "a.png")
     status, result, stderr = segment(*args)
     assert (status, result) == (2, None)
     assert stderr.splitlines()[-1].startswith("error: ")
@@ -498,7 +498,7 @@ def test_missing_model(segment, tmp_path):
 
 
 def test_runs_without_tensorflow(toy_model, tmp_path):
-    save_picture(tmp_path / "photos" / "a.png")
+    save_image(tmp_path / "photos" / "a.png")
     code = (
         "import sys; from serving.batch import command; from serving.common import cli\n"
         "try: cli.run(command.main, command.BatchConfig, '')\n"

@@ -1,4 +1,4 @@
-"""Which pictures a batch job takes, and what it calls their results."""
+"""Which images a batch job takes, and what it calls their results."""
 
 import io
 
@@ -39,10 +39,10 @@ def test_names_stay_short_where_they_can(tmp_path):
 def test_a_list_has_paths_from_its_own_folder_on(tmp_path, monkeypatch):
     lists, elsewhere = tmp_path / "lists", tmp_path / "elsewhere" / "c.jpg"
     touch(lists / "x" / "a b.jpg", elsewhere)
-    listed = lists / "pictures.txt"
+    listed = lists / "images.txt"
     listed.write_text(f"x/a b.jpg\r\n\n{elsewhere}\n../elsewhere/c.jpg\nmissing.png\nx/../x/a b.jpg\nno_suffix\n")
     monkeypatch.chdir(tmp_path)
-    jobs = find_jobs("lists/pictures.txt", tmp_path / "out", recursive=False)
+    jobs = find_jobs("lists/images.txt", tmp_path / "out", recursive=False)
     outside = elsewhere.as_posix().lstrip("/")
     assert {job.name: job.source for job in jobs} == {
         "x/a b.jpg": str(lists / "x" / "a b.jpg"),
@@ -61,18 +61,18 @@ def test_a_list_from_standard_input_starts_at_the_working_directory(tmp_path, mo
 
 def test_an_empty_list_is_a_mistake(tmp_path):
     (tmp_path / "none.txt").write_text("\n\n")
-    with pytest.raises(ValueError, match="list of pictures is empty"):
+    with pytest.raises(ValueError, match="list of images is empty"):
         find_jobs(str(tmp_path / "none.txt"), tmp_path / "out", recursive=False)
 
 
 @pytest.mark.parametrize("kind", ["labels", "overlays", "confidence", "reliability"])
-def test_earlier_results_are_no_pictures(tmp_path, kind):
+def test_earlier_results_are_no_images(tmp_path, kind):
     Image.new("L", (2, 2)).save(tmp_path / "a.png")
     touch(tmp_path / kind / "a.png")
     assert [job.name for job in find_jobs(str(tmp_path), tmp_path, recursive=True)] == ["a.png"]
 
 
-def test_two_pictures_of_one_name_are_a_mistake(tmp_path):
+def test_two_images_of_one_name_are_a_mistake(tmp_path):
     outside = tmp_path / "x.jpg"
     inside = tmp_path / "lists" / outside.relative_to("/")
     touch(outside, inside)
@@ -103,7 +103,7 @@ def test_a_list_in_any_encoding_is_read_or_refused(tmp_path, monkeypatch, encodi
                 find_jobs(input, tmp_path / "out", recursive=False)
 
 
-def test_a_listed_picture_is_found_under_a_name_that_looks_the_same(tmp_path):
+def test_a_listed_image_is_found_under_a_name_that_looks_the_same(tmp_path):
     decomposed = "Ko\u0308ln.JPG"
     touch(tmp_path / decomposed, tmp_path / "a.jpg", tmp_path / "A.jpg")
     (tmp_path / "list.txt").write_text("K\u00f6ln.jpg\na.jpg\nA.JPG\n", "utf-8")
@@ -123,7 +123,7 @@ def test_sources_do_not_depend_on_the_working_directory(tmp_path, monkeypatch):
         assert job.source == str(tmp_path / "photos" / "a.jpg")
 
 
-def test_shards_divide_the_work_and_new_pictures_move_none(tmp_path):
+def test_shards_divide_the_work_and_new_images_move_none(tmp_path):
     def names(shard):
         return {job.name for job in shard_of(find_jobs(str(tmp_path), tmp_path / "out", recursive=False), (shard, 3))}
 

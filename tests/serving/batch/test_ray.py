@@ -13,11 +13,11 @@ import pytest
 
 from serving.batch.command import BatchConfig, main
 from serving.batch.pipeline import SegmentOptions
-from tests.serving.pictures import expected_labels, labels_at, manifest, save_picture
+from tests.serving.images import expected_labels, labels_at, manifest, save_image
 
 batch_ray = pytest.importorskip("serving.batch.ray", reason="needs kerasseg[ray]", exc_type=ImportError)
 
-PICTURES = 240
+IMAGES = 240
 
 
 @pytest.fixture
@@ -39,9 +39,9 @@ def processes_of_actors():
 @pytest.mark.slow
 def test_a_job_goes_on_when_a_worker_is_killed_and_a_machine_lost(cluster, toy_model, tmp_path):
     photos, out = tmp_path / "photos", tmp_path / "out"
-    for index in range(PICTURES):
-        save_picture(photos / f"p{index:03}.png", 60, 80, seed=index)
-    (photos / "broken.png").write_bytes(b"no picture")
+    for index in range(IMAGES):
+        save_image(photos / f"p{index:03}.png", 60, 80, seed=index)
+    (photos / "broken.png").write_bytes(b"no image")
     flags = ["--provider", "cpu", "--write", "labels", "rle", "--engine", "ray", "--ray-address", cluster.address]
     command = [sys.executable, "-m", "serving.batch", str(toy_model), str(photos), str(out), *flags]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -65,10 +65,10 @@ def test_a_job_goes_on_when_a_worker_is_killed_and_a_machine_lost(cluster, toy_m
 
     assert job.returncode == 1, stderr
     result = json.loads(stdout)
-    assert result.items() >= {"written": PICTURES, "failed": 1, "skipped": 0, "provider": "cpu"}.items()
+    assert result.items() >= {"written": IMAGES, "failed": 1, "skipped": 0, "provider": "cpu"}.items()
     assert manifest(out)["broken.png"]["status"] == "error"
     runs = [json.loads(line)["input"] for line in (out / "rle.jsonl").read_text().splitlines()]
-    assert runs == [f"p{index:03}.png" for index in range(PICTURES)]
+    assert runs == [f"p{index:03}.png" for index in range(IMAGES)]
     for name in runs:
         np.testing.assert_array_equal(labels_at(out / "labels" / name), expected_labels(photos / name))
 
@@ -92,7 +92,7 @@ def actor(model, output, threads=1):
 
 
 def test_an_actor_leaves_what_is_done(toy_model, tmp_path):
-    save_picture(tmp_path / "a.png")
+    save_image(tmp_path / "a.png")
     call = actor(toy_model, tmp_path / "out")
     [record] = map(json.loads, call(block_of(tmp_path / "a.png"))["record"])
     assert (record["status"], record["input"]) == ("ok", "a.png")
@@ -103,7 +103,7 @@ def test_an_actor_leaves_what_is_done(toy_model, tmp_path):
 def test_what_ends_a_job_is_told_by_the_machine(toy_model, tmp_path):
     """After the records of what it could write."""
     for name in ("a.png", "b.png"):
-        save_picture(tmp_path / name)
+        save_image(tmp_path / name)
     out = tmp_path / "out"
     (out / "labels" / "b.png").mkdir(parents=True)
     done, record = map(json.loads, actor(toy_model, out)(block_of(tmp_path / "a.png", tmp_path / "b.png"))["record"])
@@ -115,7 +115,7 @@ def test_what_ends_a_job_is_told_by_the_machine(toy_model, tmp_path):
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:port"])
 def test_no_cluster_is_told_at_once(toy_model, tmp_path, address):
-    save_picture(tmp_path / "photos" / "a.png")
+    save_image(tmp_path / "photos" / "a.png")
     with pytest.raises(ValueError, match=f"no Ray cluster at {address}"):
         main(
             BatchConfig(

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from serving.common import cli
-from tests.serving.pictures import labels_at, save_picture
+from tests.serving.images import labels_at, save_image
 from tests.test_project import ROOT
 
 COMMAND = """
@@ -90,8 +90,8 @@ def test_what_is_said_goes_into_no_file(tmp_path):
 
 @pytest.mark.parametrize("redirection", ["2>&-", "2> /dev/full", "<&- 2>&-"])
 def test_a_batch_job_without_stderr_writes_its_masks(toy_model, tmp_path, redirection):
-    image_HWC = save_picture(tmp_path / "photos" / "a.png")
-    (tmp_path / "photos" / "b.png").write_bytes(b"no picture")
+    image_HWC = save_image(tmp_path / "photos" / "a.png")
+    (tmp_path / "photos" / "b.png").write_bytes(b"no image")
     arguments = [toy_model, tmp_path / "photos", tmp_path / "out", "--provider", "cpu"]
     status, stdout, _ = run(redirection, *arguments, command=("-m", "serving.batch"))
     result = json.loads(stdout)
@@ -115,7 +115,7 @@ class LibraryError(Exception):
         (OSError("host3: [Errno 28] No space left on device: 'a.png'"), "'a.png': make room on the disk"),
         (LibraryError("a/b; No space left on device\nat line 3"), "a/b; No space left on device: make room"),
         (OSError(errno.ECONNREFUSED, "Connection refused"), "[Errno 111] Connection refused"),
-        (MemoryError(), "out of memory: take smaller pictures"),
+        (MemoryError(), "out of memory: take smaller images"),
         (LibraryError("a fault"), None),
     ],
 )
@@ -149,7 +149,7 @@ def on_a_small_disk():
 
 def test_a_full_disk_is_told_and_leaves_nothing_half_written(toy_model, tmp_path, on_a_small_disk):
     for index in range(12):
-        save_picture(tmp_path / "photos" / f"{index}.png", height=128, width=128, seed=index)
+        save_image(tmp_path / "photos" / f"{index}.png", height=128, width=128, seed=index)
     batch = f'"$@" -m serving.batch {toy_model} {tmp_path}/photos {tmp_path}/disk/out --provider cpu'
     done = on_a_small_disk(tmp_path / "disk", "60k", f"{batch}; echo $?; ls -AR {tmp_path}/disk")
     assert done.stdout.startswith("2\n") and ".tmp" not in done.stdout

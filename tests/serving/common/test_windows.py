@@ -16,13 +16,13 @@ def test_the_last_window_of_a_row_and_of_a_column_is_shifted_inward():
     assert found.dtype == np.int32
 
 
-def test_one_window_where_the_picture_is_no_larger():
+def test_one_window_where_the_image_is_no_larger():
     assert corners((4, 3), (4, 5), (2, 2)).tolist() == [[0, 0]]
     assert corners((5, 3), (4, 5), (4, 5)).tolist() == [[0, 0], [1, 0]]
 
 
 @given(SIDE, SIDE)
-def test_windows_cover_every_pixel_and_never_leave_the_picture(down, right):
+def test_windows_cover_every_pixel_and_never_leave_the_image(down, right):
     size, window, stride = zip(down, right, strict=True)
     found = corners(size, window, stride)
     covered = np.zeros(size, int)
@@ -41,7 +41,7 @@ def test_windows_cover_every_pixel_and_never_leave_the_picture(down, right):
     "size, window, stride", [((0, 4), (2, 2), (1, 1)), ((4, 4), (2, 2), (3, 2)), ((4, 4), (2, 2), (1, 0))]
 )
 def test_windows_that_leave_gaps_are_refused(size, window, stride):
-    with pytest.raises(ValueError, match="a stride is 1 to the window's size; got a picture of"):
+    with pytest.raises(ValueError, match="a stride is 1 to the window's size; got an image of"):
         corners(size, window, stride)
 
 
@@ -53,7 +53,7 @@ def logits_by_place(windows_NhwC):
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1 / 3, 0.5, 2 / 3, 1.0]), st.integers(1, 5))
-def test_a_picture_put_together_has_the_mean_of_its_windows(height, width, stride, batch_size):
+def test_an_image_put_together_has_the_mean_of_its_windows(height, width, stride, batch_size):
     window, classes = (9, 7), 3
     image_HW3 = np.random.default_rng(height * 50 + width).integers(0, 256, (height, width, 3), np.uint8)
     labels_HW, confidence_HW = segment_by_windows(logits_by_place, image_HW3, classes, window, stride, batch_size)

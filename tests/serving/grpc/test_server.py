@@ -100,9 +100,9 @@ def test_typed_and_raw_tensors(call):
         (infer_request(shape=[2, -6, -8, 3]), "image is of shape [-1, -1, -1, 3]"),
         (infer_request(shape=[2, 6, 9, 3]), "324 bytes; binary_data_size is 288 and 288 bytes follow"),
         (infer_request(shape=[2**40, 2**40, 2**40, 3]), "more than 50331648 elements"),
-        (infer_request(name="picture"), '"picture" is no input'),
-        (infer_request(contents={"uint_contents": [1]}), "image has contents, beside raw_input_contents"),
-        (infer_request(np.zeros((9, 2, 2, 3), np.uint8)), "9 pictures in a tensor, at most 8 are taken"),
+        (infer_request(name="photo"), '"photo" is no input'),
+        (infer_request(contents={"uint_contents": [1]}), "image has contents in addition to raw_input_contents"),
+        (infer_request(np.zeros((9, 2, 2, 3), np.uint8)), "9 images in a tensor, at most 8 are taken"),
         (
             service_pb2.ModelInferRequest(model_name="toy", raw_input_contents=[b"x"]),
             "0 inputs and 1 raw_input_contents",
@@ -366,7 +366,7 @@ def test_messages_arrive_in_turns(toy_model, monkeypatch):
         until(lambda: server._grpc._slots.free._value == 2)
 
 
-def test_pictures_that_do_not_come_hold_up_nothing_else(server, call):
+def test_images_that_do_not_come_hold_up_nothing_else(server, call):
     with grpc.insecure_channel(server.grpc_address) as channel:
         ended = threading.Event()
 
@@ -504,7 +504,7 @@ def test_what_nobody_foresaw(server, call, monkeypatch, caplog):
     told = refused(
         call("ModelMetadata", service_pb2.ModelMetadataRequest(name="toy"), metadata=[("x-request-id", "odd")])
     )
-    assert told == ("INTERNAL", "internal error; the server's log tells more of request odd")
+    assert told == ("INTERNAL", "internal error; the server's log says more about request odd")
     [record] = [record for record in caplog.records if record.levelname == "ERROR"]
     assert record.exc_info[0] is ZeroDivisionError
 

@@ -7,14 +7,14 @@ import zlib
 import pytest
 
 from tests.serving.http_calls import SEGMENT, error_of, post_head
-from tests.serving.pictures import picture
+from tests.serving.images import encoded_image
 from tests.serving.servers import answer_to
 
 
 @pytest.mark.parametrize("path", [SEGMENT, "/v2/models/toy/infer"])
 def test_bodies_are_decompressed(client, path):
     tensor = {"name": "image", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [0, 0, 0]}
-    body = picture() if path == SEGMENT else json.dumps({"inputs": [tensor]}).encode()
+    body = encoded_image() if path == SEGMENT else json.dumps({"inputs": [tensor]}).encode()
     expected = client.post(path, content=body).content
     for coding, packed in (("gzip", gzip.compress(body)), ("DEFLATE", zlib.compress(body)), ("identity", body)):
         response = client.post(path, content=packed, headers={"Content-Encoding": coding})
@@ -40,7 +40,7 @@ def test_the_index_reads_no_large_body(client):
 
 def test_only_so_many_bytes_of_bodies_are_held(server, client, monkeypatch):
     monkeypatch.setattr(server.service, "limits", type(server.service.limits)(max_bodies=10))
-    response = client.post(SEGMENT, content=picture())
+    response = client.post(SEGMENT, content=encoded_image())
     assert error_of(response, 503) == "too many large bodies are arriving at once"
     assert server.service._held_bytes == 0
 

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 from serving.http import connections
-from tests.serving.pictures import picture
+from tests.serving.images import encoded_image
 from tests.serving.servers import answer_to, connect, running, until
 
 GET = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST /v1/segment/toy HTTP/1.1\r\nHost: x\r\n"
 
 
-def post_picture(version=b"1.1"):
-    return POST.replace(b"1.1", version) + b"Content-Length: %d\r\n\r\n" % len(picture()) + picture()
+def post_image(version=b"1.1"):
+    return POST.replace(b"1.1", version) + b"Content-Length: %d\r\n\r\n" % len(encoded_image()) + encoded_image()
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_answers_count_as_bodies_do(server, monkeypatch):
         until(lambda: server.service._held_bytes > 20 * 2**20)
         monkeypatch.setattr(server.service, "limits", type(server.service.limits)(max_bodies=2**20))
         assert server.service.is_crowded()
-        response = httpx.post(f"{server.url}/v1/segment/toy", content=picture())
+        response = httpx.post(f"{server.url}/v1/segment/toy", content=encoded_image())
         assert (response.status_code, response.json()) == (503, {"error": "too many large bodies are arriving at once"})
     until(lambda: not server.service._held_bytes)
 
@@ -191,7 +191,7 @@ def test_what_lies_between_pieces_of_a_body_is_bounded(server, sent):
 
 def test_trailers_are_no_headers(server):
     request = POST + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
-    chunks = b"".join(b"%x\r\n%b\r\n" % (1, picture()[n : n + 1]) for n in range(len(picture())))
+    chunks = b"".join(b"%x\r\n%b\r\n" % (1, encoded_image()[n : n + 1]) for n in range(len(encoded_image())))
     answer = answer_to(server, request + chunks + b"0\r\nX-Request-Id: seven\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 200 OK")
     assert b"seven" not in answer
@@ -202,7 +202,7 @@ def test_trailers_are_no_headers(server):
 
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])
 def test_a_client_that_sends_no_more_is_answered(server, version):
-    requests = [GET.replace(b"1.1", version), post_picture(version)]
+    requests = [GET.replace(b"1.1", version), post_image(version)]
     for request in requests if version == b"1.0" else [*requests, b"".join(requests)]:
         answer = answer_to(server, request, half_close=True)
         assert answer.startswith(b"HTTP/1.1 200 OK")
@@ -213,11 +213,11 @@ def test_a_client_that_waits_long_after_its_request(server, gate, monkeypatch):
     """It is asked whether it still reads; others that have sent all are found to be gone."""
     monkeypatch.setattr(connections, "HALF_CLOSED_SECONDS", 0.02)
     with connect(server) as raw:
-        raw.sendall(post_picture())
+        raw.sendall(post_image())
         raw.shutdown(socket.SHUT_WR)
         until(lambda: gate.batches)
         with connect(server) as other:
-            other.sendall(post_picture())
+            other.sendall(post_image())
             until(lambda: server.repository.get("toy").pending == 1)
         until(lambda: server.repository.get("toy").pending == 0)
         gate.open()
@@ -231,7 +231,7 @@ def test_a_client_that_waits_long_after_its_request(server, gate, monkeypatch):
 @pytest.mark.parametrize("pieces", [1, 3])
 def test_an_offered_upgrade_is_ignored(server, upgrade, pieces):
     offered = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: " + upgrade + b"\r\nHost: x\r\n"
-    first = post_picture().replace(b"Host: x\r\n", offered)
+    first = post_image().replace(b"Host: x\r\n", offered)
     sent = first + GET[:-2] + b"Connection: close\r\n\r\n"
     with connect(server) as raw:
         for n in range(pieces):
@@ -253,7 +253,7 @@ def test_thousands_of_offers_at_once_are_answered(server):
 def test_a_good_request_before_garbage_is_answered(server, gate, caplog):
     caplog.set_level(logging.INFO, "serving.requests")
     with connect(server) as raw:
-        raw.sendall(post_picture() + b"GARBAGE\r\n\r\n" + GET)
+        raw.sendall(post_image() + b"GARBAGE\r\n\r\n" + GET)
         until(lambda: gate.batches)
         gate.open()
         answer = b"".join(iter(lambda: raw.recv(65536), b""))

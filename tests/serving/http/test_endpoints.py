@@ -9,7 +9,7 @@ from PIL import Image
 
 from serving.common.artifact import open_artifact
 from tests.serving.http_calls import SEGMENT, client_of, error_of, index_of, post_head
-from tests.serving.pictures import encoded, expected_labels, picture
+from tests.serving.images import encoded, encoded_image, expected_labels
 from tests.serving.servers import answer_to, running
 
 
@@ -30,7 +30,7 @@ from tests.serving.servers import answer_to, running
 )
 def test_names_lead_to_models_and_nowhere_else(server, path):
     """Written by hand: a client library would tidy the path first."""
-    answer = answer_to(server, post_head(path, len(picture()), "Connection: close") + picture())
+    answer = answer_to(server, post_head(path, len(encoded_image()), "Connection: close") + encoded_image())
     assert answer.startswith(b"HTTP/1.1 404 ")
     assert b'{"error":' in answer
 
@@ -41,9 +41,9 @@ def test_limits(toy_model, monkeypatch):
         running(toy_model.parent, max_body_mb=1, max_pixels=200, batch_size=2) as server,
         client_of(server) as client,
     ):
-        assert index_of(client.post(SEGMENT, content=picture(10, 20))).shape == (10, 20)
+        assert index_of(client.post(SEGMENT, content=encoded_image(10, 20))).shape == (10, 20)
         assert "larger than 200 pixels (22x10): cut it into" in error_of(
-            client.post(SEGMENT, content=picture(10, 22)), 413
+            client.post(SEGMENT, content=encoded_image(10, 22)), 413
         )
         bomb = encoded(Image.new("1", (16000, 12000)))
         assert "larger than 200 pixels: cut it into tiles" in error_of(client.post(SEGMENT, content=bomb), 413)
@@ -55,12 +55,12 @@ def test_limits(toy_model, monkeypatch):
         assert "more than 600 elements" in error_of(answer, 413)
         tensor |= {"shape": [3, 2, 2, 3], "data": [0] * 36}
         answer = client.post("/v2/models/toy/infer", json={"inputs": [tensor]})
-        assert error_of(answer, 400) == "3 pictures in a tensor, at most 2 are taken"
+        assert error_of(answer, 400) == "3 images in a tensor, at most 2 are taken"
         assert client.get("/v2/health/live").status_code == 200
 
 
 @pytest.mark.parametrize("shape", [(1, 600_000), (600_000, 1)])
-def test_thin_pictures_are_refused_in_every_form(client, shape):
+def test_thin_images_are_refused_in_every_form(client, shape):
     """The network would pad them to many times their pixels."""
     thin = encoded(Image.new("1", shape[::-1]))
     said = "are too thin: the network pads them to 19200000"
@@ -83,19 +83,20 @@ def test_thin_pictures_are_refused_in_every_form(client, shape):
 def test_health_while_loading_and_draining(server, client, monkeypatch):
     def statuses():
         paths = ("/v2/health/live", "/v2/health/ready", "/v2/models/toy/ready")
-        return [client.get(path).status_code for path in paths] + [client.post(SEGMENT, content=picture()).status_code]
+        answer = client.post(SEGMENT, content=encoded_image())
+        return [client.get(path).status_code for path in paths] + [answer.status_code]
 
     assert statuses() == [200, 200, 200, 200]
     monkeypatch.setattr(server.service, "state", "draining")
     assert statuses() == [200, 503, 503, 200]
     monkeypatch.setattr(server.service, "state", "loading")
     assert statuses() == [200, 503, 503, 503]
-    assert error_of(client.post(SEGMENT, content=picture()), 503) == "the models are being loaded"
+    assert error_of(client.post(SEGMENT, content=encoded_image()), 503) == "the models are being loaded"
 
 
 def test_metrics(toy_model):
     with running(toy_model.parent) as server, client_of(server) as client:
-        for content in (picture(), picture(), b"broken"):
+        for content in (encoded_image(), encoded_image(), b"broken"):
             client.post(SEGMENT, content=content)
         response = client.get("/metrics")
         assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
@@ -120,13 +121,13 @@ def test_metrics(toy_model):
         whole = values["nv_inference_request_duration_us"]
         parts = ("queue", "compute_input", "compute_infer", "compute_output")
         assert 0 < sum(values[f"nv_inference_{part}_duration_us"] for part in parts) <= whole
-        timing = client.post(SEGMENT, content=picture()).headers["server-timing"]
+        timing = client.post(SEGMENT, content=encoded_image()).headers["server-timing"]
         assert [entry.split(";")[0] for entry in timing.split(", ")] == list(parts)
 
 
 def test_many_clients_at_once(server, client):
     """Every answer belongs to its own question."""
-    contents = [picture(2 + 2 * (n % 3), 4, seed=n) for n in range(60)]
+    contents = [encoded_image(2 + 2 * (n % 3), 4, seed=n) for n in range(60)]
     with ThreadPoolExecutor(12) as pool:
         responses = list(pool.map(lambda body: client.post(SEGMENT, content=body), contents))
     for body, response in zip(contents, responses, strict=True):

@@ -7,7 +7,7 @@ import httpx
 
 from serving.service.logs import JsonFormatter
 from tests.serving.http_calls import SEGMENT, client_of, error_of, index_of
-from tests.serving.pictures import picture
+from tests.serving.images import encoded_image
 from tests.serving.servers import running, until
 
 
@@ -28,7 +28,7 @@ def test_request_ids(client):
 
 def test_each_request_is_a_line_of_json(client, caplog):
     caplog.set_level(logging.INFO, "serving.requests")
-    response = client.post(SEGMENT, content=picture(), headers={"X-Request-Id": "line"})
+    response = client.post(SEGMENT, content=encoded_image(), headers={"X-Request-Id": "line"})
     until(lambda: caplog.records)
     line = json.loads(JsonFormatter().format(caplog.records[0]))
     assert (
@@ -52,7 +52,7 @@ def test_each_request_is_a_line_of_json(client, caplog):
 def test_what_nobody_foresaw_is_json_too(client, server, monkeypatch, caplog):
     monkeypatch.setattr(server.repository, "versions", lambda name: 1 / 0)
     response = client.get("/v2/models/toy", headers={"X-Request-Id": "odd"})
-    assert error_of(response, 500) == "internal error; the server's log tells more of request odd"
+    assert error_of(response, 500) == "internal error; the server's log says more about request odd"
     until(lambda: any(record.levelname == "ERROR" for record in caplog.records))
     [record] = [record for record in caplog.records if record.levelname == "ERROR"]
     assert "ZeroDivisionError" in json.loads(JsonFormatter().format(record))["traceback"]
@@ -74,7 +74,7 @@ def test_token(toy_model, tmp_path):
             assert client.get(path).status_code == 200
         for scheme in ("Bearer", "bearer", "BEARER", "Bearer "):
             right = {"Authorization": f"{scheme} open-sesame"}
-            assert index_of(client.post(SEGMENT, content=picture(), headers=right)).shape == (6, 8)
+            assert index_of(client.post(SEGMENT, content=encoded_image(), headers=right)).shape == (6, 8)
 
 
 def test_pages_of_other_origins(toy_model, tmp_path):
@@ -94,15 +94,15 @@ def test_pages_of_other_origins(toy_model, tmp_path):
         other = client.options(SEGMENT, headers={"Origin": "https://b.example", **asked})
         assert error_of(other, 400) == "Disallowed CORS origin"
         assert "access-control-allow-origin" not in other.headers
-        response = client.post(SEGMENT, content=picture(), headers={"Origin": origin})
+        response = client.post(SEGMENT, content=encoded_image(), headers={"Origin": origin})
         assert "send the server's token" in error_of(response, 401)
         assert response.headers["access-control-allow-origin"] == origin
         token = {"Authorization": "Bearer open-sesame"}
-        response = client.post(SEGMENT, content=picture(), headers={"Origin": origin} | token)
+        response = client.post(SEGMENT, content=encoded_image(), headers={"Origin": origin} | token)
         assert index_of(response).shape == (6, 8)
         assert response.headers["access-control-allow-origin"] == origin
         assert "x-request-id" in response.headers["access-control-expose-headers"].lower()
-        response = client.post(SEGMENT, content=picture(), headers={"Origin": "https://b.example"} | token)
+        response = client.post(SEGMENT, content=encoded_image(), headers={"Origin": "https://b.example"} | token)
         assert "access-control-allow-origin" not in response.headers
 
 

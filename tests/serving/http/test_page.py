@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from serving.http import page as served
-from tests.serving.pictures import encoded, picture
+from tests.serving.images import encoded, encoded_image
 from tests.serving.servers import clients, running, until
 from tests.serving.toy_model import CLASSES, PALETTE, write_toy_model
 
@@ -144,7 +144,7 @@ def test_an_overlay_whose_opacity_the_slider_sets(page):
     assert page.locator("#percent").inner_text() == "0 %"
 
 
-def test_one_inference_a_picture(page, server):
+def test_one_inference_an_image(page, server):
     def inferences():
         metrics = httpx.get(f"{server.url}/metrics").text
         return sum(float(n) for n in re.findall(r"^nv_inference_request_success\S* (\S+)$", metrics, re.M))
@@ -200,7 +200,7 @@ def test_maps_where_the_model_has_them(page):
 
 
 def test_the_mask_is_the_one_of_the_endpoint(page, server):
-    contents = picture(34, 46)
+    contents = encoded_image(34, 46)
     choose(page, contents, "a photo.of me.png")
     segmented(page)
     with page.expect_download() as download:
@@ -236,7 +236,7 @@ def test_pixels_are_read_without_the_colour_profile_as_the_endpoint_does(page):
     assert_near(canvas_of(page), scene())
 
 
-def test_a_large_picture_is_scaled_and_says_so(page):
+def test_a_large_image_is_scaled_and_says_so(page):
     choose(page, encoded(Image.fromarray(scene()).resize((2400, 1600), Image.Resampling.NEAREST)))
     segmented(page)
     assert "2400×1600 pixels, scaled to 1254×836." in page.locator("#facts").inner_text()
@@ -244,14 +244,14 @@ def test_a_large_picture_is_scaled_and_says_so(page):
     assert sorted(page.locator("#legend .share").all_inner_texts()) == ["25.0 %"] * 4
 
 
-def test_what_is_no_picture(page):
+def test_what_is_no_image(page):
     choose_scene(page)
     choose(page, b"hello", "notes.txt")
     page.wait_for_selector("#error", state="visible")
     assert page.locator("#error").inner_text() == (
-        "notes.txt is not a picture that this browser can read: choose a JPEG, PNG or WebP."
+        "notes.txt is not an image that this browser can read: choose a JPEG, PNG or WebP."
     )
-    assert page.locator("#legend li").count() == 4  # the picture before it is still there
+    assert page.locator("#legend li").count() == 4  # the image before it is still there
     choose_scene(page)
     page.wait_for_selector("#error", state="hidden")  # the panel is there from before, so `segmented` may not wait
 
@@ -308,7 +308,7 @@ def test_a_phone(open_page, server):
 def test_too_large_for_the_server_and_gone(open_page, toy_model):
     with running(toy_model.parent, max_pixels=1000) as small:
         page = open_page(small, "413|Failed to load|ERR_")
-        choose(page, picture(40, 60))
+        choose(page, encoded_image(40, 60))
         page.wait_for_selector("#error", state="visible")
         assert "too large for this server: choose a smaller one. It says: image:" in page.locator("#error").inner_text()
     page.click("#again")
@@ -318,9 +318,9 @@ def test_too_large_for_the_server_and_gone(open_page, toy_model):
 def test_busy_and_then_not(open_page, toy_model, gate):
     with running(toy_model.parent, max_queue=1, batch_size=1, warm_up=()) as server, clients(server) as post:
         page = open_page(server, "503")
-        waiting = [post("/v1/segment/toy", picture())]
+        waiting = [post("/v1/segment/toy", encoded_image())]
         until(lambda: gate.batches)
-        waiting.append(post("/v1/segment/toy", picture()))
+        waiting.append(post("/v1/segment/toy", encoded_image()))
         until(lambda: server.repository.get("toy").full)
         choose(page, encoded(Image.fromarray(scene())))
         page.wait_for_selector("#error", state="visible")

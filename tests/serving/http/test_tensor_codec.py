@@ -81,7 +81,7 @@ def test_an_output_says_for_itself_how_it_travels():
         ({"inputs": []}, "the input image is missing"),
         ({"inputs": [3]}, "an input: expected an object, got 3"),
         ({"inputs": request()["inputs"] * 2}, '"image" is no input, or given twice'),
-        (request({"name": "picture"}), '"picture" is no input, or given twice: toy takes image'),
+        (request({"name": "photo"}), '"photo" is no input, or given twice: toy takes image'),
         (request({"name": ["image"]}), "the name of an input: expected a string"),
         (request({"datatype": "FP32"}), 'image is of datatype UINT8, got "FP32"'),
         (request({"shape": [1, 2, 4]}), "image is of shape [-1, -1, -1, 3] (-1: any, from 1 up), got [1, 2, 4]"),

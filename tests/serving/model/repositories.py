@@ -1,4 +1,4 @@
-"""Pictures for a repository's models, and what they, or it, say."""
+"""Images for a repository's models, and what they, or it, say."""
 
 import numpy as np
 import pytest

@@ -56,7 +56,7 @@ def test_a_full_group_does_not_overtake_one_that_is_due_longer():
     assert items(queue.take(10)) == ["old"]
 
 
-def test_requests_of_several_pictures_fill_a_batch_and_are_not_split():
+def test_requests_of_several_images_fill_a_batch_and_are_not_split():
     queue = queue_of(request("a", count=3), request("b", count=2), request("c", count=9))
     assert items(queue.take(0)) == ["a"]
     assert items(queue.take(0)) == ["b"]
@@ -209,15 +209,15 @@ def test_one_that_cannot_be_computed_fails_alone(batcher):
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_what_was_answered_is_let_go_at_once(batcher, fails):
-    """A picture and its answer in a reference cycle stay until Python looks for cycles: hundreds of MiB under load."""
+    """An image and its answer in a reference cycle stay until Python looks for cycles: hundreds of MiB under load."""
 
-    class Picture(Exception):
+    class Image(Exception):
         pass
 
     def run(batch):
         if fails:
-            raise Picture
-        return [Picture() for _ in batch]
+            raise Image
+        return [Image() for _ in batch]
 
     def answered(future):
         return future.exception(timeout=60) or future.result()
@@ -225,12 +225,12 @@ def test_what_was_answered_is_let_go_at_once(batcher, fails):
     made = batcher(run)
     gc.disable()
     try:
-        picture = Picture()
-        future = submit(made, picture)
+        image = Image()
+        future = submit(made, image)
         answer = answered(future)
-        held = [weakref.ref(picture), weakref.ref(answer), weakref.ref(future)]
-        del picture, answer, future
-        answered(submit(made, Picture()))  # by then the thread has let go of the batch before
+        held = [weakref.ref(image), weakref.ref(answer), weakref.ref(future)]
+        del image, answer, future
+        answered(submit(made, Image()))  # by then the thread has let go of the batch before
         assert [alive() for alive in held] == [None] * 3
     finally:
         gc.enable()

@@ -41,7 +41,7 @@ def test_predicts_by_output_name(toy_model):
     ],
 )
 def test_other_arrays_are_refused(toy_model, images):
-    with pytest.raises(ValueError, match=r"expected uint8 pictures of shape \(N,H,W,3\), got"):
+    with pytest.raises(ValueError, match=r"expected uint8 images of shape \(N,H,W,3\), got"):
         Engine(open_artifact(toy_model), "cpu").predict(images)
 
 
@@ -81,7 +81,7 @@ def test_session_that_fell_back_to_the_cpu_is_no_cuda_session(toy_model, on_gpu,
 
 
 def segment_some(engine, count, height, width):
-    """Segments random pictures and checks what comes of them."""
+    """Segments random images and checks what comes of them."""
     images_NHWC = np.random.default_rng(0).integers(0, 256, (count, height, width, 3), np.uint8)
     outputs = engine.predict(images_NHWC)
     np.testing.assert_array_equal(outputs["labels"], images_NHWC[..., 0] // 64)
@@ -154,7 +154,7 @@ def test_only_the_outputs_that_are_wanted(toy_model):
 
 
 class Recorded:
-    """A session; how many pictures each run had, in which thread. Runs of threads of their own wait for each other."""
+    """A session; how many images each run had, in which thread. Runs of threads of their own wait for each other."""
 
     def __init__(self, session, runs, barrier=None):
         self.session, self.runs, self.barrier = session, runs, barrier
@@ -165,7 +165,7 @@ class Recorded:
         if self.barrier:
             self.barrier.wait(60)
         if (images_NHWC == 255).all():
-            raise RuntimeError("this picture fails")
+            raise RuntimeError("this image fails")
         return self.session.run(wanted, inputs, options)
 
 
@@ -187,7 +187,7 @@ def recorded(toy_model, monkeypatch):
     ("threads", "count", "apart", "together"),
     [(1, 3, 3, []), (2, 4, 4, []), (2, 5, 4, [1]), (3, 8, 6, [2]), (4, 3, 0, [3])],
 )
-def test_pictures_of_a_batch_run_side_by_side_on_a_cpu(recorded, threads, count, apart, together):
+def test_images_of_a_batch_run_side_by_side_on_a_cpu(recorded, threads, count, apart, together):
     engine, runs_together, runs_apart = recorded(threads, threading.Barrier(threads))
     images_NHWC = np.random.default_rng(0).integers(0, 255, (count, 5, 7, 3), np.uint8)
     outputs = engine.predict(images_NHWC)
@@ -198,7 +198,7 @@ def test_pictures_of_a_batch_run_side_by_side_on_a_cpu(recorded, threads, count,
     assert len({thread for _, thread in runs_apart}) == (threads if apart else 0)
 
 
-def test_single_and_small_pictures_have_all_threads(recorded):
+def test_single_and_small_images_have_all_threads(recorded):
     engine, together, apart = recorded(2)
     engine.predict(np.zeros((1, 5, 7, 3), np.uint8))
     engine.predict(np.zeros((4, 5, 6, 3), np.uint8))
@@ -206,14 +206,14 @@ def test_single_and_small_pictures_have_all_threads(recorded):
 
 
 @pytest.mark.parametrize("failing", [[0], [1], [5], [0, 1, 2]])
-def test_pictures_that_fail_fail_their_batch_and_no_other(recorded, failing):
+def test_images_that_fail_fail_their_batch_and_no_other(recorded, failing):
     engine, _, _ = recorded(3)
     good = np.zeros((6, 5, 7, 3), np.uint8)
     bad = good.copy()
     bad[failing] = 255
     with ThreadPoolExecutor(4) as callers:
         futures = [callers.submit(engine.predict, images) for images in (good, bad, good, good)]
-        with pytest.raises(RuntimeError, match="this picture fails"):
+        with pytest.raises(RuntimeError, match="this image fails"):
             futures[1].result(60)
         for future in (futures[0], *futures[2:]):
             np.testing.assert_array_equal(future.result(60)["labels"], np.zeros((6, 5, 7)))
@@ -222,7 +222,7 @@ def test_pictures_that_fail_fail_their_batch_and_no_other(recorded, failing):
 def test_after_a_failure_the_others_are_not_computed(recorded):
     engine, _, runs = recorded(3, threading.Barrier(3))
     images_NHWC = np.full((9, 5, 7, 3), 255, np.uint8)
-    with pytest.raises(RuntimeError, match="this picture fails"):
+    with pytest.raises(RuntimeError, match="this image fails"):
         engine.predict(images_NHWC)
     assert len(runs) == 3
 
@@ -287,7 +287,7 @@ def test_threads_follow_the_container(monkeypatch):
         assert usable_cpus() == cpus
 
 
-def test_a_large_picture_leaves_no_memory_behind(toy_model):
+def test_a_large_image_leaves_no_memory_behind(toy_model):
     """Its intermediate values, as float32, take 16 bytes a pixel and more."""
     engine = Engine(open_artifact(toy_model), "cpu", threads=1)
     image_NHWC = np.zeros((1, 3000, 3000, 3), np.uint8)
@@ -302,7 +302,7 @@ def test_a_large_picture_leaves_no_memory_behind(toy_model):
     assert resident_mib() - before < 80
 
 
-def test_thin_pictures_make_small_batches():
+def test_thin_images_make_small_batches():
     """They count as the network pads them."""
     assert [engine_module.batch_limit(size, 8) for size in ((1024, 1024), (1, 2**20 // 32), (1, 2**20))] == [4, 4, 1]
 

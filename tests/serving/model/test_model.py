@@ -1,4 +1,4 @@
-"""A model: warm before it answers, its pictures padded to buckets and batched by size."""
+"""A model: warm before it answers, its images padded to buckets and batched by size."""
 
 import gc
 import json
@@ -30,7 +30,7 @@ def test_warm_before_ready(toy_model, opened, monkeypatch):
 
 
 def test_a_gpu_stays_warm_for_what_was_asked_for(toy_model, opened, gpu):
-    """It prepares itself for each number of pictures when it comes first, and forgets none for a size between."""
+    """It prepares itself for each number of images when it comes first, and forgets none for a size between."""
     repository = opened(toy_model.parent, provider="cuda", warm_up=((4, 4), (5, 5), (6, 6)))
     warm = [(count, side, side) for side in (4, 5, 6) for count in (1, 2, 4, 8)]
     assert [session.shapes for session in gpu] == [[shape] for shape in warm]
@@ -69,7 +69,7 @@ def test_mixed_sizes_share_a_padded_bucket(toy_model, opened, monkeypatch):
         np.testing.assert_allclose(outputs["confidence"], image[..., 1] / 255, rtol=1e-6)
     assert sizes == [(3, 8, 8)]
     sizes.clear()
-    # Alone a picture is padded as well: what it is answered does not depend on its company.
+    # Alone an image is padded as well: what it is answered does not depend on its company.
     futures = [segment(repository, random_images(9, 2, 3)), segment(repository, random_images(17, 2, 3))]
     assert [future.result(60).outputs["labels"].shape for future in futures] == [(3, 9, 2), (3, 17, 2)]
     assert sizes == [(3, 16, 16), (3, 17, 2)]  # too large for every bucket: at its own size
@@ -90,13 +90,13 @@ def test_buckets_are_off_where_padding_changes_labels(toy_model, opened, monkeyp
     image_HWC[3] = 0
     model = opened(toy_model.parent, buckets=((8, 8),), samples=[image_HWC]).get("toy")
     assert model.buckets == ()
-    [record] = [record for record in caplog.records if record.message == "pictures are not padded to buckets"]
+    [record] = [record for record in caplog.records if record.message == "images are not padded to buckets"]
     assert (record.model, record.size, record.bucket, record.labels_changed) == ("toy", (4, 4), (8, 8), 0.75)
 
 
-def test_buckets_need_a_picture_that_shows_something(toy_model):
+def test_buckets_need_an_image_that_shows_something(toy_model):
     said = refusal(toy_model.parent, buckets=((8, 8),), samples=[np.zeros((8, 8, 3), np.uint8)])
-    assert "none of the bucket pictures is smaller than a bucket" in said
+    assert "none of the bucket images is smaller than a bucket" in said
 
 
 def test_padding_repeats_the_edge():
@@ -106,7 +106,7 @@ def test_padding_repeats_the_edge():
     assert pad(image, (2, 2)) is image
 
 
-def test_large_pictures_go_alone(toy_model, opened, monkeypatch):
+def test_large_images_go_alone(toy_model, opened, monkeypatch):
     monkeypatch.setattr("serving.model.engine.MAX_BATCH_PIXELS", 20)
     repository = opened(toy_model.parent, max_delay=3600)
     sizes = noting_sizes(monkeypatch)

@@ -19,8 +19,8 @@ from serving.model.engine import Engine
 from serving.model.model import ModelSettings
 from serving.model.repository import Repository, UnknownModel
 from tests.serving.grpc_calls import calling, infer_request
+from tests.serving.images import encoded_image
 from tests.serving.model.repositories import refusal, segment
-from tests.serving.pictures import picture
 from tests.serving.servers import running, until
 from tests.serving.toy_model import write_toy_model
 
@@ -230,7 +230,7 @@ def test_reload_under_load_fails_no_request(toy_model):
         def http_client():
             with httpx.Client(base_url=server.url, timeout=600) as http:
                 while not stop.is_set():
-                    statuses.append(http.post("/v1/segment/toy", content=picture()).status_code)
+                    statuses.append(http.post("/v1/segment/toy", content=encoded_image()).status_code)
 
         def grpc_client():
             with calling(server) as call:

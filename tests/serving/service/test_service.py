@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving.common.pictures import load_picture
-from serving.http import picture_codec
+from serving.common.images import load_image
+from serving.http import image_codec
 from serving.model.engine import Engine, usable_cpus
 from serving.service import service
 from tests.serving.http_calls import SEGMENT, client_of, error_of, index_of, post_head
-from tests.serving.pictures import encoded, expected_labels, picture
+from tests.serving.images import encoded, encoded_image, expected_labels
 from tests.serving.servers import clients, connect, running, until
 
 
 def batches_while_held(server, gate, model, contents, **options):
-    """Sends a picture that keeps the session busy, and then others; returns their responses."""
+    """Sends an image that keeps the session busy, and then others; returns their responses."""
     with clients(server) as post:
-        first = post(SEGMENT, picture(2, 2))
+        first = post(SEGMENT, encoded_image(2, 2))
         until(lambda: gate.batches)
         others = [post(SEGMENT, body, **options) for body in contents]
         good = sum(b"broken" not in body for body in contents)
@@ -31,8 +31,9 @@ def batches_while_held(server, gate, model, contents, **options):
         return [other.result() for other in others]
 
 
-def test_pictures_of_a_size_share_a_batch_and_answers_are_as_alone(server, client, model, gate):
-    contents = [picture(seed=n) for n in range(3)] + [picture(10, 4, seed=n) for n in range(2)] + [b"broken"]
+def test_images_of_a_size_share_a_batch_and_answers_are_as_alone(server, client, model, gate):
+    sizes = [(6, 8), (6, 8), (6, 8), (10, 4), (10, 4)]
+    contents = [encoded_image(*size, seed=n) for n, size in enumerate(sizes)] + [b"broken"]
     *responses, broken = batches_while_held(server, gate, model, contents)
     assert "cannot be read" in error_of(broken, 400)
     assert gate.batches[0] == (1, 2, 2)
@@ -42,7 +43,7 @@ def test_pictures_of_a_size_share_a_batch_and_answers_are_as_alone(server, clien
         assert client.post(SEGMENT, content=body).content == response.content
 
 
-def test_one_picture_that_fails_in_the_model_fails_alone(server, model, gate, monkeypatch):
+def test_one_image_that_fails_in_the_model_fails_alone(server, model, gate, monkeypatch):
     predict = Engine.predict
 
     def out_of_memory(self, images_NHWC, outputs=None):
@@ -52,7 +53,7 @@ def test_one_picture_that_fails_in_the_model_fails_alone(server, model, gate, mo
         return result
 
     monkeypatch.setattr(Engine, "predict", out_of_memory)
-    contents = [picture(seed=1), encoded(Image.new("RGB", (8, 6), (7, 7, 7))), picture(seed=2)]
+    contents = [encoded_image(seed=1), encoded(Image.new("RGB", (8, 6), (7, 7, 7))), encoded_image(seed=2)]
     before, bad, after = batches_while_held(server, gate, model, contents)
     assert error_of(bad, 500) == "the model failed: Failed to allocate memory"
     for body, response in ((contents[0], before), (contents[2], after)):
@@ -64,12 +65,12 @@ def test_a_full_queue_refuses_at_once(toy_model, gate):
     with running(toy_model.parent, max_queue=2) as server, clients(server) as post:
         gate._open.clear()
         gate.batches.clear()
-        admitted = [post(SEGMENT, picture(seed=0))]
+        admitted = [post(SEGMENT, encoded_image(seed=0))]
         until(lambda: gate.batches)
         model = server.repository.get("toy")
-        admitted += [post(SEGMENT, picture(seed=n)) for n in (1, 2)]
+        admitted += [post(SEGMENT, encoded_image(seed=n)) for n in (1, 2)]
         until(lambda: model.pending == 2)
-        refused = [post(SEGMENT, picture(seed=n)).result() for n in range(5)]  # while the session is held
+        refused = [post(SEGMENT, encoded_image(seed=n)).result() for n in range(5)]  # while the session is held
         for response in refused:
             assert error_of(response, 503) == "the queue is full"
             assert response.headers["retry-after"] == "1"
@@ -78,15 +79,15 @@ def test_a_full_queue_refuses_at_once(toy_model, gate):
         assert 'nv_inference_request_failure{model="toy",reason="REJECTED",version="1"} 5.0' in metrics
         gate.open()
         for seed, response in enumerate(admitted):
-            np.testing.assert_array_equal(index_of(response.result()), expected_labels(picture(seed=seed)))
+            np.testing.assert_array_equal(index_of(response.result()), expected_labels(encoded_image(seed=seed)))
         assert gate.batches == [(1, 6, 8), (2, 6, 8)]
 
 
 def test_a_deadline_takes_a_request_out_of_the_queue(server, model, gate):
     with clients(server) as post:
-        first = post(SEGMENT, picture())
+        first = post(SEGMENT, encoded_image())
         until(lambda: gate.batches)
-        late = post(f"{SEGMENT}?timeout=0.01", picture(10, 4)).result()
+        late = post(f"{SEGMENT}?timeout=0.01", encoded_image(10, 4)).result()
         assert error_of(late, 503) == "the request's time was over before its turn came"
         tensor = {"name": "image", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [0, 0, 0]}
         body = json.dumps({"inputs": [tensor], "parameters": {"timeout": 10_000}})
@@ -98,10 +99,10 @@ def test_a_deadline_takes_a_request_out_of_the_queue(server, model, gate):
 
 
 def test_a_client_that_goes_leaves_the_batch(server, model, gate):
-    body = picture(10, 4)
+    body = encoded_image(10, 4)
     before = model.statistics.to_json("toy", 1)["inference_stats"]["fail"]["count"]
     with clients(server) as post:
-        first = post(SEGMENT, picture())
+        first = post(SEGMENT, encoded_image())
         until(lambda: gate.batches)
         with connect(server) as raw:
             raw.sendall(post_head(SEGMENT, len(body)) + body)
@@ -118,10 +119,10 @@ def test_a_client_that_goes_leaves_the_batch(server, model, gate):
 
 @pytest.fixture
 def decoding(monkeypatch):
-    """A picture is decoded for as long as this event is not set."""
+    """An image is decoded for as long as this event is not set."""
     go_on = threading.Event()
     monkeypatch.setattr(
-        picture_codec, "load_picture", lambda *args, **options: go_on.wait(600) and load_picture(*args, **options)
+        image_codec, "load_image", lambda *args, **options: go_on.wait(600) and load_image(*args, **options)
     )
     yield go_on
     go_on.set()
@@ -129,18 +130,18 @@ def decoding(monkeypatch):
 
 def test_decoding_ends_for_the_client_with_its_time(server, client, model, decoding):
     for query in ("timeout=0.05", "timeout=0"):
-        late = client.post(f"{SEGMENT}?{query}", content=picture())
+        late = client.post(f"{SEGMENT}?{query}", content=encoded_image())
         assert error_of(late, 503) == "the request's time was over before its turn came"
     assert (model.pending, server.service._held_bytes) == (0, 0)
     decoding.set()
-    assert index_of(client.post(SEGMENT, content=picture())).shape == (6, 8)
+    assert index_of(client.post(SEGMENT, content=encoded_image())).shape == (6, 8)
     until(lambda: model.pending == 0)
 
 
 def test_a_body_whose_time_is_over_is_let_go(server, client, decoding):
     """It no longer counts, so that the pool must not keep it until a thread is free."""
     for _ in range(usable_cpus() + 3):
-        assert client.post(f"{SEGMENT}?timeout=0.05", content=picture()).status_code == 503
+        assert client.post(f"{SEGMENT}?timeout=0.05", content=encoded_image()).status_code == 503
     queue = server.service.pool._executor._work_queue
     assert queue.qsize() == 3
     for _ in range(3):
@@ -149,7 +150,7 @@ def test_a_body_whose_time_is_over_is_let_go(server, client, decoding):
 
 def test_a_client_that_goes_leaves_the_decoding(server, model, decoding):
     with connect(server) as raw:
-        raw.sendall(post_head(SEGMENT, len(picture())) + picture())
+        raw.sendall(post_head(SEGMENT, len(encoded_image())) + encoded_image())
         until(lambda: model.pending == 1)
     until(lambda: model.pending == 0)
     assert server.service._held_bytes == 0
@@ -164,5 +165,5 @@ def test_memory_is_given_back_by_an_idle_server(toy_model, monkeypatch):
         assert client.get("/v2").status_code == 200
         assert model not in given_back  # nothing was used
         for n in (1, 2):
-            assert index_of(client.post(SEGMENT, content=picture())).shape == (6, 8)
+            assert index_of(client.post(SEGMENT, content=encoded_image())).shape == (6, 8)
             until(lambda n=n: given_back.count(model) == n)

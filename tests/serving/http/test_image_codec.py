@@ -1,4 +1,4 @@
-"""Pictures over HTTP: every form in, every form out, and what is refused."""
+"""Images over HTTP: every form in, every form out, and what is refused."""
 
 import io
 import re
@@ -8,30 +8,30 @@ import pytest
 from PIL import Image
 
 from serving.common.artifact import Tensor, open_artifact
-from serving.common.pictures import coco_rle, load_picture, overlay
-from serving.http.picture_codec import choose_output
+from serving.common.images import coco_rle, load_image, overlay
+from serving.http.image_codec import choose_output
 from tests.serving.http_calls import SEGMENT, error_of, index_of
-from tests.serving.pictures import encoded, expected_labels, picture
+from tests.serving.images import encoded, encoded_image, expected_labels
 from tests.serving.toy_model import CLASSES, PALETTE, write_toy_model
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
-def test_a_picture_as_body_and_as_form(client, format):
-    contents = picture(10, 14, format=format)
+def test_an_image_as_body_and_as_form(client, format):
+    contents = encoded_image(10, 14, format=format)
     np.testing.assert_array_equal(index_of(client.post(SEGMENT, content=contents)), expected_labels(contents))
     as_curl = {"Content-Type": "application/x-www-form-urlencoded"}  # what --data-binary says by itself
     np.testing.assert_array_equal(
         index_of(client.post(SEGMENT, content=contents, headers=as_curl)), expected_labels(contents)
     )
-    form = {"files": {"picture": ("a.jpg", contents)}, "data": {"note": "ignored"}}
+    form = {"files": {"image": ("a.jpg", contents)}, "data": {"note": "ignored"}}
     np.testing.assert_array_equal(index_of(client.post(SEGMENT, **form)), expected_labels(contents))
     np.testing.assert_array_equal(index_of(client.post(f"{SEGMENT}/versions/1", **form)), expected_labels(contents))
 
 
-def test_a_picture_taken_sideways_is_answered_upright(client):
+def test_an_image_taken_sideways_is_answered_upright(client):
     exif = Image.Exif()
     exif[0x0112] = 6
-    contents = picture(6, 12, format="JPEG", quality=95, exif=exif)
+    contents = encoded_image(6, 12, format="JPEG", quality=95, exif=exif)
     labels_HW = index_of(client.post(SEGMENT, content=contents))
     assert labels_HW.shape == (12, 6)
     np.testing.assert_array_equal(labels_HW, expected_labels(contents))
@@ -42,14 +42,14 @@ def test_overlay(client, asked):
     contents = encoded(Image.new("RGB", (32, 16), (200, 100, 40)))
     response = client.post(SEGMENT, content=contents, **asked)
     assert response.headers["content-type"] == "image/jpeg"
-    tinted = load_picture(response.content)
-    expected = overlay(load_picture(contents), expected_labels(contents), PALETTE)
+    tinted = load_image(response.content)
+    expected = overlay(load_image(contents), expected_labels(contents), PALETTE)
     np.testing.assert_allclose(tinted.astype(int), expected.astype(int), atol=3)
 
 
 def test_overlay_of_another_opacity(client):
     contents = encoded(Image.new("RGB", (32, 16), (200, 100, 40)))
-    tinted = load_picture(client.post(SEGMENT, params={"output": "overlay", "opacity": 1}, content=contents).content)
+    tinted = load_image(client.post(SEGMENT, params={"output": "overlay", "opacity": 1}, content=contents).content)
     np.testing.assert_allclose(tinted.astype(int), np.broadcast_to(PALETTE[3], tinted.shape), atol=3)
 
 
@@ -77,18 +77,18 @@ def test_class_areas(client, asked):
     "asked", [{"params": {"output": "rle"}}, {"headers": {"Accept": "application/x-coco-rle+json"}}]
 )
 def test_run_lengths(client, asked):
-    contents = picture(6, 8)
+    contents = encoded_image(6, 8)
     answer = client.post(SEGMENT, content=contents, **asked).json()
     found = {entry["label"]: entry["rle"] for entry in answer["classes"]}
     assert found == coco_rle(expected_labels(contents))
 
 
 def test_a_map_of_the_model(client):
-    contents = picture(6, 8)
+    contents = encoded_image(6, 8)
     response = client.post(SEGMENT, params={"output": "confidence"}, content=contents)
     with Image.open(io.BytesIO(response.content)) as grey:
         assert grey.mode == "L"
-        np.testing.assert_array_equal(np.asarray(grey), load_picture(contents)[..., 1])
+        np.testing.assert_array_equal(np.asarray(grey), load_image(contents)[..., 1])
 
 
 @pytest.mark.parametrize(
@@ -118,35 +118,33 @@ def test_maps_are_what_has_a_value_in_each_pixel(tmp_path):
         choose_output({"output": "logits"}, "*/*", info)
 
 
-def test_errors_of_pictures(client):
+def test_errors_of_images(client):
     def error(status, content=None, **options):
-        content = picture() if content is None else content
+        content = encoded_image() if content is None else content
         return error_of(client.post(SEGMENT, content=content, **options), status)
 
-    assert "picture cannot be read: GIF data, not a picture in one of the formats JPEG, PNG, WEBP" in error(
-        400, b"GIF89a"
-    )
-    assert "picture cannot be read" in error(400, b"")
-    assert "picture cannot be read" in error(400, picture(40, 40)[:-30])
+    assert "image cannot be read: GIF data, not an image in one of the formats JPEG, PNG, WEBP" in error(400, b"GIF89a")
+    assert "image cannot be read" in error(400, b"")
+    assert "image cannot be read" in error(400, encoded_image(40, 40)[:-30])
     assert error(400, params={"output": "x"}) == "output is x: expected labels, overlay, areas, rle, confidence"
     assert error(400, params={"opacity": "nan"}) == "opacity is nan: expected a number from 0 to 1"
     assert error(400, params={"timeout": "soon"}) == "timeout is soon: expected a number from 0 to inf"
     assert "this can be had: image/png, image/jpeg" in error(406, headers={"Accept": "text/html, image/png;q=0"})
     assert "boundary" in error(400, headers={"Content-Type": "multipart/form-data"}).lower()
-    two = {"a": ("a.png", picture()), "b": ("b.png", picture())}
+    two = {"a": ("a.png", encoded_image()), "b": ("b.png", encoded_image())}
     assert "the form has 2 files" in error_of(client.post(SEGMENT, files=two), 400)
     assert error_of(client.get(SEGMENT), 405) == "Method Not Allowed"
     assert error_of(client.get("/nowhere"), 404) == "Not Found"
 
 
-def test_pictures_made_to_take_long(client):
-    jpeg = picture(16, 16, format="JPEG")
+def test_images_made_to_take_long(client):
+    jpeg = encoded_image(16, 16, format="JPEG")
     assert "too many pieces" in error_of(client.post(SEGMENT, content=jpeg[:2] + b"\xff" * 200_000 + jpeg[2:]), 400)
     form = b'--edge\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\n\r\n'
     response = client.post(
         SEGMENT, content=form * 100 + b"--edge--\r\n", headers={"Content-Type": "multipart/form-data; boundary=edge"}
     )
-    assert error_of(response, 400) == "the form has more than 63 parts: send one picture a request"
+    assert error_of(response, 400) == "the form has more than 63 parts: send one image a request"
     noise = np.random.default_rng(0).integers(0, 256, (1200, 1200, 3), np.uint8)
     response = client.post(SEGMENT, params={"output": "rle"}, content=encoded(Image.fromarray(noise), compress_level=0))
     assert error_of(response, 400) == "the labels change more than 1048576 times: ask for output=labels"
@@ -161,7 +159,7 @@ def test_what_curl_makes_of_a_file_is_told(client):
         )
 
     for format in ("JPEG", "PNG", "WEBP"):
-        lost = re.sub(rb"[\r\n\0]", b"", picture(40, 40, format=format))
+        lost = re.sub(rb"[\r\n\0]", b"", encoded_image(40, 40, format=format))
         assert told(lost) and not told(lost, "image/png")
-        assert not told(picture(40, 40, format=format)[:-50])
-    assert told(b"photo.jpg") and not told(b'{"picture": 1}', "application/json")
+        assert not told(encoded_image(40, 40, format=format)[:-50])
+    assert told(b"photo.jpg") and not told(b'{"image": 1}', "application/json")

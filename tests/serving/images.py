@@ -1,4 +1,4 @@
-"""Pictures to send or to save, and what the toy model makes of them: labels are red // 64."""
+"""Images to send or to save, and what the toy model makes of them: labels are red // 64."""
 
 import io
 import json
@@ -6,7 +6,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from serving.common.pictures import load_picture
+from serving.common.images import load_image
 from tests.serving.toy_model import PALETTE
 
 
@@ -23,12 +23,12 @@ def encoded(image, format="PNG", **options):
     return buffer.getvalue()
 
 
-def picture(height=6, width=8, seed=0, format="PNG", **options):
+def encoded_image(height=6, width=8, seed=0, format="PNG", **options):
     """A random image as a file's bytes."""
     return encoded(Image.fromarray(random_image(height, width, seed)), format, **options)
 
 
-def save_picture(path, height=6, width=8, seed=0, **options):
+def save_image(path, height=6, width=8, seed=0, **options):
     """Saves a random image; returns it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image_HWC = random_image(height, width, seed)
@@ -37,8 +37,8 @@ def save_picture(path, height=6, width=8, seed=0, **options):
 
 
 def expected_labels(source):
-    """What the model finds in a picture: a path, or a file's bytes."""
-    return load_picture(source)[..., 0] // 64
+    """What the model finds in an image: a path, or a file's bytes."""
+    return load_image(source)[..., 0] // 64
 
 
 def labels_at(path):

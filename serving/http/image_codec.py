@@ -1,4 +1,4 @@
-"""Pictures over HTTP: a file in; its label map, overlay, areas, run lengths or a map of the model out."""
+"""Images over HTTP: a file in; its label map, overlay, areas, run lengths or a map of the model out."""
 
 import contextlib
 import itertools
@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from serving.common.artifact import ModelInfo
-from serving.common.pictures import WEB_FORMATS, areas, index_png, jpeg, load_picture, map_png, overlay
+from serving.common.images import WEB_FORMATS, areas, index_png, jpeg, load_image, map_png, overlay
 from serving.http.bodies import content_encoding, decompress
 from serving.model.model import Answer, Model
 from serving.service.limits import RequestLimits
@@ -30,7 +30,7 @@ MEDIA_TYPES = {
     "areas": "application/json",
     "rle": "application/x-coco-rle+json",
 }
-"""What a picture can be answered with, in the order in which `Accept: */*` chooses."""
+"""What an image can be answered with, in the order in which `Accept: */*` chooses."""
 
 NEEDED_OUTPUTS = {"areas": ("labels", "confidence"), "overlay": ("labels",), "rle": ("labels",)}
 """What of the model goes into an answer; for any other the output of the same name."""
@@ -42,20 +42,20 @@ MAX_PARTS = 64
 """The most parts of a form, counting its end."""
 
 _LOST_BY_CURL = re.compile(rb"[\r\n\0]")
-"""What `curl -d @FILE` takes out of a file. No picture is without."""
+"""What `curl -d @FILE` takes out of a file. No image is without."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureRequest(DecodedRequest):
-    """One picture."""
+class ImageRequest(DecodedRequest):
+    """One image."""
 
     output: str
     """See `choose_output`."""
     opacity: float
-    """How strongly the overlay tints the picture, 0..1."""
+    """How strongly the overlay tints the image, 0..1."""
 
 
-class PictureCodec:
+class ImageCodec:
     """Reads one request and writes its answer, see `serving.service.requests.Codec`.
 
     Args:
@@ -77,28 +77,28 @@ class PictureCodec:
             return _number(self._query, "timeout", math.inf, math.inf)
         return math.inf
 
-    def decode(self, model: Model, body: bytes) -> PictureRequest:
+    def decode(self, model: Model, body: bytes) -> ImageRequest:
         body = decompress(body, self._encoding, self._limits.max_body)
         output = choose_output(self._query, self._accept, model.info)
         opacity = _number(self._query, "opacity", 0.5, 1.0)
         timeout = _number(self._query, "timeout", math.inf, math.inf)
-        return PictureRequest(
-            images_NHWC=self._read_picture(body)[None],
+        return ImageRequest(
+            images_NHWC=self._read_image(body)[None],
             outputs=NEEDED_OUTPUTS.get(output, (output,)),
             timeout=timeout,
             output=output,
             opacity=opacity,
         )
 
-    def encode(self, model: Model, request: PictureRequest, answer: Answer) -> Response:
+    def encode(self, model: Model, request: ImageRequest, answer: Answer) -> Response:
         outputs = {name: array[0] for name, array in answer.outputs.items()}
-        return picture_response(model.info, request.output, request.images_NHWC[0], outputs, request.opacity, self._id)
+        return image_response(model.info, request.output, request.images_NHWC[0], outputs, request.opacity, self._id)
 
-    def _read_picture(self, body: bytes) -> np.ndarray:
+    def _read_image(self, body: bytes) -> np.ndarray:
         kind = self._content_type.lower()
         contents = file_of_form(self._content_type, body) if kind.startswith("multipart/form-data") else body
         try:
-            return load_picture(contents, max_pixels=self._limits.max_pixels, formats=WEB_FORMATS)
+            return load_image(contents, max_pixels=self._limits.max_pixels, formats=WEB_FORMATS)
         except ValueError as error:
             by_curl = kind.startswith("application/x-www-form-urlencoded")  # as it says by itself
             if by_curl and contents and not _LOST_BY_CURL.search(contents, 0, 2**16):
@@ -110,7 +110,7 @@ class PictureCodec:
 
 
 def choose_output(query: Mapping[str, str], accept: str, info: ModelInfo) -> str:
-    """What a picture is answered with: a key of `MEDIA_TYPES`, or a map of the model such as `confidence`.
+    """What an image is answered with: a key of `MEDIA_TYPES`, or a map of the model such as `confidence`.
 
     Args:
         query: `output` decides where it is given.
@@ -140,7 +140,7 @@ def choose_output(query: Mapping[str, str], accept: str, info: ModelInfo) -> str
 
 
 def file_of_form(content_type: str, body: bytes) -> bytes:
-    """The one file of a form (`curl -F picture=@a.jpg`).
+    """The one file of a form (`curl -F image=@a.jpg`).
 
     Raises:
         ValueError: it is no form, or has another number of files.
@@ -148,19 +148,19 @@ def file_of_form(content_type: str, body: bytes) -> bytes:
     _, options = parse_options_header(content_type)
     boundary = re.escape(b"--" + options.get(b"boundary", b""))
     if next(itertools.islice(re.finditer(boundary, body), MAX_PARTS, None), None):
-        raise ValueError(f"the form has more than {MAX_PARTS - 1} parts: send one picture a request")
+        raise ValueError(f"the form has more than {MAX_PARTS - 1} parts: send one image a request")
     files: list[Any] = []
     limits = {"MAX_MEMORY_FILE_SIZE": len(body) + 1}  # nothing is spooled to a disk
     parser = python_multipart.create_form_parser({"Content-Type": content_type.encode()}, None, files.append, limits)
     parser.write(body)
     parser.finalize()
     if len(files) != 1:
-        raise ValueError(f"the form has {len(files)} files: send one picture a request, such as -F picture=@a.jpg")
+        raise ValueError(f"the form has {len(files)} files: send one image a request, such as -F image=@a.jpg")
     files[0].file_object.seek(0)
     return files[0].file_object.read()
 
 
-def picture_response(
+def image_response(
     info: ModelInfo,
     output: str,
     image_HWC: np.ndarray,
@@ -168,7 +168,7 @@ def picture_response(
     opacity: float,
     request_id: str,
 ) -> Response:
-    """One picture's answer.
+    """One image's answer.
 
     Args:
         output: see `choose_output`.

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from serving.common import pictures
-from serving.common.pictures import (
+from serving.common import images
+from serving.common.images import (
     IGNORE_COLOR,
     WEB_FORMATS,
     TooManyPixels,
@@ -19,8 +19,8 @@ from serving.common.pictures import (
     coco_rle,
     color_table,
     index_png,
+    load_image,
     load_labels,
-    load_picture,
     overlay,
     png,
 )
@@ -28,13 +28,13 @@ from serving.common.pictures import (
 PALETTE = [(10, 20, 30), (200, 100, 50), (0, 255, 0)]
 
 
-def encoded(picture, format="PNG", **options):
+def encoded(image, format="PNG", **options):
     buffer = io.BytesIO()
-    picture.save(buffer, format, **options)
+    image.save(buffer, format, **options)
     return buffer.getvalue()
 
 
-def random_picture(height=5, width=7, seed=0):
+def random_image(height=5, width=7, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
@@ -44,10 +44,10 @@ def random_picture(height=5, width=7, seed=0):
     st.lists(st.tuples(*[st.integers(0, 255)] * 3), max_size=256),
 )
 def test_index_png_keeps_labels(labels_HW, palette):
-    picture = Image.open(io.BytesIO(index_png(labels_HW, palette)))
-    assert picture.mode == "P"
-    np.testing.assert_array_equal(np.asarray(picture), labels_HW)
-    np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), color_table(palette)[labels_HW])
+    image = Image.open(io.BytesIO(index_png(labels_HW, palette)))
+    assert image.mode == "P"
+    np.testing.assert_array_equal(np.asarray(image), labels_HW)
+    np.testing.assert_array_equal(np.asarray(image.convert("RGB")), color_table(palette)[labels_HW])
 
 
 def test_colors_of_labels():
@@ -74,19 +74,19 @@ def test_overlay_blends_and_leaves_ignored_pixels(image_HWC, opacity):
 
 def test_overlay_of_another_size_is_refused():
     with pytest.raises(ValueError, match="differ in size"):
-        overlay(random_picture(), np.zeros((7, 5), np.uint8), PALETTE)
+        overlay(random_image(), np.zeros((7, 5), np.uint8), PALETTE)
 
 
 def test_png_round_trip_from_file_and_bytes(tmp_path):
-    image_HWC = random_picture()
+    image_HWC = random_image()
     (tmp_path / "a.png").write_bytes(png(image_HWC))
-    np.testing.assert_array_equal(load_picture(tmp_path / "a.png"), image_HWC)
-    np.testing.assert_array_equal(load_picture(png(image_HWC)), image_HWC)
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png"), image_HWC)
+    np.testing.assert_array_equal(load_image(png(image_HWC)), image_HWC)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(orientation):
-    stored = random_picture()
+    stored = random_image()
     exif = Image.Exif()
     exif[0x0112] = orientation
     # By the EXIF standard: what has to be done to the stored rows and columns to see the scene upright.
@@ -100,19 +100,19 @@ def test_exif_orientation(orientation):
         7: np.rot90(stored, 2).swapaxes(0, 1),
         8: np.rot90(stored, 1),
     }[orientation]
-    loaded = load_picture(encoded(Image.fromarray(stored), "PNG", exif=exif))
+    loaded = load_image(encoded(Image.fromarray(stored), "PNG", exif=exif))
     np.testing.assert_array_equal(loaded, upright)
 
 
 def test_every_mode_becomes_rgb():
-    image_HWC = random_picture()
-    picture = Image.fromarray(image_HWC)
-    grey_HW = np.asarray(picture.convert("L"))
+    image_HWC = random_image()
+    image = Image.fromarray(image_HWC)
+    grey_HW = np.asarray(image.convert("L"))
     as_grey = np.repeat(grey_HW[..., None], 3, -1)
-    alpha = Image.fromarray(random_picture(seed=1)[..., 0])
-    transparent = picture.copy()
+    alpha = Image.fromarray(random_image(seed=1)[..., 0])
+    transparent = image.copy()
     transparent.putalpha(alpha)
-    palette = picture.quantize(16)
+    palette = image.quantize(16)
     black_and_white = grey_HW > 127
     cmyk = Image.merge("CMYK", [Image.new("L", (7, 5), value) for value in (255, 0, 0, 0)])
     cases = {
@@ -133,7 +133,7 @@ def test_every_mode_becomes_rgb():
         ),
     }
     for name, (contents, expected) in cases.items():
-        np.testing.assert_array_equal(load_picture(contents), expected, err_msg=name)
+        np.testing.assert_array_equal(load_image(contents), expected, err_msg=name)
 
 
 def tiff(samples: bytes, bits: int, channels: int = 1, photometric: int = 1, planes: bool = False, kind: int = 1):
@@ -174,12 +174,12 @@ def test_16_bits_of_a_tiff_keep_their_high_byte():
         "PGM": (b"P5 4 2 65535\n" + GREY_16.astype(">u2").tobytes(), GREY_16[..., None] >> 8),
     }
     for name, (contents, expected) in cases.items():
-        np.testing.assert_array_equal(load_picture(contents), np.broadcast_to(expected, (2, 4, 3)), err_msg=name)
+        np.testing.assert_array_equal(load_image(contents), np.broadcast_to(expected, (2, 4, 3)), err_msg=name)
 
 
 def test_planes_of_8_bits_are_read():
     planes = np.arange(24, dtype=np.uint8).reshape(3, 2, 4)
-    loaded = load_picture(tiff(planes.tobytes(), 8, 3, photometric=2, planes=True))
+    loaded = load_image(tiff(planes.tobytes(), 8, 3, photometric=2, planes=True))
     np.testing.assert_array_equal(loaded, planes.transpose(1, 2, 0))
 
 
@@ -197,7 +197,7 @@ def test_planes_of_8_bits_are_read():
 )
 def test_a_tiff_without_a_right_answer_is_refused_with_the_reason(contents, reason):
     with pytest.raises(ValueError) as error:
-        load_picture(contents, name="x.tif")
+        load_image(contents, name="x.tif")
     assert str(error.value).startswith("x.tif cannot be read: ")
     assert reason in str(error.value) and str(error.value).endswith(
         ": save it as PNG, or as a TIFF with 8 bits per channel, red, green and blue side by side"
@@ -207,41 +207,41 @@ def test_a_tiff_without_a_right_answer_is_refused_with_the_reason(contents, reas
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", r"HEIC data, not a picture in a known format: save it .*iPhones"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer, not a picture .*: .*git lfs pull"),
-        (b"<!doctype html><title>Log in</title>", "a web page, not a picture in a known format: download the file"),
-        (b"", "an empty file, not a picture in a known format: copy the file again"),
-        (b"PK\x03\x04" + bytes(30), "a ZIP archive, not a picture in a known format: extract"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", r"HEIC data, not an image in a known format: save it .*iPhones"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer, not an image .*: .*git lfs pull"),
+        (b"<!doctype html><title>Log in</title>", "a web page, not an image in a known format: download the file"),
+        (b"", "an empty file, not an image in a known format: copy the file again"),
+        (b"PK\x03\x04" + bytes(30), "a ZIP archive, not an image in a known format: extract"),
         (b"\x89PNG\r\n\x1a\n" + bytes(30), "damaged PNG data"),
-        (b"\xfe\xdc\xba", "not a picture in a known format"),
+        (b"\xfe\xdc\xba", "not an image in a known format"),
     ],
 )
-def test_what_is_no_picture_is_named_for_what_it_is(contents, message):
+def test_what_is_no_image_is_named_for_what_it_is(contents, message):
     with pytest.raises(ValueError, match=f"^a.jpg cannot be read: {message}"):
-        load_picture(contents, name="a.jpg")
+        load_image(contents, name="a.jpg")
 
 
-def test_32_bit_pictures_are_refused():
+def test_32_bit_images_are_refused():
     with pytest.raises(ValueError, match="32 bits"):
-        load_picture(encoded(Image.fromarray(np.ones((3, 3), np.float32)), "TIFF"))
+        load_image(encoded(Image.fromarray(np.ones((3, 3), np.float32)), "TIFF"))
 
 
 @pytest.mark.parametrize("kept", [0, 1, 10, 60, 200, -1])
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])
 def test_broken_files_are_named(tmp_path, format, kept):
-    contents = encoded(Image.fromarray(random_picture(64, 64)), format)
+    contents = encoded(Image.fromarray(random_image(64, 64)), format)
     path = tmp_path / f"broken.{format}"
     path.write_bytes(contents[: kept if kept >= 0 else len(contents) // 2])
     with pytest.raises(ValueError, match="broken"):
-        load_picture(path)
+        load_image(path)
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=200))
-def test_any_bytes_give_a_picture_or_a_value_error(contents):
+def test_any_bytes_give_an_image_or_a_value_error(contents):
     for start in (b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"II*\x00"):
         try:
-            load_picture(start + contents)
+            load_image(start + contents)
         except ValueError:
             continue
 
@@ -253,25 +253,25 @@ def test_decompression_bomb_is_refused_unread():
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
     with pytest.raises(TooManyPixels, match="x.png cannot be read: larger than 178956970 pixels"):
-        load_picture(bomb, name="x.png")
+        load_image(bomb, name="x.png")
     with pytest.raises(ValueError, match=r"larger than 34 pixels \(7x5\): cut it into tiles or scale it down"):
-        load_picture(png(random_picture()), max_pixels=34)
+        load_image(png(random_image()), max_pixels=34)
 
 
-def test_a_picture_beyond_the_limit_is_told_apart():
-    with pytest.raises(TooManyPixels, match="picture cannot be read: larger than 34 pixels"):
-        load_picture(png(random_picture()), max_pixels=34)
-    assert load_picture(png(random_picture()), max_pixels=35).shape == (5, 7, 3)
+def test_an_image_beyond_the_limit_is_told_apart():
+    with pytest.raises(TooManyPixels, match="image cannot be read: larger than 34 pixels"):
+        load_image(png(random_image()), max_pixels=34)
+    assert load_image(png(random_image()), max_pixels=35).shape == (5, 7, 3)
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM"])
 def test_only_the_formats_that_are_asked_for(format):
     contents = encoded(Image.new("RGB", (3, 2), (255, 0, 0)), format)
     if format in WEB_FORMATS:
-        assert load_picture(contents, formats=WEB_FORMATS).shape == (2, 3, 3)
+        assert load_image(contents, formats=WEB_FORMATS).shape == (2, 3, 3)
     else:
-        with pytest.raises(ValueError, match="not a picture in one of the formats JPEG, PNG, WEBP"):
-            load_picture(contents, formats=WEB_FORMATS)
+        with pytest.raises(ValueError, match="not an image in one of the formats JPEG, PNG, WEBP"):
+            load_image(contents, formats=WEB_FORMATS)
 
 
 @settings(deadline=None)
@@ -296,15 +296,15 @@ def test_coco_rle_by_hand():
 
 def test_missing_file_is_an_os_error(tmp_path):
     with pytest.raises(OSError, match="nothing.png"):
-        load_picture(tmp_path / "nothing.png")
+        load_image(tmp_path / "nothing.png")
 
 
 def test_label_maps_are_read_back_or_refused(tmp_path):
     labels_HW = np.array([[0, 1], [2, 255]], np.uint8)
     (tmp_path / "index.png").write_bytes(index_png(labels_HW, PALETTE))
     (tmp_path / "grey.png").write_bytes(png(labels_HW))
-    (tmp_path / "rgb.png").write_bytes(png(random_picture()))
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "rgb.png").write_bytes(png(random_image()))
+    (tmp_path / "text.png").write_text("no image")
     np.testing.assert_array_equal(load_labels(tmp_path / "index.png"), labels_HW)
     np.testing.assert_array_equal(load_labels(tmp_path / "grey.png"), labels_HW)
     for name in ("rgb.png", "text.png"):
@@ -312,7 +312,7 @@ def test_label_maps_are_read_back_or_refused(tmp_path):
             load_labels(tmp_path / name)
 
 
-# Pictures made to take long, or much memory
+# Images made to take long, or much memory
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_label_maps_are_read_back_or_refused(tmp_path):
     [
         ((4096, 4096), 1, True),
         ((8192, 2048), 1, True),
-        ((1, 500_000), 1, True),  # padded, they are a picture of 4000x4000
+        ((1, 500_000), 1, True),  # padded, they are an image of 4000x4000
         ((1, 600_000), 1, False),
         ((600_000, 1), 1, False),
         ((4097, 4096), 1, False),
@@ -329,16 +329,16 @@ def test_label_maps_are_read_back_or_refused(tmp_path):
         ((2, 2), 8, True),
     ],
 )
-def test_thin_pictures_count_as_they_are_padded(size, count, fits):
+def test_thin_images_count_as_they_are_padded(size, count, fits):
     with contextlib.nullcontext() if fits else pytest.raises(TooManyPixels):
         check_pixels(*size, 2**24, count)
 
 
-def test_a_thin_picture_is_refused_before_it_is_decoded(monkeypatch):
+def test_a_thin_image_is_refused_before_it_is_decoded(monkeypatch):
     monkeypatch.setattr(Image.Image, "convert", None)
     thin = png(np.zeros((1, 60_000, 3), np.uint8))
     with pytest.raises(TooManyPixels, match="60000x1 pixels are too thin: the network pads them to 1920000"):
-        load_picture(thin, max_pixels=2**20)
+        load_image(thin, max_pixels=2**20)
 
 
 def progressive(scans, size=64):
@@ -354,37 +354,37 @@ def jpeg_with(inserted):
 
 
 def test_scans_are_counted():
-    assert load_picture(progressive(10)).shape == (64, 64, 3)
+    assert load_image(progressive(10)).shape == (64, 64, 3)
     with pytest.raises(ValueError, match="it has more than 64 scans: save it again"):
-        load_picture(progressive(65))
+        load_image(progressive(65))
     with pytest.raises(ValueError, match="it has more than 64 scans"):  # an end that is none, within a comment
-        load_picture(progressive(65).replace(b"\xff\xda", b"\xff\xfe\x00\x04\xff\xd9\xff\xda", 3))
-    assert load_picture(progressive(2) + progressive(99)[2:]).shape == (64, 64, 3)  # what follows the picture's end
+        load_image(progressive(65).replace(b"\xff\xda", b"\xff\xfe\x00\x04\xff\xd9\xff\xda", 3))
+    assert load_image(progressive(2) + progressive(99)[2:]).shape == (64, 64, 3)  # what follows the image's end
 
 
 def test_a_jpeg_of_many_kinds_of_nothing(monkeypatch):
-    monkeypatch.setattr(pictures, "MAX_READS", 1000)
+    monkeypatch.setattr(images, "MAX_READS", 1000)
     for inserted in (b"\xff" * 1000, b"\xff\xfe\x00\x02" + b"\1" * 1000, b"\xff\xfe\x00\x02" * 1000):
-        assert load_picture(jpeg_with(inserted[:100])).shape == (8, 8, 3)
+        assert load_image(jpeg_with(inserted[:100])).shape == (8, 8, 3)
         with pytest.raises(ValueError, match="it is made of too many pieces"):
-            load_picture(jpeg_with(inserted))
+            load_image(jpeg_with(inserted))
 
 
 def test_fill_bytes_between_scans_are_read_once(monkeypatch):
     """In pieces, those that the decoder cannot use yet would be copied for every piece."""
     reads = []
-    read = pictures._LimitedReads.read
-    monkeypatch.setattr(pictures._LimitedReads, "read", lambda self, *size: reads.append(size) or read(self, *size))
+    read = images._LimitedReads.read
+    monkeypatch.setattr(images._LimitedReads, "read", lambda self, *size: reads.append(size) or read(self, *size))
     contents = encoded(Image.new("RGB", (8, 8)), "JPEG")
-    assert load_picture(contents[:-2] + b"\xff" * 10**6 + contents[-2:]).shape == (8, 8, 3)
+    assert load_image(contents[:-2] + b"\xff" * 10**6 + contents[-2:]).shape == (8, 8, 3)
     assert len(reads) < 200
 
 
 def test_a_png_of_many_chunks(monkeypatch):
-    monkeypatch.setattr(pictures, "MAX_READS", 1000)
-    contents = png(random_picture())
+    monkeypatch.setattr(images, "MAX_READS", 1000)
+    contents = png(random_image())
     at = contents.index(b"IDAT") - 4
     chunk = b"\0\0\0\0teSt" + zlib.crc32(b"teSt").to_bytes(4, "big")
-    np.testing.assert_array_equal(load_picture(contents[:at] + chunk * 10 + contents[at:]), random_picture())
+    np.testing.assert_array_equal(load_image(contents[:at] + chunk * 10 + contents[at:]), random_image())
     with pytest.raises(ValueError, match="it is made of too many pieces"):
-        load_picture(contents[:at] + chunk * 1000 + contents[at:])
+        load_image(contents[:at] + chunk * 1000 + contents[at:])

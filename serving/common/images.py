@@ -1,4 +1,4 @@
-"""Picture files to arrays and back: what goes into a segmentation model and what people look at afterwards.
+"""Image files to arrays and back: what goes into a segmentation model and what people look at afterwards.
 
 Needs Pillow and NumPy only. Shapes: H, W height and width in pixels; K classes.
 """
@@ -23,26 +23,26 @@ from serving.common.inputs import contents_of
 
 Palette = Sequence[Sequence[int]]
 
-PICTURE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+DECODED_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """File name endings (lower case) that a folder is searched for."""
 
 WEB_FORMATS = ("JPEG", "PNG", "WEBP")
 """Pillow's names of what cameras and browsers make; each further decoder is one more that strangers' bytes reach."""
 
 MAX_PIXELS = 178_956_970
-"""The largest picture decoded by default. Beyond it Pillow suspects a decompression bomb, and the decoders that
+"""The largest image decoded by default. Beyond it Pillow suspects a decompression bomb, and the decoders that
 training uses give up."""
 
 SMALLER = "cut it into tiles or scale it down"
 
 BYTES_PER_PIXEL, BYTES_BESIDE = 8, 2**24
-"""No file of a picture is larger: red, green, blue and transparency of 16 bits each, and what comes with them."""
+"""No file of an image is larger: red, green, blue and transparency of 16 bits each, and what comes with them."""
 
 STRIDE = 32
-"""Networks pad a picture's sides to a multiple of their stride, which is no more than this."""
+"""Networks pad an image's sides to a multiple of their stride, which is no more than this."""
 
 MAX_SCANS = 64
-"""The most scans of a JPEG. Encoders write about ten. Each is a walk over the whole picture, for as little as thirty
+"""The most scans of a JPEG. Encoders write about ten. Each is a walk over the whole image, for as little as thirty
 bytes."""
 
 MAX_READS = 2**17
@@ -54,34 +54,34 @@ IGNORE_COLOR = (224, 224, 192)
 
 
 def warm_up() -> None:
-    """Has Pillow load what reads and writes `WEB_FORMATS`, which the first picture would have to wait for."""
+    """Has Pillow load what reads and writes `WEB_FORMATS`, which the first image would have to wait for."""
     for format in WEB_FORMATS:
-        load_picture(_encode(Image.new("RGB", (8, 8)), format), formats=WEB_FORMATS)
+        load_image(_encode(Image.new("RGB", (8, 8)), format), formats=WEB_FORMATS)
 
 
 def read_file(path: str | Path, max_pixels: int = MAX_PIXELS) -> bytes:
-    """The contents of a file that should be a picture of at most so many pixels.
+    """The contents of a file that should be an image of at most so many pixels.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is larger than any such picture, a pipe, or a device.
+        ValueError: it is larger than any such image, a pipe, or a device.
     """
     return read_bounded(Path(path), BYTES_PER_PIXEL * max_pixels + BYTES_BESIDE)
 
 
 class TooManyPixels(ValueError):
-    """A picture larger than accepted."""
+    """An image larger than accepted."""
 
 
 def padded_pixels(height: int, width: int) -> int:
-    """What a picture may count for in a network: its pixels once both sides are multiples of `STRIDE`."""
+    """What an image may count for in a network: its pixels once both sides are multiples of `STRIDE`."""
     return math.prod(-(-side // STRIDE) * STRIDE for side in (height, width))
 
 
 def check_pixels(height: int, width: int, max_pixels: int, count: int = 1) -> None:
-    """Whether so many pictures of a size take no more memory than square ones of `max_pixels` in all.
+    """Whether so many images of a size take no more memory than square ones of `max_pixels` in all.
 
-    A network pads them: of a picture one pixel high it makes one of `STRIDE` times the pixels.
+    A network pads them: of an image one pixel high it makes one of `STRIDE` times the pixels.
 
     Raises:
         TooManyPixels: they take more.
@@ -116,28 +116,28 @@ class _LimitedReads(io.BytesIO):
 
 
 @contextlib.contextmanager
-def open_picture(
+def open_image(
     contents: bytes, *, formats: tuple[str, ...] | None = None, max_pixels: int = MAX_PIXELS
 ) -> Iterator[ImageFile]:
-    """The picture in the bytes of a file, of which nothing but the header has been decoded.
+    """The image in the bytes of a file, of which nothing but the header has been decoded.
 
     Args:
-        formats, max_pixels: as of `load_picture`.
+        formats, max_pixels: as of `load_image`.
 
     Raises:
         TooManyPixels: it exceeds `max_pixels`; a ValueError.
-        ValueError: no picture in one of the formats, or what Pillow trips over while it decodes the picture. The
+        ValueError: no image in one of the formats, or what Pillow trips over while it decodes the image. The
             message is the reason, and leaves it to the caller to name the file.
     """
     try:
-        with _LimitedReads(contents) as file, Image.open(file, formats=formats) as picture:
-            width, height = picture.size
+        with _LimitedReads(contents) as file, Image.open(file, formats=formats) as image:
+            width, height = image.size
             check_pixels(height, width, max_pixels)
-            if isinstance(picture, JpegImageFile):
+            if isinstance(image, JpegImageFile):
                 _check_scans(contents, file.tell())
                 # In pieces, what a decoder cannot use yet is copied for every piece: fill bytes take minutes.
-                picture.decodermaxblock = len(contents)
-            yield picture
+                image.decodermaxblock = len(contents)
+            yield image
     except ValueError:
         raise
     except Image.DecompressionBombError as error:  # Pillow's own limit, which comes before ours can be asked
@@ -151,37 +151,37 @@ def open_picture(
 
 
 def _why_unknown(contents: bytes, formats: Sequence[str] | None) -> str:
-    """Why Pillow knows no picture in these bytes, and what to do."""
+    """Why Pillow knows no image in these bytes, and what to do."""
     wanted = f"in one of the formats {', '.join(formats)}" if formats else "in a known format"
     known = contents_of(contents)
     if known is None:
-        return f"not a picture {wanted}"
+        return f"not an image {wanted}"
     if known.what == "TIFF data" and not formats:
-        with contextlib.suppress(Exception):  # what a damaged one comes to
+        with contextlib.suppress(Exception):  # whatever a damaged one raises
             return tiff.why_unknown(contents)
     if known.what.removesuffix(" data") in (formats or Image.MIME):  # its own format: then it is damaged
         return f"damaged {known.what}"
     said = " or ".join(format for format in ("JPEG", "PNG") if not formats or format in formats)
-    return f"{known.what}, not a picture {wanted}: {known.remedy_as(said)}"
+    return f"{known.what}, not an image {wanted}: {known.remedy_as(said)}"
 
 
-def load_picture(
+def load_image(
     source: str | Path | bytes,
     *,
     name: str | None = None,
     max_pixels: int = MAX_PIXELS,
     formats: tuple[str, ...] | None = None,
 ) -> np.ndarray:
-    """Decodes one picture to RGB, upright as a viewer shows it.
+    """Decodes one image to RGB, upright as a viewer shows it.
 
-    EXIF orientation is applied. Grey, palette, CMYK, 1-bit and 16-bit pictures become 8-bit RGB (16-bit keeps
+    EXIF orientation is applied. Grey, palette, CMYK, 1-bit and 16-bit images become 8-bit RGB (16-bit keeps
     the high byte). Transparency is dropped and the colours beneath it are kept, as TensorFlow's decoder does
     in training. An animation gives its first frame.
 
     Args:
         source: a file, or the bytes of one.
-        name: what error messages call the picture; the path, or "picture", when None.
-        max_pixels: refuse more pixels than this before decoding them, and thinner pictures as `check_pixels` does.
+        name: what error messages call the image; the path, or "image", when None.
+        max_pixels: refuse more pixels than this before decoding them, and thinner images as `check_pixels` does.
         formats: Pillow's names of the formats that are accepted; all that it knows when None.
 
     Returns:
@@ -190,19 +190,19 @@ def load_picture(
     Raises:
         OSError: the file cannot be opened.
         TooManyPixels: it exceeds `max_pixels`; a ValueError.
-        ValueError: the contents are not a whole picture in one of the formats, or made to take long: with more scans
+        ValueError: the contents are not a whole image in one of the formats, or made to take long: with more scans
             or segments than an encoder writes.
     """
     if not isinstance(source, bytes):
         name = name or str(source)
         source = read_file(source, max_pixels)
-    name = name or "picture"
+    name = name or "image"
     try:
-        with open_picture(source, formats=formats, max_pixels=max_pixels) as picture:
-            if isinstance(picture, TiffImagePlugin.TiffImageFile):
-                tiff.require_readable(picture.tag_v2)
-            ImageOps.exif_transpose(picture, in_place=True)  # else it copies what needs no turning
-            return _to_rgb(picture)
+        with open_image(source, formats=formats, max_pixels=max_pixels) as image:
+            if isinstance(image, TiffImagePlugin.TiffImageFile):
+                tiff.require_readable(image.tag_v2)
+            ImageOps.exif_transpose(image, in_place=True)  # else it copies what needs no turning
+            return _to_rgb(image)
     except ValueError as error:
         kind = TooManyPixels if isinstance(error, TooManyPixels) else ValueError
         raise kind(f"{name} cannot be read: {error}") from error
@@ -215,7 +215,7 @@ _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 def _check_scans(source: bytes, position: int) -> None:
     """Raises ValueError where a JPEG, read up to its first scan, has more than `MAX_SCANS`, or segments as many times.
 
-    The decoder goes over the whole picture for each of them before it gives any pixel.
+    The decoder goes over the whole image for each of them before it gives any pixel.
     """
     scans, others = 1, 0
     while position < len(source):
@@ -224,7 +224,7 @@ def _check_scans(source: bytes, position: int) -> None:
             position += 2**20 - 1
             continue
         marker, position = source[found.end() - 1], found.end()
-        if marker == 0xD9:  # the end: what follows is no part of the picture
+        if marker == 0xD9:  # the end: what follows is no part of the image
             return
         scans, others = scans + (marker == 0xDA), others + (marker != 0xDA)
         if scans > MAX_SCANS or others > 8 * MAX_SCANS:
@@ -233,19 +233,19 @@ def _check_scans(source: bytes, position: int) -> None:
         position += int.from_bytes(source[position : position + 2], "big")
 
 
-def _to_rgb(picture: Image.Image) -> np.ndarray:
+def _to_rgb(image: Image.Image) -> np.ndarray:
     # Pillow's own conversion of 16 bits clips at 255 instead of scaling; those of a PGM are its mode I.
-    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PPM"):
-        values_HW = np.asarray(picture)
-        if isinstance(picture, TiffImagePlugin.TiffImageFile):
-            grey_HW = tiff.high_byte(values_HW, picture.tag_v2)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        values_HW = np.asarray(image)
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            grey_HW = tiff.high_byte(values_HW, image.tag_v2)
         else:
             grey_HW = (values_HW >> 8).astype(np.uint8)
         return np.repeat(grey_HW[..., None], 3, axis=-1)
-    if picture.mode in ("I", "F"):
+    if image.mode in ("I", "F"):
         raise ValueError("32 bits per channel have no agreed range: save it with 8 or 16 bits")
-    picture.info.pop("transparency", None)  # of which Pillow would give a warning
-    return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
+    image.info.pop("transparency", None)  # of which Pillow would give a warning
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def load_labels(path: str | Path) -> np.ndarray:
@@ -253,13 +253,13 @@ def load_labels(path: str | Path) -> np.ndarray:
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: it is no picture with one 8-bit channel.
+        ValueError: it is no image with one 8-bit channel.
     """
     try:
-        with open_picture(read_file(path), formats=("PNG",)) as picture:
-            if picture.mode not in ("P", "L"):
-                raise ValueError(f"expected an index or palette PNG, got mode {picture.mode}")
-            return np.array(picture)
+        with open_image(read_file(path), formats=("PNG",)) as image:
+            if image.mode not in ("P", "L"):
+                raise ValueError(f"expected an index or palette PNG, got mode {image.mode}")
+            return np.array(image)
     except ValueError as error:
         raise ValueError(f"{path} is no label map: {error}") from error
 
@@ -279,20 +279,20 @@ def overlay(
     opacity: float = 0.5,
     ignore_label: int | None = 255,
 ) -> np.ndarray:
-    """The picture tinted by class; pixels to ignore are left as they are.
+    """The image tinted by class; pixels to ignore are left as they are.
 
     Elsewhere `(1 - opacity) * image + opacity * color`, rounded down.
 
     Args:
         image_HWC: uint8 (H,W,3).
         labels_HW: integers 0..255 (H,W).
-        opacity: 0 (only the picture) to 1 (only the colours).
+        opacity: 0 (only the image) to 1 (only the colours).
 
     Returns:
         uint8 (H,W,3).
     """
     if image_HWC.shape[:2] != labels_HW.shape:
-        raise ValueError(f"picture {image_HWC.shape[:2]} and label map {labels_HW.shape} differ in size")
+        raise ValueError(f"image {image_HWC.shape[:2]} and label map {labels_HW.shape} differ in size")
     image = Image.fromarray(image_HWC)
     blended = Image.blend(image, _with_palette(labels_HW, palette).convert("RGB"), opacity)
     if ignore_label is not None:
@@ -326,7 +326,7 @@ def map_png(map_HW: np.ndarray) -> bytes:
 
 
 def areas(labels_HW: np.ndarray, classes: Sequence[str], *, runs: bool = False) -> list[dict[str, Any]]:
-    """What is in a picture, by label.
+    """What is in an image, by label.
 
     Args:
         labels_HW: integers 0..255 (H,W).
@@ -335,7 +335,7 @@ def areas(labels_HW: np.ndarray, classes: Sequence[str], *, runs: bool = False) 
 
     Returns:
         `[{"label": 3, "name": "cat", "pixels": 120, "share": 0.25, "rle": {...}}, ...]`: those that occur; `share`,
-        0..1, is of the picture, and `rle` as `coco_rle` has it.
+        0..1, is of the image, and `rle` as `coco_rle` has it.
     """
     run_lengths = coco_rle(labels_HW) if runs else {}
     return [
@@ -376,9 +376,9 @@ def coco_rle(labels_HW: np.ndarray) -> dict[int, dict[str, list[int]]]:
 
 
 def _with_palette(labels_HW: np.ndarray, palette: Palette) -> Image.Image:
-    picture = Image.fromarray(_as_uint8(labels_HW))
-    picture.putpalette(color_table(palette).tobytes())
-    return picture
+    image = Image.fromarray(_as_uint8(labels_HW))
+    image.putpalette(color_table(palette).tobytes())
+    return image
 
 
 def _as_uint8(labels_HW: np.ndarray) -> np.ndarray:
@@ -389,7 +389,7 @@ def _as_uint8(labels_HW: np.ndarray) -> np.ndarray:
     return labels_HW.astype(np.uint8)
 
 
-def _encode(picture: Image.Image, format: str, **options: int) -> bytes:
+def _encode(image: Image.Image, format: str, **options: int) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, format, **options)
+    image.save(buffer, format, **options)
     return buffer.getvalue()
