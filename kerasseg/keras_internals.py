@@ -44,6 +44,13 @@ def inputs_of(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     return [node.operation for node in layer._inbound_nodes[0].parent_nodes]
 
 
+def made_by(tensor: keras.KerasTensor) -> tuple[keras.layers.Layer, list[keras.KerasTensor]]:
+    """The layer that gives this tensor in a functional network, and what it takes there: a layer may be used twice, and
+    a network inside another one has outputs in both."""
+    layer, node, _ = tensor._keras_history
+    return layer, layer._inbound_nodes[node].input_tensors
+
+
 def index_of(variable: keras.Variable, optimizer: keras.optimizers.Optimizer) -> int:
     """The variable's position, from 0, among those given to `optimizer.build`."""
     return optimizer._get_variable_index(variable)

@@ -121,7 +121,9 @@ def open_method(run: Run, checkpoint: str = "last") -> tuple[Method, dict[str, A
     """
     if checkpoint not in ("last", "best"):
         raise ValueError(f"--checkpoint must be last or best; got {checkpoint!r}")
-    find_method(run.config["method"])  # so that Keras knows its class
+    for name in (run.config["method"], run.config.get("branch_method")):
+        if name is not None:
+            find_method(name)  # so that Keras knows its class
     method = keras.saving.load_model(run.model, compile=False)
     if checkpoint == "last":
         return method, run.result or {}

@@ -38,6 +38,7 @@ MARKS: dict[str, Mark] = {
     "versions": FACT,
     "machine": FACT,
     "untrained_taps": FACT,
+    "branch_method": FACT,  # the method that trained the segmenter of --branch-run
     "initial_weights": Mark(resumed=False),
     "dataset": MACHINE,
     "weights": MACHINE,

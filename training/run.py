@@ -122,6 +122,7 @@ def train_worker(config: RunConfig, strategy: tf.distribute.Strategy) -> dict[st
                     steps_per_epoch=stage.end - step,
                     epochs=1,
                     shuffle=False,
+                    check_values=False,  # of a dataset whose files were checked
                     verbose=0,
                     callbacks=callbacks,
                 )
@@ -244,6 +245,7 @@ def describe(session: Session) -> dict[str, Any]:
             for name in ("segmenter", "backbone", "output_stride", "head_channels", "head_dropout", "weights")
         }
         flags["initial_weights"] = branch.config.get("initial_weights")
+        flags["branch_method"] = branch.config.get("branch_method") or branch.config["method"]
     flags |= {"steps": session.steps, "fields": method.fields()}
     flags |= {"learning_rate": getattr(method.config, "learning_rate", config.learning_rate)}
     flags |= {"rates": list(getattr(method.segmenter, "head_config", {}).get("rates") or ()) or config.rates}

@@ -16,6 +16,7 @@ from kerasseg.data import Dataset, Split, make_split, open_dataset
 from kerasseg.data.check import require_sound
 from kerasseg.methods import Method
 from kerasseg.segmenters import dead_taps
+from training.checkpoints import open_method
 from training.config import RunConfig
 from training.diagnostics import GradientNorms
 from training.evaluation import Examples, Measurement
@@ -186,7 +187,8 @@ def open_branch(folder: Path, dataset: Dataset, split: Split) -> Method:
         raise ValueError(f"{folder} was trained on another split: give the same --dataset, --labeled and --seed")
     if run.classes != list(dataset.classes):
         raise ValueError(f"{folder} was trained on other classes: {', '.join(run.classes)}")
-    return keras.saving.load_model(run.model)
+    method, _ = open_method(run)
+    return method
 
 
 class Evaluator:

@@ -82,12 +82,15 @@ def require_logits(segmenter: keras.Model | None) -> None:
     for name in ("inputs", "outputs"):
         count = len(getattr(segmenter, name, None) or [None])
         require(count == 1, f"the segmenter must map images to logits; it has {count} {name}")
-    last: Any = next(reversed(getattr(segmenter, "layers", [])), None)
+    last: Any = next(reversed(getattr(segmenter, "operations", [])), None)
     activation = getattr(last, "activation", None)
-    if isinstance(last, keras.layers.Softmax) or activation in (keras.activations.softmax, keras.activations.sigmoid):
+    if type(last).__name__ in ("Softmax", "Sigmoid") or activation in (
+        keras.activations.softmax,
+        keras.activations.sigmoid,
+    ):
         raise ValueError(
-            f"the segmenter must give logits, and its last layer {last.name} gives probabilities: leave out its "
-            "activation"
+            f"the segmenter must give logits, and {last.name}, its last step, gives probabilities: leave it out, or "
+            "its activation"
         )
 
 
@@ -114,8 +117,8 @@ def repeated_batches(x: Mapping[str, Any], y: Any, batch_sizes: Mapping[str, int
     )
 
 
-def require_images_and_labels(x: Any, labels: Any, num_classes: int) -> None:
-    """ValueError where arrays are not what `fit` takes: checks shapes, and values where they can be read."""
+def require_arrays(x: Any, labels: Any) -> None:
+    """ValueError where the arrays that `fit` was given are not images and label maps, by their shapes."""
     arrays = x if isinstance(x, Mapping) else {"labeled": x}
     require(
         "labeled" in arrays and arrays.keys() <= {"labeled", "unlabeled"},
@@ -130,18 +133,33 @@ def require_images_and_labels(x: Any, labels: Any, num_classes: int) -> None:
     for each in arrays.values():
         if each.shape[-1] != 3 or len(each.shape) != 4:
             raise ValueError(f"images must be (N,H,W,3), RGB in 0..255; got an array of shape {tuple(each.shape)}")
-        if isinstance(each, np.ndarray) and np.issubdtype(each.dtype, np.floating) and each.size and each.max() <= 1.0:
+
+
+def require_values(x: Any, labels: Any, num_classes: int) -> None:
+    """ValueError where images are not in 0..255, or labels no class numbers."""
+    images = x if isinstance(x, Mapping) else {"labeled": x}
+    for each in (np.asarray(images[name]) for name in ("labeled", "unlabeled") if name in images):
+        if np.issubdtype(each.dtype, np.floating) and each.size and each.max() <= 1.0:
             raise ValueError(
                 f"images must be RGB in 0..255, and the largest value is {each.max():.3g}: multiply by 255, the "
                 "network does the rest"
             )
-    if isinstance(labels, np.ndarray):
-        wrong = np.setdiff1d(np.unique(labels), [*range(num_classes), IGNORE_LABEL])
-        if wrong.size:
-            raise ValueError(
-                f"labels must be class numbers 0..{num_classes - 1}, or {IGNORE_LABEL} for ignored pixels; got "
-                f"{wrong[0]:g}"
-            )
+    wrong = np.setdiff1d(np.unique(np.asarray(labels)), [*range(num_classes), IGNORE_LABEL])
+    if wrong.size:
+        raise ValueError(
+            f"labels must be class numbers 0..{num_classes - 1}, or {IGNORE_LABEL} for ignored pixels; got {wrong[0]:g}"
+        )
+
+
+def first_batch(x: Any) -> Any:
+    """The first `(images, labels)` of a PyDataset or a pipeline; None where a look at it would cost a batch, or where
+    it is something else, as a later check says."""
+    batch = None
+    if isinstance(x, keras.utils.PyDataset):
+        batch = x[0]
+    elif isinstance(x, tf.data.Dataset):
+        batch = next(iter(x.take(1)), None)
+    return batch[:2] if isinstance(batch, tuple) and len(batch) > 1 else None
 
 
 class EpochMeans(keras.callbacks.Callback):
@@ -204,6 +222,8 @@ class FittedModel(BuiltModel):
     num_classes: Any
     main_optimizer: Any
     confusion: dict[str, keras.metrics.Metric]
+    evaluation_loss: keras.metrics.Metric
+    """The cross-entropy of what is predicted, over all pixels that are not ignored: `loss` of `evaluate`."""
     predictions: Callable[..., dict[str, tf.Tensor]]
     unlabeled_sets: Any
     least_unlabeled: Any
@@ -231,6 +251,7 @@ class FittedModel(BuiltModel):
         shuffle: bool = True,
         class_weight: Mapping[int, float] | None = None,
         sample_weight=None,
+        check_values: bool = True,
         **kwargs,
     ):
         """As `keras.Model.fit`, with means over the epoch in its history, `loss` first.
@@ -242,7 +263,8 @@ class FittedModel(BuiltModel):
             y: with arrays the labels (N,H,W) or (N,H,W,1).
             class_weight: from class to the weight of its pixels in the loss on labels, 1 where a class is left out;
                 the loss is the weighted mean. For this fit, in place of the field `class_weights`.
-            callbacks: those that watch a score need its name, such as "val_mIoU" or "loss"; there is no "val_loss".
+            check_values: look at the first batch of a pipeline or PyDataset, whether images are in 0..255 and labels
+                class numbers. Arrays are always checked.
             sample_weight: None; label 255 leaves pixels out.
             kwargs: the further arguments of `keras.Model.fit`.
 
@@ -251,7 +273,11 @@ class FittedModel(BuiltModel):
         """
         require(sample_weight is None, "sample_weight is not used: give a pixel the label 255 to leave it out")
         if isinstance(x, Mapping | np.ndarray):
-            require_images_and_labels(x, y, self.num_classes)
+            require_arrays(x, y)
+            require_values(x, y, self.num_classes)
+        elif check_values and (batch := first_batch(x)) is not None:
+            images, labels = batch
+            require_values(images, labels, self.num_classes)
         if isinstance(x, Mapping):
             require(validation_split == 0, "give validation_data in place of validation_split, which splits one array")
             size = batch_size or BATCH_SIZE
@@ -305,13 +331,16 @@ class FittedModel(BuiltModel):
         for variant, probabilities_BHWK in predictions.items():
             self.confusion[variant or "mIoU"].update_state(labels_BHW, tf.argmax(probabilities_BHWK, axis=-1))
         valid_BHW = valid_pixels(labels_BHW)
+        known_BHW = tf.where(valid_BHW, labels_BHW, 0)
+        cross_entropy_BHW = keras.losses.sparse_categorical_crossentropy(known_BHW, predictions[""])
+        self.evaluation_loss.update_state(cross_entropy_BHW, sample_weight=valid_BHW)
         for metric in self.further_metrics:
-            metric.update_state(tf.where(valid_BHW, labels_BHW, 0), predictions[""], sample_weight=valid_BHW)
+            metric.update_state(known_BHW, predictions[""], sample_weight=valid_BHW)
         return {metric.name: metric.result() for metric in self.metrics}
 
     @property
     def metrics(self):
-        return [*self.confusion.values(), *self.further_metrics]
+        return [self.evaluation_loss, *self.confusion.values(), *self.further_metrics]
 
     def export(self, filepath, format="tf_saved_model", verbose=None, input_signature=None, **kwargs):
         """As `keras.Model.export`, at any time; by default from images (B,H,W,3) float32 to class probabilities.

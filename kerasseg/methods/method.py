@@ -77,6 +77,7 @@ class Method(FittedModel):
         self.confusion = {
             variant or "mIoU": ConfusionMatrix(self.num_classes, name=variant or "mIoU") for variant in self.variants
         }
+        self.evaluation_loss = keras.metrics.Mean(name="loss")
         self.training_optimizers = SimpleNamespace()
         self.accumulate = 1
 

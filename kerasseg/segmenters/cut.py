@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import keras
 
-from kerasseg.keras_internals import inputs_of
+from kerasseg.keras_internals import made_by
 from kerasseg.layers import register
 
 
@@ -14,10 +14,12 @@ def cut(network: keras.Model, *features: str) -> "CutSegmenter":
     Args:
         network: functional, images (B,H,W,3), RGB in 0..255, to logits (B,H,W,K). Its weights are shared, not copied.
         features: names of the layers where the backbone ends and the head begins: all that the head takes, so one for
-            each skip connection, the deepest last.
+            each skip connection, the deepest last. A network that is used as a layer, such as one of
+            `keras.applications`, is one of them by its name.
 
     Raises:
-        ValueError: there is no such layer, or a path from image to logits avoids all of them.
+        ValueError: there is no such layer, a path from image to logits avoids all of them, or the head takes
+            nothing from one of them.
 
     Example:
         >>> image = keras.Input((None, None, 3))
@@ -35,19 +37,13 @@ class CutSegmenter(keras.Model):
 
     def __init__(self, inputs, outputs, features: Sequence[str], name: str | None = None):
         super().__init__(inputs, outputs, name=name)
-        known = {layer.name: layer for layer in self.layers}
-        if missing := [feature for feature in features if feature not in known]:
+        names = [layer.name for layer in self.layers]
+        if missing := [feature for feature in features if feature not in names]:
             raise ValueError(
-                f"{self.name} has no layer {missing[0]!r} to cut at; its layers: {', '.join(known) or 'none'}"
-            )
-        if way := way_past(known[self.layers[-1].name], features):
-            raise ValueError(
-                f"a path from the image to the logits of {self.name} avoids "
-                f"{', '.join(features) or 'the cut (at no layer)'}; it goes through {' and '.join(way[-3:])}: "
-                "name one layer of each path, also of skip connections"
+                f"{self.name} has no layer {missing[0]!r} to cut at; its layers: {', '.join(names) or 'none'}"
             )
         self.features = tuple(features)
-        self.backbone = keras.Model(self.inputs[0], [known[feature].output for feature in features], name="backbone")
+        self.backbone = keras.Model(self.inputs[0], tensors_at(self, self.features), name="backbone")
         self.head = keras.Model(self.backbone.outputs, self.outputs[0], name="head")
 
     def encode(self, images_BHW3, training: bool = False) -> list:
@@ -100,15 +96,32 @@ def require_parts(segmenter: keras.Model, user: str) -> None:
         )
 
 
-def way_past(layer: keras.layers.Layer, features: Sequence[str]) -> list[str]:
-    """Names of the layers on a path back from a layer to the image that avoids all features; empty where there is
-    none."""
-    if layer.name in features:
-        return []
-    before = inputs_of(layer)
-    if not before:
-        return [layer.name]
-    for each in before:
-        if way := way_past(each, features):
-            return [layer.name, *way]
-    return []
+def tensors_at(network: keras.Model, features: Sequence[str]) -> list[keras.KerasTensor]:
+    """The outputs of the named layers that lie on the ways from image to logits, in the order of the names: of a layer
+    that is used several times, each output. Such a layer may be a network itself.
+
+    Raises:
+        ValueError: a way from the image to the logits avoids all of them, or no way needs one of them.
+    """
+    found: dict[str, list[keras.KerasTensor]] = {name: [] for name in features}
+    seen: set[int] = set()
+    waiting: list[tuple[keras.KerasTensor, list[str]]] = [(network.outputs[0], [])]
+    while waiting:
+        tensor, way_back = waiting.pop()
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        layer, inputs = made_by(tensor)
+        way = [*way_back, layer.name]
+        if layer.name in found:
+            found[layer.name].append(tensor)
+        elif not inputs:
+            raise ValueError(
+                f"a path from the image to the logits of {network.name} avoids "
+                f"{', '.join(features) or 'the cut (at no layer)'}; it goes through {' and '.join(way[-3:])}: "
+                "name one layer of each path, also of skip connections"
+            )
+        waiting += [(each, way) for each in inputs if layer.name not in found]
+    if unused := [name for name, tensors in found.items() if not tensors]:
+        raise ValueError(f"the head of {network.name} takes nothing from {unused[0]!r}: leave it out")
+    return [tensor for tensors in found.values() for tensor in tensors]

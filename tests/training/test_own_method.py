@@ -70,6 +70,18 @@ def test_the_tutorial(own_method, eager, dataset, tmp_path, capsys):
     np.testing.assert_array_equal(answer["labels"], expected.argmax(-1))
 
 
+def test_mlmt_on_a_run_of_it_is_read_by_a_process_that_knows_neither(own_method, eager, dataset, tmp_path, capsys):
+    branch, out = tmp_path / "branch", tmp_path / "run"
+    status, _, err = train(dataset, branch, capsys, method=own_method, steps=1)
+    assert status == 0, err
+    forget()
+    status, result, err = train(dataset, out, capsys, "--branch-run", branch, method="mlmt", steps=1)
+    assert status == 0, err
+    forget()
+    status, scores, err = call(evaluate.cli_main, [out], capsys)
+    assert status == 0 and scores["mIoU"] == result["mIoU"], err
+
+
 def test_methods_that_cannot_be_found(own_method, dataset, tmp_path, capsys):
     for name, said in (
         (

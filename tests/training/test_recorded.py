@@ -4,7 +4,17 @@ from training.config import RunConfig
 from training.recorded import MARKS, mark
 
 FACTS = {
-    *("about_method", "command", "commit", "finished", "initial_weights", "machine", "palette", "split_fingerprint"),
+    *(
+        "about_method",
+        "branch_method",
+        "command",
+        "commit",
+        "finished",
+        "initial_weights",
+        "machine",
+        "palette",
+        "split_fingerprint",
+    ),
     *("untrained_taps", "versions"),
 }
 

@@ -254,7 +254,7 @@ def test_the_end_of_a_run_is_measured_by_the_protocol_asked_for(dataset, tmp_pat
     monkeypatch.setattr(tf.distribute, "MirroredStrategy", {("/device:CPU:0", "/device:CPU:1"): two_replicas}.get)
     out = tmp_path / "run"
     flags = ["--protocol", "sliding_window", "--window", "24", "40", "--stride", "0.5"]
-    flags += ["--strategy", "mirrored", "--evaluate-every", "1"]
+    flags += ["--strategy", "mirrored", "--evaluate-every", "1", "--segmenter", "deeplab_v2"]
     status, result, err = train(dataset, out, capsys, *flags, method="supervised", steps=2)
     assert status == 0, err
     stored = json.loads((out / "result.json").read_text())

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import tests.backbone  # noqa: F401 (--backbone tiny)
 from kerasseg.methods import Method
-from tests.training.commands import TINY
+from tests.training.commands import NARROW, TINY
 from training import run
 from training.callbacks import StepCallback
 
-FLAGS = [*TINY, "--method", "mlmt", "--labeled", "2", "--steps", "6", "--head-dropout", "0.3", "--deterministic",
-         "--evaluate-every", "100", "--checkpoint-every", "1", "--log-every", "3", "--s4gan.gamma", "0.3"]  # fmt: skip
+FLAGS = [*TINY, *NARROW["mlmt"], "--method", "mlmt", "--labeled", "2", "--steps", "6", "--deterministic",
+         "--head-dropout", "0.3", "--evaluate-every", "100", "--checkpoint-every", "1", "--log-every", "3", "--s4gan.gamma", "0.3"]  # fmt: skip
 
 
 def train(dataset: Path, out: Path, operation: int | None = None, delay: float | None = None) -> None:

@@ -64,10 +64,10 @@ def test_a_loss_is_refused_and_further_metrics_are_measured():
     scores = method.evaluate(x, y, batch_size=5, return_dict=True, verbose=0)
     S = method.predict(x, verbose=0)
     known = y != 255
-    assert scores.keys() == {"mIoU", "accuracy", "log_loss"}
+    assert scores.keys() == {"loss", "mIoU", "accuracy", "log_loss"}
     assert scores["accuracy"] == pytest.approx((S.argmax(-1) == y)[known].mean())
     likelihood = np.take_along_axis(S, np.where(known, y, 0)[..., None].astype(int), -1)[..., 0]
-    assert scores["log_loss"] == pytest.approx(-np.log(likelihood[known]).mean(), rel=1e-5)
+    assert scores["log_loss"] == scores["loss"] == pytest.approx(-np.log(likelihood[known]).mean(), rel=1e-5)
 
 
 # learning rates
@@ -191,6 +191,42 @@ def test_class_weights_are_those_of_a_weighted_mean_in_a_graph_of_before_too():
         mlmt.fit({"labeled": x, "unlabeled": x}, y, class_weight={0: 1.0})
 
 
+class Batches(keras.utils.PyDataset):
+    """One batch."""
+
+    def __init__(self, images, labels):
+        super().__init__()
+        self.batch = images, labels
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, number):
+        return self.batch
+
+
+@pytest.mark.parametrize("as_batches", [Batches, lambda x, y: tf.data.Dataset.from_tensors((x, y))])
+@pytest.mark.parametrize(
+    "scale, label, message",
+    [(1 / 255, 0, "the largest value is 1: multiply by 255"), (1, 7, r"class numbers 0\.\.2, or 255 .*; got 7")],
+)
+def test_values_of_batches_are_checked_in_the_first_one(as_batches, scale, label, message):
+    images, labels = np.full((2, 4, 5, 3), 255 * scale, np.float32), np.full((2, 4, 5), label)
+    method = s4gan()
+    method.compile()
+    with pytest.raises(ValueError, match=message):
+        method.fit(as_batches({"labeled": images, "unlabeled": images}, labels), verbose=0)
+
+
+def test_a_fit_can_stop_by_the_loss_on_val():
+    x, y, _ = arrays(4)
+    method = Supervised(tiny.segmenter(), steps=100)
+    method.compile()
+    stop = keras.callbacks.EarlyStopping(patience=0, min_delta=1e9)
+    history = method.fit(x, y, epochs=5, validation_data=(x, y), callbacks=stop, verbose=0).history
+    assert len(history["val_loss"]) == 2 and list(history)[-2:] == ["val_loss", "val_mIoU"]
+
+
 @pytest.mark.parametrize(
     "x, y, message",
     [
@@ -262,18 +298,20 @@ def test_keras_arguments_by_position():
     method.compile("adam", metrics="accuracy")
     assert len(method.fit(x, y, 2, 3, 0).history["loss"]) == 3
     assert np.isfinite(method.train_on_batch(x, y)).all()
-    assert method.evaluate({"labeled": x}, y, verbose=0, return_dict=True).keys() == {"mIoU", "accuracy"}
+    assert method.evaluate({"labeled": x}, y, verbose=0, return_dict=True).keys() == {"loss", "mIoU", "accuracy"}
     with pytest.raises(ValueError, match="steps_per_execution must be 1"):
         method.compile(steps_per_execution=5)
 
 
-@pytest.mark.parametrize("ending", ["softmax", "sigmoid", "layer"])
+@pytest.mark.parametrize("ending", ["softmax", "sigmoid", "layer", "operation"])
 def test_a_segmenter_that_gives_probabilities_is_refused(ending):
     image = keras.Input((None, None, 3))
-    x = keras.layers.Conv2D(3, 1, name="scores", activation=None if ending == "layer" else ending)(image)
+    activation = ending if ending in ("softmax", "sigmoid") else None
+    x = keras.layers.Conv2D(3, 1, name="scores", activation=activation)(image)
     x = keras.layers.Softmax(name="scores_softmax")(x) if ending == "layer" else x
+    x = keras.ops.softmax(x) if ending == "operation" else x
     with pytest.raises(
-        ValueError, match="the segmenter must give logits, and its last layer scores.* gives probabilities"
+        ValueError, match="must give logits, and (scores|softmax).*, its last step, gives probabilities"
     ):
         Supervised(keras.Model(image, x))
 

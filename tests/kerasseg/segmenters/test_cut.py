@@ -38,6 +38,31 @@ def test_backbone_and_head_are_the_network():
     assert not np.allclose(segmenter(images), logits)
 
 
+def nested() -> keras.Model:
+    """A network inside a network, and a layer that is used twice."""
+    image = keras.Input((None, None, 3))
+    inside = keras.Input((None, None, 3))
+    down = keras.layers.Conv2D(4, 3, strides=2, padding="same", name="down")(inside)
+    backbone = keras.Model(inside, down, name="backbone_of_keras")
+    refine = keras.layers.Conv2D(4, 3, padding="same", activation="relu", name="refine")
+    x = refine(backbone(keras.layers.Rescaling(1 / 255)(image)))
+    x = keras.layers.Add()([x, refine(x)])
+    x = keras.layers.UpSampling2D()(x)
+    return keras.Model(image, keras.layers.Conv2D(tiny.K, 1, dtype="float32")(x), name="nested")
+
+
+@pytest.mark.parametrize("feature, shapes", [("backbone_of_keras", [(1, 4, 4, 4)]), ("refine", [(1, 4, 4, 4)] * 2)])
+def test_a_network_inside_and_a_layer_used_twice_can_be_cut_at(feature, shapes, tmp_path):
+    network = nested()
+    segmenter = cut(network, feature)
+    images = np.random.default_rng(0).uniform(0, 255, (1, 8, 8, 3)).astype(np.float32)
+    features = segmenter.encode(images)
+    assert [each.shape for each in features] == shapes
+    np.testing.assert_allclose(segmenter.decode(features, images), network(images), rtol=1e-5)
+    segmenter.save(tmp_path / "cut.keras")
+    np.testing.assert_array_equal(keras.saving.load_model(tmp_path / "cut.keras")(images), segmenter(images))
+
+
 def test_a_second_head_is_untrained_and_has_classes_of_its_own():
     segmenter = cut(u_net(), *CUTS)
     images = np.zeros((1, 8, 8, 3), np.float32)
@@ -51,6 +76,7 @@ def test_a_second_head_is_untrained_and_has_classes_of_its_own():
     [
         (("bottom",), "logits of u_net avoids bottom; it goes through skip and pixels and "),
         ((), r"avoids the cut \(at no layer\); it goes through "),
+        (("skip", "bottom", "pixels"), "the head of u_net takes nothing from 'pixels': leave it out"),
         (("middle",), "u_net has no layer 'middle' to cut at; its layers: .*pixels, skip, down, bottom"),
     ],
 )
