@@ -14,8 +14,11 @@ from tests.training.commands import NARROW, TINY
 from training import run
 from training.callbacks import StepCallback
 
-FLAGS = [*TINY, *NARROW["mlmt"], "--method", "mlmt", "--labeled", "2", "--steps", "6", "--deterministic",
-         "--head-dropout", "0.3", "--evaluate-every", "100", "--checkpoint-every", "1", "--log-every", "3", "--s4gan.gamma", "0.3"]  # fmt: skip
+FLAGS = [
+    *TINY, *NARROW["mlmt"], "--method", "mlmt", "--labeled", "2", "--steps", "6", "--deterministic",
+    "--head-dropout", "0.3", "--evaluate-every", "100", "--checkpoint-every", "1", "--log-every", "3",
+    "--s4gan.gamma", "0.3",
+]  # fmt: skip
 
 
 def train(dataset: Path, out: Path, operation: int | None = None, delay: float | None = None) -> None:
