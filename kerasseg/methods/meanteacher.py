@@ -40,6 +40,8 @@ class MeanTeacherConfig(StrongViewConfig, SemiSupervisedConfig):
     """Share of training before that loss sets in: at first the teacher knows nothing."""
 
     def __post_init__(self):
+        if vars(self)["trust"] == "picture":  # the name of "image" in older runs
+            object.__setattr__(self, "trust", "image")
         super().__post_init__()
         require_weights(self, "lambda_cons")
         require_shares(self, "threshold", "cons_start")

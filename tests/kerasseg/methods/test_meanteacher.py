@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from kerasseg.methods import MeanTeacher
-from kerasseg.methods.meanteacher import mixed
+from kerasseg.methods.meanteacher import MeanTeacherConfig, mixed
 from tests.kerasseg.methods import tiny
 from tests.kerasseg.methods.contract import MethodContract
 
@@ -157,3 +157,7 @@ def test_the_partner_is_another_image():
 def test_impossible_fields(field, value):
     with pytest.raises(ValueError, match=f"{field} .*got"):
         MeanTeacher(tiny.segmenter(), **{field: value})
+
+
+def test_older_runs_are_read():
+    assert MeanTeacherConfig(trust="picture") == MeanTeacherConfig(trust="image")
