@@ -29,7 +29,8 @@ class StepCallback(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self.step += 1
-        self.after_step(logs or {})
+        terms = getattr(self.model, "term_names", ())  # `loss` is the first of them once more
+        self.after_step({name: value for name, value in (logs or {}).items() if name != "loss" or name in terms})
 
     def after_step(self, logs: dict[str, float]) -> None:
         raise NotImplementedError

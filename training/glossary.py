@@ -1,9 +1,10 @@
 """The words of the report: what the logged quantities mean, and how a curve should look.
 
-A name that is missing here still appears in the report, as a curve without words; a new method adds its terms. The
-method's class says what the method does (`Method.summary`).
+A method outside of this package has its own words on its class (`Method.terms`), as it says there what it does
+(`Method.about`). A name without words still appears in the report, as a curve.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 
@@ -268,10 +269,16 @@ SKIPPED = Term(
 )
 
 
-def term(name: str) -> Term:
-    """The words for a logged quantity; for an unknown name, only the likeliest plot."""
+def term(name: str, own: Mapping[str, Sequence[str]]) -> Term:
+    """The words for a logged quantity; for an unknown name, only the likeliest plot.
+
+    Args:
+        own: `Method.terms` of the run's method.
+    """
     if name in TERMS:
         return TERMS[name]
+    if name in own:
+        return Term(*own[name])
     for prefix, words in (("grad_", GRADIENTS), ("skipped_", SKIPPED)):
         if name.startswith(prefix):
             return words

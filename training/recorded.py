@@ -38,7 +38,7 @@ MARKS: dict[str, Mark] = {
     "versions": FACT,
     "machine": FACT,
     "untrained_taps": FACT,
-    "branch_method": FACT,  # the method that trained the segmenter of --branch-run
+    "branch_method": FACT,  # a method of one's own, or of --branch-run, that mlmt is built on
     "initial_weights": Mark(resumed=False),
     "dataset": MACHINE,
     "weights": MACHINE,
@@ -47,6 +47,7 @@ MARKS: dict[str, Mark] = {
     "command": Mark(resumed=False, compared=False, kept=False),
     "finished": Mark(resumed=False, compared=False, kept=False),
     "about_method": Mark(resumed=False, compared=False, kept=False),
+    "terms": Mark(resumed=False, compared=False, kept=False),
 }
 
 

@@ -121,9 +121,10 @@ class Drawing:
 
 def figures(run: Run, others: Sequence[Run] = ()) -> Iterator[Drawing]:
     """The curves of the run, one drawing for each group of quantities that was logged."""
+    own_terms = run.config.get("terms", {})
     names_of: dict[str, list[str]] = {group: [] for group in glossary.GROUPS}
     for name in run.curve_names():
-        names_of[glossary.term(name).group].append(name)
+        names_of[glossary.term(name, own_terms).group].append(name)
     for group, names in names_of.items():
         if not names:
             continue
@@ -133,7 +134,7 @@ def figures(run: Run, others: Sequence[Run] = ()) -> Iterator[Drawing]:
         figure = _draw_group(run, group, curves, others)
         names_by_term: dict[glossary.Term, list[str]] = {}
         for name in names:
-            names_by_term.setdefault(glossary.term(name), []).append(name)
+            names_by_term.setdefault(glossary.term(name, own_terms), []).append(name)
         yield Drawing(
             title,
             figure,

@@ -246,6 +246,8 @@ def describe(session: Session) -> dict[str, Any]:
         }
         flags["initial_weights"] = branch.config.get("initial_weights")
         flags["branch_method"] = branch.config.get("branch_method") or branch.config["method"]
+    elif ":" in (named := getattr(config.groups.get("mlmt"), "branch", "")):
+        flags["branch_method"] = named
     flags |= {"steps": session.steps, "fields": method.fields()}
     flags |= {"learning_rate": getattr(method.config, "learning_rate", config.learning_rate)}
     flags |= {"rates": list(getattr(method.segmenter, "head_config", {}).get("rates") or ()) or config.rates}
@@ -258,7 +260,8 @@ def describe(session: Session) -> dict[str, Any]:
         "commit": commit(),
         "command": "python -m training.run " + shlex.join(sys.argv[1:]),
         "finished": False,
-        "about_method": config.method_class.summary,  # for the report, which does without TensorFlow
+        "about_method": config.method_class.about,  # both for the report, which does without TensorFlow
+        "terms": config.method_class.terms,
     }
     return json.loads(json.dumps(flags, default=str))
 

@@ -92,7 +92,7 @@ class AdvSemiSeg(Method):
 
     registry_name = "advsemiseg"
     when = "to compare with its paper, or for a discriminator that scores every pixel"
-    summary = (
+    about = (
         "Learns from the labelled images, and from the unlabelled ones through a discriminator: a second "
         "network that scores, pixel by pixel and from 0 to 1, how much a segmentation resembles one drawn by "
         "hand. The segmenter learns to score well, and where its segmentations of unlabelled images score "

@@ -31,8 +31,11 @@ def as_batch(data: Any) -> Batch:
     if weights is not None:
         raise ValueError("sample_weight is not used: give a pixel the label 255 to leave it out")
     images = dict(images) if isinstance(images, Mapping) else {"labeled": images}
-    if "labeled" not in images:
-        raise ValueError(f'a batch is ({{"labeled": images, "unlabeled": images}}, labels); got {sorted(images)}')
+    if "labeled" not in images or isinstance(images["labeled"], tuple | list):
+        raise ValueError(
+            f'a batch is ({{"labeled": images, "unlabeled": images}}, labels); got {sorted(images)}: map your pipeline '
+            'to that, as zip(labelled, unlabelled).map(lambda l, u: ({"labeled": l[0], "unlabeled": u}, l[1]))'
+        )
     images |= {name: image_batch(images[name]) for name in ("labeled", "unlabeled", "image_labeled") if name in images}
     labels_BHW = label_maps(labels)
     unlabeled, valid = images.get("unlabeled"), images.get("unlabeled_valid")

@@ -107,7 +107,7 @@ class DualGAN(Method):
 
     registry_name = "dualgan"
     when = "to compare with its paper, or for a critic that finds wrong pixels"
-    summary = (
+    about = (
         "Learns from the labelled images, and from the unlabelled ones through two discriminators: D1 "
         "scores how much a whole segmentation resembles one drawn by hand, D2 says for each pixel whether it "
         "is right. Pixels that D2 scores higher than D1 scores the image serve as further labels (self-"

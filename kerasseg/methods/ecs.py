@@ -111,7 +111,7 @@ class ECS(Method):
 
     registry_name = "ecs"
     when = "to compare with its paper, or for a corrector that names the right class where a prediction is wrong"
-    summary = (
+    about = (
         "Learns from the labelled images, and from the unlabelled ones through a corrector: a second "
         "network that looks at an image with its segmentation and says for each pixel whether it is right, "
         "and if not, which class belongs there. Its corrections serve as further labels, the surer the "

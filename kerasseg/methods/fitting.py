@@ -1,10 +1,10 @@
-"""What Keras users give to `compile` and `fit`, and what they see of a training."""
+"""What Keras users give to `fit`, and what they see of a training."""
 
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,89 +12,12 @@ import tensorflow as tf
 
 from kerasseg.checks import require
 from kerasseg.distribution import number
-from kerasseg.keras_internals import BuiltModel
 from kerasseg.losses import IGNORE_LABEL, valid_pixels
-from kerasseg.methods.batch import image_batch, label_maps
+from kerasseg.methods.batch import as_batch, image_batch, label_maps
+from kerasseg.methods.compiling import CompiledModel
 
-if TYPE_CHECKING:
-    from kerasseg.methods.method import Method
-
-Optimizers: TypeAlias = str | keras.optimizers.Optimizer | Mapping[str, str | keras.optimizers.Optimizer] | None
 BATCH_SIZE = 32
 """The batch size where `fit` is given arrays and no batch size: Keras' own."""
-
-
-# compile ----------------------------------------------------------------------------------------------------
-
-
-def optimizers_by_network(method: "Method", optimizer: Optimizers) -> dict[str, keras.optimizers.Optimizer]:
-    """The method's own optimizers, by network, and those that `compile` was given in their place: a single one is for
-    the networks that segment, or for the network that the method trains.
-
-    Raises:
-        ValueError: for a name that is no network that the method trains, an optimizer for two networks, or one that is
-            unknown to Keras.
-    """
-    own = method.make_optimizers()
-    if optimizer is None:
-        return own
-    if not isinstance(optimizer, Mapping):
-        names = [name for name in method.segmenting if name in own] or [next(iter(own))]
-        first = keras.optimizers.get(optimizer)
-        copies = [first.from_config(first.get_config()) for _ in names[1:]]
-        return own | dict(zip(names, [first, *copies], strict=True))
-    for name in optimizer:
-        if name not in own:
-            raise ValueError(f"{type(method).__name__} trains no network {name!r}; it trains {', '.join(own)}")
-    given = {name: keras.optimizers.get(each) for name, each in optimizer.items()}
-    require(len({id(each) for each in given.values()}) == len(given), "give each network an optimizer of its own")
-    return own | given
-
-
-def require_own_losses(method: "Method", loss: Any, others: Mapping[str, Any]) -> None:
-    """ValueError where `compile` is given what a method has of its own, or cannot do."""
-    require(others.get("steps_per_execution", 1) == 1, "steps_per_execution must be 1: the log has every step's terms")
-    refused = [name for name in ("loss_weights", "weighted_metrics") if others.get(name) is not None]
-    if loss is not None or refused:
-        raise ValueError(
-            f"{type(method).__name__} learns by the losses of its paper: leave out {', '.join(refused or ['loss'])}; "
-            "their weights are its fields"
-        )
-
-
-def further_metrics(metrics: Any) -> list[keras.metrics.Metric]:
-    """The metrics that `compile` was given: one, or several."""
-    return [further_metric(each) for each in (metrics if isinstance(metrics, list | tuple) else [metrics])]
-
-
-def further_metric(metric: Any) -> keras.metrics.Metric:
-    """The metric of class probabilities against class numbers that Keras knows by this name; a metric as it is; of a
-    function its mean."""
-    if callable(metric) and not isinstance(metric, keras.metrics.Metric):
-        return keras.metrics.MeanMetricWrapper(metric, name=getattr(metric, "__name__", "metric"))
-    if metric in ("accuracy", "acc"):  # Keras would choose the kind that fits the loss
-        return keras.metrics.SparseCategoricalAccuracy(name=metric)
-    return keras.metrics.get(metric)
-
-
-def require_logits(segmenter: keras.Model | None) -> None:
-    """ValueError where a segmenter ends in a softmax or a sigmoid, or takes or gives several tensors."""
-    for name in ("inputs", "outputs"):
-        count = len(getattr(segmenter, name, None) or [None])
-        require(count == 1, f"the segmenter must map images to logits; it has {count} {name}")
-    last: Any = next(reversed(getattr(segmenter, "operations", [])), None)
-    activation = getattr(last, "activation", None)
-    if type(last).__name__ in ("Softmax", "Sigmoid") or activation in (
-        keras.activations.softmax,
-        keras.activations.sigmoid,
-    ):
-        raise ValueError(
-            f"the segmenter must give logits, and {last.name}, its last step, gives probabilities: leave it out, or "
-            "its activation"
-        )
-
-
-# fit --------------------------------------------------------------------------------------------------------
 
 
 def repeated_batches(x: Mapping[str, Any], y: Any, batch_sizes: Mapping[str, int], shuffle: bool) -> tf.data.Dataset:
@@ -130,19 +53,27 @@ def require_arrays(x: Any, labels: Any) -> None:
     require(labels is not None, "labels are missing: fit(images, labels)")
     count, labels_count = len(arrays["labeled"]), len(labels)
     require(count == labels_count, f"there are {count} labelled images and {labels_count} label maps")
-    for each in arrays.values():
+    for name, each in arrays.items():
+        require(len(each) > 0, f"there are no {name} images: the array is empty")
         if each.shape[-1] != 3 or len(each.shape) != 4:
             raise ValueError(f"images must be (N,H,W,3), RGB in 0..255; got an array of shape {tuple(each.shape)}")
 
 
-def require_values(x: Any, labels: Any, num_classes: int) -> None:
-    """ValueError where images are not in 0..255, or labels no class numbers."""
+def require_values(data: Any, num_classes: int) -> None:
+    """ValueError where the images of `(images, labels)` are not in 0..255, or the labels no class numbers."""
+    x, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
     images = x if isinstance(x, Mapping) else {"labeled": x}
     for each in (np.asarray(images[name]) for name in ("labeled", "unlabeled") if name in images):
-        if np.issubdtype(each.dtype, np.floating) and each.size and each.max() <= 1.0:
+        least, most = (float(each.min()), float(each.max())) if each.size else (0.0, 0.0)
+        if not 0.0 <= least <= most <= 255.0:
             raise ValueError(
-                f"images must be RGB in 0..255, and the largest value is {each.max():.3g}: multiply by 255, the "
-                "network does the rest"
+                f"images must be RGB in 0..255, and their values go from {least:.3g} to {most:.3g}: give them as they "
+                "are in the file, the network normalises them"
+            )
+        if np.issubdtype(each.dtype, np.floating) and 0.0 < most <= 1.0:
+            raise ValueError(
+                f"images must be RGB in 0..255, and the largest value is {most:.3g}: multiply by 255, the network does "
+                "the rest"
             )
     wrong = np.setdiff1d(np.unique(np.asarray(labels)), [*range(num_classes), IGNORE_LABEL])
     if wrong.size:
@@ -152,14 +83,11 @@ def require_values(x: Any, labels: Any, num_classes: int) -> None:
 
 
 def first_batch(x: Any) -> Any:
-    """The first `(images, labels)` of a PyDataset or a pipeline; None where a look at it would cost a batch, or where
-    it is something else, as a later check says."""
-    batch = None
+    """The first batch of a PyDataset, or of a tf.data pipeline, which is started once more for it; None for all else
+    that gives batches."""
     if isinstance(x, keras.utils.PyDataset):
-        batch = x[0]
-    elif isinstance(x, tf.data.Dataset):
-        batch = next(iter(x.take(1)), None)
-    return batch[:2] if isinstance(batch, tuple) and len(batch) > 1 else None
+        return x[0]
+    return next(iter(x.take(1)), None) if isinstance(x, tf.data.Dataset) else None
 
 
 class EpochMeans(keras.callbacks.Callback):
@@ -178,7 +106,7 @@ class EpochMeans(keras.callbacks.Callback):
 
 
 class LossFirst(keras.callbacks.Callback):
-    """Puts `loss` before the terms on Keras' bar, a callback that comes after this one."""
+    """Puts `loss` before the terms for the callbacks after this one, such as Keras' bar and `TerminateOnNaN`."""
 
     def on_train_batch_end(self, batch, logs=None):
         if logs:
@@ -192,10 +120,16 @@ class EndOfSchedule(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         method = self.model
-        ended = number(method.main_optimizer.iterations) >= method.config.steps * method.config.main_updates
+        updates = method.config.steps * method.config.main_updates - number(method.main_optimizer.iterations)
+        self.steps_left = updates / method.config.main_updates
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.steps_left -= 1
+        if self.warned or self.steps_left >= 0:
+            return
+        method = self.model
         optimizers = vars(method.training_optimizers).items()
-        stopped = [name for name, each in optimizers if ended and float(each.learning_rate) == 0.0]
-        if stopped and not self.warned:
+        if stopped := [name for name, each in optimizers if float(each.learning_rate) == 0.0]:
             self.warned = True
             warnings.warn(
                 f"the learning rate of {type(method).__name__} is 0 after the {method.config.steps} steps of its "
@@ -211,14 +145,13 @@ def replace(logs: dict[str, float], values: Mapping[str, float]) -> None:
     logs.update(values)
 
 
-class FittedModel(BuiltModel):
+class FittedModel(CompiledModel):
     """The Keras side of a method: `fit`, `evaluate` and `export`.
 
     A method gives it `num_classes`, `predictions`, `confusion` (a metric for each prediction), `main_optimizer` and
     `config`.
     """
 
-    config: Any
     num_classes: Any
     main_optimizer: Any
     confusion: dict[str, keras.metrics.Metric]
@@ -227,8 +160,6 @@ class FittedModel(BuiltModel):
     predictions: Callable[..., dict[str, tf.Tensor]]
     unlabeled_sets: Any
     least_unlabeled: Any
-    further_metrics: Sequence[keras.metrics.Metric] = ()
-    """The metrics that `compile` was given."""
     term_names: tuple[str, ...] = ()
     """The names of a training step's loss terms in their order, the total first."""
 
@@ -247,6 +178,7 @@ class FittedModel(BuiltModel):
         callbacks=None,
         *,
         validation_split: float = 0.0,
+        validation_data=None,
         steps_per_epoch: int | None = None,
         shuffle: bool = True,
         class_weight: Mapping[int, float] | None = None,
@@ -263,8 +195,8 @@ class FittedModel(BuiltModel):
             y: with arrays the labels (N,H,W) or (N,H,W,1).
             class_weight: from class to the weight of its pixels in the loss on labels, 1 where a class is left out;
                 the loss is the weighted mean. For this fit, in place of the field `class_weights`.
-            check_values: look at the first batch of a pipeline or PyDataset, whether images are in 0..255 and labels
-                class numbers. Arrays are always checked.
+            check_values: check the first batch of a tf.data pipeline or PyDataset: images in 0..255, labels class
+                numbers. This starts the pipeline once more. Arrays are always checked.
             sample_weight: None; label 255 leaves pixels out.
             kwargs: the further arguments of `keras.Model.fit`.
 
@@ -272,12 +204,14 @@ class FittedModel(BuiltModel):
             ValueError: for arrays of other shapes or values, or weights that the method has no use for.
         """
         require(sample_weight is None, "sample_weight is not used: give a pixel the label 255 to leave it out")
-        if isinstance(x, Mapping | np.ndarray):
+        if isinstance(x, Mapping | np.ndarray | tf.Tensor):
             require_arrays(x, y)
-            require_values(x, y, self.num_classes)
+            require_values((x, y), self.num_classes)
         elif check_values and (batch := first_batch(x)) is not None:
-            images, labels = batch
-            require_values(images, labels, self.num_classes)
+            as_batch(batch)  # which says what it should be
+            require_values(batch, self.num_classes)
+        if isinstance(validation_data, tuple):
+            require_values(validation_data, self.num_classes)
         if isinstance(x, Mapping):
             require(validation_split == 0, "give validation_data in place of validation_split, which splits one array")
             size = batch_size or BATCH_SIZE
@@ -287,7 +221,7 @@ class FittedModel(BuiltModel):
             steps_per_epoch, batch_size, shuffle = steps_per_epoch or batches, None, False
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks or ())
-            callbacks = [EpochMeans(), EndOfSchedule(), *callbacks, LossFirst()]
+            callbacks = [EpochMeans(), LossFirst(), EndOfSchedule(), *callbacks]
         with self.weighed_classes(class_weight):
             return super().fit(
                 x,
@@ -297,6 +231,7 @@ class FittedModel(BuiltModel):
                 verbose=verbose,
                 callbacks=callbacks,
                 validation_split=validation_split,
+                validation_data=validation_data,
                 steps_per_epoch=steps_per_epoch,
                 shuffle=shuffle,
                 **kwargs,

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import keras
 import tensorflow as tf
 
 Segment = Callable[[Callable[[tf.Tensor], tf.Tensor], tf.Tensor], tf.Tensor]
@@ -13,6 +14,11 @@ probabilities: it decides which views of the images the network sees."""
 def at_once(network: Callable[[tf.Tensor], tf.Tensor], images_BHW3: tf.Tensor) -> tf.Tensor:
     """The `Segment` that takes images as they are."""
     return network(images_BHW3)
+
+
+def logits_of(network: keras.Model, images_BHW3) -> tf.Tensor:
+    """The network's logits (B,H,W,K) in inference mode, float32 in mixed precision too."""
+    return tf.cast(network(images_BHW3, training=False), tf.float32)
 
 
 class Inference(NamedTuple):

@@ -1,5 +1,7 @@
 """Latent classes (Sawatzky, Zatsarynna, Gall 2020, "Discovering latent classes for semi-supervised segmentation")."""
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,7 +59,7 @@ class LatentConfig(AdversarialConfig):
     draws the latent prediction as the target of the semantic branch."""
     labeled_images: int | None = None
     """How many labelled images there are; the co-occurrence of classes and latent classes is averaged over them.
-    `training.run` puts in the number of its split."""
+    None for the number of the arrays that `fit` gets; `training.run` puts in that of its split."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -88,15 +90,14 @@ class Latent(Method):
     L = lambda_adv_unlabeled L_adv + lambda_cons L_cons (equation 11).
 
     Args:
-        segmenter: a `Segmenter` (its `encode` and `decode` are used).
+        segmenter: one of `kerasseg`, or `kerasseg.segmenters.cut(network, ...)`: it needs a backbone and a head.
         latent_head: the second branch's head, for the segmenter's `decode`; `second_head` when None.
         discriminator: segmentation (B,H,W,K) to logits (B,H,W,1); `build_pixel_discriminator` when None.
         fields: of `LatentConfig`.
 
     Example:
         >>> images, labels = np.random.randint(256, size=(4, 64, 64, 3)), np.zeros((2, 64, 64), "int32")
-        >>> segmenter = kerasseg.DeepLabV3Plus("mobilenet_v2", num_classes=2)
-        >>> method = kerasseg.Latent(segmenter, labeled_images=2, steps=100)
+        >>> method = kerasseg.Latent(kerasseg.DeepLabV3Plus("mobilenet_v2", num_classes=2), steps=100)
         >>> method.compile()
         >>> history = method.fit({"labeled": images[:2], "unlabeled": images[2:]}, labels, verbose=0)
         >>> method.predict(images, verbose=0).shape
@@ -105,7 +106,7 @@ class Latent(Method):
 
     registry_name = "latent"
     when = "to compare with its paper, or to see which classes are hard to tell apart"
-    summary = (
+    about = (
         "Has a second branch that finds classes of its own on the labelled images: groups of the real ones "
         "that are easy to tell apart. On the unlabelled images the segmentation must agree with these "
         "groups. A discriminator that scores each pixel helps as in advsemiseg."
@@ -145,13 +146,18 @@ class Latent(Method):
         return fields | {cls.registry_name: own | {"labeled_images": own.get("labeled_images") or data.labeled_images}}
 
     def make_optimizers(self):
-        require(self.config.labeled_images is not None, "latent needs the number of labelled images: labeled_images=N")
         rate = segmenter_rate(self.config)  # one, so that a rate set by hand is both branches'
         return {
             "segmenter": segmenter_optimizer(self.config, self.segmenter, rate=rate),
             "latent_head": segmenter_optimizer(self.config, self.segmenter, self.latent_head, rate),
             "discriminator": discriminator_optimizer(self.config),
         }
+
+    def fit(self, x=None, *args, **kwargs):
+        if self.config.labeled_images is None:
+            require(isinstance(x, Mapping), "latent needs to know how many images have labels: labeled_images=N")
+            self.config = dataclasses.replace(self.config, labeled_images=len(x["labeled"]))
+        return super().fit(x, *args, **kwargs)
 
     def critic_scores(self, images_BHW3, S_BHWK):
         return tf.nn.sigmoid(self.discriminator(S_BHWK)[..., 0])

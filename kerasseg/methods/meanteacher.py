@@ -66,7 +66,7 @@ class MeanTeacher(Method):
 
     registry_name = "meanteacher"
     when = "the first to try: few labelled photographs, many unlabelled ones"
-    summary = (
+    about = (
         "Learns from the labelled images, and from the unlabelled ones through a teacher: a second copy of "
         "the network whose weights are a running average of the student's. The teacher labels the unlabelled "
         "images as they are; the student must find these labels again in other colours and with a part of "

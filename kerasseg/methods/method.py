@@ -2,7 +2,7 @@
 
 import dataclasses
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import keras
 import numpy as np
@@ -16,18 +16,12 @@ from kerasseg.losses import IGNORE_LABEL, cross_entropy, dice_loss, hard_pixels
 from kerasseg.methods import gradient_norms
 from kerasseg.methods.averaging import averaged_copy, decay_after, follow
 from kerasseg.methods.batch import Batch, as_batch, concatenated
+from kerasseg.methods.compiling import require_logits
 from kerasseg.methods.config import MethodConfig, TrainingData
-from kerasseg.methods.fitting import (
-    FittedModel,
-    Optimizers,
-    further_metrics,
-    optimizers_by_network,
-    require_logits,
-    require_own_losses,
-)
-from kerasseg.methods.inference import Inference, Segment, at_once
+from kerasseg.methods.fitting import FittedModel
+from kerasseg.methods.inference import Inference, Segment, at_once, logits_of
 from kerasseg.metrics import ConfusionMatrix
-from kerasseg.optimizers import LossScale, skipped_updates
+from kerasseg.optimizers import skipped_updates
 
 
 class Method(FittedModel):
@@ -97,8 +91,11 @@ class Method(FittedModel):
     """The method's name for `--method`."""
     when: str = ""
     """When to use it: the rest of a line that begins with its name."""
-    summary: str = ""
+    about: str = ""
     """What it does, for the report's reader: a few sentences, the first of which begins with a verb."""
+    terms: ClassVar[dict[str, tuple[str, str, str]]] = {}
+    """The words of the report for logged terms that `training.glossary` does not know: as its `Term`, the plot, the
+    meaning, and how the curve should look (the rest of a sentence that begins with "It")."""
 
     @classmethod
     def make_config(cls, fields: dict[str, Any]) -> Any:
@@ -166,7 +163,7 @@ class Method(FittedModel):
     def infer(self, images_BHW3) -> Inference:
         """The method's answer, in inference mode: what is evaluated, drawn, exported and compared with exports."""
         images_BHW3 = tf.convert_to_tensor(images_BHW3)  # Keras takes no array together with a tensor
-        logits_BHWK = tf.cast(self.predictor(images_BHW3, training=False), tf.float32)
+        logits_BHWK = logits_of(self.predictor, images_BHW3)
         S_BHWK = tf.nn.softmax(logits_BHWK)
         variants = self.variants_from(images_BHW3, S_BHWK)
         return Inference(logits_BHWK, S_BHWK, variants, self.critic_scores(images_BHW3, S_BHWK))
@@ -181,15 +178,11 @@ class Method(FittedModel):
         """Those of the segmenter's last weights under "student", where their average predicts; else nothing."""
         if "student" not in self.variants:
             return {}
-
-        def last(images):
-            return tf.nn.softmax(tf.cast(self.segmenter(images, training=False), tf.float32))
-
-        return {"student": segment(last, images_BHW3)}
+        return {"student": segment(lambda images: tf.nn.softmax(logits_of(self.segmenter, images)), images_BHW3)}
 
     def class_probabilities(self, images_BHW3) -> tf.Tensor:
         """The predicting network's own class probabilities (B,H,W,K), before `variants_from` sees them."""
-        return tf.nn.softmax(tf.cast(self.predictor(images_BHW3, training=False), tf.float32))
+        return tf.nn.softmax(logits_of(self.predictor, images_BHW3))
 
     def variants_from(self, images_BHW3, S_BHWK) -> dict[str, tf.Tensor]:
         """Class probabilities (B,H,W,K) by variant, from the predicting network's for whole images."""
@@ -222,65 +215,6 @@ class Method(FittedModel):
         """The paper's optimizer for each network that is trained, by the network's name."""
         raise NotImplementedError
 
-    def compile(
-        self,
-        optimizer: Optimizers = None,
-        loss=None,
-        metrics: Any = None,
-        *,
-        jit_compile: bool | None = None,
-        sync_batch_norm: bool = False,
-        accumulate: int = 1,
-        **kwargs,
-    ):
-        """Makes the optimizers and their state.
-
-        Args:
-            optimizer: instead of the paper's: by network name, or one for the networks that segment.
-            loss: None; a method brings its own.
-            metrics: of class probabilities (B,H,W,K) against labels (B,H,W); `evaluate` gives them in addition to mIoU.
-            jit_compile: whether XLA compiles the step; by default not: on CPU it is slower with XLA.
-            sync_batch_norm: whether batch norm uses the batches of all replicas together.
-            accumulate: the number of parts in which networks take a batch, one after the other, for less memory; it
-                divides the batches' sizes. Only batch norm is affected: it uses each part's statistics.
-            kwargs: `run_eagerly` and so on, as `keras.Model.compile` takes them.
-
-        Raises:
-            ValueError: for a network that is not there, or a loss.
-        """
-        require_own_losses(self, loss, kwargs)
-        if getattr(self.config, "freeze_batch_norm", False):
-            for layer in self.batch_norms(self.segmenting):
-                layer.trainable = False
-        if sync_batch_norm:
-            for layer in self.batch_norms(self.network_names):
-                layer.synchronized = True
-        self.accumulate = accumulate
-        if accumulate > 1:
-            for network in (getattr(self, name) for name in self.network_names):
-                if not isinstance(network, Method):
-                    accumulation.accumulate(network)
-        chosen = optimizers_by_network(self, optimizer)
-        self.training_optimizers = SimpleNamespace()
-        for network_name, each in chosen.items():
-            if keras.config.dtype_policy().name == "mixed_float16":
-                each = LossScale(each)
-            # Before the first step, or two optimizers in one step fail under MirroredStrategy.
-            each.build(getattr(self, network_name).trainable_variables)
-            setattr(self.training_optimizers, network_name, each)
-        self.further_metrics = further_metrics(metrics or [])
-        first = next(iter(chosen), None)
-        super().compile(
-            optimizer=getattr(self.training_optimizers, first) if first else "sgd",
-            jit_compile=bool(jit_compile),
-            **kwargs,
-        )
-
-    def batch_norms(self, network_names: tuple[str, ...]) -> list[keras.layers.BatchNormalization]:
-        """The batch-norm layers of these networks."""
-        layers = (layer for name in network_names for layer in all_layers(getattr(self, name)))
-        return [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
-
     def stages(self) -> tuple["Method", ...]:
         """The methods that are fitted one after the other, itself last: more than one where another method trains its
         segmenter first. No property, since Keras stores what it finds in properties."""
@@ -309,6 +243,11 @@ class Method(FittedModel):
     def labeled_loss(self, y_l: tf.Tensor, logits_l: tf.Tensor) -> tf.Tensor:
         """The loss on labels: cross-entropy, with class weights, hard pixels and a Dice loss as the fields say."""
         config = self.config
+        if not y_l.shape[1:].is_compatible_with(logits_l.shape[1:3]):
+            raise ValueError(
+                f"the segmenter must give logits as large as the image; got {logits_l.shape[1:3]} for labels of "
+                f"{y_l.shape[1:]}: add UpSampling2D"
+            )
         learned = y_l
         if config.ohem_threshold < 1.0:
             hard = hard_pixels(y_l, logits_l, config.ohem_threshold, config.ohem_share)

@@ -6,7 +6,7 @@ from typing import Literal
 import keras
 import tensorflow as tf
 
-from kerasseg.checks import require, require_one_of
+from kerasseg.checks import require
 from kerasseg.critics import build_classifier, build_classifier_like, start_from_backbone
 from kerasseg.distribution import number
 from kerasseg.losses import (
@@ -19,7 +19,7 @@ from kerasseg.losses import (
 from kerasseg.methods.averaging import averaged_copy, follow
 from kerasseg.methods.batch import Batch, concatenated
 from kerasseg.methods.method import Method
-from kerasseg.methods.registry import METHODS, register_method
+from kerasseg.methods.registry import find_method, register_method
 from kerasseg.methods.views import StrongView, StrongViewConfig
 from kerasseg.metrics import roc
 from kerasseg.optimizers import SGD, Replaceable
@@ -32,7 +32,8 @@ class MLMTConfig(StrongViewConfig):
     steps: int = 20_000
     """Length of the classifier's training, in optimisation steps, after the segmenter's."""
     branch: str = "s4gan"
-    """The method that trains the segmenter: s4gan (paper), supervised (table 5's second row), or any other."""
+    """The method that trains the segmenter: s4gan (paper), supervised (table 5's second row), or any other, also
+    package.module:Class."""
     train_branch: bool = True
     """Train the segmenter first; off where an already trained one only gets a classifier."""
     tau: float = 0.2
@@ -121,7 +122,7 @@ class MLMT(Method):
 
     registry_name = "mlmt"
     when = "where an image holds few of many classes: its gate switches the others off"
-    summary = (
+    about = (
         "Two branches. One learns to segment as s4gan does: from the labelled images, and from the "
         "unlabelled ones through a discriminator that scores how much a segmentation resembles one made by "
         "hand. The other then learns which classes are in an image at all; its teacher is a running average "
@@ -322,9 +323,9 @@ class MLMT(Method):
 
 def branch_class(config: MLMTConfig) -> type[Method]:
     """The method of the segmentation branch; ValueError where there is none of this name."""
-    branches = {name: method for name, method in METHODS.items() if method is not MLMT}
-    require_one_of("branch", config.branch, branches)
-    return branches[config.branch]
+    branch = find_method(config.branch, flag="branch")
+    require(branch is not MLMT, "branch must be the method that trains the segmenter; got mlmt itself")
+    return branch
 
 
 def predicted_pixels(S_BHWK: tf.Tensor) -> tf.Tensor:

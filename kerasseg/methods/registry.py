@@ -36,7 +36,7 @@ def origin(method: "type[Method]") -> tuple[str, str]:
     return method.__module__, method.__qualname__
 
 
-def find_method(name: str) -> "type[Method]":
+def find_method(name: str, flag: str = "--method") -> "type[Method]":
     """The method that `--method` names: one of `METHODS`, or `package.module:Class`, which is imported first.
 
     Raises:
@@ -47,15 +47,15 @@ def find_method(name: str) -> "type[Method]":
     module, colon, class_name = name.partition(":")
     if not colon:
         raise ValueError(
-            f"--method must be one of {', '.join(METHODS)}, or package.module:Class for one of your own; got {name!r}"
+            f"{flag} must be one of {', '.join(METHODS)}, or package.module:Class for one of your own; got {name!r}"
         )
     try:
         method = getattr(importlib.import_module(module), class_name)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(
-            f"--method {name} cannot be imported ({error}): start the command in the folder that holds the package, or "
+            f"{flag} {name} cannot be imported ({error}): start the command in the folder that holds the package, or "
             "add that to PYTHONPATH"
         ) from error
     if method not in METHODS.values():
-        raise ValueError(f"--method {name} is no registered method: write @register_method above a subclass of Method")
+        raise ValueError(f"{flag} {name} is no registered method: write @register_method above a subclass of Method")
     return method

@@ -94,7 +94,7 @@ class S4GAN(Method):
 
     registry_name = "s4gan"
     when = "to compare with its paper; mlmt trains its segmenter by it"
-    summary = (
+    about = (
         "Learns from the labelled images, and from the unlabelled ones through a discriminator: a second "
         "network that looks at an image with its segmentation and scores, from 0 to 1, how much it resembles "
         "one labelled by hand. The segmenter learns to imitate the features of such label maps (feature "

@@ -27,7 +27,7 @@ class Supervised(Method):
 
     registry_name = "supervised"
     when = "the baseline: train it to compare any other method with"
-    summary = (
+    about = (
         "Learns from the labelled images only. This is the baseline that the methods using unlabelled "
         "images have to beat."
     )

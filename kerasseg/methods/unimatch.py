@@ -49,7 +49,7 @@ class UniMatch(Method):
     In each step it learns from every second unlabelled image; the pasted boxes come from those between.
 
     Args:
-        segmenter: a `Segmenter` (its `encode` and `decode` are used).
+        segmenter: one of `kerasseg`, or `kerasseg.segmenters.cut(network, ...)`: it needs a backbone and a head.
         fields: of `UniMatchConfig`.
 
     Example:
@@ -63,7 +63,7 @@ class UniMatch(Method):
 
     registry_name = "unimatch"
     when = "as meanteacher, if a step may take two to three times as long"
-    summary = (
+    about = (
         "Learns from the labelled images, and from the unlabelled ones by agreement: where it is sure about "
         "an image, it should give the same classes for the image in other colours, with a part of another one "
         "pasted in, and with some of its inner features missing. It has no second network."

@@ -92,36 +92,37 @@ def require_parts(segmenter: keras.Model, user: str) -> None:
     if not hasattr(segmenter, "encode"):
         raise ValueError(
             f"{user} calls the backbone and the head of a segmenter separately, so it must know where the head begins: "
-            "give it kerasseg.segmenters.cut(network, 'the last layer of the backbone')"
+            "give it kerasseg.segmenters.cut(network, 'the last layer of the backbone'), with one more name for each "
+            "skip connection"
         )
 
 
 def tensors_at(network: keras.Model, features: Sequence[str]) -> list[keras.KerasTensor]:
-    """The outputs of the named layers that lie on the ways from image to logits, in the order of the names: of a layer
-    that is used several times, each output. Such a layer may be a network itself.
+    """The outputs of the named layers on the paths from image to logits, in the order of the names: several of a layer
+    that is used several times. A network that is used as a layer counts as one.
 
     Raises:
-        ValueError: a way from the image to the logits avoids all of them, or no way needs one of them.
+        ValueError: a path avoids all of them, or no path goes through one of them.
     """
     found: dict[str, list[keras.KerasTensor]] = {name: [] for name in features}
     seen: set[int] = set()
     waiting: list[tuple[keras.KerasTensor, list[str]]] = [(network.outputs[0], [])]
     while waiting:
-        tensor, way_back = waiting.pop()
+        tensor, path = waiting.pop()
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
         layer, inputs = made_by(tensor)
-        way = [*way_back, layer.name]
+        path = [*path, layer.name]
         if layer.name in found:
             found[layer.name].append(tensor)
         elif not inputs:
             raise ValueError(
                 f"a path from the image to the logits of {network.name} avoids "
-                f"{', '.join(features) or 'the cut (at no layer)'}; it goes through {' and '.join(way[-3:])}: "
+                f"{', '.join(features) or 'the cut (at no layer)'}; it goes through {' and '.join(path[-3:])}: "
                 "name one layer of each path, also of skip connections"
             )
-        waiting += [(each, way) for each in inputs if layer.name not in found]
+        waiting += [(each, path) for each in inputs if layer.name not in found]
     if unused := [name for name, tensors in found.items() if not tensors]:
         raise ValueError(f"the head of {network.name} takes nothing from {unused[0]!r}: leave it out")
     return [tensor for tensors in found.values() for tensor in tensors]

@@ -15,7 +15,7 @@ FACTS = {
         "palette",
         "split_fingerprint",
     ),
-    *("untrained_taps", "versions"),
+    *("terms", "untrained_taps", "versions"),
 }
 
 

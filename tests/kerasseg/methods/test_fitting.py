@@ -237,6 +237,10 @@ def test_a_fit_can_stop_by_the_loss_on_val():
         ),
         (np.zeros((2, 5, 3)), np.zeros((2, 4, 5)), r"images must be \(N,H,W,3\)"),
         (np.full((2, 4, 5, 3), 0.9), np.zeros((2, 4, 5)), "the largest value is 0.9: multiply by 255"),
+        (np.full((2, 4, 5, 3), -0.9), np.zeros((2, 4, 5)), "their values go from -0.9 to -0.9: give them as they are"),
+        (np.full((2, 4, 5, 3), 900), np.zeros((2, 4, 5)), "their values go from 900 to 900"),
+        (np.full((2, 4, 5, 3), np.nan), np.zeros((2, 4, 5)), "their values go from nan to nan"),
+        (np.zeros((0, 4, 5, 3)), np.zeros((0, 4, 5)), "there are no labeled images: the array is empty"),
         (np.full((2, 4, 5, 3), 9.0), np.full((2, 4, 5), 7), r"class numbers 0\.\.2, or 255 .*; got 7"),
         (np.full((2, 4, 5, 3), 9.0), np.full((2, 4, 5), 0.5), r"class numbers 0\.\.2, or 255 .*; got 0.5"),
         (np.full((2, 4, 5, 3), 9.0), np.zeros((2, 4, 5, 3)), r"got \(.*, 4, 5, 3\): take the argmax of one-hot labels"),
@@ -303,17 +307,79 @@ def test_keras_arguments_by_position():
         method.compile(steps_per_execution=5)
 
 
-@pytest.mark.parametrize("ending", ["softmax", "sigmoid", "layer", "operation"])
+@pytest.mark.parametrize("ending", ["softmax", "sigmoid", "layer", "operation", "before", "within", "sequential"])
 def test_a_segmenter_that_gives_probabilities_is_refused(ending):
     image = keras.Input((None, None, 3))
     activation = ending if ending in ("softmax", "sigmoid") else None
     x = keras.layers.Conv2D(3, 1, name="scores", activation=activation)(image)
-    x = keras.layers.Softmax(name="scores_softmax")(x) if ending == "layer" else x
+    x = x if activation or ending == "operation" else keras.layers.Softmax(name="scores_softmax")(x)
     x = keras.ops.softmax(x) if ending == "operation" else x
-    with pytest.raises(
-        ValueError, match="must give logits, and (scores|softmax).*, its last step, gives probabilities"
-    ):
-        Supervised(keras.Model(image, x))
+    x = keras.layers.UpSampling2D()(x) if ending == "before" else x
+    network = keras.Model(image, x)
+    if ending == "within":
+        network = keras.Model(image, keras.layers.Resizing(8, 8)(network(image)))
+    if ending == "sequential":
+        network = keras.Sequential([image, network])
+    with pytest.raises(ValueError, match="must give logits, and (scores|softmax).* gives probabilities: leave out its"):
+        Supervised(network)
+
+
+class Subclassed(keras.Model):
+    def call(self, images):
+        return images
+
+
+@pytest.mark.parametrize(
+    "network, message",
+    [
+        (Subclassed, "functional or Sequential model .* got a Subclassed without inputs"),
+        (lambda: network_of(1), "the logits of two classes at least; it gives 1"),
+        (lambda: network_of(3, strides=2), "logits as large as the image; got .* add UpSampling2D"),
+    ],
+)
+def test_other_networks_are_refused(network, message):
+    x, y, _ = arrays(4)
+    with pytest.raises(ValueError, match=message):
+        method = Supervised(network())
+        method.compile()
+        method.fit(x, y, verbose=0)
+
+
+def network_of(classes: int, strides: int = 1) -> keras.Model:
+    image = keras.Input((None, None, 3))
+    return keras.Model(image, keras.layers.Conv2D(classes, 1, strides=strides)(image))
+
+
+@pytest.mark.parametrize(
+    "metrics, message",
+    [
+        (lambda: keras.metrics.MeanIoU(3), "MeanIoU gets class probabilities: give it sparse_y_pred=False; `mIoU` is"),
+        (lambda: {"a": "accuracy"}, "give metrics as a list"),
+        (lambda: [keras.metrics.Mean(name="mIoU")], "a metric 'mIoU' is measured anyway"),
+    ],
+)
+def test_metrics_that_cannot_be_measured(metrics, message):
+    with pytest.raises(ValueError, match=message):
+        Supervised(tiny.segmenter()).compile(metrics=metrics())
+
+
+def test_two_pipelines_in_a_tuple_are_no_batches():
+    x, y, u = arrays(4, 4)
+    labeled, unlabeled = (tf.data.Dataset.from_tensors(each) for each in ((x, y), u))
+    method = s4gan()
+    method.compile()
+    with pytest.raises(ValueError, match="a batch is"):
+        method.fit(tf.data.Dataset.zip((labeled, unlabeled)), verbose=0)
+
+
+def test_latent_counts_the_labelled_images_of_arrays():
+    x, y, u = arrays(4, 4)
+    method = Latent(tiny.BranchingSegmenter(), None, tiny.pixel_discriminator(), steps=5)
+    method.compile()
+    with pytest.raises(ValueError, match="latent needs to know how many images have labels: labeled_images=N"):
+        method.fit(tf.data.Dataset.from_tensors(({"labeled": x, "unlabeled": u}, y)), verbose=0)
+    method.fit({"labeled": x, "unlabeled": u}, y, batch_size=2, verbose=0)
+    assert method.config.labeled_images == 4
 
 
 # what is seen of a training
@@ -354,7 +420,49 @@ def test_the_bar_begins_with_the_loss(capsys):
     assert 0 < out.index("loss: ") < out.index("L_S: ") < out.index("L_D: ")
 
 
+def test_callbacks_see_the_loss_of_a_step(tmp_path):
+    x, y, u = arrays(4, 4)
+    method = s4gan()
+    method.compile()
+    method.labeled_loss = lambda *_: tf.constant(np.nan)
+    method.fit({"labeled": x, "unlabeled": u}, y, epochs=3, callbacks=keras.callbacks.TerminateOnNaN(), verbose=0)
+    assert method.stop_training and int(method.optimizer.iterations) == 1
+
+
+def test_callbacks_know_that_a_larger_mIoU_is_better(tmp_path):
+    x, y, _ = arrays(4)
+    method = Supervised(tiny.segmenter(), steps=100)
+    method.compile()
+    callbacks = [
+        keras.callbacks.EarlyStopping("val_mIoU", patience=5),
+        keras.callbacks.ReduceLROnPlateau("val_mIoU"),
+        keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", "val_mIoU", save_best_only=True),
+    ]
+    history = method.fit(x, y, epochs=2, validation_data=(x, y), callbacks=callbacks, verbose=0).history
+    best = keras.saving.load_model(tmp_path / "best.keras")
+    best.compile()
+    assert best.evaluate(x, y, verbose=0, return_dict=True)["mIoU"] == pytest.approx(max(history["val_mIoU"]))
+
+
+def test_the_end_of_the_schedule_is_said_within_an_epoch():
+    x, y, _ = arrays(4)
+    method = Supervised(tiny.segmenter(), steps=2)
+    method.compile()
+    with pytest.warns(UserWarning, match="the learning rate of Supervised is 0 after the 2 steps of its schedule"):
+        method.fit(x, y, batch_size=1, verbose=0)
+
+
 # models
+
+
+def test_nothing_of_keras_is_hidden():
+    ours = {"call", "compile", "fit", "evaluate", "export", "metrics", "get_config", "from_config", "train_step"}
+    ours |= {"test_step", "get_compile_config"}
+    for method in METHODS.values():
+        names = {name for each in method.__mro__ if each.__module__.startswith("kerasseg") for name in vars(each)}
+        hidden = {name for name in names & set(dir(keras.Model)) if not name.startswith("_")}
+        assert hidden <= ours, hidden - ours
+    s4gan().summary(print_fn=lambda *_: None)
 
 
 def test_a_loaded_method_trains_on(tmp_path):

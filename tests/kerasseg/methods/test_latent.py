@@ -199,11 +199,6 @@ def test_the_papers_settings():
     assert rates == pytest.approx([2.5e-4, 2.5e-4, 1e-4])
 
 
-def test_the_number_of_labelled_images_is_asked_for():
-    with pytest.raises(ValueError, match="labeled_images=N"):
-        make(labeled_images=None)
-
-
 @pytest.mark.parametrize(
     "fields, message",
     [
