@@ -61,11 +61,6 @@ def full_precision(variable: keras.Variable) -> tf.Tensor:
     return tf.convert_to_tensor(variable._value)
 
 
-def larger_is_better(metric: keras.metrics.Metric) -> None:
-    """Lets `EarlyStopping` and the like know in which direction the metric improves."""
-    metric._direction = "up"
-
-
 def several_workers(strategy: tf.distribute.Strategy) -> bool:
     """Whether the strategy spans several processes."""
     return strategy.extended._in_multi_worker_mode()

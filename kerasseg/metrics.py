@@ -9,7 +9,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasseg.keras_internals import larger_is_better
 from kerasseg.layers import register
 from kerasseg.losses import IGNORE_LABEL
 
@@ -168,7 +167,6 @@ class ConfusionMatrix(keras.metrics.Metric):
     def __init__(self, num_classes: int, name: str = "mIoU", **kwargs):
         super().__init__(name=name, **kwargs)
         self.num_classes = num_classes
-        larger_is_better(self)
         self.matrix = self.add_variable((num_classes, num_classes), "zeros", dtype="int64", name="matrix")
 
     def update_state(self, labels_BHW, predictions_BHW, sample_weight=None):

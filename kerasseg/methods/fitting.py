@@ -221,6 +221,9 @@ class FittedModel(CompiledModel):
             steps_per_epoch, batch_size, shuffle = steps_per_epoch or batches, None, False
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks or ())
+            for each in callbacks:  # such as EarlyStopping: Keras knows the direction of its own metrics only
+                if getattr(each, "mode", None) == "auto" and each.monitor.removeprefix("val_") in self.confusion:
+                    each.mode = "max"
             callbacks = [EpochMeans(), LossFirst(), EndOfSchedule(), *callbacks]
         with self.weighed_classes(class_weight):
             return super().fit(

@@ -56,7 +56,8 @@ class Method(FittedModel):
 
     def __init__(self, networks: dict[str, keras.Model], fields: dict[str, Any], name: str | None = None):
         super().__init__(name=name)
-        require_logits(networks.get("segmenter"))
+        if "segmenter" in networks:
+            require_logits(networks["segmenter"])
         self.config = self.make_config(fields)
         self.network_names = tuple(networks)
         for network_name, network in networks.items():
