@@ -188,6 +188,9 @@ class FittedModel(CompiledModel):
     ):
         """As `keras.Model.fit`, with means over the epoch in its history, `loss` first.
 
+        Keras' own `BackupAndRestore` and `save_weights` keep the state of `method.optimizer` only, not of a critic's
+        optimizer; `training.run --resume` keeps all.
+
         Args:
             x: batches (`tf.data.Dataset`, `keras.utils.PyDataset`, generator) of `({"labeled": images, "unlabeled":
                 images}, labels)`; or arrays `{"labeled": images, "unlabeled": images}`, of which the shorter one
