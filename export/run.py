@@ -58,7 +58,7 @@ REFUSED_FORMATS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class ExportConfig:
     """Flags of `python -m export.run`."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -94,7 +94,7 @@ class Config:
         return dataclasses.replace(limits, miou_loss=self.max_miou_loss / 100)
 
 
-def main(config: Config) -> dict[str, Any]:
+def main(config: ExportConfig) -> dict[str, Any]:
     """Exports the run; returns the figures printed at the end."""
     check(config)
     run = read_run(config.run)
@@ -125,7 +125,7 @@ def main(config: Config) -> dict[str, Any]:
     }
 
 
-def check(config: Config) -> None:
+def check(config: ExportConfig) -> None:
     """Raises ValueError for impossible flags, before anything slow begins."""
     if config.precision not in LIMITS:
         raise ValueError(f"--precision takes {', '.join(LIMITS)}; got {config.precision}")
@@ -226,7 +226,7 @@ def reference(method: Method, logits: bool) -> Predictor:
 
 def write_artifact(
     folder: Path,
-    config: Config,
+    config: ExportConfig,
     run: Run,
     number: int,
     samples: list[Sample],
@@ -299,4 +299,4 @@ def write_artifact(
 
 
 if __name__ == "__main__":
-    cli.run(main, Config, "Exports a finished run as a model artifact: ONNX, SavedModel and parity report.")
+    cli.run(main, ExportConfig, "Exports a finished run as a model artifact: ONNX, SavedModel and parity report.")

@@ -30,7 +30,7 @@ def export(capsys):
 
     def run(*args):
         with pytest.raises(SystemExit) as exit:
-            cli.run(export_run.main, export_run.Config, "", [*map(str, args)])
+            cli.run(export_run.main, export_run.ExportConfig, "", [*map(str, args)])
         captured = capsys.readouterr()
         lines = captured.out.splitlines()
         return exit.value.code, json.loads(lines[-1]) if lines else None, captured.err

@@ -288,7 +288,7 @@ def test_image_level_labels_from_a_file(tmp_path):
     split = make_split(dataset, str(names), image_labels=str(file))
     assert (split.labeled, split.image_labeled, split.unlabeled) == (("train_0",), ("train_2", "train_3"), ("train_1",))
     assert split.image_labels == {"train_2": (), "train_3": (1, 2)}
-    assert split.without_masks == ("train_1", "train_2", "train_3")
+    assert split.without_label_maps == ("train_1", "train_2", "train_3")
 
     split.save(tmp_path / "split")
     assert Split.load(tmp_path / "split") == split
