@@ -91,7 +91,7 @@ def test_what_is_said_goes_into_no_file(tmp_path):
 
 
 @pytest.mark.parametrize("redirection", ["2>&-", "2> /dev/full", "<&- 2>&-"])
-def test_a_batch_job_without_stderr_writes_its_masks(toy_model, tmp_path, redirection):
+def test_a_batch_job_without_stderr_writes_its_labels(toy_model, tmp_path, redirection):
     image_HWC = save_image(tmp_path / "photos" / "a.png")
     (tmp_path / "photos" / "b.png").write_bytes(b"no image")
     arguments = [toy_model, tmp_path / "photos", tmp_path / "out", "--provider", "cpu"]
