@@ -255,6 +255,13 @@ def test_saved_and_loaded(tmp_path):
     assert loaded.fingerprint == split.fingerprint
 
 
+def test_a_split_that_cannot_be_saved_leaves_no_part_of_a_file(tmp_path):
+    (tmp_path / "labeled.txt").mkdir()
+    with pytest.raises(OSError, match=r"labeled\.txt"):
+        Split(("a",)).save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["labeled.txt"]
+
+
 def test_the_fingerprint_tells_roles_and_names_apart():
     splits = [
         Split(("a", "b")),
