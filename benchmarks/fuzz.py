@@ -156,7 +156,7 @@ def main(config: Fuzz) -> dict[str, Any]:
         while missing := config.requests - statuses.total():
             repeat(http_requests(), missing, config.seed + missing, from_bytes)
     wrong += [f"in the log: {error}" for error in errors]
-    told = {
+    result = {
         "requests": statuses.total(),
         "from_document": by_document,
         "statuses": dict(sorted(statuses.items())),
@@ -164,17 +164,17 @@ def main(config: Fuzz) -> dict[str, Any]:
         "wrong": wrong[:10],
         "seconds": round(time.monotonic() - started),
     }
-    write_between_markers(config.results, f"{before}.\n\n{table(told)}")
-    return told | {"exit_status": 1 if wrong else 0}
+    write_between_markers(config.results, f"{before}.\n\n{table(result)}")
+    return result | {"exit_status": 1 if wrong else 0}
 
 
-def table(told: dict[str, Any]) -> str:
-    memory = ", ".join(f"{mib} MiB after {count}" for count, mib in told["memory_mib"].items())
+def table(result: dict[str, Any]) -> str:
+    memory = ", ".join(f"{mib} MiB after {count}" for count, mib in result["memory_mib"].items())
     return (
-        f"{told['requests']} requests, {told['from_document']} of them made from the OpenAPI document, in "
-        f"{told['seconds']} s; the server's memory: {memory}; {len(told['wrong'])} wrong.\n\n"
+        f"{result['requests']} requests, {result['from_document']} of them made from the OpenAPI document, in "
+        f"{result['seconds']} s; the server's memory: {memory}; {len(result['wrong'])} wrong.\n\n"
         "| answer | requests |\n| --- | ---: |\n"
-        + "".join(f"| {status} | {count} |\n" for status, count in told["statuses"].items())
+        + "".join(f"| {status} | {count} |\n" for status, count in result["statuses"].items())
     )
 
 

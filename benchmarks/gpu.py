@@ -21,7 +21,7 @@ import onnxruntime
 import pynvml
 import tyro
 
-from benchmarks.inference import images
+from benchmarks.inference import random_images
 from benchmarks.results_file import write_between_markers
 from benchmarks.turns import circumstances, spread
 from serving.common import cli
@@ -80,7 +80,7 @@ def left_to_cpu(artifact: Artifact) -> str:
     """The numbers of nodes that a run computes on the CPU, by op."""
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(artifact, CUDA_OPTIONS, Path(folder))
-        labels(session, images((1, 97, 131)))
+        labels(session, random_images((1, 97, 131)))
         events = json.loads(Path(session.end_profiling()).read_text())
     nodes = {event["name"]: event["args"] for event in events if event["cat"] == "Node" and "provider" in event["args"]}
     on_cpu = Counter(args["op_name"] for args in nodes.values() if args["provider"] == "CPUExecutionProvider")
@@ -94,7 +94,7 @@ def checks_table(artifacts: dict[str, Artifact]) -> list[str]:
         f"GPU MiB before and after {LARGE[0]}x{LARGE[1]}, and after small ones again |",
         "| --- | ---: | --- | --- | ---: |",
     ]
-    images_NHW3 = np.concatenate([images((2, 321, 321)), images((2, 321, 321))[:, ::-1]])
+    images_NHW3 = np.concatenate([random_images((2, 321, 321)), random_images((2, 321, 321))[:, ::-1]])
     for name, artifact in artifacts.items():
         engine = Engine(artifact, "cuda")
         ours, cpu = engine.predict(images_NHW3), Engine(artifact, "cpu").predict(images_NHW3)
@@ -102,7 +102,7 @@ def checks_table(artifacts: dict[str, Artifact]) -> list[str]:
         maps = [map_name for map_name in engine.outputs if map_name not in ("labels", "logits")]
         differences = [f"{map_name} {np.abs(ours[map_name] - cpu[map_name]).max():.1e}" for map_name in maps]
         before = used_mib()
-        engine.predict(images((1, *LARGE)), ["labels"])
+        engine.predict(random_images((1, *LARGE)), ["labels"])
         after_large = used_mib()
         engine.predict(images_NHW3)
         cells = [name, f"{agree:.3%}", ", ".join(differences), left_to_cpu(artifact)]
@@ -123,10 +123,10 @@ def options_table(name: str, artifact: Artifact) -> list[str]:
     for option, values in OPTIONS.items():
         session, cells = open_session(artifact, values), [option]
         for shape in SHAPES:
-            images_NHW3 = images(shape)
+            images_NHW3 = random_images(shape)
             first, *others = (milliseconds(session, images_NHW3) for _ in range(2 + RUNS))
             cells += [f"{first:.0f}", f"{statistics.median(others[1:]):.2f}"]
-        cells.append(f"{milliseconds(session, images(SHAPES[0])):.0f}")
+        cells.append(f"{milliseconds(session, random_images(SHAPES[0])):.0f}")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -141,7 +141,7 @@ def sessions_table(artifacts: dict[str, Artifact]) -> list[str]:
         times: dict[int, list[float]] = {count: [] for count in COUNTS}
         for _ in range(1 + RUNS):
             for count, session in sessions.items():
-                times[count].append(milliseconds(session, images((count, *SIZE))))
+                times[count].append(milliseconds(session, random_images((count, *SIZE))))
         cells = [spread(own[1:]) for own in times.values()]
         lines.append(f"| {' | '.join([name, *cells, str((used_mib() - before) // len(COUNTS))])} |")
     return lines

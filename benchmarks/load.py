@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import uvloop
 from PIL import Image
 
-from benchmarks.inference import images
+from benchmarks.inference import random_images
 
 
 class Reply(NamedTuple):
@@ -20,7 +20,7 @@ class Reply(NamedTuple):
 def jpegs(size: tuple[int, int], count: int = 16) -> list[bytes]:
     """Images of one size, as files."""
     encoded = []
-    for image_HW3 in images((count, *size)):
+    for image_HW3 in random_images((count, *size)):
         file = io.BytesIO()
         Image.fromarray(image_HW3).save(file, "JPEG", quality=90)
         encoded.append(file.getvalue())

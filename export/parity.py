@@ -5,7 +5,7 @@ Shapes: N images of one size, H and W their height and width; K classes.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -46,13 +46,15 @@ class Limits:
     """Largest loss of mIoU, 0..1."""
 
 
-LIMITS = {
+Precision = Literal["fp32", "fp16", "int8"]
+
+LIMITS: dict[Precision, Limits] = {
     "fp32": Limits(error=1e-3, agreement=0.999, miou_loss=1e-3),
     # In other arithmetic, answers must be as good, not the same; here agreement only shows whether something is broken.
     "fp16": Limits(error=1.0, agreement=0.9, miou_loss=5e-3),
     "int8": Limits(error=1.0, agreement=0.5, miou_loss=5e-3),
 }
-"""The limits for each precision; the keys are all precisions."""
+"""The limits for each precision."""
 
 
 def parity_report(

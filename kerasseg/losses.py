@@ -229,7 +229,7 @@ def focal_loss(
     return mean_where(doubt_BHW**gamma * loss_BHW, pixel_weights(labels_BHW, class_weights_K))
 
 
-def diffused_masks(one_hot_BHWK: tf.Tensor, S_BHWK: tf.Tensor, peak: float) -> tf.Tensor:
+def softened_label_maps(one_hot_BHWK: tf.Tensor, S_BHWK: tf.Tensor, peak: float) -> tf.Tensor:
     """Label maps as soft distributions ("Scale" of Luc et al. 2016, arXiv:1611.08408): the true class has the
     probability max(peak, S), the others share the rest as a prediction has them; all zero where ignored. (B,H,W,K).
 

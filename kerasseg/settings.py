@@ -32,8 +32,8 @@ class MethodSettings(Settings):
     """How unlabelled images are used."""
 
     method: str = "mlmt"
-    """A name of the list above; or package.module:Class for one of your own, imported from the present folder or
-    PYTHONPATH."""
+    """A method's name (the list at the top of --help), or package.module:Class for one of your own, imported from the
+    current folder or PYTHONPATH."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from serving.common.images import IGNORE_COLOR
+
 Palette = Sequence[Sequence[int]]
 
 _GAP = 4  # white pixels between the parts of a panel
@@ -29,10 +31,6 @@ def default_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
         for channel in range(3):
             colors[:, channel] |= (classes >> (3 * level + channel) & 1) << (7 - level)
     return tuple((int(r), int(g), int(b)) for r, g, b in colors)
-
-
-# What an ignored pixel (255) looks like: the VOC colour map's own entry for 255, a pale cream.
-IGNORE_COLOR = default_palette(256)[255]
 
 
 def panel(

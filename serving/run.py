@@ -56,7 +56,7 @@ class ServerConfig:
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 for all of this machine."""
     port: int = 8000
-    """0 takes a free one, which the log names."""
+    """Port for HTTP; 0 takes a free one, which the log names."""
     grpc_port: int | None = None
     """Serve the V2 protocol over gRPC too, at this port of the same address; needs the extra grpc."""
     provider: Provider = "auto"
@@ -64,7 +64,7 @@ class ServerConfig:
     threads: int | None = None
     """CPU threads of a model; all that this process may use when left out."""
     workers: int = 1
-    """On a CPU: batches of a model that run side by side, sharing its threads."""
+    """Number of batches of a model that run in parallel on a CPU; they share its threads."""
     batch_size: int = 8
     """Images predicted together, at most."""
     max_delay: Annotated[float, tyro.conf.arg(name="max-delay-ms")] = 1.0
@@ -82,7 +82,7 @@ class ServerConfig:
     versions: int = 1
     """How many of a model's newest versions are served."""
     poll: float = 2.0
-    """Seconds between looks for new versions; 0 never looks."""
+    """Seconds between searches for new versions; 0: never."""
     allow_load: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Let clients load and unload models."""
     token_file: Path | None = None
@@ -94,14 +94,14 @@ class ServerConfig:
     max_bodies_mb: int = 256
     """All bodies that arrive or are decoded, with all answers that are sent, MiB; more are refused, with 503."""
     max_pixels: int = 2**24
-    """Largest image, or images of a tensor together, padded as a network pads them."""
+    """Pixels of the largest image, or of all images of a tensor; sides count as padded to a multiple of 32."""
     max_connections: int = 1000
-    """Beyond it requests are refused, with 503."""
+    """Most HTTP connections at a time, and as many gRPC calls; more are refused with 503."""
     drain_delay: float = 0.0
-    """After SIGTERM: seconds in which new requests are still taken, while ready says no."""
+    """Seconds after SIGTERM in which the server still takes requests, while /v2/health/ready says no."""
     drain_timeout: int = 30
-    """Then: seconds until the process ends, whatever hangs; at least 1. Requests that run have all of them but the
-    last, or but a tenth."""
+    """Seconds from the end of --drain-delay until the process ends, even if something hangs; at least 1. Running
+    requests get all of it but the last second (below 10 seconds: nine tenths of it)."""
     access_log: bool = True
     """Log each request."""
 
@@ -141,7 +141,7 @@ def check(config: ServerConfig) -> None:
         "max_delay": 0,
         "poll": 0,
         "drain_delay": 0,
-        "drain_timeout": 0,
+        "drain_timeout": 1,
     }
     for name, smallest in least.items():
         value = getattr(config, name)
@@ -262,7 +262,7 @@ class Server(uvicorn.Server):
         self._drain_delay = config.drain_delay
         self._give_up = give_up
         self._exit_at: float | None = None
-        self._drain = max(config.drain_timeout, CLOSING)
+        self._drain = config.drain_timeout
         self._closing = min(CLOSING, self._drain / 10)
         self._stopped = threading.Event()
         self._listener = listen(config.host, config.port)
@@ -284,7 +284,7 @@ class Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 lifespan="on",
-                timeout_graceful_shutdown=max(config.drain_timeout - self._closing, 0),  # type: ignore[arg-type]
+                timeout_graceful_shutdown=self._drain - self._closing,  # type: ignore[arg-type]
             )
         )
         if token is None and host not in ("127.0.0.1", "::1"):

@@ -129,7 +129,7 @@ def test_the_server_answers_what_is_sent(tmp_path):
     with running(tmp_path / "models") as server:
         for command in commands(block.replace("localhost:8000", server.url)):
             subprocess.run([*command, "--fail", "--silent"], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
-    for name, mode in (("mask.png", "P"), ("overlay.jpg", "RGB"), ("confidence.png", "L")):
+    for name, mode in (("labels.png", "P"), ("overlay.jpg", "RGB"), ("confidence.png", "L")):
         with Image.open(tmp_path / name) as answer:
             assert (answer.size, answer.mode) == ((8, 6), mode)
 

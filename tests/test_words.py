@@ -1,4 +1,4 @@
-"""Words that CONTRIBUTING ("Words") keeps out of docstrings, help, comments, messages and the README.
+"""Words that CONTRIBUTING ("Words") keeps out of docstrings, help, comments, messages, pages and docs.
 
 Help texts are docstrings of dataclass fields.
 """
@@ -60,12 +60,22 @@ def test_words_of_the_code(room):
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("name", ["README.md", "training/report.html.jinja"])
-def test_words_of_pages(name):
-    text = re.sub(
-        r"^```.*?^```|`[^`\n]+`|\{%.*?%\}|<style>.*?</style>", "", (ROOT / name).read_text(), flags=re.M | re.S
-    )
-    assert not faults(text)
+PAGES = ("README.md", "CHANGELOG.md", "training/*.jinja", "docs/**/*.md", "examples/*.ipynb") + tuple(
+    f"serving/http/page/*.{suffix}" for suffix in ("html", "css", "js")
+)
+
+
+@pytest.mark.parametrize("pattern", PAGES)
+def test_words_of_pages(pattern):
+    pages = {
+        path.relative_to(ROOT): re.sub(
+            r"^```.*?^```|`[^`\n]+`|\{%.*?%\}|<style>.*?</style>", "", path.read_text(), flags=re.M | re.S
+        )
+        for path in sorted(ROOT.glob(pattern))
+    }
+    assert pages
+    wrong = [f"{page}: {fault}" for page, text in pages.items() for fault in faults(text)]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_a_bad_text_is_found():

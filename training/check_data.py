@@ -1,4 +1,4 @@
-"""`python -m training.check_data PATH`: what is wrong with a dataset folder, and how to fix it."""
+"""Checks a dataset folder: names each problem, its files and the fix."""
 
 import sys
 from dataclasses import dataclass
@@ -12,28 +12,32 @@ import tensorflow as tf
 import tyro
 
 from kerasseg.data.check import inspect_folder
-from kerasseg.data.datasets import DATASETS, IGNORE, open_dataset
+from kerasseg.data.datasets import DATASETS, open_dataset
 from kerasseg.data.inspection import inspect_dataset
 from kerasseg.data.splits import make_split
+from kerasseg.losses import IGNORE_LABEL
 from serving.common import cli
 
 
 @dataclass(frozen=True)
-class CheckData:
+class CheckDataConfig:
+    """Flags of `python -m training.check_data`."""
+
     path: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """The dataset folder, or the name of a dataset that training.run knows."""
 
     labeled: str | None = None
-    """Also check the images that this labels: a fraction (1/8), a count (45) or a file of names."""
+    """Also check the split that --labeled makes: a fraction (1/8), a count (45), all, or a file of image names, one per
+    line."""
 
     seed: int = 0
-    """The seed of that choice."""
+    """Seed of that split."""
 
     cover: bool = False
     """Choose the images of --labeled so that every class is in as many of them as possible, rare classes first."""
 
 
-def main(config: CheckData) -> dict:
+def main(config: CheckDataConfig) -> dict:
     """Writes every problem to stderr; returns the counts, with exit status 2 where there is an error."""
     if config.cover and config.labeled is None:
         raise ValueError("--cover says how the images of --labeled are chosen: give --labeled too")
@@ -50,17 +54,17 @@ def main(config: CheckData) -> dict:
         print(f"error: {errors} problem{'s' * (errors > 1)} in {config.path}", file=sys.stderr)
 
     pixels = inspection.pixels
-    labeled = max(1, int(pixels[:IGNORE].sum()))
+    labeled = max(1, int(pixels[:IGNORE_LABEL].sum()))
     return {
         "errors": errors,
         "warnings": len(inspection.warnings),
         "images": inspection.images,
         "classes": {name: round(int(n) / labeled, 5) for name, n in zip(inspection.classes, pixels, strict=False)},
-        "ignored": round(int(pixels[IGNORE]) / max(1, int(pixels.sum())), 5),
+        "ignored": round(int(pixels[IGNORE_LABEL]) / max(1, int(pixels.sum())), 5),
         "exit_status": 2 if errors else 0,
     }
 
 
 if __name__ == "__main__":
     tf.config.set_visible_devices([], "GPU")  # TensorFlow would take all of its memory, perhaps from a training
-    cli.run(main, CheckData, __doc__)
+    cli.run(main, CheckDataConfig, __doc__)

@@ -11,15 +11,18 @@ import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasseg.checks import require_one_of
 from kerasseg.methods import Method, find_method
 from serving.common.files import temporary_file
 from training.run_folder import Run
+
+CheckpointName = Literal["last", "best"]
 
 KEEP = 2
 """How many of the last ones are kept; the best by mIoU on val is kept too."""
@@ -111,7 +114,7 @@ class Checkpoint:
                 copy.assign(arrays[name])
 
 
-def open_method(run: Run, checkpoint: str = "last") -> tuple[Method, dict[str, Any]]:
+def open_method(run: Run, checkpoint: CheckpointName = "last") -> tuple[Method, dict[str, Any]]:
     """The trained method of a run, not compiled, and its result on val: from the end of the training ("last"), or from
     the step with the best score there ("best").
 
@@ -119,8 +122,7 @@ def open_method(run: Run, checkpoint: str = "last") -> tuple[Method, dict[str, A
         ValueError: another word, no model.keras, no checkpoint that was measured, or a method from a package that
             cannot be imported.
     """
-    if checkpoint not in ("last", "best"):
-        raise ValueError(f"--checkpoint must be last or best; got {checkpoint!r}")
+    require_one_of("--checkpoint", checkpoint, get_args(CheckpointName))
     for name in (run.config["method"], run.config.get("branch_method")):
         if name is not None:
             find_method(name)  # so that Keras knows its class

@@ -99,7 +99,9 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
     rows = []
     for group in groups:
         group.sort(key=lambda run: run.config.get("seed", 0))
-        name = group[0].config["method"] + _told_apart(group[0], [other[0] for other in groups if other is not group])
+        name = group[0].config["method"] + _differing_settings(
+            group[0], [other[0] for other in groups if other is not group]
+        )
         rows.append(Row(name, tuple(group)))
         rows += [Row(f"{name}, {variant.replace('_', ' ')}", tuple(group), variant) for variant in group[0].variants]
     return rows
@@ -109,7 +111,7 @@ def settings(run: Run) -> dict[str, Any]:
     """The settings that runs must share to be averaged."""
     shared = {key: value for key, value in run.config.items() if mark(key).compared}
     # How many images have labels, however --labeled says it: 1/8, 50, or a list of names for each seed.
-    shared |= {"labeled": len(run.split["labeled"]), "image_labels": len(run.split["weak"])}
+    shared |= {"labeled": len(run.split["labeled"]), "image_labels": len(run.split["image_labeled"])}
     if shared.get("class_weights", "none") != "none":  # numbers that follow from the split of each seed
         shared["fields"] = {
             name: {field: value for field, value in fields.items() if field != "class_weights"}
@@ -126,13 +128,13 @@ def other_differences(rows: Sequence[Row]) -> list[str]:
     return [name for name in names if any(one.get(name) != all_settings[0].get(name) for one in all_settings)]
 
 
-def _told_apart(run: Run, others: Sequence[Run]) -> str:
+def _differing_settings(run: Run, others: Sequence[Run]) -> str:
     """The settings in which a run differs from others of its method, in brackets."""
     own = _flat(settings(run))
     theirs = [_flat(settings(other)) for other in others if other.config["method"] == run.config["method"]]
     names = sorted({name for other in theirs for name in own.keys() | other.keys() if own.get(name) != other.get(name)})
-    told = ", ".join(f"{name.rpartition('.')[2]} {own.get(name)}" for name in names)
-    return f" ({told})" if names else ""
+    shown = ", ".join(f"{name.rpartition('.')[2]} {own.get(name)}" for name in names)
+    return f" ({shown})" if names else ""
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

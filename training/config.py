@@ -10,6 +10,7 @@ import tyro
 
 from kerasseg.methods import MethodConfig
 from kerasseg.settings import Fields, TrainingSettings
+from training.protocols import LabelSize
 
 
 def defaults(settings: type) -> dict[str, Any]:
@@ -33,8 +34,9 @@ class ProtocolSettings:
     """For sliding_window: windows segmented at once; affects only the speed; None for 4."""
     size: tuple[int, int] | None = None
     """For resized: height and width, pixels; None for 512 1024."""
-    labels: str | None = None
-    """For resized: resized compares at that size, native at the image's own; None for resized."""
+    labels: LabelSize | None = None
+    """For resized: resized compares with the label map at --size, native with the label map at the image's own size;
+    None for resized."""
 
     @property
     def given(self) -> dict[str, Any]:

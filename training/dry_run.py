@@ -89,7 +89,7 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
         "seconds": round(seconds),
         "finished_at": (datetime.now() + timedelta(seconds=seconds)).isoformat(timespec="minutes"),
     }
-    print(*told(result, planned), sep="\n", file=sys.stderr)
+    print(*summary_lines(result, planned), sep="\n", file=sys.stderr)
     return result
 
 
@@ -129,7 +129,7 @@ def peak() -> dict[str, int]:
     return {"peak_memory_bytes": peak_memory()} | ({"peak_gpu_memory_bytes": max(used)} if used else {})
 
 
-def told(result: dict[str, Any], planned: dict[str, int]) -> Iterator[str]:
+def summary_lines(result: dict[str, Any], planned: dict[str, int]) -> Iterator[str]:
     """The lines for stderr."""
     parameters = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in result["parameters"].items())
     yield f"parameters   {parameters}"

@@ -14,7 +14,7 @@ from kerasseg.data import naming_unreadable, open_dataset
 from kerasseg.data.check import require_sound
 from kerasseg.settings import ProtocolName
 from serving.common import cli
-from training.checkpoints import open_method
+from training.checkpoints import CheckpointName, open_method
 from training.config import ProtocolFlags, ProtocolSettings
 from training.evaluation import evaluate, find_min_pixels
 from training.protocols import make_protocol, recorded
@@ -35,8 +35,8 @@ class EvaluateConfig:
     """How each image is segmented for the comparison; None for the protocol of the run's own result, with its
     settings."""
     protocol_settings: ProtocolFlags = ProtocolSettings()
-    checkpoint: str = "last"
-    """last, or best: the state with the best score on val during the training."""
+    checkpoint: CheckpointName = "last"
+    """The state at the end of the training, or the one with the best score on val during it."""
     find_min_pixels: bool = False
     """Also find the pixel thresholds of --mlmt.gate pixel_count on this split."""
 

@@ -6,13 +6,16 @@ Legend: H, W size of an image; h, w of a window; N windows; K classes.
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import tensorflow as tf
 
 from kerasseg.checks import require_one_of
 from kerasseg.data.augment import PAD_VALUE
 from serving.common.windows import corners, steps
+
+LabelSize = Literal["resized", "native"]
+"""The size at which `Resized` compares predictions with label maps."""
 
 Predict = Callable[[tf.Tensor], tf.Tensor]
 """Images (N,H,W,3) to class probabilities (N,H,W,K), such as `Method.class_probabilities`."""
@@ -172,14 +175,14 @@ class Resized(Protocol):
     name = "resized"
     size: tuple[int, int] = (512, 1024)
     """Height and width, pixels."""
-    labels: str = "resized"
+    labels: LabelSize = "resized"
     """resized: label maps are brought to the same size (reference code of Mittal et al. 2019). native: they stay as
     they are, and the probabilities are brought to theirs."""
 
     def __post_init__(self):
         if min(self.size) < 1:
             raise ValueError(f"--size must be two positive numbers of pixels; got {_shown(self.size)}")
-        require_one_of("--labels", self.labels, ("resized", "native"))
+        require_one_of("--labels", self.labels, get_args(LabelSize))
 
     def prepare(self, images_1HW3, labels_1HW):
         if self.labels == "native":

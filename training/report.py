@@ -38,7 +38,7 @@ from training.report_notes import (
 )
 from training.run_folder import Curve, Run
 
-ROLE_WORDS = {"labeled": "labelled", "weak": "with image-level labels only", "unlabeled": "unlabelled"}
+ROLE_WORDS = {"labeled": "labelled", "image_labeled": "with image-level labels only", "unlabeled": "unlabelled"}
 
 
 def write_report(run_folder: Path, compare: Sequence[Path] = ()) -> Path:
@@ -288,16 +288,16 @@ def per_class(run: Run, others: Sequence[Run] = ()) -> dict[str, Any] | None:
 
 
 @dataclass(frozen=True)
-class Config:
+class ReportConfig:
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run folder: the --out of a training.run."""
     compare: tuple[Path, ...] = ()
     """Other run folders to show next to it, for example a supervised run on the same split."""
 
 
-def main(config: Config) -> dict[str, str]:
+def main(config: ReportConfig) -> dict[str, str]:
     return {"report": str(write_report(config.run, config.compare))}
 
 
 if __name__ == "__main__":
-    cli.run(main, Config, "Writes RUN/report.html from the files of a run folder.")
+    cli.run(main, ReportConfig, "Writes RUN/report.html from the files of a run folder.")

@@ -17,6 +17,9 @@ KEYS = ("method", "dataset", "steps", "classes", "palette", "split_fingerprint")
 
 METRICS, SPEED = "metrics.jsonl", "speed.jsonl"
 
+SPLIT_FILES = {"labeled": "labeled.txt", "image_labeled": "weak.txt", "unlabeled": "unlabeled.txt"}
+"""The files of a split by role, as `kerasseg.data.splits.ROLES` names them; to import that needs TensorFlow."""
+
 NOT_CURVES = {"step", "learning_rate"}
 
 ADDED_SETTINGS = {
@@ -48,7 +51,7 @@ class Run:
     result: dict[str, Any] | None
     """None until the run was evaluated at its end."""
     split: dict[str, list[str]]
-    """Names of the training images by role: labeled, weak, unlabeled."""
+    """Names of the training images by role, the keys of `SPLIT_FILES`."""
     diagnostics: dict[str, Any] | None = None
     """The findings of `training.diagnostics` at the end; None before."""
 
@@ -66,13 +69,12 @@ class Run:
         if missing := [key for key in KEYS if key not in config]:
             raise ValueError(f"{config_file} lacks {', '.join(missing)}; was it written by training.run?")
         result_file, diagnostics_file = folder / "result.json", folder / "diagnostics.json"
-        roles = ("labeled", "weak", "unlabeled")
         return cls(
             folder=folder,
             config=config,
             history=read_lines(folder / METRICS),
             result=_read_json(result_file) if result_file.is_file() else None,
-            split={role: _read_names(folder / "split" / f"{role}.txt") for role in roles},
+            split={role: _read_names(folder / "split" / name) for role, name in SPLIT_FILES.items()},
             diagnostics=_read_json(diagnostics_file) if diagnostics_file.is_file() else None,
         )
 

@@ -73,7 +73,7 @@ class Session:
                 f"the outer taps of {name}, {rate} positions apart, never learn from crops of {crop} pixels and keep "
                 "their random weights: choose smaller rates or a larger --crop"
             )
-        images = len(self.split.without_masks or self.split.labeled)
+        images = len(self.split.without_label_maps or self.split.labeled)
         if self.unlabeled > images:
             yield (
                 f"a step takes {self.unlabeled} unlabelled images, and there are {images}: images repeat within a "

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import tensorflow as tf
 
 from kerasseg.colors import gaussian_blur, jitter_colors
-from kerasseg.data.datasets import IGNORE
+from kerasseg.losses import IGNORE_LABEL
 
 # Outside of the image, the crop is mean grey, which the segmenter's normalisation turns into about 0. The papers'
 # code pads with the same (zeros after subtracting the mean), and it is what a convolution's own padding
@@ -120,7 +120,7 @@ def augment(
     if label_HW is not None:
         columns = tf.where(flipped, columns[::-1], columns)
         nearest = tf.gather(tf.gather(label_HW, rows), columns, axis=1)
-        label = tf.cast(tf.pad(nearest, around, constant_values=IGNORE), tf.int32)
+        label = tf.cast(tf.pad(nearest, around, constant_values=IGNORE_LABEL), tf.int32)
         label = tf.ensure_shape(label, augmentation.crop)
     return image, label
 

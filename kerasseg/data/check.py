@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from kerasseg.checks import first_few
-from kerasseg.data.datasets import DATASETS, IGNORE, SPLITS, Dataset
+from kerasseg.data.datasets import DATASETS, SPLITS, Dataset
 from kerasseg.data.folder import (
     IMAGE_SUFFIXES,
     LABEL_SUFFIXES,
@@ -23,10 +23,11 @@ from kerasseg.data.folder import (
     usable_name,
 )
 from kerasseg.data.inspection import Inspection, Problem, inspect_dataset, joined
-from kerasseg.data.label_values import binary_masks, check_palettes, check_values, enough_classes
+from kerasseg.data.label_values import binary_label_maps, check_palettes, check_values, enough_classes
 from kerasseg.data.pairs import LabelMap, read_pair, shown_path
 from kerasseg.data.problems import KINDS, Finding
 from kerasseg.data.splits import Split
+from kerasseg.losses import IGNORE_LABEL
 from serving.common.images import DECODED_SUFFIXES
 from serving.common.inputs import printable, read_text
 
@@ -107,7 +108,7 @@ def inspect_folder(path: str | Path, splits: Sequence[str] = SPLITS) -> Inspecti
     findings = list(_stray_files(root, splits))
     pairs = [(s, name) for s in splits for name in sorted(images[s].keys() | labels[s].keys())]
     with ThreadPoolExecutor() as pool:
-        ignore = table.ignore_label if table else IGNORE
+        ignore = table.ignore_label if table else IGNORE_LABEL
         read = pool.map(
             lambda s, n: read_pair(root, images[s].get(n), labels[s].get(n), ignore),
             *zip(*pairs, strict=True),
@@ -123,13 +124,13 @@ def inspect_folder(path: str | Path, splits: Sequence[str] = SPLITS) -> Inspecti
     }
 
     findings += _pairing(root, images, labels)
-    values = result.pixels[:IGNORE].nonzero()[0]
+    values = result.pixels[:IGNORE_LABEL].nonzero()[0]
     inferred = not (root / "classes.json").exists()
     if table is not None:
         result.classes = table.classes
     elif inferred:
         result.classes = tuple(f"class_{c}" for c in range(int(values.max(initial=0)) + 1))
-    binary = list(binary_masks(result))
+    binary = list(binary_label_maps(result))
     result.problems += _grouped(findings + binary)
     check_palettes(result, maps, table)
     if enough_classes(result, bool(table), bool(binary)):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from kerasseg.losses import IGNORE_LABEL as IGNORE
+from kerasseg.losses import IGNORE_LABEL
 from kerasseg.visualize import default_palette
 
 SPLITS = ("train", "val", "test")
@@ -41,7 +41,7 @@ class Dataset(ABC):
         ignore_label: always 255, whatever the files say.
     """
 
-    ignore_label = IGNORE
+    ignore_label = IGNORE_LABEL
 
     def __init__(self, name: str, classes: Sequence[str], palette: Sequence[Sequence[int]] | None = None) -> None:
         self.name = name

@@ -17,8 +17,9 @@ import numpy as np
 import tensorflow as tf
 from PIL.ImageFile import ImageFile
 
-from kerasseg.data.datasets import IGNORE, SPLITS, Dataset
+from kerasseg.data.datasets import SPLITS, Dataset
 from kerasseg.data.problems import FileError, naming_file
+from kerasseg.losses import IGNORE_LABEL
 from serving.common.images import SMALLER, TooManyPixels, open_image, read_file
 from serving.common.inputs import COPY, JPEG, PNG, SAVE, Contents, Names, contents_of, is_text, printable, read_text
 
@@ -35,7 +36,7 @@ class ClassTable:
 
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...] | None = None
-    ignore_label: int = IGNORE
+    ignore_label: int = IGNORE_LABEL
 
 
 class FolderDataset(Dataset):
@@ -91,8 +92,8 @@ class FolderDataset(Dataset):
         path = _find(self._labels[split], name, f"{self.path}/labels/{split}")
         with naming_file(path):
             label_HW = read_label(read_file(path))
-        if self._ignore_in_files != IGNORE:
-            label_HW = np.where(label_HW == self._ignore_in_files, np.uint8(IGNORE), label_HW)
+        if self._ignore_in_files != IGNORE_LABEL:
+            label_HW = np.where(label_HW == self._ignore_in_files, np.uint8(IGNORE_LABEL), label_HW)
         return label_HW
 
     def describe(self, split: str, name: str) -> str:
@@ -125,7 +126,7 @@ class FolderDataset(Dataset):
                 label_HW = read_label(read_file(path))
             except (OSError, ValueError):  # check_dataset reports it, with all files of its kind and the fix
                 return 0
-            return int(label_HW.max(initial=0, where=label_HW != IGNORE))
+            return int(label_HW.max(initial=0, where=label_HW != IGNORE_LABEL))
 
         with ThreadPoolExecutor() as pool:
             return 1 + max(pool.map(highest, files), default=0)
@@ -272,8 +273,8 @@ def parse_classes(text: str) -> tuple[ClassTable | None, list[str]]:
     elif not all(map(is_text, classes)):
         halves = [name for name in classes if not is_text(name)]
         problems.append(f'"classes" has names with half a letter of UTF-16 in them: {halves!r:.60}')
-    elif len(classes) > IGNORE:
-        problems.append(f'"classes" has {len(classes)} names; a label map has room for {IGNORE}')
+    elif len(classes) > IGNORE_LABEL:
+        problems.append(f'"classes" has {len(classes)} names; a label map has room for {IGNORE_LABEL}')
     if repeated := sorted({c for c in classes if classes.count(c) > 1}):
         problems.append(f'"classes" names {", ".join(repeated)} more than once')
 
@@ -284,10 +285,10 @@ def parse_classes(text: str) -> tuple[ClassTable | None, list[str]]:
         elif len(palette) != len(classes):
             problems.append(f'"palette" has {len(palette)} colours for {len(classes)} classes')
 
-    ignore = content.get("ignore_label", IGNORE)
+    ignore = content.get("ignore_label", IGNORE_LABEL)
     if not isinstance(ignore, int) or isinstance(ignore, bool) or not 0 <= ignore <= 255:
         problems.append(f'"ignore_label" must be a whole number 0..255, found {ignore!r:.60}')
-    elif ignore < min(len(classes), IGNORE):
+    elif ignore < min(len(classes), IGNORE_LABEL):
         problems.append(
             f'"ignore_label" {ignore} is also the value of class {classes[ignore]!r}; classes are numbered '
             "from 0, the label value to ignore lies outside of them"

@@ -95,7 +95,7 @@ class Inspection:
                 _labeled(split),
                 f"there are more classes ({len(self.classes)}) than labelled images",
                 "label more"
-                + ("" if cover or not split.without_masks else ", or spread the classes over them with --cover"),
+                + ("" if cover or not split.without_label_maps else ", or spread the classes over them with --cover"),
             )
 
 

@@ -1,4 +1,4 @@
-"""Whether the values of label maps are class numbers: edges that were blended, binary masks, palettes, classes."""
+"""Whether the values of label maps are class numbers: edges that were blended, binary label maps, palettes, classes."""
 
 import json
 from collections import Counter, defaultdict
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 import numpy as np
 
 from kerasseg.checks import first_few
-from kerasseg.data.datasets import IGNORE
 from kerasseg.data.folder import ClassTable
 from kerasseg.data.inspection import Inspection, joined
 from kerasseg.data.pairs import Color, LabelMap
 from kerasseg.data.problems import Finding
+from kerasseg.losses import IGNORE_LABEL
 
 # In clean label maps (CamVid, MSRC-21), 0.2 to 4 % of the edges have a third value in 3x3 pixels. Saved as JPEG, or
 # resized with interpolation, 60 to 70 % have one, and 9 to 37 % where there are only three or four classes.
@@ -25,15 +25,15 @@ BLENDED = (
 BINARY = "or write the object as 1: Image.fromarray((np.array(Image.open(f)) > 127).astype('uint8')).save(f)"
 
 
-def binary_masks(result: Inspection) -> Iterable[Finding]:
+def binary_label_maps(result: Inspection) -> Iterable[Finding]:
     """Label maps in which 255 most likely is the object: certain where no label map of a split has a class but 0."""
     for split, maps in result.label_pixels.items():
-        certain = not any(counts[1:IGNORE].any() for counts in maps.values())
+        certain = not any(counts[1:IGNORE_LABEL].any() for counts in maps.values())
         if not certain and len(result.classes) > 2:
             continue
         kind = "mask of 0 and 255" if certain else "perhaps a mask of 0 and 255"
         for name, counts in maps.items():
-            if counts[0] and counts[IGNORE] and counts[0] + counts[IGNORE] == counts.sum():
+            if counts[0] and counts[IGNORE_LABEL] and counts[0] + counts[IGNORE_LABEL] == counts.sum():
                 yield Finding(kind, f"labels/{split}/{name}.png")
 
 
@@ -106,7 +106,9 @@ def check_values(result: Inspection, maps: dict[str, LabelMap], values: np.ndarr
     count, pixels = len(result.classes), result.pixels
     mixed = sum(label.mixed for label in maps.values()) / max(1, sum(label.edges for label in maps.values()))
     # Hardly anything but 0 and 255 covers more than a line.
-    binary = solid[0] and solid[IGNORE] and pixels[1:IGNORE][solid[1:IGNORE]].sum() < 0.15 * pixels.sum()
+    binary = (
+        solid[0] and solid[IGNORE_LABEL] and pixels[1:IGNORE_LABEL][solid[1:IGNORE_LABEL]].sum() < 0.15 * pixels.sum()
+    )
     remedy = f"{BLENDED}; {BINARY}" if binary and (inferred or count == 2) else BLENDED
 
     def on_edges_only(some: np.ndarray) -> bool:
@@ -137,7 +139,7 @@ def check_values(result: Inspection, maps: dict[str, LabelMap], values: np.ndarr
     if len(outside):
         files = defaultdict(list)
         for file, label in maps.items():
-            if label.counts[count:IGNORE].any():
+            if label.counts[count:IGNORE_LABEL].any():
                 folder, _, name = file.rpartition("/")
                 files[folder].append(name)
         if blended := bool(not solid[outside].any() or on_edges_only(outside) or mixed > MIXED):

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kerasseg.data.datasets import IGNORE
 from kerasseg.data.folder import read_image, read_label
 from kerasseg.data.problems import FileError, Finding
+from kerasseg.losses import IGNORE_LABEL
 from serving.common.images import open_image, read_file
 from serving.common.inputs import printable
 
@@ -57,7 +57,7 @@ def read_pair(root: Path, image: Path | None, label: Path | None, ignore: int) -
             findings.append(Finding(error.kind, shown_path(root, label), error.detail, error.remedy))
         else:
             label_map = _count(label_HW, contents, ignore)
-            if not label_map.counts[:IGNORE].any():
+            if not label_map.counts[:IGNORE_LABEL].any():
                 findings.append(Finding("all ignored", shown_path(root, label)))
     if image is None or stored is None:
         return findings, label_map
@@ -95,13 +95,13 @@ def _count(label_HW: np.ndarray, contents: bytes, ignore: int) -> LabelMap:
     solid, edges, mixed = _edges(label_HW, counts > 0)
     with open_image(contents) as image:  # not `getpalette`, which would decode the image once more
         palette = bytes(image.palette.palette) if image.palette else b""
-    values = [int(value) for value in np.flatnonzero(counts) if value not in (ignore, IGNORE)]
+    values = [int(value) for value in np.flatnonzero(counts) if value not in (ignore, IGNORE_LABEL)]
     colors = {k: (palette[3 * k], palette[3 * k + 1], palette[3 * k + 2]) for k in values if 3 * k + 2 < len(palette)}
     if all(color == (value, value, value) for value, color in colors.items()):
         colors = {}
-    if ignore != IGNORE:
-        counts[IGNORE] += counts[ignore]
-        solid[IGNORE] |= solid[ignore]
+    if ignore != IGNORE_LABEL:
+        counts[IGNORE_LABEL] += counts[ignore]
+        solid[IGNORE_LABEL] |= solid[ignore]
         counts[ignore] = solid[ignore] = 0
     return LabelMap(counts, solid, edges, mixed, colors)
 
@@ -114,7 +114,7 @@ def _edges(label_HW: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, int, 
     shifted = [label_HW[row : row + height - 2, column : column + width - 2] for row, column in np.ndindex(3, 3)]
     low, high = functools.reduce(np.minimum, shifted), functools.reduce(np.maximum, shifted)
     solid = np.bincount(low[low == high], minlength=256) > 0
-    edge = (low != high) & (high != IGNORE)
+    edge = (low != high) & (high != IGNORE_LABEL)
     mixed = np.zeros_like(edge)
     for each in shifted:
         mixed |= (low < each) & (each < high)

@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from kerasseg.data.augment import Augmentation, augment
-from kerasseg.data.datasets import IGNORE, Dataset, count_pixels
+from kerasseg.data.datasets import Dataset, count_pixels
 from kerasseg.data.rare_classes import DAFORMER_TEMPERATURE, RareClasses
 from kerasseg.data.splits import Split
-from kerasseg.losses import multi_hot
+from kerasseg.losses import IGNORE_LABEL, multi_hot
 
 # Streams have random numbers of their own: the labelled batches are the same whatever else a method asks for.
 LABELED, UNLABELED, IMAGE_LABELED = range(3)
@@ -112,7 +112,7 @@ def train_dataset(
     def unlabeled(name: tf.Tensor, item_seed: tf.Tensor):
         image_HWC = dataset.tf_image("train", name)
         image, label = augment(image_HWC, tf.zeros(tf.shape(image_HWC)[:2], tf.uint8), item_seed, augmentation)
-        return image, label != IGNORE
+        return image, label != IGNORE_LABEL
 
     def image_labeled(name: tf.Tensor, item_seed: tf.Tensor):
         image, _ = augment(dataset.tf_image("train", name), None, item_seed, whole)
@@ -123,7 +123,7 @@ def train_dataset(
     stream = functools.partial(_stream, seed=seed, start_step=start_step, shares=shares, own=own)
     streams = {"labeled": stream(range(len(split.labeled)), LABELED, batch_size, labeled)}
     if unlabeled_batch_size:
-        unlabeled_names = split.without_masks or split.labeled
+        unlabeled_names = split.without_label_maps or split.labeled
         streams["unlabeled"] = stream(unlabeled_names, UNLABELED, unlabeled_batch_size, unlabeled)
     if split.image_labeled:
         streams["image_labeled"] = stream(split.image_labeled, IMAGE_LABELED, batch_size, image_labeled)

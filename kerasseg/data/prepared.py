@@ -18,6 +18,7 @@ import tensorflow as tf
 from kerasseg.data.datasets import Dataset
 from kerasseg.data.folder import read_image, read_label, tf_decode_image
 from kerasseg.data.problems import naming_file
+from serving.common.files import write_atomically
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -150,10 +151,8 @@ def _names(index: Path, records: Sequence[bytes], feature: str) -> list[str]:
     for start in range(0, len(records), NAMES_AT_ONCE):
         batch = [records[position] for position in range(start, min(start + NAMES_AT_ONCE, len(records)))]
         names += [Path(name.decode()).stem for name in _parse(batch, feature).numpy()]
-    beside = index.with_name(f".{index.name}.part")
     with contextlib.suppress(OSError):  # shared data may be read-only: then the records are read each time
-        beside.write_text("".join(f"{name}\n" for name in names), "utf-8")
-        beside.replace(index)
+        write_atomically(index, "".join(f"{name}\n" for name in names).encode())
     return names
 
 

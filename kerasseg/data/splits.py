@@ -14,12 +14,13 @@ import numpy as np
 
 from kerasseg.checks import first_few
 from kerasseg.data.datasets import Dataset, count_pixels
+from serving.common.files import write_atomically
 from serving.common.inputs import Names, read_text
 
 T = TypeVar("T")
 
 ROLES = {"labeled": "labeled", "image_labeled": "weak", "unlabeled": "unlabeled"}
-"""The roles of images, and the word for each in files and fingerprints."""
+"""The roles of images, and the word for each in files and fingerprints: those of older runs have "weak"."""
 ALL = ("all", "full")
 # The end of Cityscapes' image files, which is no part of an image's name.
 CITYSCAPES_SUFFIX = "_leftImg8bit"
@@ -55,7 +56,7 @@ class Split:
             )
 
     @property
-    def without_masks(self) -> tuple[str, ...]:
+    def without_label_maps(self) -> tuple[str, ...]:
         """The images without a label map: unlabelled and image-labelled ones, sorted."""
         return tuple(sorted(self.unlabeled + self.image_labeled))
 
@@ -73,13 +74,13 @@ class Split:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for role, word in ROLES.items():
-            _write(folder / f"{word}.txt", "".join(f"{name}\n" for name in getattr(self, role)))
+            write_atomically(folder / f"{word}.txt", "".join(f"{name}\n" for name in getattr(self, role)).encode())
         if self.image_labels:
             rows: list[tuple[str, Any]] = [("image", "class")]
             rows += [(name, number) for name in self.image_labeled for number in self.image_labels[name] or [""]]
             text = io.StringIO()
             csv.writer(text, lineterminator="\n").writerows(rows)
-            _write(folder / "weak.csv", text.getvalue())
+            write_atomically(folder / "weak.csv", text.getvalue().encode())
 
     @classmethod
     def load(cls, folder: str | Path) -> "Split":
@@ -136,8 +137,8 @@ def make_split(
     image_labeled: list[str] = []
     labels_of: dict[str, tuple[int, ...]] = {}
     if image_labels is not None and Path(str(image_labels)).suffix == ".csv":
-        told = _image_labels_in_file(Path(str(image_labels)), dataset)
-        labels_of = {name: classes for name, classes in told.items() if name not in set(chosen)}
+        from_file = _image_labels_in_file(Path(str(image_labels)), dataset)
+        labels_of = {name: classes for name, classes in from_file.items() if name not in set(chosen)}
         if not labels_of:
             raise ValueError(f"--image-labels {image_labels}: every image in it is a labelled one")
         image_labeled = list(labels_of)
@@ -262,11 +263,11 @@ def _image_labels_in_file(path: Path, dataset: Dataset) -> dict[str, tuple[int, 
     if not path.is_file():
         raise ValueError(f"--image-labels {path}: no such file was found")
     try:
-        told = _read_image_labels(path, lambda line: _image_name(line, known), number_of)
+        classes_of = _read_image_labels(path, lambda line: _image_name(line, known), number_of)
     except (ValueError, csv.Error) as error:
         raise ValueError(f"--image-labels {path}: {error}") from error
-    _require_known(f"--image-labels {path}", list(told), images, f"train images of {dataset.name!r}")
-    return told
+    _require_known(f"--image-labels {path}", list(classes_of), images, f"train images of {dataset.name!r}")
+    return classes_of
 
 
 def _read_image_labels(path: Path, name_of, number_of) -> dict[str, tuple[int, ...]]:
@@ -283,12 +284,6 @@ def _read_image_labels(path: Path, name_of, number_of) -> dict[str, tuple[int, .
         if row[1].strip():
             present.add(number_of(row[1].strip()))
     return {name: tuple(sorted(present)) for name, present in classes.items()}
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
 
 
 def _image_name(line: str, known: Names) -> str:

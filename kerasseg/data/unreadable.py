@@ -12,7 +12,7 @@ from kerasseg.data.datasets import SPLITS, Dataset, open_dataset
 from kerasseg.data.folder import reason_of
 from kerasseg.data.problems import FileError, naming_file
 
-OF_A_IMAGE = (
+DECODING_ERRORS = (
     tf.errors.DataLossError,
     tf.errors.InvalidArgumentError,
     tf.errors.NotFoundError,
@@ -25,7 +25,7 @@ OF_A_IMAGE = (
 def naming_unreadable(
     dataset: str | Path, then: str = "start again", splits: Collection[str] = SPLITS
 ) -> Iterator[None]:
-    """After an error of `OF_A_IMAGE` inside, all images are decoded to find the one that caused it.
+    """After an error of `DECODING_ERRORS` inside, all images are decoded to find the one that caused it.
 
     Args:
         dataset: name or folder, as `open_dataset` takes it.
@@ -37,7 +37,7 @@ def naming_unreadable(
     """
     try:
         yield
-    except OF_A_IMAGE as error:
+    except DECODING_ERRORS as error:
         print("TensorFlow could not read or use something: checking whether it is an image", file=sys.stderr)
         if found := first_unreadable(open_dataset(dataset), splits):
             raise ValueError(f"{found} (`python -m training.check_data` names all such files); then {then}") from error
@@ -56,7 +56,7 @@ def first_unreadable(dataset: Dataset, splits: Collection[str] = SPLITS) -> str 
             if item in labeled and (found := dataset.load_label(*item).shape) != size:
                 with naming_file(f"the label map of {what}"):
                     raise FileError("size", "{1}x{0} for {3}x{2}".format(*found, *size))
-        except OF_A_IMAGE as error:  # in a record, which has no file of its own
+        except DECODING_ERRORS as error:  # in a record, which has no file of its own
             return f"{what} cannot be read ({reason_of(error)})"
         except (OSError, ValueError) as error:
             is_named = isinstance(error.__cause__, FileError) or getattr(error, "filename", None)

@@ -10,11 +10,11 @@ from kerasseg.critics.pixel_discriminator import STRIDE as DISCRIMINATOR_STRIDE
 from kerasseg.losses import (
     binary_cross_entropy,
     cross_entropy,
-    diffused_masks,
     discriminator_scores,
     mean_where,
     one_hot,
     pseudo_labels,
+    softened_label_maps,
     valid_pixels,
     zero_unless,
 )
@@ -138,7 +138,7 @@ class AdvSemiSeg(Method):
             logits_l, logits_u = self.segment(x_l, x_u)  # train mode
             S_l, Y_l = tf.nn.softmax(logits_l), one_hot(y_l, self.num_classes)
             if config.mask_peak < 1:
-                Y_l = diffused_masks(Y_l, S_l, config.mask_peak)
+                Y_l = softened_label_maps(Y_l, S_l, config.mask_peak)
             # Train mode, in which the paper's discriminator gives the same. Each of its passes serves both networks'
             # losses. A label map is all zero where it is ignored or padded; predictions are shown the same way, or the
             # discriminator would know them by that.

@@ -10,7 +10,7 @@
 """
 
 from kerasseg.methods import find_method
-from kerasseg.recipes import papers, small_scale  # noqa: F401 (they enter their recipes)
+from kerasseg.recipes import papers, small_scale  # noqa: F401 (they add their recipes)
 from kerasseg.recipes.recipe import RECIPES, Fields, Plan, Recipe
 
 __all__ = ["RECIPES", "Fields", "Plan", "Recipe", "choose", "table"]

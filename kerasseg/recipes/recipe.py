@@ -76,19 +76,19 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {}
 
 
-def enter(name: str, settings: Settings, **about) -> None:
+def add_recipe(name: str, settings: Settings, **about) -> None:
     """Adds a recipe to `RECIPES`. Arguments: `Recipe`."""
     RECIPES[name] = Recipe(settings=settings, **about)
 
 
 def recipe(**about):
-    """Decorator: `enter` for a function, under the function's name; the name then stands for the recipe."""
+    """Decorator: `add_recipe` for a function, under the function's name; the name then stands for the recipe."""
 
-    def entered(settings: Settings) -> Recipe:
-        enter(settings.__name__, settings, **about)
+    def added(settings: Settings) -> Recipe:
+        add_recipe(settings.__name__, settings, **about)
         return RECIPES[settings.__name__]
 
-    return entered
+    return added
 
 
 def same_for_all(fields: Mapping[str, Any], **of_one: Mapping[str, Any]) -> Fields:

@@ -93,8 +93,7 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none", ex
         ValueError: for an unknown name or stride, or weights that are not available.
     """
     spec = backbone_spec(name)
-    if output_stride not in OUTPUT_STRIDES:
-        raise ValueError(f"output_stride must be 8, 16 or 32; got {output_stride!r}")
+    require_one_of("output_stride", output_stride, OUTPUT_STRIDES)
     network = _stock(spec, name, weights if weights == "imagenet" else "none")
     taps = [network.get_layer(spec.low_level).output, network.get_layer(spec.high_level).output]
     network = keras.Model(network.input, taps, name=name)

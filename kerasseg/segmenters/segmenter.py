@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import keras
 
+from kerasseg.checks import require_one_of
 from kerasseg.keras_internals import all_layers
 from kerasseg.layers import AtrousConv2D, AtrousDepthwiseConv2D, CropLike, PadToMultiple, PixelNormalization, Upsample
 from kerasseg.segmenters.backbones import backbone_spec, build_backbone
@@ -53,8 +54,7 @@ class Segmenter(keras.Model):
     ):
         if num_classes < 2:
             raise ValueError(f"num_classes counts the background too, so it is at least 2; got {num_classes}")
-        if output_stride not in (8, 16):
-            raise ValueError(f"output_stride must be 8 or 16; got {output_stride!r}")
+        require_one_of("output_stride", output_stride, (8, 16))
         # === Layers ===
         from_file = weights not in ("imagenet", "none")
         features = build_backbone(backbone, output_stride, "none" if from_file else weights)

@@ -1,6 +1,6 @@
 """Segments images with an exported model: `python -m serving.batch MODELS/name INPUT OUTPUT`.
 
-An image's line in `manifest.jsonl` is written after its files: a job that was killed takes up where it was, and a
+An image's line in `manifest.jsonl` is written after its files: a job that was killed continues where it stopped, and a
 second run redoes only what changed (the image, the model, how it is segmented, or what is written).
 """
 
@@ -38,15 +38,16 @@ class BatchConfig:
     recursive: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Also take the images of INPUT's subfolders."""
     write: tuple[Kind, ...] = ("labels", "overlay")
-    """Class numbers, the image tinted, grey maps (255 is sure), run lengths in rle.jsonl."""
+    """What to write: labels (PNG of class numbers), overlay (the image tinted by class), confidence and reliability
+    (grey PNG, 255 is sure), rle (run lengths, in rle.jsonl)."""
     rank: Literal["uncertainty"] | None = None
     """Write ranking.csv: what to label next, the least certain first."""
     window: tuple[int, int] | None = None
-    """Height, width: larger images go window by window. Wants a model exported with --logits."""
+    """Height and width, pixels: larger images are segmented window by window. Needs a model exported with --logits."""
     stride: float = 2 / 3
-    """From one window to the next, as a share of the window."""
+    """Step from one window to the next, as a share of the window: above 0, at most 1."""
     max_pixels: int = MAX_PIXELS
-    """Larger images fail before they are decoded."""
+    """Images with more pixels than this are refused before they are decoded."""
     shard: str = "1/1"
     """i/n: do the i-th of n parts, for hosts that share INPUT and OUTPUT."""
     batch_size: int = 4
@@ -60,7 +61,7 @@ class BatchConfig:
     ray_address: str | None = None
     """host:port; RAY_ADDRESS when left out, and without it a cluster of this machine only."""
     ray_actors: int | None = None
-    """One for each GPU when left out; without GPUs, for each machine."""
+    """Number of Ray actors; by default one for each GPU, or without GPUs one for each machine."""
 
 
 def main(config: BatchConfig) -> dict[str, Any]:

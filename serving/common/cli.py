@@ -184,11 +184,27 @@ def _parse(config: Any, description: str, args: list[str] | None, default: Any) 
         words = " ".join(line for line in lines[1:] if line.strip("-")).split(" For full helptext")[0]
         words, _, similar = words.partition(" Perhaps you meant: ")
         hint = f" (perhaps {similar.split()[0]}?)" if similar else ""
-        words = re.sub(r"^Error parsing \w+: ", "", words)
+        words, helptext, _ = words.partition(" Argument helptext:")
+        if parsing := re.fullmatch(r"Error parsing (.+?): (.*)", words):
+            # Without a help text it is an error of the whole configuration, which names its flag.
+            words = _wrong_value(*parsing.groups()) if helptext else parsing[2]
         if choice := re.fullmatch(r"invalid choice ('.*') for argument '(.*)'\. Expected one of \((.*)\)\.", words):
-            got, flag, choices = choice.groups()
-            words = f"{flag} must be one of {choices.rstrip(',').replace(chr(39), '')}; got {got}"
+            got, flag, listed = choice.groups()
+            choices = re.findall(r"'(.*?)'", listed)
+            if "None" in choices:  # tyro lists those of an optional flag in any order
+                choices = sorted({*choices} - {"None"})
+            words = f"{flag} must be one of {', '.join(choices)}; got {got}"
         raise ValueError(f"{words}{hint}; --help lists the flags") from None
+
+
+def _wrong_value(flag: str, words: str) -> str:
+    """What tyro says about a value that has not the flag's type, in our words."""
+    if number := re.search(r"(invalid literal for int|could not convert string to float)[^']*('.*?')(?= |$)", words):
+        kind = "a whole number" if number[1].endswith("int") else "a number"
+        return f"{flag} must be {kind}; got {number[2]}"
+    if optional := re.match(r"no type matching \{None\}\|\{?(.*?)\}? could .*? from \[(.*?)\]\.", words):
+        return f"{flag} must be {optional[1]}; got {optional[2]}"
+    return f"{flag}: {words}"
 
 
 def _command() -> str | None:

@@ -50,7 +50,7 @@ MAX_READS = 2**17
 takes a few, and so does each byte between them."""
 
 IGNORE_COLOR = (224, 224, 192)
-"""How label 255 ("ignore") is shown: the off-white of the Pascal VOC colour map."""
+"""How label 255 (ignored) is shown: the colour map of Pascal VOC has this cream for 255."""
 
 
 def warm_up() -> None:

@@ -109,7 +109,7 @@ class Endpoints:
         return await self._infer(request, HttpTensorCodec(request.headers, self._service.limits))
 
     async def segment(self, request: Request) -> Response:
-        """An image in; its mask, overlay, areas or run lengths out."""
+        """An image in; its segmentation, overlay, areas or run lengths out."""
         record, limits = request.state.record, self._service.limits
         return await self._infer(request, ImageCodec(request.query_params, request.headers, limits, record.id))
 

@@ -138,7 +138,7 @@ def document(*, token: bool) -> dict[str, Any]:
             "/v1/segment/{model}",
             post(
                 "segment",
-                "An image in; its mask, overlay, areas or run lengths out",
+                "An image in; its segmentation, overlay, areas or run lengths out",
                 answers(
                     {
                         "image/png": {},
@@ -177,7 +177,7 @@ def document(*, token: bool) -> dict[str, Any]:
         "info": {
             "title": "kerasseg",
             "version": installed_version("kerasseg"),
-            "description": "Segmentation models over HTTP: images in, masks out; and the V2 inference protocol.",
+            "description": "Segmentation models over HTTP: images in, segmentations out; the V2 inference protocol.",
         },
         "paths": paths,
         "components": COMPONENTS,

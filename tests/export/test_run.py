@@ -30,7 +30,7 @@ def export(capsys):
 
     def run(*args):
         with pytest.raises(SystemExit) as exit:
-            cli.run(export_run.main, export_run.Config, "", [*map(str, args)])
+            cli.run(export_run.main, export_run.ExportConfig, "", [*map(str, args)])
         captured = capsys.readouterr()
         lines = captured.out.splitlines()
         return exit.value.code, json.loads(lines[-1]) if lines else None, captured.err
@@ -101,7 +101,7 @@ def test_the_state_that_scored_best_can_be_exported(runs, export, tmp_path):
     expected = np.asarray(method(image_HWC[None].astype(np.float32))).argmax(-1)
     np.testing.assert_array_equal(Engine(artifact, "cpu").predict(image_HWC[None])["labels"], expected)
     status, _, err = export(*arguments, "--checkpoint", "first")
-    assert status == 2 and "--checkpoint must be last or best; got 'first'" in err
+    assert status == 2 and "--checkpoint must be one of last, best; got 'first'" in err
 
 
 def test_versions_are_never_overwritten(runs, export, tmp_path):
@@ -156,9 +156,8 @@ CONFIG = {"method": "mlmt", "dataset": "shapes", "steps": 1, "classes": [], "pal
         (["nothing", "--out", "m"], "nothing is not a run folder"),
         (["unfinished", "--out", "m"], "not finished: continue it with training.run --resume"),
         (["stopped", "--out", "m"], "stopped has no model.keras yet: continue it with training.run --resume"),
-        (["stopped", "--out", "m", "--precision", "fp8"], "--precision takes fp32, fp16, int8; got fp8"),
-        (["stopped", "--out", "m", "--formats", "tflite"], "--formats takes onnx, saved_model, openvino; got tflite"),
-        (["stopped", "--out", "m", "--formats", "onnx", "litert"], "litert is not written: its converter"),
+        (["stopped", "--out", "m", "--precision", "fp8"], "--precision must be one of fp32, fp16, int8; got 'fp8'"),
+        (["stopped", "--out", "m", "--formats", "tflite"], "must be one of onnx, openvino, saved_model; got 'tflite'"),
         (["stopped", "--out", "m", "--formats", "saved_model"], "--formats must name onnx"),
         (["stopped", "--out", "m/3"], "names a version"),
         (["stopped", "--out", "file"], "is a file"),

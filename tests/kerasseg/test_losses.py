@@ -203,18 +203,18 @@ def test_focal_loss_has_a_gradient_where_a_pixel_is_wholly_sure():
     np.testing.assert_array_equal(tape.gradient(loss, logits), np.zeros((1, 1, 1, 2)))
 
 
-def test_diffused_masks(logits, labels):
+def test_softened_label_maps(logits, labels):
     S = np.exp(log_softmax(logits))
     truth = np.eye(K)[np.where(labels == 255, 0, labels)] * (labels != 255)[..., None]
-    masks = losses.diffused_masks(tf.constant(truth, tf.float32), tf.constant(S, tf.float32), 0.9).numpy()
+    softened = losses.softened_label_maps(tf.constant(truth, tf.float32), tf.constant(S, tf.float32), 0.9).numpy()
     for place in np.ndindex(labels.shape):
         expected = np.zeros(K)
         if (label := labels[place]) != 255:
             expected = S[place] * (1 - max(0.9, S[place][label])) / (1 - S[place][label])
             expected[label] = max(0.9, S[place][label])
-            assert masks[place].sum() == pytest.approx(1, abs=1e-5)
-        np.testing.assert_allclose(masks[place], expected, atol=1e-5)
-    hard = losses.diffused_masks(tf.constant(truth, tf.float32), tf.constant(S, tf.float32), 1.0)
+            assert softened[place].sum() == pytest.approx(1, abs=1e-5)
+        np.testing.assert_allclose(softened[place], expected, atol=1e-5)
+    hard = losses.softened_label_maps(tf.constant(truth, tf.float32), tf.constant(S, tf.float32), 1.0)
     np.testing.assert_allclose(hard, truth, atol=1e-7)
     sure = tf.one_hot([[[0]]], K)
-    np.testing.assert_array_equal(losses.diffused_masks(sure, sure, 0.9), sure)
+    np.testing.assert_array_equal(losses.softened_label_maps(sure, sure, 0.9), sure)

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from kerasseg.visualize import IGNORE_COLOR, default_palette, panel
+from kerasseg.visualize import default_palette, panel
+from serving.common.images import IGNORE_COLOR
 
 PALETTE = [(10, 20, 30), (200, 100, 50)]
 GAP = 4
@@ -17,11 +18,11 @@ def scene():
 
 def test_default_palette_is_the_voc_colour_map():
     # From the VOC development kit: background, aeroplane, bicycle, bird, ..., potted plant, ..., tv monitor.
-    palette = default_palette(21)
+    palette, palette_of_256 = default_palette(21), default_palette(256)
     assert palette[:4] == ((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0))
     assert (palette[8], palette[16], palette[20]) == ((64, 0, 0), (0, 64, 0), (0, 64, 128))
-    assert IGNORE_COLOR == (224, 224, 192)
-    assert len(set(default_palette(256))) == 256
+    assert palette_of_256[255] == IGNORE_COLOR
+    assert len(set(palette_of_256)) == 256
 
 
 @pytest.mark.parametrize("num_classes", [0, 257])

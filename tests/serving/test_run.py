@@ -43,6 +43,7 @@ def refused(toy_model, capfd, tmp_path, monkeypatch):
     [
         (["--batch-size", 0], "--batch-size must be at least 1, got 0"),
         (["--max-delay-ms", -1], "--max-delay-ms must be at least 0, got -1.0"),
+        (["--drain-timeout", 0], "--drain-timeout must be at least 1, got 0"),
         (["--timeout", 0], "--timeout must be above 0"),
         (["--warm-up", 0, 4], "--warm-up and --buckets are heights and widths"),
         (["--buckets", 8, 8], "--buckets needs --bucket-images"),

@@ -102,7 +102,7 @@ def test_training_stops_at_the_first_loss_that_is_not_finite(eager, dataset, tmp
 
 
 def test_a_run_stopped_before_its_first_checkpoint_goes_on_from_the_start(eager, dataset, tmp_path, capsys):
-    """Also: the segmenter without a width, and weak labels, from the command line."""
+    """Also: the segmenter without a width, and image-level labels, from the command line."""
     out = tmp_path / "run"
     flags = ["--segmenter", "deeplab_v2", "--image-labels", "1", "--mlmt.branch", "supervised"]
     assert train(dataset, out, capsys, *flags, "--learning-rate", "1e30", steps=2)[0] == 2

@@ -10,13 +10,13 @@ from PIL import Image
 from serving.common import cli
 from tests.kerasseg.data import archives
 from tests.kerasseg.data.folders import make_folder, save
-from training.check_data import CheckData, main
+from training.check_data import CheckDataConfig, main
 
 
 def check(capsys, *args: str) -> tuple[int, dict, list[str]]:
     """Exit status, the JSON of the last line of stdout, the lines of stderr."""
     with pytest.raises(SystemExit) as end:
-        cli.run(main, CheckData, "", args=list(args))
+        cli.run(main, CheckDataConfig, "", args=list(args))
     output = capsys.readouterr()
     result = json.loads(output.out.splitlines()[-1]) if output.out else {}
     return end.value.code, result, output.err.splitlines()
@@ -101,7 +101,7 @@ def test_a_folder_with_the_name_of_a_built_in_dataset(tmp_path, capsys, monkeypa
 def test_cover_wants_to_know_how_many(tmp_path):
     make_folder(tmp_path / "pets")
     with pytest.raises(ValueError, match="give --labeled too"):
-        main(CheckData(tmp_path / "pets", cover=True))
+        main(CheckDataConfig(tmp_path / "pets", cover=True))
 
 
 def test_from_the_shell(tmp_path):

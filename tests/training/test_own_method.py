@@ -62,7 +62,7 @@ def test_the_tutorial(own_method, eager, dataset, tmp_path, capsys):
 
     forget()
     status, _, err = call(
-        lambda args: cli.run(export_run.main, export_run.Config, "", args), [out, "--out", model], capsys
+        lambda args: cli.run(export_run.main, export_run.ExportConfig, "", args), [out, "--out", model], capsys
     )
     assert status == 0, err
     images = np.random.default_rng(0).integers(0, 256, (1, 24, 32, 3), np.uint8)

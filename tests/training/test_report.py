@@ -13,7 +13,7 @@ from PIL import Image
 from kerasseg.metrics import Reliability
 from serving.common.images import IGNORE_COLOR, index_png, png
 from training import glossary, report, report_examples
-from training.run_folder import Run
+from training.run_folder import SPLIT_FILES, Run
 
 CLASSES = ["sky", "<b>road</b>", "car & van", "never seen"]
 PALETTE = [[0, 128, 255], [128, 64, 128], [64, 0, 128], [1, 2, 3]]
@@ -45,11 +45,11 @@ def write_run(folder, *, method="s4gan", steps=200, finished=True, result=None, 
     (folder / "split").mkdir()
     names = {
         "labeled": ["a_01", "a_02"],
-        "weak": [],
+        "image_labeled": [],
         "unlabeled": ["b_01", "b_02", "b_03", "b_04", "<i>b</i>"],
     }
     for role, of_role in names.items():
-        (folder / "split" / f"{role}.txt").write_text("".join(f"{name}\n" for name in of_role))
+        (folder / "split" / SPLIT_FILES[role]).write_text("".join(f"{name}\n" for name in of_role))
 
     curves = {"L_ce": lambda step: 2 - step / 200, "L_new": lambda step: 1.0} | logged
     rows = [{"step": s, "learning_rate": 0.01} for s in range(10, steps + 1, 10)]

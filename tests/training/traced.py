@@ -25,9 +25,9 @@ with contextlib.suppress(SystemExit):
     run.main(["--dataset", PETS, "--out", RUN, "--method", "supervised", "--labeled", "2", "--steps", "1", *TINY])
 with contextlib.suppress(SystemExit):
     evaluate.cli_main([RUN])
-command(check_data.main, check_data.CheckData, PETS)
-command(report.main, report.Config, RUN)
+command(check_data.main, check_data.CheckDataConfig, PETS)
+command(report.main, report.ReportConfig, RUN)
 command(compare.main, compare.CompareConfig, RUN)
 formats = ("--formats", "onnx", "saved_model", "openvino")
-command(export_run.main, export_run.Config, RUN, "--out", MODEL, "--parity-images", "1", *formats)
+command(export_run.main, export_run.ExportConfig, RUN, "--out", MODEL, "--parity-images", "1", *formats)
 command(batch.main, batch.BatchConfig, MODEL, f"{PETS}/images/val", str(folder / "out"), "--provider", "cpu")

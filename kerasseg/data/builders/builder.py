@@ -14,8 +14,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
 from kerasseg.data.builders.files import Files, files_of, require_published
-from kerasseg.data.datasets import IGNORE
 from kerasseg.data.folder import read_image
+from kerasseg.losses import IGNORE_LABEL
 
 T = TypeVar("T")
 
@@ -159,7 +159,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder):
                     f"{self.name}: {image.path} and {label.path} differ in size ({image_HWC.shape[:2]} and "
                     f"{label_HW.shape}); get both from the published archives"
                 )
-            if foreign := set(np.unique(label_HW).tolist()) - {*range(len(self.CLASSES)), IGNORE}:
+            if foreign := set(np.unique(label_HW).tolist()) - {*range(len(self.CLASSES)), IGNORE_LABEL}:
                 raise ValueError(
                     f"{self.name}: {label.path} holds {min(foreign)}; expected classes 0..{len(self.CLASSES) - 1} and "
                     "255 = ignore; get it from the published archive"

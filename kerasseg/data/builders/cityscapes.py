@@ -6,10 +6,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from kerasseg.data.builders.builder import File, Item, SegmentationBuilder, Source
-from kerasseg.data.datasets import IGNORE
 from kerasseg.data.folder import read_label
 from kerasseg.data.prepared import PreparedDataset
 from kerasseg.data.splits import CITYSCAPES_SUFFIX
+from kerasseg.losses import IGNORE_LABEL
 
 # M. Cordts et al.: The Cityscapes Dataset for Semantic Urban Scene Understanding, 2016.
 HOME = "https://www.cityscapes-dataset.com/downloads (free account)"
@@ -44,7 +44,7 @@ TRAIN_CLASSES = (
     TrainClass("motorcycle", 32, (0, 0, 230)),
     TrainClass("bicycle", 33, (119, 11, 32)),
 )
-CLASS_OF_ID = np.full(256, IGNORE, np.uint8)
+CLASS_OF_ID = np.full(256, IGNORE_LABEL, np.uint8)
 CLASS_OF_ID[[c.label_id for c in TRAIN_CLASSES]] = range(len(TRAIN_CLASSES))
 
 

@@ -8,7 +8,7 @@ methods' defaults (docs/decisions/methods.md).
 The end of a name says what a recipe changes: `full` labels all images, `lambda_semi_0` sets that field to 0.
 """
 
-from kerasseg.recipes.papers import (  # noqa: F401 (they enter their recipes)
+from kerasseg.recipes.papers import (  # noqa: F401 (they add their recipes)
     dualgan,
     hung2018,
     mendel2020,

@@ -3,13 +3,13 @@
 from typing import Any
 
 from kerasseg.recipes.papers.common import V3PLUS, trained
-from kerasseg.recipes.recipe import Fields, Settings, enter
+from kerasseg.recipes.recipe import Fields, Settings, add_recipe
 from kerasseg.settings import TrainingSettings
 
 
 def row(name: str, table: int, settings: Settings) -> None:
     source = f"Improved GAN with two discriminators, table {table} (numbers lost)"
-    enter(name, settings, method="dualgan", source=source, start="ImageNet")
+    add_recipe(name, settings, method="dualgan", source=source, start="ImageNet")
 
 
 def network(steps: int, **run: Any) -> Settings:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kerasseg.recipes.papers.common import COCO, V2, VOC_TRAIN, trained
-from kerasseg.recipes.recipe import Fields, Settings, enter
+from kerasseg.recipes.recipe import Fields, Settings, add_recipe
 from kerasseg.settings import TrainingSettings
 
 ADVERSARIAL_ONLY = {"lambda_semi": 0.0, "lambda_adv_unlabeled": 0.0}
@@ -12,7 +12,7 @@ ADVERSARIAL_ONLY = {"lambda_semi": 0.0, "lambda_adv_unlabeled": 0.0}
 
 
 def row(name: str, table: int, settings: Settings, needs: Mapping[str, str] | None = None, **expected: float) -> None:
-    enter(
+    add_recipe(
         name,
         settings,
         method="advsemiseg",

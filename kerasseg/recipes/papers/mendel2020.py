@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kerasseg.recipes.papers.common import V2, V3PLUS, trained
-from kerasseg.recipes.recipe import Fields, Settings, enter
+from kerasseg.recipes.recipe import Fields, Settings, add_recipe
 from kerasseg.settings import TrainingSettings
 
 Own = Mapping[str, Mapping[str, Any]]
@@ -19,7 +19,7 @@ DEEPLAB_DISCRIMINATOR = {"advsemiseg": {"discriminator_backbone": "resnet34"}}
 
 
 def row(name: str, table: str, settings: Settings, method: str = "ecs", **expected: float) -> None:
-    enter(
+    add_recipe(
         name,
         settings,
         method=method,

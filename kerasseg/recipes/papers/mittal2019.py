@@ -5,7 +5,7 @@ from typing import Any
 
 from kerasseg.methods import find_method
 from kerasseg.recipes.papers.common import COCO, V2, V3PLUS, VOC_TRAIN, trained
-from kerasseg.recipes.recipe import Fields, Settings, enter
+from kerasseg.recipes.recipe import Fields, Settings, add_recipe
 from kerasseg.settings import TrainingSettings
 
 
@@ -17,7 +17,7 @@ def row(
     needs: Mapping[str, str] | None = None,
     **expected: float,
 ) -> None:
-    enter(
+    add_recipe(
         name,
         settings,
         method=method,

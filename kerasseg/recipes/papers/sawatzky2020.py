@@ -3,13 +3,13 @@
 from typing import Any
 
 from kerasseg.recipes.papers.common import COCO, V2, trained
-from kerasseg.recipes.recipe import Fields, Settings, enter
+from kerasseg.recipes.recipe import Fields, Settings, add_recipe
 from kerasseg.settings import TrainingSettings
 
 
 def row(name: str, table: int, settings: Settings, **expected: float) -> None:
     source = f"Sawatzky et al. 2020, table {table}"
-    enter(name, settings, method="latent", source=source, start="COCO", expected=expected, needs=COCO)
+    add_recipe(name, settings, method="latent", source=source, start="COCO", expected=expected, needs=COCO)
 
 
 def network(steps: int, **run: Any) -> Settings:

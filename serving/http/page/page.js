@@ -40,7 +40,7 @@ async function request(path, { headers, ...options } = {}) {
 }
 
 async function problem(response) {
-  const told = await response.json().then(({ error }) => error).catch(() => response.statusText);
+  const reported = await response.json().then(({ error }) => error).catch(() => response.statusText);
   const reason = {
     404: "The model is no longer served.",
     413: "The image is too large for this server: choose a smaller one.",
@@ -48,7 +48,7 @@ async function problem(response) {
   }[response.status];
   // The list of models is asked for again with the next try.
   if (response.status === 404) $("model").replaceChildren();
-  return new Problem(`${reason ?? "The server could not answer."} It says: ${told}`);
+  return new Problem(`${reason ?? "The server could not answer."} It says: ${reported}`);
 }
 
 function askForToken(wasRefused) {
@@ -367,11 +367,11 @@ function read() {
   $("readout").append(swatch(label), element("strong", "", nameOf(label)), ...values, element("span", "", `at ${x}, ${y}`));
 }
 
-// The mask as a file: the labels on the screen, in a palette PNG as the server writes it.
+// The segmentation as a file: the labels on the screen, in a palette PNG as the server writes it.
 
 async function download() {
   const link = document.createElement("a");
-  link.download = `${image.name.replace(/\.[^.]*$/, "")}-mask.png`;
+  link.download = `${image.name.replace(/\.[^.]*$/, "")}-labels.png`;
   link.href = URL.createObjectURL(await indexPng());
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // some browsers begin to read it late

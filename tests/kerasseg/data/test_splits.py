@@ -255,6 +255,13 @@ def test_saved_and_loaded(tmp_path):
     assert loaded.fingerprint == split.fingerprint
 
 
+def test_a_split_that_cannot_be_saved_leaves_no_part_of_a_file(tmp_path):
+    (tmp_path / "labeled.txt").mkdir()
+    with pytest.raises(OSError, match=r"labeled\.txt"):
+        Split(("a",)).save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["labeled.txt"]
+
+
 def test_the_fingerprint_tells_roles_and_names_apart():
     splits = [
         Split(("a", "b")),
@@ -288,7 +295,7 @@ def test_image_level_labels_from_a_file(tmp_path):
     split = make_split(dataset, str(names), image_labels=str(file))
     assert (split.labeled, split.image_labeled, split.unlabeled) == (("train_0",), ("train_2", "train_3"), ("train_1",))
     assert split.image_labels == {"train_2": (), "train_3": (1, 2)}
-    assert split.without_masks == ("train_1", "train_2", "train_3")
+    assert split.without_label_maps == ("train_1", "train_2", "train_3")
 
     split.save(tmp_path / "split")
     assert Split.load(tmp_path / "split") == split

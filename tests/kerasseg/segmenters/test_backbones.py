@@ -196,7 +196,7 @@ def test_a_strided_atrous_convolution_is_refused():
     "arguments, message",
     [
         (("vgg16",), "backbone must be one of mobilenet_v2, mobilenet_v2_c4, resnet34, resnet50, resnet101"),
-        (("mobilenet_v2", 4), "output_stride must be 8, 16 or 32; got 4"),
+        (("mobilenet_v2", 4), "output_stride must be one of 8, 16, 32; got 4"),
         (("mobilenet_v2", 16, "no/such/file.h5"), "weights must be 'imagenet', 'none' or an existing file"),
         (("resnet34", 16, "imagenet"), "no ImageNet weights for resnet34"),
     ],

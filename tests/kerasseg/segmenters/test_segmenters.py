@@ -78,7 +78,7 @@ def test_mistakes():
         build_segmenter("unet")
     with pytest.raises(ValueError, match="num_classes counts the background too"):
         build("deeplab_v2", num_classes=1)
-    with pytest.raises(ValueError, match="output_stride must be 8 or 16; got 32"):
+    with pytest.raises(ValueError, match="output_stride must be one of 8, 16; got 32"):
         build("deeplab_v2", output_stride=32)
 
 

@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 
@@ -89,7 +91,7 @@ def test_what_is_said_goes_into_no_file(tmp_path):
 
 
 @pytest.mark.parametrize("redirection", ["2>&-", "2> /dev/full", "<&- 2>&-"])
-def test_a_batch_job_without_stderr_writes_its_masks(toy_model, tmp_path, redirection):
+def test_a_batch_job_without_stderr_writes_its_labels(toy_model, tmp_path, redirection):
     image_HWC = save_image(tmp_path / "photos" / "a.png")
     (tmp_path / "photos" / "b.png").write_bytes(b"no image")
     arguments = [toy_model, tmp_path / "photos", tmp_path / "out", "--provider", "cpu"]
@@ -122,6 +124,41 @@ class LibraryError(Exception):
 def test_what_is_refused_comes_with_a_remedy(error, said):
     message = cli.error_line(error)
     assert (message is None) if said is None else (said in message)
+
+
+@dataclass
+class Flags:
+    batch_size: int = 8
+    timeout: float = 30.0
+    threads: int | None = None
+    window: tuple[int, int] | None = None
+    sizes: tuple[int, ...] = ()
+    provider: Literal["auto", "cpu"] = "auto"
+    labels: Literal["resized", "native"] | None = None
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise ValueError(f"--batch-size must be at least 1: got {self.batch_size}")
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ("--batch-size foo", "--batch-size must be a whole number; got 'foo'"),
+        ("--batch-size 1.5", "--batch-size must be a whole number; got '1.5'"),
+        ("--timeout soon", "--timeout must be a number; got 'soon'"),
+        ("--threads all", "--threads must be a whole number; got 'all'"),
+        ("--window 32", "--window must be INT INT; got '32'"),
+        ("--sizes 1 x", "--sizes: Could not find valid parse for arguments: ['1', 'x']"),
+        ("--provider gpu", "--provider must be one of auto, cpu; got 'gpu'"),
+        ("--labels own", "--labels must be one of native, resized; got 'own'"),
+        ("--batch-size 0", "--batch-size must be at least 1: got 0"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_flag(args, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.run(lambda config: {}, Flags, "", args.split())
+    assert (stop.value.code, capsys.readouterr().err) == (2, f"error: {said}; --help lists the flags\n")
 
 
 def test_a_traceback_for_those_who_want_it(monkeypatch):

@@ -205,7 +205,7 @@ def test_the_mask_is_the_one_of_the_endpoint(page, server):
     segmented(page)
     with page.expect_download() as download:
         page.click("#download")
-    assert download.value.suggested_filename == "a photo.of me-mask.png"
+    assert download.value.suggested_filename == "a photo.of me-labels.png"
     expected = httpx.post(f"{server.url}/v1/segment/judged", content=contents).content
     with Image.open(download.value.path()) as own, Image.open(io.BytesIO(expected)) as theirs:
         assert own.mode == theirs.mode == "P"
