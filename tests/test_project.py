@@ -118,7 +118,7 @@ def test_what_is_imported_is_declared():
     declared = {canonicalize_name(requirement.name) for requirement in requirements()}
     providers = packages_distributions()
     for package in PACKAGES:
-        for path in (ROOT / package).rglob("*.py"):
+        for path in [*(ROOT / package).rglob("*.py"), *(ROOT / package).rglob("*.js")]:
             for name in {name.split(".")[0] for name in imports(path)} & providers.keys() - {*PACKAGES}:
                 provided_by = {canonicalize_name(provider) for provider in providers[name]}
                 assert declared & provided_by, f"{path} imports {name}: declare it in pyproject.toml"
@@ -197,7 +197,7 @@ def module_name(path: Path) -> str:
 
 def test_files_are_short_enough_to_read():
     for package in [*PACKAGES, "benchmarks"]:
-        for path in (ROOT / package).rglob("*.py"):
+        for path in [*(ROOT / package).rglob("*.py"), *(ROOT / package).rglob("*.js")]:
             assert len(path.read_text().splitlines()) <= 400, (
                 f"{path.relative_to(ROOT)} has more than 400 lines: split it"
             )

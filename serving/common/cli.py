@@ -188,7 +188,7 @@ def _parse(config: Any, description: str, args: list[str] | None, default: Any) 
         if parsing := re.fullmatch(r"Error parsing (.+?): (.*)", words):
             # Without a help text it is an error of the whole configuration, which names its flag.
             words = _wrong_value(*parsing.groups()) if helptext else parsing[2]
-        if choice := re.fullmatch(r"invalid choice ('.*') for argument '(.*)'\. Expected one of \((.*)\)\.", words):
+        if choice := re.fullmatch(r"invalid choice ('.*') for argument '(.*)'\. Expected one of \((.*)\) ?\.", words):
             got, flag, listed = choice.groups()
             choices = re.findall(r"'(.*?)'", listed)
             if "None" in choices:  # tyro lists those of an optional flag in any order

@@ -15,6 +15,8 @@ FILES = {
     "index.html": "text/html; charset=utf-8",
     "page.css": "text/css; charset=utf-8",
     "page.js": "text/javascript; charset=utf-8",
+    "png.js": "text/javascript; charset=utf-8",
+    "tensors.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
     "sample.jpg": "image/jpeg",
 }

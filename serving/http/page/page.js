@@ -1,5 +1,8 @@
 // Decodes an image, sends its pixels in one V2 request, and shows what comes back.
 
+import { indexPng } from "./png.js";
+import { inferRequest, readTensors, rgb } from "./tensors.js";
+
 // Larger images are scaled down: an answer takes nine bytes a pixel, and a phone on a mobile line is to get it.
 const MAX_PIXELS = 2 ** 20;
 const LARGE_STEP = 20;
@@ -80,19 +83,9 @@ async function segment(model, signal) {
   const version = versions.at(-1); // this one is asked, since a newer one may have other classes
   const maps = outputs.filter(({ datatype, shape }) => datatype === "FP32" && shape.length === 3).map(({ name }) => name);
   const pixels = rgb(image.canvas);
-  const header = new TextEncoder().encode(JSON.stringify({
-    inputs: [{
-      name: inputs[0].name,
-      datatype: "UINT8",
-      shape: [1, image.height, image.width, 3],
-      parameters: { binary_data_size: pixels.length },
-    }],
-    outputs: ["labels", ...maps].map((name) => ({ name, parameters: { binary_data: true } })),
-  }));
-  const headers = { "Content-Type": "application/octet-stream", "Inference-Header-Content-Length": String(header.length) };
   const started = performance.now();
-  const asked = { method: "POST", headers, body: new Blob([header, pixels]), signal };
-  const response = await request(`${path}/versions/${version}/infer`, asked);
+  const asked = inferRequest(inputs[0].name, image.width, image.height, pixels, ["labels", ...maps]);
+  const response = await request(`${path}/versions/${version}/infer`, { ...asked, signal });
   const answer = await response.arrayBuffer();
   const milliseconds = performance.now() - started;
   const tensors = readTensors(answer, Number(response.headers.get("Inference-Header-Content-Length")));
@@ -106,29 +99,6 @@ async function segment(model, signal) {
     milliseconds,
     timing: response.headers.get("Server-Timing") ?? "",
   };
-}
-
-function readTensors(answer, headerLength) {
-  const header = JSON.parse(new TextDecoder().decode(answer.slice(0, headerLength)));
-  const tensors = {};
-  let start = headerLength;
-  for (const { name, parameters } of header.outputs) {
-    const end = start + parameters.binary_data_size;
-    tensors[name] = answer.slice(start, end); // copied, since floats have to begin at a multiple of 4
-    start = end;
-  }
-  return tensors;
-}
-
-function rgb(source) {
-  const { data } = source.getContext("2d").getImageData(0, 0, source.width, source.height);
-  const pixels = new Uint8Array((data.length / 4) * 3);
-  for (let from = 0, to = 0; from < data.length; from += 4) {
-    pixels[to++] = data[from];
-    pixels[to++] = data[from + 1];
-    pixels[to++] = data[from + 2];
-  }
-  return pixels;
 }
 
 // The way of an image
@@ -372,45 +342,9 @@ function read() {
 async function download() {
   const link = document.createElement("a");
   link.download = `${image.name.replace(/\.[^.]*$/, "")}-labels.png`;
-  link.href = URL.createObjectURL(await indexPng());
+  link.href = URL.createObjectURL(await indexPng(result.labels, image.width, image.height, colorTable()));
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // some browsers begin to read it late
-}
-
-async function indexPng() {
-  const { width, height } = image;
-  const rows = new Uint8Array((width + 1) * height); // each begins with its filter, 0 for none
-  for (let y = 0; y < height; y++) rows.set(result.labels.subarray(y * width, (y + 1) * width), y * (width + 1) + 1);
-  const packed = new Blob([rows]).stream().pipeThrough(new CompressionStream("deflate"));
-  const head = new Uint8Array([0, 0, 0, 0, 0, 0, 0, 0, 8, 3, 0, 0, 0]); // 8 bits, palette
-  new DataView(head.buffer).setUint32(0, width);
-  new DataView(head.buffer).setUint32(4, height);
-  const chunks = [
-    chunk("IHDR", head),
-    chunk("PLTE", colorTable()),
-    chunk("IDAT", new Uint8Array(await new Response(packed).arrayBuffer())),
-    chunk("IEND", new Uint8Array()),
-  ];
-  return new Blob([new Uint8Array([137, 80, 78, 71, 13, 10, 26, 10]), ...chunks], { type: "image/png" });
-}
-
-function chunk(type, data) {
-  const bytes = new Uint8Array(data.length + 12);
-  const view = new DataView(bytes.buffer);
-  view.setUint32(0, data.length);
-  bytes.set(new TextEncoder().encode(type), 4);
-  bytes.set(data, 8);
-  view.setUint32(data.length + 8, crc32(bytes.subarray(4, data.length + 8)));
-  return bytes;
-}
-
-function crc32(bytes) {
-  let crc = -1;
-  for (const byte of bytes) {
-    crc ^= byte;
-    for (let bit = 0; bit < 8; bit++) crc = (crc >>> 1) ^ (crc & 1 ? 0xedb88320 : 0);
-  }
-  return ~crc;
 }
 
 // What the user does
