@@ -56,6 +56,11 @@ def index_of(variable: keras.Variable, optimizer: keras.optimizers.Optimizer) ->
     return optimizer._get_variable_index(variable)
 
 
+def share_rate(optimizer: keras.optimizers.Optimizer, first: keras.optimizers.Optimizer) -> None:
+    """Lets an optimizer follow the learning rate of another one, also one that is set later."""
+    optimizer._learning_rate = first._learning_rate
+
+
 def full_precision(variable: keras.Variable) -> tf.Tensor:
     """The stored value, which `variable.value` has cast in mixed precision."""
     return tf.convert_to_tensor(variable._value)

@@ -8,7 +8,7 @@ import keras
 
 from kerasseg import accumulation
 from kerasseg.checks import require
-from kerasseg.keras_internals import BuiltModel, all_layers, made_by
+from kerasseg.keras_internals import BuiltModel, all_layers, made_by, share_rate
 from kerasseg.optimizers import LossScale
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ def optimizers_by_network(method: "Method", optimizer: Optimizers) -> dict[str, 
         names = [name for name in method.segmenting if name in own] or [next(iter(own))]
         first = keras.optimizers.get(optimizer)
         copies = [first.from_config(first.get_config()) for _ in names[1:]]
+        for each in copies:
+            share_rate(each, first)
         return own | dict(zip(names, [first, *copies], strict=True))
     for name in optimizer:
         if name not in own:

@@ -38,6 +38,16 @@ def test_the_number_of_a_variable_in_its_optimizer():
     assert [keras_internals.index_of(variable, optimizer) for variable in variables] == [0, 1]
 
 
+def test_optimizers_share_a_rate():
+    first, second = keras.optimizers.SGD(0.5), keras.optimizers.SGD(0.1)
+    keras_internals.share_rate(second, first)
+    first.learning_rate = 0.25
+    weight = keras.Variable([1.0])
+    second.build([weight])
+    second.apply([tf.constant([1.0])])
+    assert float(weight.value[0]) == 0.75
+
+
 def test_the_stored_value_is_in_full_precision():
     keras.config.set_dtype_policy("mixed_bfloat16")
     layer = keras.layers.Dense(1, kernel_initializer=keras.initializers.Constant(1 + 2**-12))

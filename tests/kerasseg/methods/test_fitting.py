@@ -49,6 +49,8 @@ def test_one_optimizer_is_for_each_network_that_segments():
     method.compile(keras.optimizers.SGD(0.25))
     first, second = method.training_optimizers.segmenter, method.training_optimizers.latent_head
     assert first is not second and type(second) is keras.optimizers.SGD and float(second.learning_rate) == 0.25
+    method.optimizer.learning_rate = 0.125  # as a callback sets it
+    assert float(second.learning_rate) == 0.125
 
 
 def test_a_loss_is_refused_and_further_metrics_are_measured():
