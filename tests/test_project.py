@@ -118,7 +118,7 @@ def test_what_is_imported_is_declared():
     declared = {canonicalize_name(requirement.name) for requirement in requirements()}
     providers = packages_distributions()
     for package in PACKAGES:
-        for path in [*(ROOT / package).rglob("*.py"), *(ROOT / package).rglob("*.js")]:
+        for path in (ROOT / package).rglob("*.py"):
             for name in {name.split(".")[0] for name in imports(path)} & providers.keys() - {*PACKAGES}:
                 provided_by = {canonicalize_name(provider) for provider in providers[name]}
                 assert declared & provided_by, f"{path} imports {name}: declare it in pyproject.toml"
