@@ -177,8 +177,11 @@ def test_any_method_may_train_the_segmenter(branch):
 
 def test_a_branch_has_to_be_another_method():
     assert BRANCHES.keys() == METHODS.keys() - {"mlmt"}
-    for branch in ("mlmt", "fixmatch"):
-        with pytest.raises(ValueError, match=f"branch must be one of supervised, .*, unimatch; got {branch}"):
+    for branch, message in (
+        ("mlmt", "branch must be the method that trains the segmenter; got mlmt itself"),
+        ("fixmatch", "branch must be one of supervised, .*, or package.module:Class .*; got 'fixmatch'"),
+    ):
+        with pytest.raises(ValueError, match=message):
             MLMT.from_segmenter(tiny.segmenter(), {"mlmt": {"branch": branch}})
 
 
