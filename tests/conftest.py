@@ -29,9 +29,13 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("kerasseg")
 
 
+LONGEST = ("test_readme.py", "test_examples.py", "test_killed.py", "test_workers.py", "test_papers.py")
+"""Files of the longest tests."""
+
+
 def pytest_collection_modifyitems(items):
     """The longest first, so that at the end no worker waits for another."""
-    items.sort(key=lambda item: item.path.name not in ("test_readme.py", "test_examples.py"))
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 def pytest_collection_finish():
