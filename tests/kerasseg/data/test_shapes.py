@@ -1,5 +1,8 @@
+from importlib.resources import files
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from kerasseg.data.shapes import COATS, SKIES, TINTS, ShapesDataset
 
@@ -39,6 +42,15 @@ def test_scenes_are_those_on_file():
         np.bincount(LABELS[0].ravel(), minlength=10), [9114, 0, 0, 0, 0, 0, 3174, 0, 0, 0], atol=3
     )
     np.testing.assert_allclose(IMAGES[0].mean((0, 1)), [69.5, 80.53, 96.24], atol=0.1)
+
+
+def test_the_page_of_the_server_shows_scenes_of_this_dataset():
+    """A model of `make train` is asked for it first."""
+    dataset = ShapesDataset()
+    scenes = [dataset.load_image("val", name) for name in dataset.image_names("val")[:9]]
+    rows = [np.concatenate(scenes[first : first + 3], axis=1) for first in (0, 3, 6)]
+    sample = np.asarray(Image.open(files("serving.http.page").joinpath("sample.jpg").open("rb")))
+    assert np.abs(sample.astype(int) - np.concatenate(rows)).mean() < 10
 
 
 def test_a_scene_has_one_or_two_kinds_of_animals_of_one_world():
