@@ -2,9 +2,9 @@ from importlib.resources import files
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from kerasseg.data.shapes import COATS, SKIES, TINTS, ShapesDataset
+from serving.common.images import load_image
 
 DATASET = ShapesDataset(train=60, val=10)
 NAMES = DATASET.image_names("train")
@@ -49,7 +49,7 @@ def test_the_page_of_the_server_shows_scenes_of_this_dataset():
     dataset = ShapesDataset()
     scenes = [dataset.load_image("val", name) for name in dataset.image_names("val")[:9]]
     rows = [np.concatenate(scenes[first : first + 3], axis=1) for first in (0, 3, 6)]
-    sample = np.asarray(Image.open(files("serving.http.page").joinpath("sample.jpg").open("rb")))
+    sample = load_image(files("serving.http.page").joinpath("sample.jpg").read_bytes())
     assert np.abs(sample.astype(int) - np.concatenate(rows)).mean() < 10
 
 
