@@ -9,6 +9,7 @@ from typing import Literal
 import keras
 import tensorflow as tf
 
+from kerasseg.checks import require
 from kerasseg.critics import build_d1, build_d2
 from kerasseg.critics.dual_discriminators import Shown, Structure
 from kerasseg.losses import (
@@ -23,13 +24,7 @@ from kerasseg.losses import (
     zero_unless,
 )
 from kerasseg.methods.class_swap import swap_classes
-from kerasseg.methods.config import (
-    AdversarialConfig,
-    PseudoLabelConfig,
-    require,
-    require_shares,
-    require_weights,
-)
+from kerasseg.methods.config import AdversarialConfig, PseudoLabelConfig, require_shares, require_weights
 from kerasseg.methods.method import Method
 from kerasseg.methods.registry import register_method
 from kerasseg.optimizers import discriminator_optimizer, segmenter_optimizer

@@ -5,6 +5,7 @@ from typing import Literal
 
 import tensorflow as tf
 
+from kerasseg.checks import require
 from kerasseg.critics import build_image_discriminator
 from kerasseg.losses import (
     binary_cross_entropy,
@@ -17,13 +18,7 @@ from kerasseg.losses import (
     valid_pixels,
     zero_unless,
 )
-from kerasseg.methods.config import (
-    AdversarialConfig,
-    PseudoLabelConfig,
-    require,
-    require_shares,
-    require_weights,
-)
+from kerasseg.methods.config import AdversarialConfig, PseudoLabelConfig, require_shares, require_weights
 from kerasseg.methods.method import Method
 from kerasseg.methods.registry import register_method
 from kerasseg.optimizers import discriminator_optimizer, segmenter_optimizer
