@@ -120,12 +120,12 @@ class EndOfSchedule(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         method = self.model
-        updates = method.config.steps * method.config.main_updates - number(method.main_optimizer.iterations)
-        self.steps_left = updates / method.config.main_updates
+        steps_done = number(method.main_optimizer.iterations) // method.config.main_updates
+        self.steps_left = max(0, method.config.steps - steps_done)
 
     def on_train_batch_begin(self, batch, logs=None):
         self.steps_left -= 1
-        if self.warned or self.steps_left >= 0:
+        if self.warned or self.steps_left != -1:  # the first step past the schedule, or of an epoch past it
             return
         method = self.model
         optimizers = vars(method.training_optimizers).items()

@@ -16,18 +16,14 @@ from tests import backbone  # noqa: F401 (the tiny backbone)
 
 def examples() -> dict[str, doctest.DocTest]:
     """The docstrings with examples, by name."""
-    modules = [kerasseg, *(importlib.import_module(f"kerasseg.{name}") for name in MODULES)]
+    names = [info.name for info in pkgutil.walk_packages(kerasseg.__path__, "kerasseg.")]
+    modules = [importlib.import_module(name) for name in names if ".builders" not in name]
     known = {"kerasseg": kerasseg, "keras": keras, "np": np}
     finder = doctest.DocTestFinder(exclude_empty=True)
     found = [test for module in modules for test in finder.find(module, globs=known) if test.examples]
     return {test.name: test for test in found}
 
 
-MODULES = [
-    info.name.removeprefix("kerasseg.")
-    for info in pkgutil.walk_packages(kerasseg.__path__, "kerasseg.")
-    if ".builders" not in info.name
-]
 EXAMPLES = examples()
 
 
