@@ -10,6 +10,7 @@ ones, so it can be stopped and started; on another machine the kept scores count
   --summary                                                   one table of all datasets
 """
 
+import concurrent.futures
 import contextlib
 import functools
 import os
@@ -19,7 +20,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -244,8 +244,14 @@ def compare(config: Comparison, jobs: int = 1, max_hours: float | None = None) -
                 queue.failures.append(str(error))
                 print(f"error: {error}", file=sys.stderr)
 
-    with queue.stopped_by_signals(), ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(work, range(jobs)))
+    with queue.stopped_by_signals(), concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        working = [pool.submit(work, job) for job in range(jobs)]
+        # Python handles a signal in this thread, but one that comes just before it waits, or to another thread, does
+        # not wake it.
+        while concurrent.futures.wait(working, timeout=1).not_done:
+            pass
+        for each in working:
+            each.result()
     means = write_results(config)
     if queue.failures:
         raise ValueError(f"{len(queue.failures)} runs failed, the first: {queue.failures[0]}")

@@ -4,9 +4,9 @@ import asyncio
 import dataclasses
 import itertools
 import json
-import os
 import signal
 import subprocess
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -394,7 +394,7 @@ def test_a_signal_stops_the_runs_and_is_the_exit_status(benchmark, monkeypatch):
     class Interrupted(Long):
         def __init__(self, command, **others):
             super().__init__(command, **others)
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pthread_kill(threading.get_ident(), signal.SIGTERM)  # to the thread that does not handle it
 
     monkeypatch.setattr(Long, "commands", [], raising=False)
     monkeypatch.setattr(comparison.subprocess, "Popen", Interrupted)
