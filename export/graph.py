@@ -14,13 +14,18 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.version_converter
 import tensorflow as tf
 import tf2onnx
 
 from kerasseg.methods import Method
 from serving.common.artifact import Tensor
 
-OPSET = 17
+OPSET = 18
+"""The first in which Resize can smooth what it shrinks."""
+
+CONVERTED_OPSET = 17
+"""In that of the artifact, tf2onnx 1.17 mixes up the axes of a mean: batch and channels."""
 
 INPUTS = (Tensor(name="image", datatype="UINT8", shape=(-1, -1, -1, 3), description="RGB images (N,H,W,3), 0..255"),)
 OUTPUTS = {
@@ -46,6 +51,9 @@ OUTPUTS = {
 
 SIGNATURE = [tf.TensorSpec((None, None, None, 3), tf.uint8, name="image")]
 
+WORKING_SIZE = "working_size"
+"""The scope of the operations that shrink images and bring answers back to their own size."""
+
 UNWANTED_OPS = {
     "While": "a loop",
     "StatelessWhile": "a loop",
@@ -55,7 +63,8 @@ UNWANTED_OPS = {
     "EagerPyFunc": "Python code",
     "PyFuncStateless": "Python code",
 }
-"""TensorFlow ops that a served graph must not have, because they are slow or cannot be converted."""
+"""TensorFlow ops that a served graph must not have outside of `WORKING_SIZE`, because they are slow or cannot be
+converted."""
 
 UNWANTED_NODES = {
     "Loop": "a loop",
@@ -63,7 +72,8 @@ UNWANTED_NODES = {
     "If": "a branch",
     "SpaceToBatchND": "a dilated convolution in three ops: use Atrous(Depthwise)Conv2D of kerasseg.layers",
 }
-"""Nodes that an ONNX graph must not have: they prevent its optimisation, and parts of it would not run on a GPU."""
+"""Nodes that an ONNX graph must not have outside of `WORKING_SIZE`: they prevent its optimisation, and parts of it
+would not run on a GPU."""
 
 
 def serving_function(method: Method, logits: bool = False) -> tf.types.experimental.PolymorphicFunction:
@@ -83,17 +93,15 @@ def serving_function(method: Method, logits: bool = False) -> tf.types.experimen
     @tf.function(input_signature=SIGNATURE)
     def serve(image):
         answer = method.infer(tf.cast(image, tf.float32))
-        outputs = {
-            "labels": tf.cast(tf.argmax(answer.probabilities_BHWK, axis=-1), tf.uint8),
-            "confidence": tf.cast(tf.reduce_max(answer.probabilities_BHWK, axis=-1), tf.float32),
-        }
+        labels_NHW, confidence_NHW = answer.label_map()
+        outputs = {"labels": labels_NHW, "confidence": confidence_NHW}
         if answer.reliability_BHW is not None:
             outputs["reliability"] = answer.reliability_BHW
         return outputs | ({"logits": answer.logits_BHWK} if logits else {})
 
     graph = serve.get_concrete_function().graph.as_graph_def()
     for node in [*graph.node, *(node for function in graph.library.function for node in function.node_def)]:
-        if node.op in UNWANTED_OPS:
+        if node.op in UNWANTED_OPS and not node.name.startswith(WORKING_SIZE):
             raise ValueError(f"{node.name} cannot be exported: op {node.op}, {UNWANTED_OPS[node.op]}")
     return serve
 
@@ -165,13 +173,24 @@ def to_onnx(
 
     Args:
         serve: from `serving_function`.
-        refused: TensorFlow ops that are not converted, so that `write_onnx` refuses them.
+        refused: TensorFlow ops that are not converted, so that the error names them.
+
+    Raises:
+        ValueError: the ONNX graph has a node of `UNWANTED_NODES`.
     """
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
     # Otherwise the converter copies the whole graph before each of its 40 passes, and frees none: 15 GB for ResNet-50.
     os.environ.setdefault(tf2onnx.constants.ENV_TF2ONNX_CATCH_ERRORS, "FALSE")
-    handlers: dict[str, tuple] = {"FloorMod": (_floor_mod, [])} | {op: (_leave, []) for op in refused}
-    model, _ = tf2onnx.convert.from_function(serve, input_signature=SIGNATURE, opset=OPSET, custom_op_handlers=handlers)
+    handlers: dict[str, tuple] = {op: (_leave, []) for op in refused}
+    handlers |= {"FloorMod": (_floor_mod, []), "ScaleAndTranslate": (_shrink, [])}
+    model, _ = tf2onnx.convert.from_function(
+        serve, input_signature=SIGNATURE, opset=CONVERTED_OPSET, custom_op_handlers=handlers
+    )
+    for node in model.graph.node:
+        if node.op_type in UNWANTED_NODES and not node.name.startswith(WORKING_SIZE):
+            raise ValueError(f"the ONNX graph has {node.op_type} nodes: {UNWANTED_NODES[node.op_type]}")
+    model = onnx.version_converter.convert_version(model, OPSET)
+    _smooth(model.graph)
     _write_out_pads(model.graph)
     for tensor in (*model.graph.input, *model.graph.output):
         for dimension, name in zip(tensor.type.tensor_type.shape.dim, "NHW", strict=False):
@@ -189,12 +208,10 @@ def write_onnx(model: onnx.ModelProto, file: Path, metadata: dict[str, object]) 
         how many nodes of each type the graph has.
 
     Raises:
-        ValueError: it is not valid ONNX, or has a node of `UNWANTED_NODES`.
+        ValueError: it is not valid ONNX.
     """
     onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in metadata.items()})
     census = collections.Counter(node.op_type for node in model.graph.node)
-    if found := sorted(UNWANTED_NODES.keys() & census.keys()):
-        raise ValueError(f"the ONNX graph has {found[0]} nodes: {UNWANTED_NODES[found[0]]}")
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -212,6 +229,41 @@ def _floor_mod(context, node, _name, _args) -> None:
     if not tf2onnx.utils.map_onnx_to_numpy_type(context.get_dtype(node.input[0]))(0.5) == 0:
         raise ValueError(f"{node.name} cannot be exported: % of floating-point numbers")
     node.type = "Mod"
+
+
+def _shrink(context, node, _name, _args) -> None:
+    """Converts an antialiased `tf.image.resize`, for which tf2onnx 1.17 has nothing, to ONNX' `Resize`."""
+    image, size, *_ = node.input
+    if node.get_attr_str("kernel_type") != "triangle" or not node.get_attr_value("antialias"):
+        raise ValueError(f"{node.name} cannot be exported: images are resized by another filter than a triangle")
+    dtypes, shapes = node.output_dtypes, node.output_shapes
+    context.remove_node(node.name)
+
+    def part(of: str, start: int, end: int) -> str:
+        bounds = [context.make_const(tf2onnx.utils.make_name("at"), np.array([at])).output[0] for at in (start, end)]
+        return context.make_node("Slice", [of, *bounds]).output[0]
+
+    shape = context.make_node("Shape", [image]).output[0]
+    size = context.make_node("Cast", [size], attr={"to": onnx.TensorProto.INT64}).output[0]
+    sizes = context.make_node("Concat", [part(shape, 0, 1), size, part(shape, 3, 4)], attr={"axis": 0}).output[0]
+    context.make_node(
+        "Resize",
+        [image, "", "", sizes],
+        attr={"mode": "linear"},  # `_smooth` adds what `CONVERTED_OPSET` does not know
+        name=node.name,
+        outputs=node.output,
+        dtypes=dtypes,
+        shapes=shapes,
+    )
+
+
+def _smooth(graph: onnx.GraphProto) -> None:
+    """Completes the nodes that `_shrink` made."""
+    for node in graph.node:
+        if node.op_type == "Resize" and node.name.endswith("/ScaleAndTranslate"):
+            # Next to an edge, TensorFlow and Pillow weight only pixels of the image; ONNX repeats those at the edge.
+            settings = {"antialias": 1, "exclude_outside": 1}
+            node.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in settings.items())
 
 
 def _leave(_context, _node, _name, _args) -> None:

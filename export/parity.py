@@ -63,16 +63,20 @@ def parity_report(
     samples: Sequence[Sample],
     num_classes: int,
     limits: Limits,
+    working_size: int | None = None,
 ) -> dict[str, Any]:
     """Compares exported graphs with the model they come from.
 
     Args:
-        reference: the trained model: uint8 (N,H,W,3) to "probabilities" (N,H,W,K), and to "reliability" and "logits"
-            where the graphs have them.
+        reference: the trained model: uint8 (N,H,W,3) to "labels" and "confidence" as the graphs have them; "margin", by
+            how much their probability exceeds that of the second class; and "reliability" and "logits" where the graphs
+            have them.
         formats: the exported graphs by name.
         samples: images to compare on, at least one; resized to several sizes, and batched. Those with
             labels also give an mIoU, each at its own size.
         limits: what decides whether a format passes.
+        working_size: the longer side to which the model shrinks larger images, pixels; twice as large ones are compared
+            too.
 
     Returns:
         The content for `model.json`: `"passed"`, `"margin"`, `"limits"`, `"images"`, `"mIoU": {"keras": ...}`,
@@ -81,7 +85,7 @@ def parity_report(
         error of reliability and of the softmax of logits where there are any.
     """
     results: dict[str, dict[str, Any]] = {name: {"cases": []} for name in formats}
-    for images_NHWC in _batches(samples):
+    for images_NHWC in _batches(samples, working_size):
         expected = reference(images_NHWC)
         for name, predict in formats.items():
             results[name]["cases"].append(_compare(expected, predict(images_NHWC)))
@@ -89,14 +93,7 @@ def parity_report(
     labelled = [
         sample for sample in samples if sample.labels_HW is not None and (sample.labels_HW != IGNORE_LABEL).any()
     ]
-    own_miou = None
-    if labelled:
-
-        def labels(images_NHWC: np.ndarray) -> dict[str, np.ndarray]:
-            return {"labels": reference(images_NHWC)["probabilities"].argmax(-1)}
-
-        own_miou = _miou(labels, labelled, num_classes)
-
+    own_miou = _miou(reference, labelled, num_classes) if labelled else None
     for name, result in results.items():
         cases = result["cases"]
         errors = {key: max(case[key] for case in cases) for key in cases[0] if key.startswith("largest_")}
@@ -104,7 +101,7 @@ def parity_report(
         result["agreement"] = min(case["agreement"] for case in cases)
         result["agreement_where_clear"] = min(case["agreement_where_clear"] for case in cases)
         result["mIoU"] = _miou(formats[name], labelled, num_classes) if labelled else None
-        result["mIoU_change"] = result["mIoU"] - own_miou if labelled else None
+        result["mIoU_change"] = None if own_miou is None else result["mIoU"] - own_miou
         # In this form a NaN fails.
         result["passed"] = bool(
             all(case[key] <= limits.error for case in cases for key in errors)
@@ -121,15 +118,19 @@ def parity_report(
     }
 
 
-def _sizes(height: int, width: int) -> list[tuple[int, int]]:
-    """At least four sizes: small, odd, no multiple of any stride, and the images' own."""
+def _sizes(height: int, width: int, working_size: int | None = None) -> list[tuple[int, int]]:
+    """At least four sizes: small, odd, no multiple of any stride, the images' own, and larger ones than the working
+    size."""
     own = [(height // 2 | 1, width // 2 | 1), (height, width), (height + 3, width + 5)]
+    if working_size is not None and max(height, width) < 2 * working_size:
+        longest = max(height, width)
+        own.append((2 * working_size * height // longest | 1, 2 * working_size * width // longest | 1))
     return list(dict.fromkeys([(33, 47), (64, 96), *own]))
 
 
-def _batches(samples: Sequence[Sample]):
+def _batches(samples: Sequence[Sample], working_size: int | None = None):
     """Batches of natural images (N,H,W,3), every size of `_sizes` with every number of `BATCHES`."""
-    for height, width in _sizes(*samples[0].image_HWC.shape[:2]):
+    for height, width in _sizes(*samples[0].image_HWC.shape[:2], working_size):
         images = [
             np.asarray(Image.fromarray(samples[index % len(samples)].image_HWC).resize((width, height)))
             for index in range(max(BATCHES))
@@ -139,14 +140,12 @@ def _batches(samples: Sequence[Sample]):
 
 
 def _compare(expected: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> dict[str, Any]:
-    probabilities_NHWK = expected["probabilities"]
-    batch, height, width, _ = probabilities_NHWK.shape
-    second_NHW, first_NHW = np.moveaxis(np.partition(probabilities_NHWK, -2, axis=-1)[..., -2:], -1, 0)
-    same_NHW = outputs["labels"] == probabilities_NHWK.argmax(-1)
-    clear_NHW = first_NHW - second_NHW > MARGIN
-    errors = {"confidence": outputs["confidence"] - first_NHW}
-    if "reliability" in outputs:
-        errors["reliability"] = outputs["reliability"] - expected["reliability"]
+    batch, height, width = expected["labels"].shape
+    same_NHW = outputs["labels"] == expected["labels"]
+    clear_NHW = expected["margin"] > MARGIN
+    errors: dict[str, np.ndarray] = {
+        name: outputs[name] - expected[name] for name in ("confidence", "reliability") if name in outputs
+    }
     if "logits" in outputs:
         errors["logits"] = softmax(outputs["logits"]) - softmax(expected["logits"])
     return {

@@ -207,9 +207,16 @@ def reference(method: Method, logits: bool) -> Predictor:
 
     def predict(images_NHWC: np.ndarray) -> dict[str, np.ndarray]:
         answer = method.infer(images_NHWC.astype(np.float32))
-        said = {"probabilities": answer.probabilities_BHWK, "reliability": answer.reliability_BHW}
-        said |= {"logits": answer.logits_BHWK} if logits else {}
-        return {name: np.asarray(value) for name, value in said.items() if value is not None}
+        labels_NHW = np.zeros(images_NHWC.shape[:3], np.uint8)
+        first_NHW, second_NHW = np.zeros(labels_NHW.shape, np.float32), np.zeros(labels_NHW.shape, np.float32)
+        for k in range(method.num_classes):  # all at once are gigabytes for 12 megapixels
+            p_NHW = answer.at_own_size(answer.variants[""][..., k : k + 1])[..., 0].numpy()
+            labels_NHW[p_NHW > first_NHW] = k
+            second_NHW = np.maximum(second_NHW, np.minimum(first_NHW, p_NHW))
+            first_NHW = np.maximum(first_NHW, p_NHW)
+        said: dict[str, np.ndarray] = {"labels": labels_NHW, "confidence": first_NHW, "margin": first_NHW - second_NHW}
+        said |= {} if answer.reliability_BHW is None else {"reliability": answer.reliability_BHW.numpy()}
+        return said | ({"logits": answer.logits_BHWK.numpy()} if logits else {})
 
     return predict
 
@@ -229,6 +236,17 @@ def write_artifact(
     """
     say = partial(print, file=sys.stderr)
     method, evaluation = open_method(run, config.checkpoint)
+    size = method.config.working_size
+    if size is not None and config.logits:
+        raise ValueError(
+            f"the run's model shrinks larger images to {size} pixels by itself, so it needs no logits to put windows "
+            "together: leave --logits out, or train with --size native"
+        )
+    if size is not None and "openvino" in config.wanted_formats:
+        raise ValueError(
+            f"OpenVINO cannot read how the run's model brings answers back from {size} pixels to an image's own size: "
+            "leave openvino out, or train with --size native"
+        )
     serve = serving_function(method, config.logits)
     name = config.out.resolve().name
     provenance = {
@@ -258,6 +276,7 @@ def write_artifact(
         **metadata | {"provenance": provenance | {"opset": OPSET, "nodes": nodes}},
         inputs=INPUTS,
         outputs=outputs_of(serve),
+        working_size=size,
         evaluation=evaluation,
         sha256=sha256_of(folder / GRAPH_FILE),
         parity={},
@@ -272,7 +291,7 @@ def write_artifact(
 
     say(f"comparing with the trained model on {len(samples)} images")
     report = parity_report(
-        reference(method, config.logits), formats, samples, num_classes=len(run.classes), limits=config.limits
+        reference(method, config.logits), formats, samples, len(run.classes), config.limits, working_size=size
     )
     if not report["passed"]:
         failed = {name: result for name, result in report["formats"].items() if not result["passed"]}

@@ -7,13 +7,16 @@ from typing import Any, Literal
 import tensorflow as tf
 
 from kerasseg.checks import require_choices, require_one_of
-from kerasseg.data import Augmentation, Dataset, Split, train_dataset
+from kerasseg.data import Augmentation, Dataset, ShrunkDataset, Split, auto_size, train_dataset
 from kerasseg.data.weighting import parse_class_weights, resolve_class_weights
 from kerasseg.methods import Method, MethodConfig, TrainingData, find_method
 from kerasseg.segmenters import BACKBONES, SEGMENTERS, Segmenter, SegmenterName, build_segmenter, fitting_rates
 
 ProtocolName = Literal["native", "multiscale_flip", "sliding_window", "resized"]
 """How a run is measured (`training.protocols`)."""
+
+LEAST_SIZE = 32
+"""The smallest working size, pixels: networks pad to multiples of it."""
 
 Fields = dict[str, dict[str, Any]]
 """Fields of methods by registry name."""
@@ -58,8 +61,19 @@ class DataSettings(Settings):
     image_labels: str | None = None
     """Which other images have image-level labels (mlmt learns from them): as for --labeled; or a .csv file of
     `image,class` lines."""
+    size: str = "native"
+    """Working size: the longer side, pixels, to which larger images are shrunk to be trained on and segmented; answers
+    come back at an image's own size. native shrinks none; auto looks at the images and the crop."""
     seed: int = 0
     """Decides which images are labelled, the initial weights and every random number of training."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.size not in ("auto", "native") and not (self.size.isdecimal() and int(self.size) >= LEAST_SIZE):
+            raise ValueError(
+                f"--size must be auto, native, or the longer side of images in pixels, at least {LEAST_SIZE}; got "
+                f"{self.size}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +219,17 @@ class TrainingSettings(ScheduleSettings, AugmentationSettings, NetworkSettings, 
         classes = self.method_class.config_groups(fields)
         return {name: group(**self.shared(group) | fields.get(name, {})) for name, group in classes.items()}
 
+    def working_size(self, dataset: Dataset) -> int | None:
+        """The longer side, pixels, that `size` means for a dataset; None where its images stay as they are."""
+        if self.size == "auto":
+            return auto_size(dataset, self.crop)
+        return None if self.size == "native" else int(self.size)
+
+    def at_working_size(self, dataset: Dataset) -> Dataset:
+        """The dataset, with larger images shrunk where there is a working size."""
+        size = None if isinstance(dataset, ShrunkDataset) else self.working_size(dataset)
+        return dataset if size is None else ShrunkDataset(dataset, size)
+
     def build_method(self, dataset: Dataset, split: Split, fields: Fields, weights: str | None = None) -> Method:
         """The method around a new segmenter, not compiled.
 
@@ -216,13 +241,17 @@ class TrainingSettings(ScheduleSettings, AugmentationSettings, NetworkSettings, 
         return self.method_class.from_segmenter(segmenter, self.known_fields(dataset, split, fields))
 
     def known_fields(self, dataset: Dataset, split: Split, fields: Fields) -> dict[str, dict[str, Any]]:
-        """The fields, with those that follow from the data: class weights, rates for the crop, numbers of images."""
+        """The fields, with those that follow from the data: the working size, class weights, rates for the crop,
+        numbers of images."""
         known = self.method_class.with_data(fields, TrainingData(len(split.labeled), self.crop))
-        class_weights = resolve_class_weights(self.class_weights, dataset, split)
-        if not class_weights:
-            return known
+        found: dict[str, Any] = {"working_size": self.working_size(dataset)}
+        if class_weights := resolve_class_weights(self.class_weights, dataset, split):
+            found["class_weights"] = class_weights
+        for name, group in known.items():
+            if group.get("working_size") not in (None, found["working_size"]):
+                raise ValueError(f"--size decides the working size of all methods: leave --{name}.working-size out")
         return {
-            name: group | ({"class_weights": class_weights} if "class_weights" in group else {})
+            name: group | {field: value for field, value in found.items() if field in group}
             for name, group in known.items()
         }
 
@@ -242,12 +271,13 @@ class TrainingSettings(ScheduleSettings, AugmentationSettings, NetworkSettings, 
         """Endless training batches.
 
         Args:
+            dataset: at its own size, or shrunk already, so that no image is shrunk twice (`at_working_size`).
             unlabeled: unlabelled images in each (`unlabeled_images`).
             whole: whether they hold whole images instead of crops.
             more: as in `train_dataset`.
         """
         return train_dataset(
-            dataset,
+            self.at_working_size(dataset),
             split,
             dataclasses.replace(self.augmentation, whole=whole),
             batch_size=self.batch_size,

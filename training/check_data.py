@@ -14,9 +14,14 @@ import tyro
 from kerasseg.data.check import inspect_folder
 from kerasseg.data.datasets import DATASETS, open_dataset
 from kerasseg.data.inspection import inspect_dataset
+from kerasseg.data.shrunk import explain_size
 from kerasseg.data.splits import make_split
 from kerasseg.losses import IGNORE_LABEL
+from kerasseg.recipes import RECIPES
 from serving.common import cli
+
+PHOTOS = RECIPES["photos"]().settings
+"""What a dataset folder is trained with, unless another recipe is named."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,10 @@ def main(config: CheckDataConfig) -> dict:
         inspection.add_split(split, config.cover)
     for problem in inspection.problems:
         print(problem, file=sys.stderr)
+    if not inspection.errors:
+        dataset = dataset or open_dataset(config.path)
+        if said := explain_size(dataset, PHOTOS.crop, PHOTOS.working_size(dataset)):
+            print(f"with the recipe photos: {said}", file=sys.stderr)
     errors = len(inspection.errors)
     if errors:
         print(f"error: {errors} problem{'s' * (errors > 1)} in {config.path}", file=sys.stderr)

@@ -32,11 +32,11 @@ class ProtocolSettings:
     """For sliding_window: step between windows as a share of the window; None for two thirds."""
     window_batch_size: int | None = None
     """For sliding_window: windows segmented at once; affects only the speed; None for 4."""
-    size: tuple[int, int] | None = None
+    resized_to: tuple[int, int] | None = None
     """For resized: height and width, pixels; None for 512 1024."""
     labels: LabelSize | None = None
-    """For resized: resized compares with the label map at --size, native with the label map at the image's own size;
-    None for resized."""
+    """For resized: resized compares with the label map at --resized-to, native with the label map at the image's own
+    size; None for resized."""
 
     @property
     def given(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from kerasseg.losses import IGNORE_LABEL
 from kerasseg.methods import Method
 from kerasseg.methods.gradient_norms import gradient_norms
 from kerasseg.metrics import Reliability
+from kerasseg.working_size import shrink_labels
 
 TRAINING_IMAGES = 50
 
@@ -58,11 +59,15 @@ def diagnose(method: Method, dataset: Dataset, split: Split) -> dict[str, Any]:
     @tf.function(input_signature=any_size)
     def predict(images_BHW3, labels_BHW):
         answer = method.infer(images_BHW3)
-        confidence = {"softmax": tf.reduce_max(answer.probabilities_BHWK, axis=-1)}
+        prediction_BHW, largest_BHW = answer.label_map()
+        confidence = {"softmax": largest_BHW}
         if answer.reliability_BHW is not None:
             confidence["critic"] = answer.reliability_BHW
-        observed = method.observe(images_BHW3, labels_BHW)
-        return tf.argmax(answer.probabilities_BHWK, axis=-1, output_type=tf.int32), confidence, observed
+        images_Bhw3, own_size = method.at_working_size(images_BHW3)
+        if own_size is not None:
+            labels_BHW = shrink_labels(labels_BHW, method.config.working_size)
+        observed = method.observe(images_Bhw3, labels_BHW)
+        return tf.cast(prediction_BHW, tf.int32), confidence, observed
 
     def measure(images: tf.data.Dataset) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """({"confidence": ...}, what the method observed)."""

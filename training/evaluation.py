@@ -14,6 +14,7 @@ from kerasseg.methods import Method
 from kerasseg.methods.mlmt import gated, predicted_pixels
 from kerasseg.metrics import ConfusionMatrix, count_pixels, scores
 from kerasseg.visualize import panel
+from kerasseg.working_size import likeliest
 from serving.common.files import write_atomically
 from serving.common.images import index_png, png
 from training.protocols import Native, Protocol
@@ -71,7 +72,7 @@ class Measurement:
         summaries = {variant: _summary(matrix, self.classes) for variant, matrix in self.confusion().items()}
         if summaries[""]["mIoU"] is None:
             print(f"nothing is measured: all pixels of the {self.split} label maps are ignored", file=sys.stderr)
-        name, *rest = self.protocol.describe().items()
+        name, *rest = self.protocol.describe(self.method.config.working_size).items()
         protocol = dict([name, ("split", self.split), ("images", self.image_count), *rest])
         return summaries.pop("") | summaries | {"protocol": protocol}
 
@@ -104,8 +105,7 @@ class Measurement:
     def _count(self, images_1HW3, labels_1HW) -> None:
         """Adds one image to the confusion matrix (K,K) of each prediction."""
         images_1HW3, labels_1HW = self.protocol.prepare(images_1HW3, labels_1HW)
-        for variant, probabilities in self.method.predictions(images_1HW3, self.protocol.segment).items():
-            prediction_1HW = tf.argmax(probabilities, axis=-1)
+        for variant, prediction_1HW in self.method.label_maps(images_1HW3, self.protocol.segment).items():
             self.counts[variant].assign_add(count_pixels(labels_1HW, prediction_1HW, len(self.classes)))
 
 
@@ -151,10 +151,11 @@ def find_min_pixels(
     confusions = [ConfusionMatrix(dataset.num_classes) for _ in candidates]
     for images_1HW3, labels_1HW in eval_dataset(dataset, split):
         images_1HW3, labels_1HW = protocol.prepare(images_1HW3, labels_1HW)
-        S_1HWK = protocol.segment(method.class_probabilities, images_1HW3)
-        pixels_1K = predicted_pixels(S_1HWK)
+        images_1hw3, size = method.at_working_size(images_1HW3)
+        S_1hwK = protocol.segment(method.class_probabilities, images_1hw3)
+        pixels_1K = predicted_pixels(S_1hwK)
         for confusion, least in zip(confusions, candidates, strict=True):
-            confusion.update_state(labels_1HW, tf.argmax(gated(S_1HWK, pixels_1K >= least), axis=-1))
+            confusion.update_state(labels_1HW, likeliest(gated(S_1hwK, pixels_1K >= least), size)[0])
     results = [scores(confusion.matrix.numpy()) for confusion in confusions]
     iou = np.array([[value or 0.0 for value in result.iou] for result in results])
     return {
@@ -172,8 +173,7 @@ class Examples:
 
     def _predict(self, images_BHW3):
         answer = self.method.infer(images_BHW3)
-        predictions = answer.variants | self.method.of_last_weights(images_BHW3)
-        labels = {name: tf.argmax(probabilities, axis=-1) for name, probabilities in predictions.items()}
+        labels = {variant: answer.label_map(variant)[0] for variant in answer.variants}
         return labels, answer.critic_scores, answer.reliability_BHW
 
     def some(self, count: int):
@@ -182,7 +182,7 @@ class Examples:
         for name in evenly_spaced(self.dataset.label_names(self.split), count):
             image_HW3 = self.dataset.load_image(self.split, name)
             labels, *judgements = self.predict(tf.cast(image_HW3[np.newaxis], tf.float32))
-            maps = {variant: label[0].numpy().astype(np.uint8) for variant, label in labels.items()}
+            maps = {variant: label[0].numpy() for variant, label in labels.items()}
             truth_HW = self.dataset.load_label(self.split, name)
             yield name, image_HW3, truth_HW, maps, *(None if each is None else each[0].numpy() for each in judgements)
 

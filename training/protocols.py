@@ -49,9 +49,20 @@ class Protocol:
         """The protocol in a sentence, without what is the same for all."""
         raise NotImplementedError
 
-    def describe(self) -> dict[str, Any]:
-        """The protocol in result.json: "name", its settings, "description"."""
-        return {"name": self.name, **self.settings(), "description": f"{self.words()}; {COUNTED}"}
+    def describe(self, working_size: int | None = None) -> dict[str, Any]:
+        """The protocol in result.json: "name", its settings, "description".
+
+        Args:
+            working_size: the method's own, to which it shrinks the images that the protocol gives it.
+        """
+        words, own = self.words(), self.settings()
+        if working_size is not None:
+            own["working_size"] = working_size
+            words += (
+                f"; larger images shrunk to a longer side of {working_size} pixels, and the softmax probabilities "
+                "brought back to the size before it"
+            )
+        return {"name": self.name, **own, "description": f"{words}; {COUNTED}"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,21 +184,22 @@ class Resized(Protocol):
     """
 
     name = "resized"
-    size: tuple[int, int] = (512, 1024)
+    resized_to: tuple[int, int] = (512, 1024)
     """Height and width, pixels."""
     labels: LabelSize = "resized"
     """resized: label maps are brought to the same size (reference code of Mittal et al. 2019). native: they stay as
     they are, and the probabilities are brought to theirs."""
 
     def __post_init__(self):
-        if min(self.size) < 1:
-            raise ValueError(f"--size must be two positive numbers of pixels; got {_shown(self.size)}")
+        if min(self.resized_to) < 1:
+            raise ValueError(f"--resized-to must be two positive numbers of pixels; got {_shown(self.resized_to)}")
         require_one_of("--labels", self.labels, get_args(LabelSize))
 
     def prepare(self, images_1HW3, labels_1HW):
         if self.labels == "native":
             return images_1HW3, labels_1HW
-        return self.shrink(images_1HW3), tf.image.resize(labels_1HW[..., tf.newaxis], self.size, "nearest")[..., 0]
+        labels_1hw1 = tf.image.resize(labels_1HW[..., tf.newaxis], self.resized_to, "nearest")
+        return self.shrink(images_1HW3), labels_1hw1[..., 0]
 
     def segment(self, predict, images_1HW3):
         if self.labels == "resized":
@@ -196,17 +208,17 @@ class Resized(Protocol):
 
     def shrink(self, images_1HW3: tf.Tensor) -> tf.Tensor:
         """Resized, with smoothing where it shrinks, as by Pillow's bilinear filter, which the reference code uses."""
-        return tf.image.resize(images_1HW3, self.size, antialias=True)
+        return tf.image.resize(images_1HW3, self.resized_to, antialias=True)
 
     def settings(self):
-        return {"size": list(self.size), "labels": self.labels}
+        return {"resized_to": list(self.resized_to), "labels": self.labels}
 
     def words(self):
         compared = {
             "resized": "and its label map resized to {}, and compared there",
             "native": "resized to {}, the softmax probabilities brought back to its own size, and compared there",
         }[self.labels]
-        return f"each image {compared.format(_by(self.size) + ' pixels')}, one scale, no flip"
+        return f"each image {compared.format(_by(self.resized_to) + ' pixels')}, one scale, no flip"
 
 
 PROTOCOLS: dict[str, type[Protocol]] = {
@@ -239,6 +251,8 @@ def make_protocol(name: str, crop: Sequence[int], **given: Any) -> Protocol:
 def recorded(said: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The name and the settings, from what `Protocol.describe` gave, with which `make_protocol` makes it again."""
     protocol = PROTOCOLS[said["name"]]
+    if "size" in said:  # its name before --size was the working size
+        said = {**said, "resized_to": said["size"]}
     known = {field.name for field in dataclasses.fields(protocol)} & said.keys()
     settings = {name: tuple(said[name]) if isinstance(said[name], list) else said[name] for name in known}
     if "stride" in settings:  # in pixels there; the largest share of the window that gives both of them

@@ -29,6 +29,7 @@ ADDED_SETTINGS = {
     "class_weights": "none",
     "average_weights": False,
     "rates": None,
+    "size": "native",
 }
 """Settings that an old config.json lacks, and their values at that time."""
 

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from kerasseg.data import Dataset, Split, make_split, open_dataset
 from kerasseg.data.check import require_sound
+from kerasseg.data.shrunk import explain_size
 from kerasseg.methods import Method
 from kerasseg.segmenters import dead_taps
 from training.checkpoints import open_method
@@ -45,6 +46,9 @@ class Session:
     protocol: Protocol
     """The protocol of the measurement at the end."""
     dataset: Dataset
+    """The images at their own size, at which methods are measured."""
+    training_dataset: Dataset
+    """The same at the working size."""
     split: Split
     method: Method
     """Its stages are compiled."""
@@ -87,7 +91,9 @@ class Session:
     def whole_batches(self, stage: Stage, start_step: int, **share: Any) -> tf.data.Dataset:
         """A stage's batches for all devices together, from that step of the run on; `share` as in `train_dataset`."""
         whole = stage.method.learns_from_whole_images
-        return self.config.batches(self.dataset, self.split, self.unlabeled, whole, start_step=start_step, **share)
+        return self.config.batches(
+            self.training_dataset, self.split, self.unlabeled, whole, start_step=start_step, **share
+        )
 
     def batches(self, stage: Stage, start_step: int) -> tf.distribute.DistributedDataset:
         """The same, distributed over the strategy's devices."""
@@ -128,13 +134,15 @@ def assemble(config: RunConfig, strategy: tf.distribute.Strategy, resumed: bool 
         split = open_split(config, dataset)
         for problem in require_sound(dataset, split, config.cover):
             print(problem, file=sys.stderr)
+        if said := explain_size(dataset, config.crop, config.working_size(dataset)):
+            print(said, file=sys.stderr)
     if len(set(gather(strategy, int(split.fingerprint[:7], 16)))) > 1:
         raise ValueError("the workers do not see the same images: give all of them the same --dataset and flags")
     with strategy.scope():
         method = build_method(config, dataset, split, resumed)
         for stage in method.stages():
             stage.compile(sync_batch_norm=config.sync_batch_norm, accumulate=config.accumulate)
-    session = Session(config, strategy, protocol, dataset, split, method)
+    session = Session(config, strategy, protocol, dataset, config.at_working_size(dataset), split, method)
     for warning in session.warnings():
         print(f"warning: {warning}", file=sys.stderr)
     return session
@@ -161,7 +169,7 @@ def build_method(config: RunConfig, dataset: Dataset, split: Split, resumed: boo
                 "--average-weights, --class-weights and --rates decide how a segmenter is trained, and that of "
                 "--branch-run is trained already: give these flags to its own run"
             )
-        branch = open_branch(config.branch_run, dataset, split)
+        branch = open_branch(config.branch_run, dataset, split, config.working_size(dataset))
         start = "none" if resumed else Run.read(config.branch_run).config["weights"]
         fields = config.known_fields(dataset, split, config.method_fields)
         return config.method_class.from_trained(branch, fields, start)
@@ -180,14 +188,18 @@ def untrained_taps(method: Method, crop: tuple[int, int]) -> dict[str, int]:
     return found
 
 
-def open_branch(folder: Path, dataset: Dataset, split: Split) -> Method:
-    """The method of a finished run on the same split."""
+def open_branch(folder: Path, dataset: Dataset, split: Split, working_size: int | None) -> Method:
+    """The method of a finished run on the same split, at the same working size."""
     run = Run.read_finished(folder)
     if run.config["split_fingerprint"] != split.fingerprint:
         raise ValueError(f"{folder} was trained on another split: give the same --dataset, --labeled and --seed")
     if run.classes != list(dataset.classes):
         raise ValueError(f"{folder} was trained on other classes: {', '.join(run.classes)}")
     method, _ = open_method(run)
+    own = method.config.working_size
+    if own != working_size:
+        there, here = (f"{size} pixels" if size else "the images' own size" for size in (own, working_size))
+        raise ValueError(f"{folder} was trained at {there}, and this run is at {here}: give --size {own or 'native'}")
     return method
 
 

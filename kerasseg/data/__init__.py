@@ -4,6 +4,7 @@ from kerasseg.data.augment import Augmentation
 from kerasseg.data.datasets import DATASETS, Dataset, default_palette, open_dataset
 from kerasseg.data.folder import FolderDataset
 from kerasseg.data.pipeline import eval_dataset, train_dataset
+from kerasseg.data.shrunk import ShrunkDataset, auto_size
 from kerasseg.data.splits import Split, evenly_spaced, make_split
 from kerasseg.data.unreadable import naming_unreadable
 from kerasseg.data.weighting import class_weights, resolve_class_weights
@@ -13,7 +14,9 @@ __all__ = [
     "Augmentation",
     "Dataset",
     "FolderDataset",
+    "ShrunkDataset",
     "Split",
+    "auto_size",
     "class_weights",
     "default_palette",
     "eval_dataset",

@@ -73,6 +73,11 @@ class Dataset(ABC):
     def load_label(self, split: str, name: str) -> np.ndarray:
         """uint8 (H, W), 255 = ignore."""
 
+    def image_size(self, split: str, name: str) -> tuple[int, int]:
+        """Height and width of an image, pixels."""
+        height, width = self.load_image(split, name).shape[:2]
+        return height, width
+
     def describe(self, split: str, name: str) -> str:
         """The name of an image in messages: its file, where it has one of its own."""
         return f"the {split} image {name!r} of {self.name}"

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 from PIL.ImageFile import ImageFile
 
 from kerasseg.data.datasets import SPLITS, Dataset
@@ -95,6 +96,15 @@ class FolderDataset(Dataset):
         if self._ignore_in_files != IGNORE_LABEL:
             label_HW = np.where(label_HW == self._ignore_in_files, np.uint8(IGNORE_LABEL), label_HW)
         return label_HW
+
+    def image_size(self, split: str, name: str) -> tuple[int, int]:
+        path = self._images_of(split)[name]
+        with naming_file(path):
+            try:
+                with Image.open(path) as image:  # reads its header only
+                    return image.size[::-1]
+            except Exception:  # whatever is wrong, the whole file says it better
+                return super().image_size(split, name)
 
     def describe(self, split: str, name: str) -> str:
         return str(self._images_of(split)[name])

@@ -21,6 +21,9 @@ class MethodConfig:
 
     steps: int = 20_000
     """Length of the training, in optimisation steps, over which schedules stretch."""
+    working_size: int | None = None
+    """Longer side, pixels, to which larger images are shrunk before they are segmented; the answer is brought back to
+    their own size. None segments all as they are. `--size` chooses it, and training images follow."""
 
     @property
     def main_updates(self) -> int:
@@ -33,6 +36,10 @@ class MethodConfig:
             if get_origin(hint) is tuple:
                 object.__setattr__(self, name, tuple(getattr(self, name)))  # a list, where it comes from a file
         require(self.steps >= 1, f"steps must be at least 1; got {self.steps}")
+        require(
+            self.working_size is None or self.working_size >= 1,
+            f"working_size must be at least 1 pixel, or None; got {self.working_size}",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from kerasseg.methods.fitting import FittedModel
 from kerasseg.methods.inference import Inference, Segment, at_once, logits_of
 from kerasseg.metrics import ConfusionMatrix
 from kerasseg.optimizers import skipped_updates
+from kerasseg.working_size import enlarge, likeliest, shrink
 
 
 class Method(FittedModel):
@@ -159,38 +160,58 @@ class Method(FittedModel):
     def call(self, images, training: bool = False):
         """Class probabilities (B,H,W,K) of images (B,H,W,3), or of the labelled images of a training batch."""
         images_BHW3 = images["labeled"] if isinstance(images, dict) else images
-        return self.variants_from(images_BHW3, self.class_probabilities(images_BHW3))[""]
+        x, size = self.at_working_size(images_BHW3)
+        answer = self.variants_from(x, self.class_probabilities(x))[""]
+        return answer if size is None else enlarge(answer, size)
 
     def infer(self, images_BHW3) -> Inference:
-        """The method's answer, in inference mode: what is evaluated, drawn, exported and compared with exports."""
-        images_BHW3 = tf.convert_to_tensor(images_BHW3)  # Keras takes no array together with a tensor
-        logits_BHWK = logits_of(self.predictor, images_BHW3)
-        S_BHWK = tf.nn.softmax(logits_BHWK)
-        variants = self.variants_from(images_BHW3, S_BHWK)
-        return Inference(logits_BHWK, S_BHWK, variants, self.critic_scores(images_BHW3, S_BHWK))
+        """The method's answer, in inference mode: what is drawn, exported and compared with exports."""
+        # Keras takes no array together with a tensor.
+        x, size = self.at_working_size(tf.convert_to_tensor(images_BHW3))
+        logits = logits_of(self.predictor, x)
+        S = tf.nn.softmax(logits)
+        variants = self.variants_from(x, S) | self.of_last_weights(x)
+        return Inference(logits, S, variants, self.critic_scores(x, S), size)
 
-    def predictions(self, images_BHW3, segment: Segment = at_once) -> dict[str, tf.Tensor]:
-        """Class probabilities (B,H,W,K) by variant, in inference mode; `segment` for protocols that average over
-        scales, mirrorings and parts of an image."""
-        S_BHWK = segment(self.class_probabilities, images_BHW3)
-        return self.variants_from(images_BHW3, S_BHWK) | self.of_last_weights(images_BHW3, segment)
+    def predictions(self, images_BHW3) -> dict[str, tf.Tensor]:
+        """Class probabilities (B,H,W,K) by variant, in inference mode."""
+        answer = self.infer(images_BHW3)
+        return {variant: answer.at_own_size(probabilities) for variant, probabilities in answer.variants.items()}
 
-    def of_last_weights(self, images_BHW3, segment: Segment = at_once) -> dict[str, tf.Tensor]:
-        """Those of the segmenter's last weights under "student", where their average predicts; else nothing."""
+    def label_maps(self, images_BHW3, segment: Segment = at_once) -> dict[str, tf.Tensor]:
+        """The likeliest classes, uint8 (B,H,W), by variant, in inference mode: what is evaluated.
+
+        Args:
+            segment: for protocols that average over scales, mirrorings and parts of an image.
+        """
+        x, size = self.at_working_size(images_BHW3)
+        variants = self.variants_from(x, segment(self.class_probabilities, x)) | self.of_last_weights(x, segment)
+        return {variant: likeliest(probabilities, size)[0] for variant, probabilities in variants.items()}
+
+    def at_working_size(self, images_BHW3) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """Images (B,h,w,3) as they are segmented, and the own size (H,W) to which answers are brought back; None where
+        the method has no working size. The functions below take images of that size."""
+        if self.config.working_size is None:
+            return images_BHW3, None
+        return shrink(images_BHW3, self.config.working_size), tf.shape(images_BHW3)[1:3]
+
+    def of_last_weights(self, images_Bhw3, segment: Segment = at_once) -> dict[str, tf.Tensor]:
+        """The probabilities by the segmenter's last weights under "student", where their average predicts; else
+        nothing."""
         if "student" not in self.variants:
             return {}
-        return {"student": segment(lambda images: tf.nn.softmax(logits_of(self.segmenter, images)), images_BHW3)}
+        return {"student": segment(lambda images: tf.nn.softmax(logits_of(self.segmenter, images)), images_Bhw3)}
 
-    def class_probabilities(self, images_BHW3) -> tf.Tensor:
-        """The predicting network's own class probabilities (B,H,W,K), before `variants_from` sees them."""
-        return tf.nn.softmax(logits_of(self.predictor, images_BHW3))
+    def class_probabilities(self, images_Bhw3) -> tf.Tensor:
+        """The predicting network's own class probabilities (B,h,w,K), before `variants_from` sees them."""
+        return tf.nn.softmax(logits_of(self.predictor, images_Bhw3))
 
-    def variants_from(self, images_BHW3, S_BHWK) -> dict[str, tf.Tensor]:
-        """Class probabilities (B,H,W,K) by variant, from the predicting network's for whole images."""
-        return {"": S_BHWK}
+    def variants_from(self, images_Bhw3, S_BhwK) -> dict[str, tf.Tensor]:
+        """Class probabilities (B,h,w,K) by variant, from the predicting network's for whole images."""
+        return {"": S_BhwK}
 
-    def critic_scores(self, images_BHW3, probabilities_BHWK) -> tf.Tensor | None:
-        """The critic's scores of a segmentation, 0..1: (B,), (B,H,W), or None where there is no critic."""
+    def critic_scores(self, images_Bhw3, probabilities_BhwK) -> tf.Tensor | None:
+        """The critic's scores of a segmentation, 0..1: (B,), (B,h,w), or None where there is no critic."""
         return None
 
     def reliability(self, images_BHW3) -> tf.Tensor | None:
@@ -198,7 +219,7 @@ class Method(FittedModel):
         does."""
         return self.infer(images_BHW3).reliability_BHW
 
-    def observe(self, images_BHW3, labels_BHW) -> dict[str, tf.Tensor]:
+    def observe(self, images_Bhw3, labels_Bhw) -> dict[str, tf.Tensor]:
         """What `diagnostics` needs from held-out images, a row for each."""
         return {}
 

@@ -123,8 +123,7 @@ def make_options(config: BatchConfig, artifact: Artifact, shard: tuple[int, int]
         steps(config.window, config.stride)
         if min(config.window) < 1:
             raise ValueError(f"--window is a height and a width of at least 1 pixel, got {config.window}")
-        if "logits" not in outputs:
-            raise ValueError(f"--window needs a model with logits: export {artifact.info.name} with --logits")
+        artifact.require_logits()
     return SegmentOptions(
         output=config.output.absolute(),
         write=config.write,

@@ -61,6 +61,9 @@ class ModelInfo:
     """The checksum of `model.onnx`."""
     parity: dict[str, Any]
     """The report of `export.parity`; `parity["passed"]` decides whether the model may be used."""
+    working_size: int | None = None
+    """The longer side, pixels, to which the graph shrinks larger images; it brings answers back to their own size. None
+    where it takes images as they are."""
     schema: int = SCHEMA
 
     def to_json(self) -> str:
@@ -76,6 +79,7 @@ class ModelInfo:
             found = fields.get("schema") if isinstance(fields, dict) else None
             raise ValueError(f"it has schema {found}, this kerasseg reads schema {SCHEMA}")
         known = {field.name for field in dataclasses.fields(cls)}
+        fields.setdefault("working_size", None)  # models of before this field have none
         if known != fields.keys():
             raise ValueError(f"its fields differ from the schema in {', '.join(sorted(known ^ fields.keys()))}")
         info = cls(
@@ -100,6 +104,10 @@ class ModelInfo:
             raise ValueError(f"its version is {self.version!r:.60}: expected a whole number from 1 on")
         if not 1 <= len(self.classes) <= MAX_CLASSES or not all(isinstance(name, str) for name in self.classes):
             raise ValueError(f"its {len(self.classes)} classes are not 1 to {MAX_CLASSES} names")
+        if self.working_size is not None and not (_whole(self.working_size) and self.working_size >= 1):
+            raise ValueError(
+                f"its working_size is {self.working_size!r:.60}: expected a whole number from 1 on, or null"
+            )
         if len(self.palette) != len(self.classes):
             raise ValueError(f"its palette has {len(self.palette)} colours for {len(self.classes)} classes")
         for color in self.palette:
@@ -131,6 +139,20 @@ class Artifact:
     @property
     def graph(self) -> Path:
         return self.folder / GRAPH_FILE
+
+    def require_logits(self) -> None:
+        """ValueError unless the model gives logits, from which windows are put together."""
+        if any(tensor.name == "logits" for tensor in self.info.outputs):
+            return
+        if self.info.working_size is not None:
+            raise ValueError(
+                f"{self.info.name} shrinks larger images to {self.info.working_size} pixels by itself: give it whole "
+                "images, without --window, or use a model that was trained with --size native"
+            )
+        raise ValueError(
+            f"{self.folder} gives no logits, from which windows are put together: export it with "
+            "python -m export.run --logits"
+        )
 
 
 def versions(model_folder: Path) -> list[int]:

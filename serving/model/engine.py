@@ -144,11 +144,7 @@ class Engine:
         Raises:
             ValueError: the graph gives no logits, or an impossible window or stride.
         """
-        if "logits" not in self.outputs:
-            raise ValueError(
-                f"{self.artifact.folder} gives no logits, from which large images are put together: export it with "
-                "python -m export.run --logits"
-            )
+        self.artifact.require_logits()
         labels_HW, confidence_HW = segment_by_windows(
             lambda windows_NhwC: self.predict(windows_NhwC, ("logits",))["logits"],
             image_HW3,

@@ -146,6 +146,12 @@ class Model:
 
     def _harmless_buckets(self, buckets: tuple[Size, ...], samples: Sequence[np.ndarray]) -> tuple[Size, ...]:
         """The buckets, from the smallest up, if padding leaves the labels of all samples as they are; or none."""
+        if buckets and self.info.working_size is not None:
+            log.warning(
+                "images are not padded to buckets: the model would shrink them to another size",
+                extra={"model": self.info.name, "working_size": self.info.working_size},
+            )
+            return ()
         buckets = tuple(sorted(buckets, key=lambda size: size[0] * size[1]))
         tried = 0
         for image_HWC in samples:

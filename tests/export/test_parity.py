@@ -28,8 +28,14 @@ def samples():
     return [Sample(image, image[..., 0] // 64) for image in images]
 
 
+def answered(probabilities_NHWK):
+    second_NHW, first_NHW = np.moveaxis(np.sort(probabilities_NHWK)[..., -2:], -1, 0)
+    labels_NHW = probabilities_NHWK.argmax(-1).astype(np.uint8)
+    return {"labels": labels_NHW, "confidence": first_NHW, "margin": first_NHW - second_NHW}
+
+
 def reference(images_NHWC):
-    return {"probabilities": probabilities(images_NHWC)}
+    return answered(probabilities(images_NHWC))
 
 
 def report_of(predict, samples):
@@ -94,7 +100,7 @@ def test_ties_may_go_either_way(samples):
         return even
 
     report = parity_report(
-        lambda images: {"probabilities": undecided(images)},
+        lambda images: answered(undecided(images)),
         {
             "onnx": lambda images: {
                 "labels": np.full(images.shape[:3], 2, np.uint8),
@@ -116,6 +122,11 @@ def test_at_least_four_sizes_odd_ones_among_them(size):
     assert size in sizes
     assert len(set(sizes)) >= 4
     assert any(height % 2 and width % 2 for height, width in sizes)
+
+
+def test_larger_sizes_than_the_working_size_are_among_them():
+    assert (59, 81) in _sizes(20, 27, working_size=40)
+    assert _sizes(90, 120, working_size=40) == _sizes(90, 120)
 
 
 def test_large_images_are_compared_one_at_a_time():

@@ -22,8 +22,8 @@ PROTOCOLS = [
     Native(),
     MultiscaleFlip(scales=(0.5, 1.0, 1.75)),
     SlidingWindow(window=(6, 7), window_batch_size=2),
-    Resized(size=(7, 9)),
-    Resized(size=(7, 9), labels="native"),
+    Resized(resized_to=(7, 9)),
+    Resized(resized_to=(7, 9), labels="native"),
 ]
 
 
@@ -135,14 +135,14 @@ def test_resized_compares_at_its_size_or_at_the_images_own():
     labels[0] = 255
     small = resized(image, (6, 10), smooth=True)
 
-    protocol = Resized(size=(6, 10))
+    protocol = Resized(resized_to=(6, 10))
     images, there = protocol.prepare(image[None], labels[None])
     np.testing.assert_allclose(images[0], small, atol=1e-3)
     nearest = np.ix_(np.floor((np.arange(6) + 0.5) * 13 / 6).astype(int), ((np.arange(10) + 0.5) * 1.7).astype(int))
     np.testing.assert_array_equal(there[0], labels[nearest])
     np.testing.assert_allclose(protocol.segment(made, images)[0], numpy_probabilities(made, small), atol=1e-4)
 
-    protocol = Resized(size=(6, 10), labels="native")
+    protocol = Resized(resized_to=(6, 10), labels="native")
     images, there = protocol.prepare(image[None], labels[None])
     np.testing.assert_array_equal(images[0], image)
     np.testing.assert_array_equal(there[0], labels)
@@ -244,7 +244,7 @@ def test_names_settings_and_defaults():
     assert make_protocol("sliding_window", [321, 240]).settings() == {"window": [321, 240], "stride": [214, 160]}
     given = make_protocol("sliding_window", (321, 321), window=(713, 713))
     assert given.settings() == {"window": [713, 713], "stride": [476, 476]}  # PSPNet's, rounded up
-    assert make_protocol("resized", (1, 1)).settings() == {"size": [512, 1024], "labels": "resized"}
+    assert make_protocol("resized", (1, 1)).settings() == {"resized_to": [512, 1024], "labels": "resized"}
     scales = make_protocol("multiscale_flip", (1, 1)).settings()["scales"]
     assert scales == [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
 

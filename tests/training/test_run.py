@@ -131,7 +131,10 @@ def test_mistakes_are_answered_by_one_line(dataset, tmp_path, capsys):
         (["--steps", "0"], "steps must be at least 1"),
         (["--protocol", "sliding"], "--protocol must be one of native, multiscale_flip, sliding_window, resized"),
         (["--window", "24", "32"], "--window is a setting of --protocol sliding_window, not of native: leave it out"),
-        (["--protocol", "resized", "--size", "0", "32"], "--size must be two positive numbers of pixels; got 0 32"),
+        (
+            ["--protocol", "resized", "--resized-to", "0", "32"],
+            "--resized-to must be two positive numbers of pixels; got 0 32",
+        ),
         (["--output-stride", "4"], "--output-stride must be one of 8, 16; got '4'"),
         (["--image-labels", "1"], "s4gan does not use --image-labels"),
         (["--mlmt.no-train-branch"], "give --branch-run RUN"),

@@ -1,0 +1,142 @@
+"""Working sizes of datasets: the rule, what is said of it, and that each image is read and shrunk once."""
+
+import errno
+import gc
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from kerasseg.data import FolderDataset, ShrunkDataset, auto_size, eval_dataset, make_split, train_dataset
+from kerasseg.data.augment import Augmentation
+from kerasseg.data.shrunk import explain_size
+from kerasseg.recipes import RECIPES
+from tests import backbone  # noqa: F401 (the tiny backbone)
+from tests.kerasseg.data.folders import make_folder, save
+
+
+@pytest.fixture
+def large(tmp_path):
+    """Images of 96x128; one of 24x32."""
+    root = make_folder(tmp_path / "large", size=(96, 128))
+    save(root / "images/train/train_3.png", np.full((24, 32, 3), 90))
+    save(root / "labels/train/train_3.png", np.ones((24, 32)))
+    return FolderDataset(root)
+
+
+@pytest.mark.parametrize(
+    ("crop", "size"),
+    [((24, 42), 84), ((42, 24), 84), ((24, 43), None), ((20, 30), 60), ((96, 128), None)],
+)
+def test_images_of_more_than_three_crops_are_brought_to_two(large, crop, size):
+    assert auto_size(large, crop) == size
+
+
+def test_what_is_said_of_it(large):
+    shown = "a crop of 30x20 pixels shows 4.9 % of the median image of 128x96"
+    assert explain_size(large, (20, 30), 60) == (
+        f"larger images are shrunk to a longer side of 60 pixels: {shown} at its own size"
+    )
+    assert explain_size(large, (20, 30), None) == f"images keep their own size, and {shown}: --size auto shrinks them"
+    assert explain_size(large, (96, 128), None) == ""
+
+
+def test_large_images_are_read_and_shrunk_once(large, monkeypatch):
+    loaded = []
+
+    def counted(load):
+        return lambda self, split, name: loaded.append(name) or load(self, split, name)
+
+    for load in ("load_image", "load_label"):
+        monkeypatch.setattr(FolderDataset, load, counted(getattr(FolderDataset, load)))
+    shrunk = ShrunkDataset(large, 40)
+    first = shrunk.load_image("train", "train_0"), shrunk.load_label("train", "train_0")
+    assert [each.shape[:2] for each in first] == [(30, 40), (30, 40)] and loaded == ["train_0", "train_0"]
+    for again in (shrunk.load_image("train", "train_0"), shrunk.tf_image("train", tf.constant("train_0"))):
+        np.testing.assert_array_equal(again, first[0])
+    np.testing.assert_array_equal(shrunk.load_label("train", "train_0"), first[1])
+    assert loaded == ["train_0", "train_0"]
+
+    image = Image.open(large.path / "images/train/train_0.png")
+    np.testing.assert_allclose(first[0], np.asarray(image.resize((40, 30), Image.Resampling.BILINEAR)), atol=2)
+    nearest = np.floor((np.arange(40) + 0.5) * 128 / 40)
+    np.testing.assert_array_equal(first[1][0], nearest * 3 // 128)  # classes in columns
+    assert shrunk.load_image("val", "val_0").shape == (30, 40, 3)  # not an image of train by the same name
+
+
+def test_smaller_images_stay_as_they_are(large):
+    shrunk = ShrunkDataset(large, 40)
+    np.testing.assert_array_equal(shrunk.load_image("train", "train_3"), np.full((24, 32, 3), 90))
+    assert not list(shrunk.folder.iterdir())
+
+
+def test_all_else_is_as_in_the_dataset(large):
+    shrunk = ShrunkDataset(large, 40)
+    for split in large.splits:
+        assert shrunk.image_names(split) == large.image_names(split)
+        assert shrunk.label_names(split) == large.label_names(split)
+    assert (shrunk.name, shrunk.classes, shrunk.palette) == (large.name, large.classes, large.palette)
+    assert make_split(shrunk, "2", 0) == make_split(large, "2", 0)
+    assert shrunk.describe("val", "val_1").endswith("images/val/val_1.png")
+
+
+def test_the_temporary_folder_goes_with_the_dataset(large):
+    shrunk = ShrunkDataset(large, 40)
+    shrunk.load_image("train", "train_0")
+    folder = shrunk.folder
+    assert len(list(folder.iterdir())) == 1
+    del shrunk
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_a_full_disk_is_said_once_and_costs_only_time(large, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    shrunk = ShrunkDataset(large, 40)
+    monkeypatch.setattr(np, "save", full)
+    for _ in range(2):
+        assert shrunk.load_image("train", "train_0").shape == (30, 40, 3)
+    err = capsys.readouterr().err
+    assert err.count("has no room for shrunk images (No space left on device)") == 1 and "set TMPDIR" in err
+    assert not list(shrunk.folder.iterdir())
+
+
+def test_training_batches_show_the_shrunk_images(large):
+    """A crop of the whole shrunk image, without any other change."""
+    shrunk = ShrunkDataset(large, 40)
+    split = make_split(large, "4", 0)
+    augmentation = Augmentation(crop=(30, 40), scale=(1.0, 1.0), flip=False)
+    x, labels = next(iter(train_dataset(shrunk, split, augmentation, batch_size=4)))
+    expected = {shrunk.load_image("train", name).tobytes() for name in ("train_0", "train_1", "train_2")}
+    got = {np.asarray(image, np.uint8).tobytes() for image in x["labeled"]}
+    assert expected < got
+    assert set(np.unique(labels)) == {0, 1, 2, 255}  # 255 is around the small one
+    assert next(iter(eval_dataset(large, "val")))[0].shape == (1, 96, 128, 3)
+
+
+def test_only_photographs_are_shrunk_by_default():
+    sizes = {name: entry().settings.size for name, entry in RECIPES.items()}
+    assert sizes.pop("photos") == "auto" and set(sizes.values()) == {"native"}
+
+
+@pytest.mark.parametrize("size", ["31", "big", "-3", "3.5", ""])
+def test_impossible_sizes(size):
+    with pytest.raises(ValueError, match="--size must be auto, native, or the longer side of images in pixels"):
+        RECIPES["photos"](size=size)
+
+
+def test_a_notebook_gets_the_working_size_too(large):
+    plan = RECIPES["photos"]("supervised", backbone="tiny", weights="none", crop=(20, 30), steps=3)
+    split = make_split(large, "2", 0)
+    method = plan.build_method(large, split)
+    assert method.config.working_size == 60
+    stream = plan.settings.at_working_size(large)
+    assert isinstance(stream, ShrunkDataset) and stream.longer_side == 60
+    assert plan.settings.at_working_size(stream) is stream
+    with pytest.raises(ValueError, match="--size decides the working size .* leave --supervised.working-size out"):
+        RECIPES["photos"]("supervised", supervised={"working_size": 50}, backbone="tiny", weights="none").build_method(
+            large, split
+        )
