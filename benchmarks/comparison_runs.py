@@ -146,6 +146,7 @@ class Training(NamedTuple):
         """Its command line, without --dataset, --weights and --out."""
         own = ["--method", self.method, "--labeled", self.labeled, "--seed", str(self.seed)]
         own += ["--steps", str(self.steps), *METHOD_FLAGS.get(self.method, ())]
+        own += ["--size", "native"]  # as the first runs; the images are smaller than the size that auto chooses
         own += ["--cover" if self.covers(config) else "--no-cover"]
         if needs := self.needs(config):
             own += ["--branch-run", str(needs.folder(config))]

@@ -130,7 +130,8 @@ def _sizes(height: int, width: int, working_size: int | None = None) -> list[tup
 
 def _batches(samples: Sequence[Sample], working_size: int | None = None):
     """Batches of natural images (N,H,W,3), every size of `_sizes` with every number of `BATCHES`."""
-    for height, width in _sizes(*samples[0].image_HWC.shape[:2], working_size):
+    own_height, own_width = samples[0].image_HWC.shape[:2]
+    for height, width in _sizes(own_height, own_width, working_size):
         images = [
             np.asarray(Image.fromarray(samples[index % len(samples)].image_HWC).resize((width, height)))
             for index in range(max(BATCHES))

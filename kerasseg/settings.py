@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from kerasseg.checks import require_choices, require_one_of
 from kerasseg.data import Augmentation, Dataset, ShrunkDataset, Split, auto_size, train_dataset
+from kerasseg.data.shrunk import longer_sides
 from kerasseg.data.weighting import parse_class_weights, resolve_class_weights
 from kerasseg.methods import Method, MethodConfig, TrainingData, find_method
 from kerasseg.segmenters import BACKBONES, SEGMENTERS, Segmenter, SegmenterName, build_segmenter, fitting_rates
@@ -63,7 +64,7 @@ class DataSettings(Settings):
     `image,class` lines."""
     size: str = "native"
     """Working size: the longer side, pixels, to which larger images are shrunk to be trained on and segmented; answers
-    come back at an image's own size. native shrinks none; auto looks at the images and the crop."""
+    come back at an image's own size. native shrinks none; auto chooses by the training images and the crop."""
     seed: int = 0
     """Decides which images are labelled, the initial weights and every random number of training."""
 
@@ -220,15 +221,15 @@ class TrainingSettings(ScheduleSettings, AugmentationSettings, NetworkSettings, 
         return {name: group(**self.shared(group) | fields.get(name, {})) for name, group in classes.items()}
 
     def working_size(self, dataset: Dataset) -> int | None:
-        """The longer side, pixels, that `size` means for a dataset; None where its images stay as they are."""
+        """The longer side, pixels, that `size` means for a dataset; None for native."""
         if self.size == "auto":
             return auto_size(dataset, self.crop)
         return None if self.size == "native" else int(self.size)
 
     def at_working_size(self, dataset: Dataset) -> Dataset:
-        """The dataset, with larger images shrunk where there is a working size."""
+        """The dataset, with images shrunk that are larger than the working size."""
         size = None if isinstance(dataset, ShrunkDataset) else self.working_size(dataset)
-        return dataset if size is None else ShrunkDataset(dataset, size)
+        return dataset if size is None or longer_sides(dataset)[-1] <= size else ShrunkDataset(dataset, size)
 
     def build_method(self, dataset: Dataset, split: Split, fields: Fields, weights: str | None = None) -> Method:
         """The method around a new segmenter, not compiled.

@@ -97,6 +97,7 @@ def likeliest(probabilities_BhwK: tf.Tensor, size: tf.Tensor | None = None) -> t
     padded = tf.pad(tf.cast(labels_Bhw, tf.int32), [[0, 0], [1, 1], [1, 1]], "SYMMETRIC")
     corners = [padded[:, :-1, :-1], padded[:, :-1, 1:], padded[:, 1:, :-1], padded[:, 1:, 1:]]
     alike = tf.reduce_min(corners, axis=0) == tf.reduce_max(corners, axis=0)
+    alike |= tf.reduce_all(tf.equal(size, shape[1:]))  # then nothing is between neighbours
     cells = tf.cast(tf.where(alike, corners[0], MIXED), tf.uint8)
     labels_BHW = tf.gather(tf.gather(cells, above_H + 1, axis=1), left_W + 1, axis=2)
     largest_BHW = enlarge(largest_Bhw[..., tf.newaxis], size)[..., 0]

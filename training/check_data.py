@@ -56,8 +56,8 @@ def main(config: CheckDataConfig) -> dict:
         print(problem, file=sys.stderr)
     if not inspection.errors:
         dataset = dataset or open_dataset(config.path)
-        if said := explain_size(dataset, PHOTOS.crop, PHOTOS.working_size(dataset)):
-            print(f"with the recipe photos: {said}", file=sys.stderr)
+        said = explain_size(dataset, PHOTOS.crop, PHOTOS.working_size(dataset))
+        print(f"with the recipe photos: {said}", file=sys.stderr)
     errors = len(inspection.errors)
     if errors:
         print(f"error: {errors} problem{'s' * (errors > 1)} in {config.path}", file=sys.stderr)

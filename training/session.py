@@ -134,8 +134,7 @@ def assemble(config: RunConfig, strategy: tf.distribute.Strategy, resumed: bool 
         split = open_split(config, dataset)
         for problem in require_sound(dataset, split, config.cover):
             print(problem, file=sys.stderr)
-        if said := explain_size(dataset, config.crop, config.working_size(dataset)):
-            print(said, file=sys.stderr)
+        print(explain_size(dataset, config.crop, config.working_size(dataset)), file=sys.stderr)
     if len(set(gather(strategy, int(split.fingerprint[:7], 16)))) > 1:
         raise ValueError("the workers do not see the same images: give all of them the same --dataset and flags")
     with strategy.scope():

@@ -21,47 +21,62 @@ from kerasseg.data.datasets import Dataset
 from kerasseg.data.splits import evenly_spaced
 from kerasseg.working_size import shrink, shrink_labels
 
-LARGE = 3.0
-"""Images are shrunk where the longer side of the median one is more than so many times that of the training crop."""
+LARGE = 3
+"""Images of up to so many times the longer side of the training crop stay as they are."""
 
-SIDES_OF_CROP = 2.0
-"""The longer side of shrunk images, in longer sides of the crop."""
+SHRUNK_TO = 2
+"""If most are larger, they are shrunk to so many times that side."""
 
-LOOKED_AT = 200
+LOOKED_AT = 1000
 """Images of a dataset whose size is looked at."""
 
 
 @functools.lru_cache(maxsize=8)
-def median_size(dataset: Dataset, split: str = "train") -> tuple[int, int]:
-    """Height and width of an image whose longer side is the median of the dataset's, pixels."""
-    names = evenly_spaced(dataset.image_names(split), LOOKED_AT)
+def longer_sides(dataset: Dataset) -> tuple[int, ...]:
+    """The longer sides of its training images, pixels, in ascending order."""
+    names = evenly_spaced(dataset.image_names("train"), LOOKED_AT)
     with ThreadPoolExecutor() as pool:
-        sizes = sorted(pool.map(lambda name: dataset.image_size(split, name), names), key=max)
-    return sizes[len(sizes) // 2]
+        return tuple(sorted(pool.map(lambda name: max(dataset.image_size("train", name)), names)))
 
 
-def auto_size(dataset: Dataset, crop: tuple[int, int]) -> int | None:
-    """The working size that suits a dataset: the longer side, pixels; None to leave images as they are.
+def median_side(dataset: Dataset) -> int:
+    """The longer side of the median training image, pixels."""
+    sides = longer_sides(dataset)
+    return sides[len(sides) // 2]
 
-    Images whose longer side is more than three times the crop's are brought to twice the crop's, so that a crop sees
+
+def auto_size(dataset: Dataset, crop: tuple[int, int]) -> int:
+    """The working size that suits a dataset: a longer side, pixels.
+
+    If the longer side of the median image is at most three times that of the crop, images stay as they are: the size is
+    that of the largest one, but no more than three crops. Otherwise they are shrunk to two crops, so that a crop shows
     about a quarter of an image (docs/decisions/photographs.md).
 
     Args:
         crop: height and width of training crops, pixels.
     """
-    longest = max(crop)
-    return round(SIDES_OF_CROP * longest) if max(median_size(dataset)) > LARGE * longest else None
+    if median_side(dataset) > LARGE * max(crop):
+        return SHRUNK_TO * max(crop)
+    return min(longer_sides(dataset)[-1], LARGE * max(crop))
 
 
 def explain_size(dataset: Dataset, crop: tuple[int, int], working_size: int | None) -> str:
-    """A line on a working size, or on images that are large without one; empty where there is nothing to say."""
-    height, width = median_size(dataset)
-    share = min(crop[0], height) * min(crop[1], width) / (height * width)
-    shown = f"a crop of {crop[1]}x{crop[0]} pixels shows {100 * share:.2g} % of the median image of {width}x{height}"
+    """The working size in a line, and what it means for these images."""
+    sides, median, longest = longer_sides(dataset), median_side(dataset), max(crop)
     if working_size is None:
-        large = max(height, width) > LARGE * max(crop)
-        return f"images keep their own size, and {shown}: --size auto shrinks them" if large else ""
-    return f"larger images are shrunk to a longer side of {working_size} pixels: {shown} at its own size"
+        if median <= LARGE * longest:
+            return "working size: none, images are segmented at their own size"
+        return (
+            f"working size: none, though the median image has a longer side of {median} pixels, {median // longest} "
+            "times that of a training crop: --size auto shrinks such images"
+        )
+    larger = sum(side > working_size for side in sides) / len(sides)
+    if not larger:
+        return f"working size: {working_size} pixels; no training image is larger, and others are shrunk to it"
+    return (
+        f"working size: {working_size} pixels; {larger:.0%} of the training images are larger and are shrunk to it "
+        f"(longer sides: {median} in the median, {longest} of a training crop)"
+    )
 
 
 class ShrunkDataset(Dataset):

@@ -29,10 +29,7 @@ def test_from_photographs_to_answers_at_their_own_size(eager, photographs, tmp_p
     folder, models = tmp_path / "run", tmp_path / "models" / "mine"
     status, result, err = train(photographs, folder, capsys, method="meanteacher", steps=2)
     assert status == 0 and result["finished"]
-    said = (
-        "larger images are shrunk to a longer side of 64 pixels: a crop of 32x24 pixels shows 4 % of the median image"
-    )
-    assert said in err
+    assert "working size: 64 pixels; 100% of the training images are larger and are shrunk to it" in err
     config = json.loads((folder / "config.json").read_text())
     assert (config["size"], config["fields"]["meanteacher"]["working_size"]) == ("auto", 64)
     protocol = json.loads((folder / "result.json").read_text())["protocol"]
@@ -84,15 +81,17 @@ def test_a_resumed_run_and_a_classifier_need_the_same_size(eager, photographs, t
 def test_check_data_says_the_size(photographs, capsys):
     make_folder(photographs, train=4, val=2, size=(750, 1000))
     assert check_data.main(check_data.CheckDataConfig(str(photographs)))["errors"] == 0
-    said = "larger images are shrunk to a longer side of 480 pixels: a crop of 240x176 pixels shows 5.6 % of the median"
-    assert f"with the recipe photos: {said}" in capsys.readouterr().err
+    assert (
+        "with the recipe photos: working size: 480 pixels; 100% of the training images are larger"
+        in capsys.readouterr().err
+    )
 
 
 def test_own_size_on_request(eager, photographs, tmp_path, capsys):
     flags = ["--method", "supervised", "--dataset", photographs, "--labeled", "2", "--steps", "1", *TINY]
     status, _, err = call(run.main, [*flags, "--size", "native", "--out", tmp_path / "run"], capsys)
     assert status == 0
-    assert "images keep their own size, and a crop of 32x24 pixels shows 4 % of the median image of 160x120" in err
+    assert "working size: none, though the median image has a longer side of 160 pixels, 5 times that of a" in err
     assert keras.models.load_model(tmp_path / "run" / "model.keras").config.working_size is None
     status, _, err = call(run.main, [*flags, "--size", "12", "--out", tmp_path / "other"], capsys)
     assert status == 2 and "--size must be auto, native, or the longer side" in error_line(err)

@@ -27,19 +27,31 @@ def large(tmp_path):
 
 @pytest.mark.parametrize(
     ("crop", "size"),
-    [((24, 42), 84), ((42, 24), 84), ((24, 43), None), ((20, 30), 60), ((96, 128), None)],
+    [((24, 42), 84), ((42, 24), 84), ((24, 43), 128), ((20, 30), 60), ((96, 128), 128)],
 )
 def test_images_of_more_than_three_crops_are_brought_to_two(large, crop, size):
     assert auto_size(large, crop) == size
 
 
+def test_one_large_image_among_small_ones_is_brought_to_three_crops(tmp_path):
+    root = make_folder(tmp_path / "small")
+    save(root / "images/train/train_3.png", np.full((96, 128, 3), 90))
+    assert auto_size(FolderDataset(root), (24, 32)) == 96
+
+
 def test_what_is_said_of_it(large):
-    shown = "a crop of 30x20 pixels shows 4.9 % of the median image of 128x96"
     assert explain_size(large, (20, 30), 60) == (
-        f"larger images are shrunk to a longer side of 60 pixels: {shown} at its own size"
+        "working size: 60 pixels; 75% of the training images are larger and are shrunk to it (longer sides: 128 in the "
+        "median, 30 of a training crop)"
     )
-    assert explain_size(large, (20, 30), None) == f"images keep their own size, and {shown}: --size auto shrinks them"
-    assert explain_size(large, (96, 128), None) == ""
+    assert explain_size(large, (20, 30), None) == (
+        "working size: none, though the median image has a longer side of 128 pixels, 4 times that of a training crop: "
+        "--size auto shrinks such images"
+    )
+    assert explain_size(large, (96, 128), None) == "working size: none, images are segmented at their own size"
+    assert explain_size(large, (96, 128), 128) == (
+        "working size: 128 pixels; no training image is larger, and others are shrunk to it"
+    )
 
 
 def test_large_images_are_read_and_shrunk_once(large, monkeypatch):
@@ -134,6 +146,7 @@ def test_a_notebook_gets_the_working_size_too(large):
     method = plan.build_method(large, split)
     assert method.config.working_size == 60
     stream = plan.settings.at_working_size(large)
+    assert plan.settings.at_working_size(FolderDataset(make_folder(large.path.parent / "small"))).name == "small"
     assert isinstance(stream, ShrunkDataset) and stream.longer_side == 60
     assert plan.settings.at_working_size(stream) is stream
     with pytest.raises(ValueError, match="--size decides the working size .* leave --supervised.working-size out"):
