@@ -23,7 +23,7 @@ import tyro
 import uvicorn
 
 from serving.common import cli
-from serving.common.images import DECODED_SUFFIXES, load_image, warm_up
+from serving.common.images import SUFFIXES, load_image, warm_up
 from serving.common.inputs import read_text
 from serving.http.app import make_app
 from serving.http.connections import Connection, ConnectionLimit
@@ -179,7 +179,7 @@ def model_settings(config: ServerConfig) -> ModelSettings:
         raise ValueError(f"--workers {config.workers} are for CPUs: a GPU runs one batch at a time")
     samples = []
     if config.buckets and config.bucket_images:
-        files = sorted(file for file in config.bucket_images.iterdir() if file.suffix.lower() in DECODED_SUFFIXES)
+        files = sorted(file for file in config.bucket_images.iterdir() if file.suffix.lower() in SUFFIXES)
         samples = [load_image(file) for file in files[:: -(-len(files) // MAX_BUCKET_IMAGES) or 1]]
         if not samples:
             raise ValueError(f"no images in {config.bucket_images}: --buckets are tried on them")

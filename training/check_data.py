@@ -14,7 +14,7 @@ import tyro
 from kerasseg.data.check import inspect_folder
 from kerasseg.data.datasets import DATASETS, open_dataset
 from kerasseg.data.inspection import inspect_dataset
-from kerasseg.data.shrunk import explain_size
+from kerasseg.data.shrunk import auto_size, explain_size, longer_sides
 from kerasseg.data.splits import make_split
 from kerasseg.losses import IGNORE_LABEL
 from kerasseg.recipes import RECIPES
@@ -54,10 +54,13 @@ def main(config: CheckDataConfig) -> dict:
         inspection.add_split(split, config.cover)
     for problem in inspection.problems:
         print(problem, file=sys.stderr)
+    size = {}
     if not inspection.errors:
         dataset = dataset or open_dataset(config.path)
-        said = explain_size(dataset, PHOTOS.crop, PHOTOS.working_size(dataset))
-        print(f"with the recipe photos: {said}", file=sys.stderr)
+        working_size = auto_size(dataset, PHOTOS.crop)
+        size = {"working_size": working_size}
+        if longer_sides(dataset)[-1] > working_size:
+            print(f"with --size auto, {explain_size(dataset, PHOTOS.crop, working_size)}", file=sys.stderr)
     errors = len(inspection.errors)
     if errors:
         print(f"error: {errors} problem{'s' * (errors > 1)} in {config.path}", file=sys.stderr)
@@ -70,6 +73,7 @@ def main(config: CheckDataConfig) -> dict:
         "images": inspection.images,
         "classes": {name: round(int(n) / labeled, 5) for name, n in zip(inspection.classes, pixels, strict=False)},
         "ignored": round(int(pixels[IGNORE_LABEL]) / max(1, int(pixels.sum())), 5),
+        **size,
         "exit_status": 2 if errors else 0,
     }
 

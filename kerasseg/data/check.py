@@ -13,7 +13,6 @@ from pathlib import Path
 from kerasseg.checks import first_few
 from kerasseg.data.datasets import DATASETS, SPLITS, Dataset
 from kerasseg.data.folder import (
-    IMAGE_SUFFIXES,
     LABEL_SUFFIXES,
     ClassTable,
     FolderDataset,
@@ -28,10 +27,10 @@ from kerasseg.data.pairs import LabelMap, read_pair, shown_path
 from kerasseg.data.problems import KINDS, Finding
 from kerasseg.data.splits import Split
 from kerasseg.losses import IGNORE_LABEL
-from serving.common.images import DECODED_SUFFIXES
+from serving.common.images import SUFFIXES
 from serving.common.inputs import printable, read_text
 
-OTHER_SUFFIXES = (*DECODED_SUFFIXES, ".heic", ".heif", ".avif", ".jxl", ".npy", ".mat")
+OTHER_SUFFIXES = (*SUFFIXES, ".heic", ".heif", ".avif", ".jxl", ".tga", ".npy", ".mat")
 # What people call the folders of a dataset, and what they are called here.
 OTHER_NAMES = {
     "images": ("image", "imgs", "img", "jpegimages", "pictures", "photos", "inputs"),
@@ -141,7 +140,7 @@ def inspect_folder(path: str | Path, splits: Sequence[str] = SPLITS) -> Inspecti
 
 def _check_layout(result: Inspection, images: dict, labels: dict) -> None:
     root = result.path
-    for kind, suffixes in (("images", IMAGE_SUFFIXES), ("labels", LABEL_SUFFIXES)):
+    for kind, suffixes in (("images", SUFFIXES), ("labels", LABEL_SUFFIXES)):
         folder = root / kind
         files = images if kind == "images" else labels
         if not folder.is_dir():
@@ -165,7 +164,7 @@ def _check_layout(result: Inspection, images: dict, labels: dict) -> None:
                 hint = f"did you mean {kind}/{split} for the {len(loose)} files in {kind}/?" if loose else None
                 hint = hint or _did_you_mean(folder, split)
             else:
-                what, hint = f"the folder has no {' or '.join(suffixes)} file", None
+                what, hint = f"the folder has no {' or '.join(suffixes) if kind == 'labels' else 'image'} file", None
             if split == "train":
                 hint = hint or f"put the training {kind} there"
                 result.add("error", f"{kind}/train", what, hint)
@@ -195,7 +194,7 @@ def _check_classes(result: Inspection) -> ClassTable | None:
 
 
 def _stray_files(root: Path, splits: Sequence[str]) -> Iterable[Finding]:
-    for kind, known in (("images", IMAGE_SUFFIXES), ("labels", LABEL_SUFFIXES)):
+    for kind, known in (("images", SUFFIXES), ("labels", LABEL_SUFFIXES)):
         for split in splits:
             folder = root / kind / split
             by_name = defaultdict(list)

@@ -1,4 +1,4 @@
-"""A dataset folder: images/{train,val,test}/NAME.{jpg,png}, labels/{train,val,test}/NAME.png, classes.json.
+"""A dataset folder: images/{train,val,test}/NAME.{jpg,png,...}, labels/{train,val,test}/NAME.png, classes.json.
 
 Reading is kept apart from judging: `kerasseg.data.check` uses the same readers to find what is wrong with a
 folder.
@@ -15,16 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
 from PIL.ImageFile import ImageFile
 
 from kerasseg.data.datasets import SPLITS, Dataset
+from kerasseg.data.image_header import ImageHeader, read_header
 from kerasseg.data.problems import FileError, naming_file
 from kerasseg.losses import IGNORE_LABEL
-from serving.common.images import SMALLER, TooManyPixels, open_image, read_file
-from serving.common.inputs import COPY, JPEG, PNG, SAVE, Contents, Names, contents_of, is_text, printable, read_text
+from serving.common.images import FORMATS, SMALLER, SUFFIXES, TooManyPixels, open_image, read_file, to_rgb
+from serving.common.inputs import COPY, SAVE, Names, contents_of, is_text, printable, read_text
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LABEL_SUFFIXES = (".png",)
 # Pillow's names of grey with fewer bits. It spreads them over 0..255: each number is multiplied by this.
 SPREAD = {"L;2": "85", "L;4": "17"}
@@ -44,8 +43,8 @@ class FolderDataset(Dataset):
     """A dataset folder.
 
     The name of the dataset is the name of the folder, so that moving a folder does not change its splits.
-    Files are known by their names without extension. JPEG orientation tags are not applied: pixels are as
-    stored, since the label maps were most likely drawn on these (`check_dataset` names such files).
+    Files are known by their names without extension. Images are upright, as viewers and labelling tools show them:
+    their EXIF orientation is applied, but not where the label map fits only the pixels as they are stored.
 
     Args:
         path: the folder. Without classes.json the classes are inferred from the values in the label files,
@@ -72,6 +71,7 @@ class FolderDataset(Dataset):
             table = ClassTable(tuple(f"class_{c}" for c in range(self._count_classes())))
         self._ignore_in_files = table.ignore_label
         self._tables: dict[str, tf.lookup.StaticHashTable] = {}
+        self._headers: dict[tuple[str, str], ImageHeader | None] = {}
         super().__init__(self.path.name, table.classes, table.palette)
 
     @property
@@ -87,7 +87,7 @@ class FolderDataset(Dataset):
     def load_image(self, split: str, name: str) -> np.ndarray:
         path = _find(self._images_of(split), name, f"{self.path}/images/{split}")
         with naming_file(path):
-            return read_image(read_file(path))
+            return read_image(read_file(path), self._is_upright(split, name))
 
     def load_label(self, split: str, name: str) -> np.ndarray:
         path = _find(self._labels[split], name, f"{self.path}/labels/{split}")
@@ -98,20 +98,44 @@ class FolderDataset(Dataset):
         return label_HW
 
     def image_size(self, split: str, name: str) -> tuple[int, int]:
-        path = self._images_of(split)[name]
-        with naming_file(path):
-            try:
-                with Image.open(path) as image:  # reads its header only
-                    return image.size[::-1]
-            except Exception:  # whatever is wrong, the whole file says it better
-                return super().image_size(split, name)
+        header = self._header(split, name)
+        if header is None:  # whatever is wrong with it, the whole file says it better
+            return super().image_size(split, name)
+        return header.upright if self._is_upright(split, name) else header.stored
 
     def describe(self, split: str, name: str) -> str:
         return str(self._images_of(split)[name])
 
     def tf_image(self, split: str, name: tf.Tensor) -> tf.Tensor:
-        # Decoded in the graph, where Python's lock does not stop the cores from working in parallel.
-        return tf_decode_image(tf.io.read_file(self._paths(split).lookup(name)))
+        path, others = self._paths(split).lookup(name), self._not_in_graph(split)
+        if not others:
+            return tf_decode_image(tf.io.read_file(path))
+        return tf.cond(
+            tf.reduce_any(tf.constant(others) == name),
+            lambda: super(FolderDataset, self).tf_image(split, name),
+            lambda: tf_decode_image(tf.io.read_file(path)),
+        )
+
+    def _not_in_graph(self, split: str) -> list[str]:
+        """The images that TensorFlow cannot decode, or leaves on their side."""
+        names = self.image_names(split)
+        with ThreadPoolExecutor() as pool:
+            headers = list(pool.map(lambda name: self._header(split, name), names))
+        # A file that cannot be opened stays in the graph, whose errors are those that are explained.
+        return [name for name, header in zip(names, headers, strict=True) if header and not header.in_graph]
+
+    def _header(self, split: str, name: str) -> ImageHeader | None:
+        if (split, name) not in self._headers:
+            self._headers[split, name] = read_header(self._images_of(split)[name])
+        return self._headers[split, name]
+
+    def _is_upright(self, split: str, name: str) -> bool:
+        """Whether an image's EXIF orientation is applied."""
+        header, label = self._header(split, name), self._labels[split].get(name)
+        if header is None or header.stored == header.upright or label is None:
+            return True
+        drawn_on = read_header(label)
+        return drawn_on is None or drawn_on.stored != header.stored
 
     def _images_of(self, split: str) -> dict[str, Path]:
         if not self._images.get(split):
@@ -157,7 +181,7 @@ def list_files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
 
 def list_pairs(root: Path) -> tuple[dict[str, dict[str, Path]], dict[str, dict[str, Path]]]:
     """The images and the label maps of a dataset folder, by split and by the image's name."""
-    images = {s: list_files(root / "images" / s, IMAGE_SUFFIXES) for s in SPLITS}
+    images = {s: list_files(root / "images" / s, SUFFIXES) for s in SPLITS}
     return images, {s: by_image(list_files(root / "labels" / s, LABEL_SUFFIXES), images[s]) for s in SPLITS}
 
 
@@ -178,7 +202,8 @@ def by_image(labels: dict[str, Path], images: Iterable[str]) -> dict[str, Path]:
 
 
 def tf_decode_image(contents: tf.Tensor) -> tf.Tensor:
-    """`read_image` in a graph: scalar string tensor, the contents of a JPEG or PNG, to uint8 (H, W, 3)."""
+    """`read_image` in a graph: scalar string tensor, the contents of a JPEG or PNG that need not be turned, to uint8
+    (H, W, 3)."""
     # The JPEG settings are those of Pillow, so that both readers give the same pixels.
     image_HWC = tf.cond(
         tf.io.is_jpeg(contents),
@@ -193,14 +218,20 @@ def reason_of(error: tf.errors.OpError) -> str:
     return " ".join(re.sub(r"\{\{.*?\}\}|\[Op:.*", "", error.message).split())
 
 
-def read_image(contents: bytes) -> np.ndarray:
-    """uint8 RGB (H, W, 3) from the bytes of a JPEG or PNG of any kind, by the decoder that training uses: grey is
-    repeated, alpha dropped, 16 bits cut to the upper 8.
+def read_image(contents: bytes, upright: bool = True) -> np.ndarray:
+    """uint8 RGB (H, W, 3) from the bytes of an image in one of `serving.common.images.FORMATS`, the same pixels as
+    `load_image` there, by the decoder that training uses.
+
+    Args:
+        upright: apply the EXIF orientation.
 
     Raises:
-        FileError: the bytes are cut off, too large, or no JPEG or PNG; a ValueError.
+        FileError: the bytes are cut off, too large, or no such image; a ValueError.
     """
-    with _opened(contents, "image", JPEG, PNG) as image:
+    with _opened(contents, "image", *FORMATS) as image:
+        header = ImageHeader.of(image, contents)
+        if not header.in_graph and (upright or header.orientation == 1):
+            return to_rgb(image, upright)
         image.load()  # Pillow's errors know more than those of TensorFlow, and come without lines in the log
     del image  # perhaps half a gigabyte
     try:
@@ -220,7 +251,7 @@ def read_label(contents: bytes) -> np.ndarray:
         FileError: the bytes are cut off, too large or no PNG, or do not hold one number 0..255 for each pixel; a
             ValueError.
     """
-    with _opened(contents, "label", PNG) as image:
+    with _opened(contents, "label", "PNG") as image:
         if (coding := image.tile[0].args) in SPREAD:
             raise FileError("low-bit label", SPREAD[coding])
         label = np.asarray(image)
@@ -232,18 +263,16 @@ def read_label(contents: bytes) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _opened(contents: bytes, what: str, *formats: Contents) -> Iterator[ImageFile]:
+def _opened(contents: bytes, what: str, *formats: str) -> Iterator[ImageFile]:
     known = contents_of(contents)
-    if known is not None and known not in formats:
+    if known is not None and known.format not in formats:
         remedy = known.remedy_as("PNG" if what == "label" else "JPEG or PNG")
         has_its_own = known.remedy != SAVE or known.for_photos
         raise FileError(f"{what} format", known.what, remedy if has_its_own else "")
     try:
-        with open_image(contents) as image:
-            if known is None:  # Pillow knows more formats than `contents_of`, and training fewer
-                raise FileError(f"{what} format", f"{image.format} data")
+        with open_image(contents, formats=formats) as image:
             yield image
-    except FileError:
+    except FileError:  # what the caller found
         raise
     except TooManyPixels as error:
         raise FileError("too large", str(error).removesuffix(f": {SMALLER}")) from error

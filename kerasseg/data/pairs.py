@@ -10,14 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from kerasseg.data.folder import read_image, read_label
+from kerasseg.data.image_header import ImageHeader
 from kerasseg.data.problems import FileError, Finding
 from kerasseg.losses import IGNORE_LABEL
 from serving.common.images import open_image, read_file
 from serving.common.inputs import printable
-
-EXIF_ORIENTATION = 0x0112
-
-TURNED = (5, 6, 7, 8)  # the orientations in which width and height change places
 
 Color = tuple[int, int, int]
 
@@ -40,13 +37,13 @@ class LabelMap(NamedTuple):
 def read_pair(root: Path, image: Path | None, label: Path | None, ignore: int) -> tuple[list[Finding], LabelMap | None]:
     """What is wrong with an image and its label map, and what the latter holds (None: not readable)."""
     findings: list[Finding] = []
-    stored = label_map = None
-    orientation = 1
+    header = label_map = None
     if image is not None:
         try:
             contents = _contents(image, "unreadable image")
-            stored = read_image(contents).shape[1::-1]
-            orientation = _orientation(contents)
+            read_image(contents)
+            with open_image(contents) as opened:
+                header = ImageHeader.of(opened, contents)
         except FileError as error:
             findings.append(Finding(error.kind, shown_path(root, image), error.detail, error.remedy))
     if label is not None:
@@ -59,17 +56,18 @@ def read_pair(root: Path, image: Path | None, label: Path | None, ignore: int) -
             label_map = _count(label_HW, contents, ignore)
             if not label_map.counts[:IGNORE_LABEL].any():
                 findings.append(Finding("all ignored", shown_path(root, label)))
-    if image is None or stored is None:
+    if image is None or header is None:
         return findings, label_map
-    upright = stored[::-1] if orientation in TURNED else stored
-    if label is not None and label_map is not None and stored != (size := label_HW.shape[::-1]):
-        if size == upright:
-            findings.append(Finding("rotated size", shown_path(root, image), str(orientation)))
-        else:
-            sizes = f"{size[0]}x{size[1]} for {stored[0]}x{stored[1]}"
+    if label is not None and label_map is not None:
+        size = label_HW.shape
+        if size == header.stored != header.upright:
+            findings.append(Finding("drawn as stored", shown_path(root, image), str(header.orientation)))
+        elif size != header.upright:
+            height, width = header.upright
+            sizes = f"{size[1]}x{size[0]} for {width}x{height}"
             findings.append(Finding("size", shown_path(root, label), sizes))
-    elif orientation != 1:
-        findings.append(Finding("rotated", shown_path(root, image), str(orientation)))
+        elif header.stored == header.upright and header.orientation != 1:
+            findings.append(Finding("turned", shown_path(root, image), str(header.orientation)))
     return findings, label_map
 
 
@@ -80,14 +78,6 @@ def _contents(path: Path, kind: str) -> bytes:
         raise FileError(kind, error.strerror or str(error)) from error
     except ValueError as error:
         raise FileError("too large", str(error).removeprefix(f"{path} ")) from error
-
-
-def _orientation(contents: bytes) -> int:
-    """The EXIF orientation of an image that can be decoded."""
-    if not any(mark in contents for mark in (b"Exif", b"eXIf", b"exif", b"rientation")):
-        return 1  # without the search: in a PNG it takes decoding all of it
-    with open_image(contents) as image:
-        return image.getexif().get(EXIF_ORIENTATION, 1)
 
 
 def _count(label_HW: np.ndarray, contents: bytes, ignore: int) -> LabelMap:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 
 from kerasseg.data.datasets import Dataset
 from kerasseg.data.folder import read_image, read_label, tf_decode_image
@@ -77,7 +78,11 @@ class PreparedDataset(Dataset):
 
     def load_image(self, split: str, name: str) -> np.ndarray:
         with naming_file(self.describe(split, name)):
-            return read_image(self._file(split, name, "image"))
+            return read_image(self._file(split, name, "image"), upright=False)  # as published
+
+    def image_size(self, split: str, name: str) -> tuple[int, int]:
+        with Image.open(io.BytesIO(self._file(split, name, "image"))) as image:  # reads its header only
+            return image.size[::-1]
 
     def load_label(self, split: str, name: str) -> np.ndarray:
         with naming_file(f"the label map of {self.describe(split, name)}"):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from serving.common.images import SMALLER
+from serving.common.images import SMALLER, SUFFIXES_SHOWN
 from serving.common.inputs import COPY
 
 # kind of finding: severity, message with {} for what was found, fix
@@ -18,7 +18,7 @@ KINDS = {
     "too large": ("error", "{}", SMALLER),
     "image format": (
         "error",
-        "{} under the name of a JPEG or PNG",
+        "{} under the name of an image",
         "save as JPEG or PNG: Image.open(f).convert('RGB').save(name + '.png')",
     ),
     "unreadable label": (
@@ -53,16 +53,18 @@ KINDS = {
         "export the label map at the size of the image, or resize it without mixing values: "
         "label.resize(image.size, Image.NEAREST)",
     ),
-    "rotated size": (
-        "error",
-        "it carries a rotation tag (EXIF orientation {}), and its label map fits only the upright image",
-        "write the image upright: ImageOps.exif_transpose(Image.open(f)).save(f)",
-    ),
-    "rotated": (
+    "drawn as stored": (
         "warning",
-        "it carries a rotation tag (EXIF orientation {}), which is not applied: it is used as stored",
-        "if it looks turned, or its label map was drawn on the upright image, write it upright: "
-        "ImageOps.exif_transpose(Image.open(f)).save(f)",
+        "it carries a rotation tag (EXIF orientation {}), which is not applied: its label map has the size of the "
+        "image as it is stored",
+        "if the label map was drawn on the upright image and squeezed, draw it again; else write the image without the "
+        "tag, so that it looks the same everywhere",
+    ),
+    "turned": (
+        "warning",
+        "it carries a rotation tag (EXIF orientation {}), which is applied to the image, and never to its label map",
+        "if the label map was drawn on the image as it is stored, write the image without the tag: "
+        "Image.fromarray(np.array(Image.open(f))).save(f)",
     ),
     "all ignored": (
         "warning",
@@ -112,7 +114,7 @@ KINDS = {
     ),
     "other image type": (
         "warning",
-        "not read: an image here is a .jpg, .jpeg or .png ({} found)",
+        f"not read: an image here ends in {SUFFIXES_SHOWN} ({{}} found)",
         "save as JPEG or PNG, or remove",
     ),
     "other label type": (

@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 from typing import Literal
 
 from serving.common.files import read_bounded
-from serving.common.images import DECODED_SUFFIXES
+from serving.common.images import SUFFIXES, SUFFIXES_SHOWN
 from serving.common.inputs import MAX_TEXT_BYTES, Names, comparable, decode_text, is_text
 
 Kind = Literal["labels", "overlay", "confidence", "reliability", "rle"]
@@ -78,7 +78,7 @@ def find_jobs(input: str, output: Path, recursive: bool) -> list[Job]:
     sources = [
         source
         for source in found
-        if source.suffix.lower() in DECODED_SUFFIXES
+        if source.suffix.lower() in SUFFIXES
         and not source.name.startswith(".")
         and source.is_file()
         and not any(source.absolute().is_relative_to(result) for result in results)
@@ -86,7 +86,7 @@ def find_jobs(input: str, output: Path, recursive: bool) -> list[Job]:
     if not sources:
         if path.is_dir() and not recursive and any(child.is_dir() for child in found):
             raise ValueError(f"no images in {input} itself: add --recursive to look into its subfolders")
-        raise ValueError(f"no images in {input}: expected files ending in {', '.join(sorted(DECODED_SUFFIXES))}")
+        raise ValueError(f"no images in {input}: expected files ending in {SUFFIXES_SHOWN}")
     return _name_outputs({source.relative_to(root).as_posix(): source for source in sources})
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import Image, ImageOps, TiffImagePlugin, features
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
@@ -23,11 +23,37 @@ from serving.common.inputs import contents_of
 
 Palette = Sequence[Sequence[int]]
 
-DECODED_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-"""File name endings (lower case) that a folder is searched for."""
 
-WEB_FORMATS = ("JPEG", "PNG", "WEBP")
-"""Pillow's names of what cameras and browsers make; each further decoder is one more that strangers' bytes reach."""
+def _reads_heif() -> bool:
+    """Whether pillow-heif is there, with which Pillow reads what iPhones take."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
+FORMATS: dict[str, tuple[str, ...]] = {
+    "JPEG": (".jpg", ".jpeg"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+    "PPM": (".ppm",),
+    **({"AVIF": (".avif",)} if features.check("avif") else {}),
+    **({"HEIF": (".heic", ".heif")} if _reads_heif() else {}),
+}
+"""Pillow's names of the formats that are read everywhere, in training, by the server and by batch jobs, and how the
+names of such files end, in lower case. Pillow knows more: each would be one more decoder that strangers' bytes
+reach."""
+
+SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+"""The endings of file names that a folder is searched for."""
+
+SUFFIXES_SHOWN = ", ".join(SUFFIXES[:-1]) + f" or {SUFFIXES[-1]}"
+"""They, in a message."""
 
 MAX_PIXELS = 178_956_970
 """The largest image decoded by default. Beyond it Pillow suspects a decompression bomb, and the decoders that
@@ -54,9 +80,9 @@ IGNORE_COLOR = (224, 224, 192)
 
 
 def warm_up() -> None:
-    """Has Pillow load what reads and writes `WEB_FORMATS`, which the first image would have to wait for."""
-    for format in WEB_FORMATS:
-        load_image(_encode(Image.new("RGB", (8, 8)), format), formats=WEB_FORMATS)
+    """Has Pillow load what reads and writes the usual formats, which the first image would have to wait for."""
+    for format in ("JPEG", "PNG", "WEBP"):
+        load_image(_encode(Image.new("RGB", (8, 8)), format))
 
 
 def read_file(path: str | Path, max_pixels: int = MAX_PIXELS) -> bytes:
@@ -117,12 +143,13 @@ class _LimitedReads(io.BytesIO):
 
 @contextlib.contextmanager
 def open_image(
-    contents: bytes, *, formats: tuple[str, ...] | None = None, max_pixels: int = MAX_PIXELS
+    contents: bytes, *, formats: tuple[str, ...] = tuple(FORMATS), max_pixels: int = MAX_PIXELS
 ) -> Iterator[ImageFile]:
     """The image in the bytes of a file, of which nothing but the header has been decoded.
 
     Args:
-        formats, max_pixels: as of `load_image`.
+        formats: Pillow's names of those that are accepted.
+        max_pixels: as of `load_image`.
 
     Raises:
         TooManyPixels: it exceeds `max_pixels`; a ValueError.
@@ -150,18 +177,18 @@ def open_image(
         raise ValueError(str(error) or type(error).__name__) from error
 
 
-def _why_unknown(contents: bytes, formats: Sequence[str] | None) -> str:
+def _why_unknown(contents: bytes, formats: Sequence[str]) -> str:
     """Why Pillow knows no image in these bytes, and what to do."""
-    wanted = f"in one of the formats {', '.join(formats)}" if formats else "in a known format"
+    wanted = f"in one of the formats {', '.join(formats)}"
     known = contents_of(contents)
     if known is None:
         return f"not an image {wanted}"
-    if known.what == "TIFF data" and not formats:
+    if known.what == "TIFF data" and "TIFF" in formats:
         with contextlib.suppress(Exception):  # whatever a damaged one raises
             return tiff.why_unknown(contents)
-    if known.what.removesuffix(" data") in (formats or Image.MIME):  # its own format: then it is damaged
+    if known.format in formats:  # its own format: then it is damaged
         return f"damaged {known.what}"
-    said = " or ".join(format for format in ("JPEG", "PNG") if not formats or format in formats)
+    said = " or ".join(format for format in ("JPEG", "PNG") if format in formats)
     return f"{known.what}, not an image {wanted}: {known.remedy_as(said)}"
 
 
@@ -170,7 +197,6 @@ def load_image(
     *,
     name: str | None = None,
     max_pixels: int = MAX_PIXELS,
-    formats: tuple[str, ...] | None = None,
 ) -> np.ndarray:
     """Decodes one image to RGB, upright as a viewer shows it.
 
@@ -182,7 +208,6 @@ def load_image(
         source: a file, or the bytes of one.
         name: what error messages call the image; the path, or "image", when None.
         max_pixels: refuse more pixels than this before decoding them, and thinner images as `check_pixels` does.
-        formats: Pillow's names of the formats that are accepted; all that it knows when None.
 
     Returns:
         uint8 (H,W,3), 0..255.
@@ -190,7 +215,7 @@ def load_image(
     Raises:
         OSError: the file cannot be opened.
         TooManyPixels: it exceeds `max_pixels`; a ValueError.
-        ValueError: the contents are not a whole image in one of the formats, or made to take long: with more scans
+        ValueError: the contents are not a whole image in one of the `FORMATS`, or made to take long: with more scans
             or segments than an encoder writes.
     """
     if not isinstance(source, bytes):
@@ -198,11 +223,8 @@ def load_image(
         source = read_file(source, max_pixels)
     name = name or "image"
     try:
-        with open_image(source, formats=formats, max_pixels=max_pixels) as image:
-            if isinstance(image, TiffImagePlugin.TiffImageFile):
-                tiff.require_readable(image.tag_v2)
-            ImageOps.exif_transpose(image, in_place=True)  # else it copies what needs no turning
-            return _to_rgb(image)
+        with open_image(source, max_pixels=max_pixels) as image:
+            return to_rgb(image)
     except ValueError as error:
         kind = TooManyPixels if isinstance(error, TooManyPixels) else ValueError
         raise kind(f"{name} cannot be read: {error}") from error
@@ -233,7 +255,16 @@ def _check_scans(source: bytes, position: int) -> None:
         position += int.from_bytes(source[position : position + 2], "big")
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def to_rgb(image: ImageFile, upright: bool = True) -> np.ndarray:
+    """Decodes what `open_image` gives: uint8 (H,W,3), 0..255, as `load_image` says.
+
+    Args:
+        upright: apply the EXIF orientation.
+    """
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        tiff.require_readable(image.tag_v2)
+    if upright:
+        ImageOps.exif_transpose(image, in_place=True)  # else it copies what needs no turning
     # Pillow's own conversion of 16 bits clips at 255 instead of scaling; those of a PGM are its mode I.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         values_HW = np.asarray(image)

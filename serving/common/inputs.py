@@ -31,6 +31,11 @@ class Contents(NamedTuple):
     for_photos: str = ""
     """What else to say where it is a photograph, not a label map."""
 
+    @property
+    def format(self) -> str:
+        """Pillow's name of its format, where it is an image: "HEIF" for "HEIC data"."""
+        return self.what.removesuffix(" data").replace("HEIC", "HEIF")
+
     def remedy_as(self, formats: str) -> str:
         """The remedy where only some formats will do: "PNG", of label maps."""
         return self.remedy.replace("JPEG or PNG", formats) + (self.for_photos if "JPEG" in formats else "")

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from serving.common.artifact import ModelInfo
-from serving.common.images import WEB_FORMATS, areas, index_png, jpeg, load_image, map_png, overlay
+from serving.common.images import areas, index_png, jpeg, load_image, map_png, overlay
 from serving.http.bodies import content_encoding, decompress
 from serving.model.model import Answer, Model
 from serving.service.limits import RequestLimits
@@ -98,7 +98,7 @@ class ImageCodec:
         kind = self._content_type.lower()
         contents = file_of_form(self._content_type, body) if kind.startswith("multipart/form-data") else body
         try:
-            return load_image(contents, max_pixels=self._limits.max_pixels, formats=WEB_FORMATS)
+            return load_image(contents, max_pixels=self._limits.max_pixels)
         except ValueError as error:
             by_curl = kind.startswith("application/x-www-form-urlencoded")  # as it says by itself
             if by_curl and contents and not _LOST_BY_CURL.search(contents, 0, 2**16):

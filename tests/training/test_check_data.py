@@ -31,6 +31,7 @@ def test_a_sound_folder(tmp_path, capsys):
         "images": {"train": {"images": 4, "labeled": 4}, "val": {"images": 2, "labeled": 2}},
         "classes": {"ground": 0.34375, "cat": 0.34375, "dog": 0.3125},
         "ignored": 0.0,
+        "working_size": 32,
     }
 
 
@@ -38,21 +39,21 @@ def test_problems_end_with_one_error_line_and_status_2(tmp_path, capsys):
     make_folder(tmp_path)
     save(tmp_path / "labels/train/train_0.png", [[[0, 0, 0]] * 32] * 24)
     save(tmp_path / "labels/train/train_9.png", [[0]])
-    save(tmp_path / "images/train/a.bmp", [[[0, 0, 0]]])
+    save(tmp_path / "images/train/a.tga", [[[0, 0, 0]]])
     status, result, lines = check(capsys, str(tmp_path))
     assert status == 2
     assert (result["errors"], result["warnings"]) == (2, 1)
     assert [line.split(":")[:2] for line in lines[:-1]] == [
         ["error", " labels/train/train_0.png"],
         ["error", " labels/train/train_9.png"],
-        ["warning", " images/train/a.bmp"],
+        ["warning", " images/train/a.tga"],
     ]
     assert lines[-1] == f"error: 2 problems in {tmp_path}"
 
 
 def test_warnings_alone_are_no_failure(tmp_path, capsys):
     make_folder(tmp_path)
-    save(tmp_path / "images/train/a.bmp", [[[0, 0, 0]]])
+    save(tmp_path / "images/train/a.tga", [[[0, 0, 0]]])
     status, result, lines = check(capsys, str(tmp_path))
     assert (status, result["errors"], result["warnings"], len(lines)) == (0, 0, 1, 1)
 

@@ -82,8 +82,7 @@ def test_check_data_says_the_size(photographs, capsys):
     make_folder(photographs, train=4, val=2, size=(750, 1000))
     assert check_data.main(check_data.CheckDataConfig(str(photographs)))["errors"] == 0
     assert (
-        "with the recipe photos: working size: 480 pixels; 100% of the training images are larger"
-        in capsys.readouterr().err
+        "with --size auto, working size: 480 pixels; 100% of the training images are larger" in capsys.readouterr().err
     )
 
 

@@ -152,7 +152,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, items: dict[str, Item]) -> Iterator[tuple[str, dict[str, Any]]]:
         for name, (image, label) in items.items():
             # The image is stored as it is. It is decoded once here, so that no training meets one that is cut off.
-            encoded, image_HWC = self._read(image, lambda _, contents: read_image(contents))
+            encoded, image_HWC = self._read(image, lambda _, contents: read_image(contents, upright=False))
             _, label_HW = self._read(label, self.decode_label)
             if image_HWC.shape[:2] != label_HW.shape:
                 raise ValueError(

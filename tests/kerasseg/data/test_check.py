@@ -13,6 +13,7 @@ from PIL import Image
 from kerasseg.data import FolderDataset, Split
 from kerasseg.data.check import KINDS, check_dataset, inspect_folder, require_sound
 from kerasseg.data.shapes import ShapesDataset
+from serving.common.images import SUFFIXES_SHOWN
 from serving.common.inputs import contents_of
 from tests.kerasseg.data.folders import CLASSES, make_folder, save, write_classes
 
@@ -116,8 +117,8 @@ def test_empty_split_folders(folder):
     for path in (*folder.glob("*/train/*"), *folder.glob("*/val/*")):
         path.unlink()
     assert told(folder) == [
-        "error: images/train: the folder has no .jpg or .jpeg or .png file; put the training images there",
-        "error: images/val: the folder has no .jpg or .jpeg or .png file, so there is nothing to "
+        "error: images/train: the folder has no image file; put the training images there",
+        "error: images/val: the folder has no image file, so there is nothing to "
         "evaluate on; "
         "put some images aside for validation there",
         "error: labels/train: the folder has no .png file; put the training labels there",
@@ -160,9 +161,10 @@ def test_a_truncated_jpeg(folder):
 
 
 def test_another_format_under_the_name_of_a_jpeg(folder):
-    save(folder / "images/train/photo.jpg", IMAGE, format="WEBP")
+    save(folder / "images/train/other.jpg", IMAGE, format="WEBP")  # which is read all the same
+    (folder / "images/train/photo.jpg").write_bytes(b"8BPS" + bytes(100))
     assert only(folder) == (
-        "error: images/train/photo.jpg: WEBP data under the name of a JPEG or PNG; " + fix("image format")
+        "error: images/train/photo.jpg: Photoshop data under the name of an image; " + fix("image format")
     )
 
 
@@ -202,15 +204,23 @@ def exif(orientation: int) -> Image.Exif:
 def test_rotated_photographs(folder):
     save(folder / "images/train/a.jpg", IMAGE, exif=exif(6))
     save(folder / "images/train/b.jpg", IMAGE, exif=exif(1))
+    assert not told(folder)
+    save(folder / "labels/train/a.png", LABEL.T)  # drawn on the upright image
+    assert not told(folder)
+    save(folder / "labels/train/a.png", LABEL)
     assert only(folder) == (
-        "warning: images/train/a.jpg: it carries a rotation tag (EXIF orientation 6), which is not applied: "
-        "it is used as stored; " + fix("rotated")
+        "warning: images/train/a.jpg: it carries a rotation tag (EXIF orientation 6), which is not applied: its label "
+        "map has the size of the image as it is stored; " + fix("drawn as stored")
     )
-    save(folder / "labels/train/a.png", LABEL.T)
+    save(folder / "labels/train/a.png", LABEL[:12, :16])
     assert only(folder) == (
-        "error: images/train/a.jpg: it carries a rotation tag (EXIF orientation 6), and its label map "
-        "fits only the "
-        "upright image; " + fix("rotated size")
+        "error: labels/train/a.png: the label map is not of the size of its image (16x12 for 24x32); " + fix("size")
+    )
+    save(folder / "images/train/a.jpg", IMAGE, exif=exif(3))
+    save(folder / "labels/train/a.png", LABEL)
+    assert only(folder) == (
+        "warning: images/train/a.jpg: it carries a rotation tag (EXIF orientation 3), which is applied to the image, "
+        "and never to its label map; " + fix("turned")
     )
 
 
@@ -334,17 +344,16 @@ def test_several_images_of_one_name(folder):
 
 
 def test_files_of_other_types(folder):
-    for name in ("a.bmp", "b.bmp", "c.tif"):
-        save(folder / f"images/train/{name}", IMAGE)
+    for name in ("a.tga", "b.tga", "c.jxl"):
+        (folder / f"images/train/{name}").write_bytes(b"1")
     save(folder / "labels/train/a.jpg", LABEL)
     (folder / "images/train/deeper").mkdir()
     (folder / "images/train/notes.txt").write_text("not an image, and none of our business")
     assert told(folder) == [
         "error: labels/train/a.jpg: not read: a label map is a .png (.jpg found); JPEG would change the "
         "class numbers; " + fix("other label type"),
-        "warning: 3 files in images/train (a.bmp, b.bmp, c.tif): not read: an image here is a .jpg, "
-        ".jpeg or .png "
-        "(.bmp, .tif found); " + fix("other image type"),
+        f"warning: 3 files in images/train (a.tga, b.tga, c.jxl): not read: an image here ends in {SUFFIXES_SHOWN} "
+        "(.tga, .jxl found); " + fix("other image type"),
         "warning: images/train/deeper: a folder inside of a split is not read; " + fix("folder inside"),
     ]
 
@@ -480,15 +489,15 @@ def test_files_that_are_no_images_are_named_for_what_they_are(folder):
     assert [line.split(": ", 2)[1:] for line in lines] == [
         [
             "images/train/photo.jpg",
-            f"HEIC data under the name of a JPEG or PNG; {contents_of(heic).remedy_as('JPEG or PNG')}",
+            f"HEIC data under the name of an image; {contents_of(heic).remedy_as('JPEG or PNG')}",
         ],
         [
             "images/train/train_0.png",
-            "a Git LFS pointer under the name of a JPEG or PNG; fetch the file that it stands for: git lfs pull",
+            "a Git LFS pointer under the name of an image; fetch the file that it stands for: git lfs pull",
         ],
         [
             "images/train/train_1.png",
-            "a web page under the name of a JPEG or PNG; download the file itself: the server sent a page in its place "
+            "a web page under the name of an image; download the file itself: the server sent a page in its place "
             "(a log-in, an error)",
         ],
         [
@@ -507,14 +516,12 @@ def test_jpeg_data_under_the_name_of_a_label_map(folder):
         FolderDataset(folder).load_label("train", "train_1")
 
 
-@pytest.mark.parametrize(("format", "what"), [("PPM", "PPM data"), ("TGA", "TGA data"), ("WEBP", "WEBP data")])
-def test_other_formats_under_the_names_of_jpegs_and_pngs(folder, format, what):
-    """What Pillow reads too, and TensorFlow does not."""
+@pytest.mark.parametrize(("format", "what"), [("PPM", "PPM data"), ("WEBP", "WEBP data")])
+def test_other_formats_under_the_names_of_pngs(folder, format, what):
+    """Images may have them; label maps are numbers, and PNGs only."""
     for kind, array in (("images", np.zeros((24, 32, 3))), ("labels", LABEL)):
         save(folder / kind / "train/train_1.png", array, format=format)
-    image, label = told(folder)
-    assert image == f"error: images/train/train_1.png: {what} under the name of a JPEG or PNG; " + fix("image format")
-    assert label == f"error: labels/train/train_1.png: {what} under the name of a PNG; " + fix("label format")
+    assert only(folder) == f"error: labels/train/train_1.png: {what} under the name of a PNG; " + fix("label format")
 
 
 def test_no_label_map_should_become_a_jpeg(folder):
@@ -534,7 +541,7 @@ def test_no_label_map_should_become_a_jpeg(folder):
 def test_images_that_pillow_does_not_open(folder):
     (folder / "images/train/train_1.png").write_bytes(b"gimp xcf" + bytes(100))
     assert only(folder) == (
-        "error: images/train/train_1.png: GIMP data under the name of a JPEG or PNG; open it in a program that knows "
+        "error: images/train/train_1.png: GIMP data under the name of an image; open it in a program that knows "
         "it, and export it as JPEG or PNG"
     )
 

@@ -475,7 +475,10 @@ def test_image_that_cannot_be_segmented_fails_alone(segment, tmp_path, monkeypat
         (["nested/b/a.png", "out", "--write", "reliability"], "its run has no critic for it"),
         (["nested/b/a.png", "out", "--window", "0", "8"], "--window"),
         (["nested/b/a.png", "out", "--window", "8", "8", "--stride", "2"], "--stride"),
-        (["nested/b/a.png", "out", "--window", "8", "8"], "export toy with --logits"),
+        (
+            ["nested/b/a.png", "out", "--window", "8", "8"],
+            "export it with python -m export.run --logits",
+        ),
         (["nested/b/a.png", "out", "--provider", "cuda"], "CUDA was asked for"),
     ],
 )

@@ -1,4 +1,5 @@
 import contextlib
+import importlib.util
 import io
 import struct
 import zlib
@@ -8,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from PIL import Image
+from PIL import Image, features
 
 from serving.common import images
 from serving.common.images import (
+    FORMATS,
     IGNORE_COLOR,
-    WEB_FORMATS,
+    SUFFIXES,
     TooManyPixels,
     check_pixels,
     coco_rle,
@@ -207,13 +209,16 @@ def test_a_tiff_without_a_right_answer_is_refused_with_the_reason(contents, reas
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", r"HEIC data, not an image in a known format: save it .*iPhones"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", r"HEIC data, not an image in one of .*: save it .*iPhones"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer, not an image .*: .*git lfs pull"),
-        (b"<!doctype html><title>Log in</title>", "a web page, not an image in a known format: download the file"),
-        (b"", "an empty file, not an image in a known format: copy the file again"),
-        (b"PK\x03\x04" + bytes(30), "a ZIP archive, not an image in a known format: extract"),
+        (
+            b"<!doctype html><title>Log in</title>",
+            "a web page, not an image in one of .*: download the file",
+        ),
+        (b"", "an empty file, not an image in one of .*: copy the file again"),
+        (b"PK\x03\x04" + bytes(30), "a ZIP archive, not an image in one of .*: extract"),
         (b"\x89PNG\r\n\x1a\n" + bytes(30), "damaged PNG data"),
-        (b"\xfe\xdc\xba", "not an image in a known format"),
+        (b"\xfe\xdc\xba", "not an image in one of the formats .*"),
     ],
 )
 def test_what_is_no_image_is_named_for_what_it_is(contents, message):
@@ -264,14 +269,21 @@ def test_an_image_beyond_the_limit_is_told_apart():
     assert load_image(png(random_image()), max_pixels=35).shape == (5, 7, 3)
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM"])
-def test_only_the_formats_that_are_asked_for(format):
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "TGA", "PCX"])
+def test_only_the_formats_of_the_list(format):
     contents = encoded(Image.new("RGB", (3, 2), (255, 0, 0)), format)
-    if format in WEB_FORMATS:
-        assert load_image(contents, formats=WEB_FORMATS).shape == (2, 3, 3)
+    if format in FORMATS:
+        assert load_image(contents).shape == (2, 3, 3)
     else:
-        with pytest.raises(ValueError, match="not an image in one of the formats JPEG, PNG, WEBP"):
-            load_image(contents, formats=WEB_FORMATS)
+        with pytest.raises(ValueError, match="not an image in one of the formats JPEG, PNG, WEBP, BMP, TIFF, GIF, PPM"):
+            load_image(contents)
+
+
+def test_the_list_holds_what_people_bring():
+    assert {"JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"} <= FORMATS.keys()
+    assert {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"} <= set(SUFFIXES)
+    assert ("AVIF" in FORMATS) is features.check("avif")
+    assert ("HEIF" in FORMATS) is (importlib.util.find_spec("pillow_heif") is not None)
 
 
 @settings(deadline=None)
