@@ -8,6 +8,8 @@ import tyro
 
 import kerasseg
 import tests.backbone  # noqa: F401 (the backbone "tiny")
+from kerasseg.data import DATASETS
+from kerasseg.data.shapes import ShapesDataset
 from kerasseg.methods import METHODS, TrainingData
 from kerasseg.recipes import RECIPES, choose, table
 from kerasseg.segmenters import SEGMENTERS, build_segmenter, fitting_rates
@@ -371,8 +373,15 @@ def test_the_taps_of_every_network_are_looked_at():
     assert "discriminator/aspp_rate18_conv" in untrained_taps(METHODS["advsemiseg"](segmenter, **critic), (176, 176))
 
 
-def test_a_recipe_in_a_notebook(tmp_path):
+def few_shapes():
+    """What stands for `shapes` in a test: drawing all of its scenes takes seconds."""
+    return ShapesDataset(train=80, val=20)
+
+
+@pytest.mark.filterwarnings("ignore:Even though the `tf.config:UserWarning")
+def test_a_recipe_in_a_notebook(eager, tmp_path, monkeypatch):
     """The method that it builds is the one that training.run trains."""
+    monkeypatch.setitem(DATASETS, "shapes", f"{__name__}:few_shapes")
     dataset = kerasseg.data.open_dataset("shapes")
     split = kerasseg.data.make_split(dataset, "1/20", seed=3, cover=True)
     changes = {"backbone": "tiny", "head_channels": 8, "crop": (32, 32), "steps": 7, "seed": 3}
