@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import re
 
 import numpy as np
@@ -333,6 +334,13 @@ def test_the_list_has_a_line_for_each_recipe():
     assert "--labeled" in lines["yang2023_voc_183"] and "not measured yet" in lines["yang2023_voc_183"]
 
 
+@functools.cache
+def small_segmenter(name, output_stride, rates):
+    """Built once for all methods, of which none trains it."""
+    head = {"head_channels": 4} if name == "deeplab_v3plus" else {}
+    return build_segmenter(name, backbone="tiny", num_classes=3, output_stride=output_stride, rates=rates, **head)
+
+
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "mlmt"])
 def test_no_method_has_taps_that_never_learn_with_any_recipe(method):
     """Of all its networks: second heads, correctors and discriminators too."""
@@ -345,10 +353,7 @@ def test_no_method_has_taps_that_never_learn_with_any_recipe(method):
             continue
         seen.add(key)
         rates = fitting_rates(SEGMENTERS[config.segmenter], config.crop, config.output_stride)
-        head = {"head_channels": 4} if config.segmenter == "deeplab_v3plus" else {}
-        segmenter = build_segmenter(
-            config.segmenter, backbone="tiny", num_classes=3, output_stride=config.output_stride, rates=rates, **head
-        )
+        segmenter = small_segmenter(config.segmenter, config.output_stride, tuple(rates))
         small = {"discriminator_channels": 4, "corrector_head_channels": 4, "corrector_backbone": None}
         small |= {"corrector_weights": "none", "discriminator_backbone": own.get("discriminator_backbone") and "tiny"}
         own |= {field: value for field, value in small.items() if field in own}
