@@ -1,6 +1,7 @@
 """The papers' recipes through the real builders, on archives of a few tiny images."""
 
 import dataclasses
+import functools
 
 import pytest
 import tyro
@@ -23,6 +24,7 @@ def flags_of(name: str) -> list[str]:
     return flags
 
 
+@functools.cache
 def different() -> dict[str, list[str]]:
     """The recipes to run, by dataset: on each dataset every method with every network, and each variant of a method
     once, on the dataset that has it first.
