@@ -82,12 +82,12 @@ class AdvSemiSeg(Method):
         fields: of `AdvSemiSegConfig`.
 
     Example:
-        >>> images, labels = np.random.randint(256, size=(4, 64, 64, 3)), np.zeros((2, 64, 64), "int32")
+        >>> images, labels = np.random.randint(256, size=(4, 32, 32, 3)), np.zeros((2, 32, 32), "int32")
         >>> method = kerasseg.AdvSemiSeg(kerasseg.DeepLabV3Plus("mobilenet_v2", num_classes=2), steps=100)
         >>> method.compile()
         >>> history = method.fit({"labeled": images[:2], "unlabeled": images[2:]}, labels, verbose=0)
         >>> method.critic_scores(images, method(images)).shape
-        TensorShape([4, 64, 64])
+        TensorShape([4, 32, 32])
     """
 
     registry_name = "advsemiseg"

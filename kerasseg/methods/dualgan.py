@@ -92,12 +92,12 @@ class DualGAN(Method):
         fields: of `DualGANConfig`.
 
     Example:
-        >>> images, labels = np.random.randint(256, size=(4, 64, 64, 3)), np.zeros((2, 64, 64), "int32")
+        >>> images, labels = np.random.randint(256, size=(4, 32, 32, 3)), np.zeros((2, 32, 32), "int32")
         >>> method = kerasseg.DualGAN(kerasseg.DeepLabV3Plus("mobilenet_v2", num_classes=2), steps=100)
         >>> method.compile()
         >>> history = method.fit({"labeled": images[:2], "unlabeled": images[2:]}, labels, verbose=0)
         >>> method.reliability(images).shape
-        TensorShape([4, 64, 64])
+        TensorShape([4, 32, 32])
     """
 
     registry_name = "dualgan"

@@ -100,13 +100,13 @@ class ECS(Method):
         fields: of `ECSConfig`.
 
     Example:
-        >>> images, labels = np.random.randint(256, size=(4, 64, 64, 3)), np.zeros((2, 64, 64), "int32")
+        >>> images, labels = np.random.randint(256, size=(4, 32, 32, 3)), np.zeros((2, 32, 32), "int32")
         >>> segmenter = kerasseg.DeepLabV3Plus("mobilenet_v2", num_classes=2)
         >>> method = kerasseg.ECS(segmenter, corrector_backbone=None, steps=100)
         >>> method.compile()
         >>> history = method.fit({"labeled": images[:2], "unlabeled": images[2:]}, labels, verbose=0)
         >>> method.reliability(images).shape
-        TensorShape([4, 64, 64])
+        TensorShape([4, 32, 32])
     """
 
     registry_name = "ecs"

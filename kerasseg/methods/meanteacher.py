@@ -56,12 +56,12 @@ class MeanTeacher(Method):
         fields: of `MeanTeacherConfig`.
 
     Example:
-        >>> images, labels = np.random.randint(256, size=(4, 64, 64, 3)), np.zeros((2, 64, 64), "int32")
+        >>> images, labels = np.random.randint(256, size=(4, 32, 32, 3)), np.zeros((2, 32, 32), "int32")
         >>> method = kerasseg.MeanTeacher(kerasseg.DeepLabV3Plus("mobilenet_v2", num_classes=2), steps=100)
         >>> method.compile()
         >>> history = method.fit({"labeled": images[:2], "unlabeled": images[2:]}, labels, verbose=0)
         >>> method.predict(images, verbose=0).shape
-        (4, 64, 64, 2)
+        (4, 32, 32, 2)
     """
 
     registry_name = "meanteacher"

@@ -110,7 +110,7 @@ class MLMT(Method):
         fields: of `MLMTConfig`.
 
     Example:
-        >>> images, labels = np.random.randint(256, size=(4, 64, 64, 3)), np.zeros((2, 64, 64), "int32")
+        >>> images, labels = np.random.randint(256, size=(4, 32, 32, 3)), np.zeros((2, 32, 32), "int32")
         >>> branch = kerasseg.MeanTeacher(kerasseg.DeepLabV3Plus("mobilenet_v2", num_classes=2), steps=100)
         >>> method = kerasseg.MLMT(branch, steps=50)
         >>> for stage in method.stages():  # branch, then method

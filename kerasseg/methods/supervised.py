@@ -17,7 +17,7 @@ class Supervised(Method):
         fields: of `SegmenterConfig`.
 
     Example:
-        >>> images, labels = np.random.randint(256, size=(2, 64, 64, 3)), np.zeros((2, 64, 64), "int32")
+        >>> images, labels = np.random.randint(256, size=(2, 32, 32, 3)), np.zeros((2, 32, 32), "int32")
         >>> method = kerasseg.Supervised(kerasseg.DeepLabV3Plus("mobilenet_v2", num_classes=2), steps=100)
         >>> method.compile()
         >>> history = method.fit(images, labels, batch_size=2, verbose=0)

@@ -29,7 +29,7 @@ EXAMPLES = examples()
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_an_example_gives_what_it_says(name, monkeypatch):
+def test_an_example_gives_what_it_says(name, eager, monkeypatch):
     monkeypatch.setitem(BACKBONES, "mobilenet_v2", BACKBONES["tiny"])  # seconds in place of minutes
     printed: list[str] = []
     doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(EXAMPLES[name], out=printed.append)

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import re
 
 import numpy as np
@@ -8,6 +9,8 @@ import tyro
 
 import kerasseg
 import tests.backbone  # noqa: F401 (the backbone "tiny")
+from kerasseg.data import DATASETS
+from kerasseg.data.shapes import ShapesDataset
 from kerasseg.methods import METHODS, TrainingData
 from kerasseg.recipes import RECIPES, choose, table
 from kerasseg.segmenters import SEGMENTERS, build_segmenter, fitting_rates
@@ -331,6 +334,13 @@ def test_the_list_has_a_line_for_each_recipe():
     assert "--labeled" in lines["yang2023_voc_183"] and "not measured yet" in lines["yang2023_voc_183"]
 
 
+@functools.cache
+def small_segmenter(name, output_stride, rates):
+    """Built once for all methods, of which none trains it."""
+    head = {"head_channels": 4} if name == "deeplab_v3plus" else {}
+    return build_segmenter(name, backbone="tiny", num_classes=3, output_stride=output_stride, rates=rates, **head)
+
+
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "mlmt"])
 def test_no_method_has_taps_that_never_learn_with_any_recipe(method):
     """Of all its networks: second heads, correctors and discriminators too."""
@@ -343,10 +353,7 @@ def test_no_method_has_taps_that_never_learn_with_any_recipe(method):
             continue
         seen.add(key)
         rates = fitting_rates(SEGMENTERS[config.segmenter], config.crop, config.output_stride)
-        head = {"head_channels": 4} if config.segmenter == "deeplab_v3plus" else {}
-        segmenter = build_segmenter(
-            config.segmenter, backbone="tiny", num_classes=3, output_stride=config.output_stride, rates=rates, **head
-        )
+        segmenter = small_segmenter(config.segmenter, config.output_stride, tuple(rates))
         small = {"discriminator_channels": 4, "corrector_head_channels": 4, "corrector_backbone": None}
         small |= {"corrector_weights": "none", "discriminator_backbone": own.get("discriminator_backbone") and "tiny"}
         own |= {field: value for field, value in small.items() if field in own}
@@ -371,8 +378,15 @@ def test_the_taps_of_every_network_are_looked_at():
     assert "discriminator/aspp_rate18_conv" in untrained_taps(METHODS["advsemiseg"](segmenter, **critic), (176, 176))
 
 
-def test_a_recipe_in_a_notebook(tmp_path):
+def few_shapes():
+    """What stands for `shapes` in a test: drawing all of its scenes takes seconds."""
+    return ShapesDataset(train=80, val=20)
+
+
+@pytest.mark.filterwarnings("ignore:Even though the `tf.config:UserWarning")
+def test_a_recipe_in_a_notebook(eager, tmp_path, monkeypatch):
     """The method that it builds is the one that training.run trains."""
+    monkeypatch.setitem(DATASETS, "shapes", f"{__name__}:few_shapes")
     dataset = kerasseg.data.open_dataset("shapes")
     split = kerasseg.data.make_split(dataset, "1/20", seed=3, cover=True)
     changes = {"backbone": "tiny", "head_channels": 8, "crop": (32, 32), "steps": 7, "seed": 3}

@@ -16,7 +16,7 @@ from training.checkpoints import Checkpoint
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Even though the `tf.config:UserWarning")]
 
 
-def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(dataset, tmp_path, capsys, monkeypatch):
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(eager, dataset, tmp_path, capsys, monkeypatch):
     """mlmt with two steps of each stage: stopped in the first, between them, in the second."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert train(dataset, whole, capsys, steps=2)[0] == 0
@@ -45,7 +45,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(dataset, tmp_path
             assert got[name] == pytest.approx(expected[name], rel=2e-3, abs=1e-6), (got["step"], name)
 
 
-def test_an_evaluation_that_fails_costs_no_step(eager, dataset, tmp_path, capsys, monkeypatch):
+def test_an_evaluation_that_fails_costs_no_step(eager, only_scores, dataset, tmp_path, capsys, monkeypatch):
     """Within a run, and after its last step: the image is named, and the run goes on with that evaluation."""
     whole, broken, image = tmp_path / "whole", tmp_path / "broken", dataset / "images/val/val_1.png"
     flags = ["--evaluate-every", "2", "--log-every", "2", "--checkpoint-every", "100"]
@@ -111,7 +111,9 @@ def test_a_run_stopped_before_its_first_checkpoint_goes_on_from_the_start(eager,
     assert len((out / "split/weak.txt").read_text().split()) == 1
 
 
-def test_a_full_disk_costs_what_came_after_the_last_checkpoint(dataset, tmp_path, capsys, monkeypatch):
+def test_a_full_disk_costs_what_came_after_the_last_checkpoint(
+    eager, only_scores, dataset, tmp_path, capsys, monkeypatch
+):
     out, flags = tmp_path / "run", ["--checkpoint-every", "1"]
     savez = np.savez
 

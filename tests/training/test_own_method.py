@@ -71,7 +71,9 @@ def test_the_tutorial(own_method, eager, dataset, tmp_path, capsys):
     np.testing.assert_array_equal(answer["labels"], expected.argmax(-1))
 
 
-def test_mlmt_on_a_run_of_it_is_read_by_a_process_that_knows_neither(own_method, eager, dataset, tmp_path, capsys):
+def test_mlmt_on_a_run_of_it_is_read_by_a_process_that_knows_neither(
+    own_method, eager, only_scores, dataset, tmp_path, capsys
+):
     branch = tmp_path / "branch"
     status, _, err = train(dataset, branch, capsys, method=own_method, steps=1)
     assert status == 0, err

@@ -1,6 +1,7 @@
 """The papers' recipes through the real builders, on archives of a few tiny images."""
 
 import dataclasses
+import functools
 
 import pytest
 import tyro
@@ -23,10 +24,13 @@ def flags_of(name: str) -> list[str]:
     return flags
 
 
-def different(dataset: str) -> list[str]:
-    """The recipes of a dataset, one of those that the command line makes the same with these flags.
+@functools.cache
+def different() -> dict[str, list[str]]:
+    """The recipes to run, by dataset: on each dataset every method with every network, and each variant of a method
+    once, on the dataset that has it first.
 
-    They differ in the amount of labels, the number of steps, the initial weights or the size of a factor above 0.
+    Others are the same on the command line with these flags, or differ in the amount of labels, the number of steps,
+    the initial weights or the size of a factor above 0.
     """
 
     def alike(value):
@@ -34,29 +38,27 @@ def different(dataset: str) -> list[str]:
             return {key: alike(each) for key, each in value.items()}
         return value > 0 if isinstance(value, float) else value
 
-    chosen = {}
-    for name in (name for name in PAPERS if RECIPES[name]()[0].dataset == dataset):
+    chosen: dict[str, list[str]] = {}
+    seen = set()
+    for name in PAPERS:
         flags = flags_of(name)
         default = run.configuration(flags)
         config = tyro.cli(type(default), args=flags, default=default)
-        chosen.setdefault(repr(alike(dataclasses.asdict(config) | config.method_fields | {"recipe": ""})), name)
-    return list(chosen.values())
-
-
-@pytest.fixture
-def only_training(monkeypatch, eager):
-    """Without graphs, and without what comes after the scores."""
-    monkeypatch.setattr(run, "write_report", lambda folder: folder)
-    monkeypatch.setattr(run, "diagnose", lambda method, dataset, split: {})
+        shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(run.RunConfig)}
+        keys = {repr(alike(each)) for each in (shared | {"recipe": ""}, config.method_fields)}
+        if not keys <= seen:
+            chosen.setdefault(config.dataset, []).append(name)
+        seen |= keys
+    return chosen
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Even though the `tf.config:UserWarning")
 @pytest.mark.parametrize("dataset", ["voc2012", "pascal_context", "cityscapes"])
-def test_the_recipes_run_from_archives(dataset, tfds_directories, only_training, tmp_path, capsys):
+def test_the_recipes_run_from_archives(dataset, eager, only_scores, tfds_directories, tmp_path, capsys):
     manual, _ = tfds_directories
     getattr(archives, dataset)(manual)
-    for name in different(dataset):
+    for name in different()[dataset]:
         status, result, err = call(run.main, [*flags_of(name), "--out", tmp_path / name], capsys)
         assert status == 0 and result["finished"], (name, err)
         assert result["steps"] == 2 + 2 * (RECIPES[name].method == "mlmt")

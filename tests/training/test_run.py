@@ -48,7 +48,7 @@ def test_every_method_runs_from_the_command_line(eager, dataset, tmp_path, capsy
     assert all(name in report for name in terms) and "Other quantities" not in report
 
 
-def test_mlmt_on_a_branch_that_needs_no_unlabelled_images(eager, dataset, tmp_path, capsys):
+def test_mlmt_on_a_branch_that_needs_no_unlabelled_images(eager, only_scores, dataset, tmp_path, capsys):
     """Its classifier does, and its gradients are measured on the batch that the branch's were measured on."""
     flags = ["--mlmt.branch", "supervised", "--evaluate-every", "1", "--gradient-norms"]
     status, result, err = train(dataset, tmp_path / "run", capsys, *flags, method="mlmt", steps=2)
@@ -57,7 +57,7 @@ def test_mlmt_on_a_branch_that_needs_no_unlabelled_images(eager, dataset, tmp_pa
     assert measured == 2 * [{"grad_L_ce"}] + 2 * [{"grad_L_MT"}]
 
 
-def test_a_classifier_for_a_finished_run(eager, dataset, tmp_path, capsys):
+def test_a_classifier_for_a_finished_run(eager, only_scores, dataset, tmp_path, capsys):
     branch, fused = tmp_path / "branch", tmp_path / "fused"
     assert train(dataset, branch, capsys, method="supervised")[0] == 0
     status, result, _ = train(dataset, fused, capsys, "--branch-run", str(branch))
@@ -79,7 +79,7 @@ def test_a_classifier_for_a_finished_run(eager, dataset, tmp_path, capsys):
     assert status == 2 and "only mlmt can be added to a finished run" in error_line(err)
 
 
-def test_a_run_says_which_weights_it_started_from_also_when_resumed(eager, dataset, tmp_path, capsys):
+def test_a_run_says_which_weights_it_started_from_also_when_resumed(eager, only_scores, dataset, tmp_path, capsys):
     file, out = tmp_path / "model.keras", tmp_path / "run"
     segmenter = build_segmenter("deeplab_v3plus", backbone="tiny", num_classes=3, head_channels=8)
     METHODS["supervised"](segmenter, steps=1).save(file)
@@ -233,7 +233,7 @@ def test_every_image_may_be_labelled_and_rare_classes_drawn(eager, dataset, tmp_
     assert len((tmp_path / "run/split/labeled.txt").read_text().split()) == 6
 
 
-def test_cover_is_recorded_and_shapes_the_split(eager, dataset, tmp_path, capsys):
+def test_cover_is_recorded_and_shapes_the_split(eager, only_scores, dataset, tmp_path, capsys):
     save(dataset / "labels/train/train_4.png", np.full((24, 32), 2))
     for index in (0, 1, 2, 3, 5):
         save(dataset / f"labels/train/train_{index}.png", np.full((24, 32), 1))
@@ -297,7 +297,7 @@ def test_what_deterministic_asks_of_tensorflow(monkeypatch):
     assert asked == ["ops", 1] and keras.config.dtype_policy().name == "mixed_bfloat16"
 
 
-def test_a_published_dataset(eager, tfds_directories, tmp_path, capsys):
+def test_a_published_dataset(eager, only_scores, tfds_directories, tmp_path, capsys):
     archives.voc2012(tfds_directories[0])
     listed = tmp_path / "1_4.txt"
     listed.write_text("".join(f"JPEGImages/{n}.jpg SegmentationClassAug/{n}.png\n" for n in archives.VOC_TRAIN))

@@ -67,7 +67,7 @@ def test_a_run_leaves_everything_a_user_needs(dataset, tmp_path, capsys):
     assert np.mean(np.equal(truth, predicted)) == pytest.approx(stored["pixel_accuracy"])
 
 
-def test_a_folder_that_holds_a_run_is_not_overwritten(eager, dataset, tmp_path, capsys):
+def test_a_folder_that_holds_a_run_is_not_overwritten(eager, only_scores, dataset, tmp_path, capsys):
     out = tmp_path / "run"
     assert train(dataset, out, capsys, method="supervised", steps=1)[0] == 0
     before = (out / "model.keras").read_bytes()
@@ -78,7 +78,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(eager, dataset, tmp_path, 
     assert (out / "model.keras").read_bytes() == before
 
 
-def test_a_run_from_before_a_setting_existed_goes_on(eager, dataset, tmp_path, capsys):
+def test_a_run_from_before_a_setting_existed_goes_on(eager, only_scores, dataset, tmp_path, capsys):
     out, old = tmp_path / "run", ["--rates", "6", "12", "18"]  # as they were before they followed the crop
     assert train(dataset, out, capsys, *old, method="supervised", steps=1)[0] == 0
     config = json.loads((out / "config.json").read_text())

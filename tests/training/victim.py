@@ -8,6 +8,8 @@ import threading
 import time
 from pathlib import Path
 
+import tensorflow as tf
+
 import tests.backbone  # noqa: F401 (--backbone tiny)
 from kerasseg.methods import Method
 from tests.training.commands import NARROW, TINY
@@ -38,7 +40,7 @@ def train(dataset: Path, out: Path, operation: int | None = None, delay: float |
 
     StepCallback.on_train_begin = on_train_begin
     resume = ["--resume"] if (out / "config.json").exists() else []
-    run.main(["--dataset", str(dataset), "--out", str(out), *FLAGS, *resume])
+    tf.autograph.experimental.do_not_convert(run.main)(["--dataset", str(dataset), "--out", str(out), *FLAGS, *resume])
 
 
 class KillBefore:

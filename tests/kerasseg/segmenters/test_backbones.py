@@ -93,11 +93,21 @@ def test_a_dilated_convolution_is_one_op_forward_and_backward():
 
 
 TRAINS_AND_ANSWERS = """
-import os
+import dataclasses, os
 import kerasseg
+import keras
 import tensorflow as tf
 from kerasseg.layers import has_dilated_gradient
-segmenter = kerasseg.build_segmenter("deeplab_v3plus", backbone="mobilenet_v2", num_classes=2, head_channels=8)
+from kerasseg.segmenters.backbones import BACKBONES
+import tests.backbone
+
+def build(weights):
+    tiny = BACKBONES["tiny"].build(weights)
+    return keras.Model(tiny.inputs, keras.layers.DepthwiseConv2D(3, padding="same", name="dilated")(tiny.outputs[0]))
+
+BACKBONES["small"] = dataclasses.replace(BACKBONES["tiny"], build=build, high_level="dilated")
+segmenter = kerasseg.build_segmenter("deeplab_v3plus", backbone="small", num_classes=2, head_channels=8)
+assert segmenter.get_layer("small").get_layer("dilated").dilation_rate == (2, 2)
 method = kerasseg.METHODS["supervised"](segmenter, steps=1)
 method.compile()
 images, labels = tf.zeros((2, 32, 48, 3)), tf.zeros((2, 32, 48), tf.int32)
