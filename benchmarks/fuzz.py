@@ -8,11 +8,7 @@ than 503 (INTERNAL or UNKNOWN over gRPC), every complete request must have one, 
 """
 
 import contextlib
-import json
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +24,7 @@ from hypothesis import strategies as st
 
 from benchmarks.fuzz_requests import MODEL, Sent, damaged, http_requests, mostly, repeated
 from benchmarks.results_file import write_between_markers
+from benchmarks.server_process import server_process
 from benchmarks.turns import circumstances, resident_mib
 from serving.common import cli
 from tests.serving.grpc_calls import calling, infer_request
@@ -101,21 +98,10 @@ def repeat(strategy: st.SearchStrategy, times: int, number: int, send: Callable[
 
 @contextlib.contextmanager
 def served(folder: Path, more: Sequence[str] = ()) -> Iterator[tuple[SimpleNamespace, int, list[str]]]:
-    """A server in a process of its own, with the tests' model: its addresses, its number, and the errors of its log."""
+    """A `server_process` with the tests' model."""
     write_toy_model(folder / MODEL, 1)
-    flags = ["--port", "0", "--grpc-port", "0", "--provider", "cpu", "--no-access-log"]
-    command = [sys.executable, "-m", "serving.run", str(folder), *flags, *more]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr
-        lines, errors = map(json.loads, process.stderr), []
-        ready = next(line for line in lines if line["event"] == "ready")
-        reader = threading.Thread(target=lambda: errors.extend(line for line in lines if line["level"] == "error"))
-        reader.start()
-        try:
-            yield SimpleNamespace(url=ready["url"], grpc_address=ready["grpc"]), process.pid, errors
-        finally:
-            process.terminate()
-            reader.join()
+    with server_process(folder, more) as running:
+        yield running
 
 
 def main(config: Fuzz) -> dict[str, Any]:

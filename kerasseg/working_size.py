@@ -17,7 +17,7 @@ R = TypeVar("R")
 MIXED = 255
 """Stands in for the label of a place where labels meet; no class has this number."""
 
-VALUES_AT_ONCE = 2**22
+VALUES_AT_ONCE = 2**21
 """Interpolated probabilities that are in memory at a time."""
 
 
