@@ -19,6 +19,7 @@ import tensorflow as tf
 import tf2onnx
 
 from kerasseg.methods import Method
+from kerasseg.working_size import likeliest, shrink_by_products
 from serving.common.artifact import Tensor
 
 OPSET = 18
@@ -76,12 +77,16 @@ UNWANTED_NODES = {
 would not run on a GPU."""
 
 
-def serving_function(method: Method, logits: bool = False) -> tf.types.experimental.PolymorphicFunction:
+def serving_function(
+    method: Method, logits: bool = False, for_openvino: bool = False
+) -> tf.types.experimental.PolymorphicFunction:
     """The graph that is exported.
 
     Args:
         method: trained.
         logits: whether they are among the outputs.
+        for_openvino: shrink and enlarge images with operations that OpenVINO has. Memory then grows with the number of
+            pixels times that of classes.
 
     Returns:
         a `tf.function` from `image` uint8 (N,H,W,3) to the `OUTPUTS` that the method has.
@@ -92,8 +97,14 @@ def serving_function(method: Method, logits: bool = False) -> tf.types.experimen
 
     @tf.function(input_signature=SIGNATURE)
     def serve(image):
-        answer = method.infer(tf.cast(image, tf.float32))
-        labels_NHW, confidence_NHW = answer.label_map()
+        images_NHW3 = tf.cast(image, tf.float32)
+        if for_openvino and method.config.working_size is not None:
+            answer = method.infer(shrink_by_products(images_NHW3, method.config.working_size))
+            answer = answer._replace(size=tf.shape(image)[1:3])
+            labels_NHW, confidence_NHW = likeliest(answer.probabilities_BHWK)
+        else:
+            answer = method.infer(images_NHW3)
+            labels_NHW, confidence_NHW = answer.label_map()
         outputs = {"labels": labels_NHW, "confidence": confidence_NHW}
         if answer.reliability_BHW is not None:
             outputs["reliability"] = answer.reliability_BHW

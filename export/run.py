@@ -5,6 +5,7 @@ import dataclasses
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -242,11 +243,6 @@ def write_artifact(
             f"the run's model shrinks larger images to {size} pixels by itself, so it needs no logits to put windows "
             "together: leave --logits out, or train with --size native"
         )
-    if size is not None and "openvino" in config.wanted_formats:
-        raise ValueError(
-            f"OpenVINO cannot read how the run's model brings answers back from {size} pixels to an image's own size: "
-            "leave openvino out, or train with --size native"
-        )
     serve = serving_function(method, config.logits)
     name = config.out.resolve().name
     provenance = {
@@ -286,7 +282,12 @@ def write_artifact(
         write_saved_model(serve, folder / "saved_model")
         formats["saved_model"] = load_saved_model(folder / "saved_model")
     if "openvino" in config.wanted_formats:
-        write_openvino(folder / GRAPH_FILE, folder / "openvino")
+        with tempfile.TemporaryDirectory() as apart:
+            source = folder / GRAPH_FILE
+            if size is not None:
+                source = Path(apart) / GRAPH_FILE
+                write_onnx(to_onnx(serving_function(method, for_openvino=True)), source, metadata)
+            write_openvino(source, folder / "openvino")
         formats["openvino"] = load_openvino(folder / "openvino")
 
     say(f"comparing with the trained model on {len(samples)} images")

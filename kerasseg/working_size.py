@@ -56,6 +56,24 @@ def shrink(images_BHW3: tf.Tensor, longer_side: int) -> tf.Tensor:
     )
 
 
+def shrink_by_products(images_BHW3: tf.Tensor, longer_side: int) -> tf.Tensor:
+    """What `shrink` gives, by two matrices of weights: for runtimes without its filter. It takes longer."""
+    shape = tf.shape(images_BHW3)
+    h, w = working_shape(shape[1], shape[2], longer_side)
+
+    def weights(small: tf.Tensor, large: tf.Tensor) -> tf.Tensor:
+        """How much each of the pixels along a side counts for each of fewer: (small,large)."""
+        ratio = tf.cast(large, tf.float32) / tf.cast(small, tf.float32)
+        centres = (tf.cast(tf.range(small), tf.float32) + 0.5) * ratio
+        distance = tf.cast(tf.range(large), tf.float32) + 0.5 - centres[:, tf.newaxis]
+        triangle = tf.maximum(1.0 - tf.abs(distance) / ratio, 0.0)
+        return triangle / tf.reduce_sum(triangle, axis=1, keepdims=True)
+
+    rows_BhX = tf.matmul(weights(h, shape[1]), tf.reshape(images_BHW3, [shape[0], shape[1], shape[2] * 3]))
+    columns = tf.reshape(rows_BhX, [shape[0] * h, shape[2], 3])
+    return tf.reshape(tf.matmul(weights(w, shape[2]), columns), [shape[0], h, w, 3])
+
+
 def shrink_labels(labels_BHW: tf.Tensor, longer_side: int) -> tf.Tensor:
     """Label maps at their `working_shape`: at each place the label of the nearest pixel, so that no class appears that
     was not there. Their type stays."""

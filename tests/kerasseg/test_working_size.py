@@ -8,7 +8,7 @@ from PIL import Image
 
 from kerasseg import working_size
 from kerasseg.methods import METHODS, MLMT, Supervised
-from kerasseg.working_size import enlarge, likeliest, shrink, shrink_labels, working_shape
+from kerasseg.working_size import enlarge, likeliest, shrink, shrink_by_products, shrink_labels, working_shape
 from tests.kerasseg.methods import tiny
 
 
@@ -37,6 +37,12 @@ def test_shrink_smooths_as_pillow_does(size):
     assert max(height, width) == 40
     expected = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
     np.testing.assert_allclose(shrunk, np.asarray(expected), atol=1.01)  # Pillow rounds, twice
+
+
+@pytest.mark.parametrize("size", [(61, 83), (200, 90), (40, 30), (33, 1)])
+def test_products_shrink_alike(size):
+    images = tf.constant(np.random.default_rng(0).uniform(0, 255, (2, *size, 3)), tf.float32)
+    np.testing.assert_allclose(shrink_by_products(images, 40), shrink(images, 40), atol=2e-3)
 
 
 def test_shrunk_labels_are_those_of_the_nearest_pixels():
