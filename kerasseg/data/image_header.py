@@ -14,7 +14,7 @@ TURNED = (5, 6, 7, 8)
 
 
 class ImageHeader(NamedTuple):
-    """Of an image that can be opened."""
+    """What is known of an image that can be opened."""
 
     stored: tuple[int, int]
     """Height and width of the pixels as they are stored."""
@@ -30,7 +30,7 @@ class ImageHeader(NamedTuple):
 
     @classmethod
     def of(cls, image: ImageFile, contents: bytes) -> "ImageHeader":
-        """Of an image that Pillow has opened.
+        """The header of an image that Pillow has opened.
 
         Args:
             contents: its file; needed of a PNG only.

@@ -21,9 +21,10 @@ import numpy as np
 from PIL import Image
 
 from serving.batch.jobs import FILES, Job, Kind
+from serving.common.areas import areas
 from serving.common.artifact import Artifact
 from serving.common.files import write_atomically
-from serving.common.images import areas, index_png, jpeg, load_image, map_png, overlay, read_file
+from serving.common.images import index_png, jpeg, load_image, map_png, overlay, read_file
 from serving.model.engine import Engine, batch_limit, usable_cpus
 
 WAITING_PIXELS = 2**26

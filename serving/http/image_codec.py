@@ -17,8 +17,9 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from serving.common.areas import areas
 from serving.common.artifact import ModelInfo
-from serving.common.images import areas, index_png, jpeg, load_image, map_png, overlay
+from serving.common.images import index_png, jpeg, load_image, map_png, overlay
 from serving.http.bodies import content_encoding, decompress
 from serving.model.model import Answer, Model
 from serving.service.limits import RequestLimits

@@ -15,8 +15,9 @@ from PIL import Image
 from serving.batch import command, pipeline
 from serving.batch.command import BatchConfig
 from serving.common import cli
+from serving.common.areas import coco_rle
 from serving.common.artifact import open_artifact
-from serving.common.images import MAX_PIXELS, coco_rle
+from serving.common.images import MAX_PIXELS
 from serving.model.engine import Engine
 from tests.serving.images import expected_labels, labels_at, manifest, save_image
 from tests.serving.toy_model import CLASSES, write_toy_model

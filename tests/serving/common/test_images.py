@@ -18,7 +18,6 @@ from serving.common.images import (
     SUFFIXES,
     TooManyPixels,
     check_pixels,
-    coco_rle,
     color_table,
     index_png,
     load_image,
@@ -284,26 +283,6 @@ def test_the_list_holds_what_people_bring():
     assert {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"} <= set(SUFFIXES)
     assert ("AVIF" in FORMATS) is features.check("avif")
     assert ("HEIF" in FORMATS) is (importlib.util.find_spec("pillow_heif") is not None)
-
-
-@settings(deadline=None)
-@given(arrays.arrays(np.uint8, arrays.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(0, 3)))
-def test_coco_rle_says_where_each_label_is(labels_HW):
-    runs = coco_rle(labels_HW)
-    assert list(runs) == np.unique(labels_HW).tolist()
-    for label, run in runs.items():
-        assert run["size"] == list(labels_HW.shape)
-        counts = run["counts"]
-        assert all(count > 0 for count in counts[1:])
-        values = np.repeat(np.arange(len(counts)) % 2, counts)  # others and the label in turn, others first
-        np.testing.assert_array_equal(values.reshape(labels_HW.shape, order="F"), labels_HW == label)
-
-
-def test_coco_rle_by_hand():
-    assert coco_rle(np.array([[1, 1, 0], [1, 0, 0]])) == {
-        0: {"size": [2, 3], "counts": [3, 3]},
-        1: {"size": [2, 3], "counts": [0, 3, 3]},
-    }
 
 
 def test_missing_file_is_an_os_error(tmp_path):

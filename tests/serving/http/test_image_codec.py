@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from serving.common.areas import coco_rle
 from serving.common.artifact import Tensor, open_artifact
-from serving.common.images import coco_rle, load_image, overlay
+from serving.common.images import load_image, overlay
 from serving.http.image_codec import choose_output
 from tests.serving.http_calls import SEGMENT, error_of, index_of
 from tests.serving.images import encoded, encoded_image, expected_labels
