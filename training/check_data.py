@@ -14,7 +14,7 @@ import tyro
 from kerasseg.data.check import inspect_folder
 from kerasseg.data.datasets import DATASETS, open_dataset
 from kerasseg.data.inspection import inspect_dataset
-from kerasseg.data.shrunk import auto_size, explain_size, longer_sides
+from kerasseg.data.shrunk import auto_size, class_widths, explain_size, longer_sides
 from kerasseg.data.splits import make_split
 from kerasseg.losses import IGNORE_LABEL
 from kerasseg.recipes import RECIPES
@@ -22,6 +22,9 @@ from serving.common import cli
 
 PHOTOS = RECIPES["photos"]().settings
 """What a dataset folder is trained with, unless another recipe is named."""
+
+THIN = 3.0
+"""A class that is narrower than this, pixels, is hardly learned."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,13 @@ def main(config: CheckDataConfig) -> dict:
         size = {"working_size": working_size}
         if longer_sides(dataset)[-1] > working_size:
             print(f"with --size auto, {explain_size(dataset, PHOTOS.crop, working_size)}", file=sys.stderr)
+            for name, width in zip(dataset.classes, class_widths(dataset, working_size), strict=True):
+                if width < THIN:
+                    print(
+                        f"with --size auto, {name} would be about {width:.1f} pixels wide: --size native keeps its own "
+                        "width",
+                        file=sys.stderr,
+                    )
     errors = len(inspection.errors)
     if errors:
         print(f"error: {errors} problem{'s' * (errors > 1)} in {config.path}", file=sys.stderr)

@@ -27,6 +27,9 @@ LARGE = 3
 SHRUNK_TO = 2
 """If most are larger, they are shrunk to so many times that side."""
 
+MEASURED = 50
+"""Label maps of which it is measured how wide classes are."""
+
 LOOKED_AT = 1000
 """Images of a dataset whose size is looked at."""
 
@@ -77,6 +80,27 @@ def explain_size(dataset: Dataset, crop: tuple[int, int], working_size: int | No
         f"working size: {working_size} pixels; {larger:.0%} of the training images are larger and are shrunk to it "
         f"(longer sides: {median} in the median, {longest} of a training crop)"
     )
+
+
+def class_widths(dataset: Dataset, working_size: int) -> np.ndarray:
+    """How wide each class is at a working size, pixels: (K,), NaN where no label map shows it.
+
+    A strip's area is its width times its length, and its border twice the length. So the width is twice the area
+    through the border, over `MEASURED` label maps together; for a disc it is a little less than its radius.
+    """
+    area_K, border_K = np.zeros((2, 256))
+    for name in evenly_spaced(dataset.label_names("train"), MEASURED):
+        label_HW = dataset.load_label("train", name)
+        scale = min(1.0, working_size / max(label_HW.shape))
+        area_K += scale**2 * np.bincount(label_HW.ravel(), minlength=256)
+        for first, second in ((label_HW[:, :-1], label_HW[:, 1:]), (label_HW[:-1], label_HW[1:])):
+            differ = first != second
+            for side in (first, second):
+                border_K += scale * np.bincount(side[differ], minlength=256)
+    area_K, border_K = area_K[: dataset.num_classes], border_K[: dataset.num_classes]
+    widths_K = np.full(dataset.num_classes, np.inf)
+    np.divide(2 * area_K, border_K, out=widths_K, where=border_K > 0)
+    return np.where(area_K > 0, widths_K, np.nan)
 
 
 class ShrunkDataset(Dataset):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from kerasseg.data import FolderDataset, ShrunkDataset, auto_size, eval_dataset, make_split, train_dataset
 from kerasseg.data.augment import Augmentation
-from kerasseg.data.shrunk import explain_size
+from kerasseg.data.shrunk import class_widths, explain_size
 from kerasseg.recipes import RECIPES
 from tests import backbone  # noqa: F401 (the tiny backbone)
 from tests.kerasseg.data.folders import make_folder, save
@@ -153,3 +153,16 @@ def test_a_notebook_gets_the_working_size_too(large):
         RECIPES["photos"]("supervised", supervised={"working_size": 50}, backbone="tiny", weights="none").build_method(
             large, split
         )
+
+
+def test_how_wide_classes_are(tmp_path):
+    root = make_folder(tmp_path / "cracks", train=3, size=(300, 400))
+    for index in range(3):
+        label = np.zeros((300, 400))
+        label[100:112] = 1  # 12 pixels
+        save(root / f"labels/train/train_{index}.png", label)
+    widths = class_widths(FolderDataset(root), 100)
+    assert widths[1] == pytest.approx(3.0)
+    assert widths[0] == pytest.approx((300 - 12) / 4)  # two strips with a border each
+    assert np.isnan(widths[2])
+    assert class_widths(FolderDataset(root), 4000)[1] == pytest.approx(12.0)
