@@ -12,7 +12,7 @@ from export import run as export_run
 from kerasseg.methods import MLMT
 from serving.common.artifact import open_artifact
 from serving.model.engine import Engine
-from tests.kerasseg.data.folders import make_folder
+from tests.kerasseg.data.folders import make_folder, save
 from tests.training.commands import TINY, call, error_line, train
 from training import check_data, evaluate, run
 
@@ -79,10 +79,19 @@ def test_a_resumed_run_and_a_classifier_need_the_same_size(eager, photographs, t
 
 def test_check_data_says_the_size(photographs, capsys):
     make_folder(photographs, train=4, val=2, size=(750, 1000))
-    assert check_data.main(check_data.CheckDataConfig(str(photographs)))["errors"] == 0
-    assert (
-        "with --size auto, working size: 480 pixels; 100% of the training images are larger" in capsys.readouterr().err
-    )
+    config = check_data.CheckDataConfig(str(photographs))
+    assert check_data.main(config)["working_size"] == 480
+    err = capsys.readouterr().err
+    assert "with --size auto, working size: 480 pixels; 100% of the training images are larger" in err
+    assert "pixels wide" not in err
+
+    label = np.zeros((750, 1000))
+    label[:, 500:502] = 2
+    for index in range(4):
+        save(photographs / f"labels/train/train_{index}.png", label)
+    check_data.main(config)
+    said = "with --size auto, dog would be about 1.0 pixels wide: --size native keeps its own width"
+    assert said in capsys.readouterr().err
 
 
 def test_own_size_on_request(eager, photographs, tmp_path, capsys):
