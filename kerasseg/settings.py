@@ -56,7 +56,8 @@ class DataSettings(Settings):
     """The built-in shapes, the path of a dataset folder, or voc2012, pascal_context, cityscapes, oxford_iiit_pet:
     these are prepared once in the directory TFDS_DATA_DIR, from the archives in TFDS_MANUAL_DIR."""
     labeled: str = "1/8"
-    """Which training images are labelled: a fraction (1/8, 0.125), a count (45), all, or a file of image names."""
+    """Which training images are labelled: a fraction of those with a label map (1/8, 0.125), a count (45), all of them,
+    or a file of image names."""
     cover: bool = False
     """Choose the labelled images so that every class is in as many of them as possible, rare classes first."""
     image_labels: str | None = None

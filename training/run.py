@@ -206,6 +206,11 @@ def open_folder(session: Session) -> dict[str, Any]:
         known = with_defaults(before)
         known["dataset"] = whole_path(known["dataset"])
         changed = [key for key in sorted(settings) if mark(key).resumed and known.get(key) != settings[key]]
+        if changed == ["fields", "steps"] and settings["steps"] > known["steps"]:
+            raise ValueError(
+                f"{folder} was planned for {known['steps']} steps, over which its learning rate falls to 0: for more, "
+                f"start from its model, with --weights {folder / 'model.keras'} and another --out"
+            )
         if changed:
             raise ValueError(
                 f"{folder} was started with other settings ({', '.join(changed)}): resume with those, or start again "

@@ -134,6 +134,7 @@ def assemble(config: RunConfig, strategy: tf.distribute.Strategy, resumed: bool 
         split = open_split(config, dataset)
         for problem in require_sound(dataset, split, config.cover):
             print(problem, file=sys.stderr)
+        print(explain_images(split), file=sys.stderr)
         print(explain_size(dataset, config.crop, config.working_size(dataset)), file=sys.stderr)
     if len(set(gather(strategy, int(split.fingerprint[:7], 16)))) > 1:
         raise ValueError("the workers do not see the same images: give all of them the same --dataset and flags")
@@ -145,6 +146,14 @@ def assemble(config: RunConfig, strategy: tf.distribute.Strategy, resumed: bool 
     for warning in session.warnings():
         print(f"warning: {warning}", file=sys.stderr)
     return session
+
+
+def explain_images(split: Split) -> str:
+    """How many images are used, and for what."""
+    labeled, others = len(split.labeled), len(split.without_label_maps)
+    weak = f", {len(split.image_labeled)} with image-level labels" if split.image_labeled else ""
+    unlabeled = f"{others} unlabelled" if others else "the same without their label maps as unlabelled"
+    return f"images: {labeled} with a label map{weak}, {unlabeled}"
 
 
 def open_split(config: RunConfig, dataset: Dataset) -> Split:

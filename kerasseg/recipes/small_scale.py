@@ -67,6 +67,7 @@ def photos(method: str) -> tuple[TrainingSettings, Fields]:
         backbone="mobilenet_v2",
         head_channels=64,
         weights="imagenet",
+        labeled="all",
         size="auto",
         crop=(176, 240),
         batch_size=4,

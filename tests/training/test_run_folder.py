@@ -73,9 +73,18 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(eager, only_scores, datase
     before = (out / "model.keras").read_bytes()
     status, _, err = train(dataset, out, capsys, method="supervised", steps=1)
     assert status == 2 and "holds a run already" in error_line(err)
-    status, _, err = train(dataset, out, capsys, "--resume", method="supervised", steps=2)
-    assert status == 2 and "was started with other settings (fields, steps)" in error_line(err)
     assert (out / "model.keras").read_bytes() == before
+
+
+def test_a_finished_run_is_made_longer_by_another_one(eager, only_scores, dataset, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(dataset, out, capsys, method="supervised", steps=2)[0] == 0
+    status, _, err = train(dataset, out, capsys, "--resume", method="supervised", steps=3)
+    more = ["--weights", str(out / "model.keras")]
+    assert status == 2 and error_line(err).endswith(f"start from its model, with {' '.join(more)} and another --out")
+    status, _, err = train(dataset, out, capsys, "--resume", method="supervised", steps=1)
+    assert status == 2 and "was started with other settings (fields, steps)" in error_line(err)
+    assert train(dataset, tmp_path / "longer", capsys, *more, method="supervised", steps=1)[0] == 0
 
 
 def test_a_run_from_before_a_setting_existed_goes_on(eager, only_scores, dataset, tmp_path, capsys):

@@ -94,6 +94,14 @@ def test_check_data_says_the_size(photographs, capsys):
     assert said in capsys.readouterr().err
 
 
+def test_all_label_maps_are_used_by_default(eager, photographs, tmp_path, capsys):
+    (photographs / "labels/train/train_1.png").unlink()
+    flags = ["--method", "supervised", "--dataset", photographs, "--steps", "1", *TINY, "--out", tmp_path / "run"]
+    status, _, err = call(run.main, flags, capsys)
+    assert status == 0 and "images: 3 with a label map, 1 unlabelled" in err
+    assert (tmp_path / "run/split/labeled.txt").read_text().split() == ["train_0", "train_2", "train_3"]
+
+
 def test_own_size_on_request(eager, photographs, tmp_path, capsys):
     flags = ["--method", "supervised", "--dataset", photographs, "--labeled", "2", "--steps", "1", *TINY]
     status, _, err = call(run.main, [*flags, "--size", "native", "--out", tmp_path / "run"], capsys)
