@@ -276,7 +276,7 @@ def require_as_now(config: Comparison, training: Training, scores: dict[str, Any
 def settings_now(config: Comparison, training: Training) -> dict[str, Any]:
     """The settings, decided by recipe and flags, that the run would record if it started now."""
     recipe, fields = choose("auto", training.method, config.dataset)
-    flags = {"labeled": training.labeled, "steps": training.steps, "cover": training.covers(config)}
+    flags = {"labeled": training.labeled, "steps": training.steps, "cover": training.covers(config), "size": "native"}
     flags["average_weights"] = training.method == BASELINE
     run = dataclasses.replace(with_groups(recipe, fields), **flags)
     values = {entry.name: getattr(run, entry.name) for entry in dataclasses.fields(RunConfig)}
