@@ -116,6 +116,7 @@ class FolderDataset(Dataset):
             lambda: tf_decode_image(tf.io.read_file(path)),
         )
 
+    @tf.autograph.experimental.do_not_convert  # it is plain Python, called while a graph is made
     def _not_in_graph(self, split: str) -> list[str]:
         """The images that TensorFlow cannot decode, or leaves on their side."""
         names = self.image_names(split)

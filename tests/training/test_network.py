@@ -52,7 +52,17 @@ def test_commands(watched, tmp_path):
     results = [json.loads(line) for line in stdout.splitlines() if line.startswith("{")]
     assert len(results) == 7 and results[-1]["written"] == 2, stderr
     assert found() == (set(), set())
-    ours = ("warning: ", "report: ", "writing pets", "comparing with", "  0%", "100%", "pets/1: ")
+    ours = (
+        "warning: ",
+        "images: ",
+        "working size: ",
+        "report: ",
+        "writing pets",
+        "comparing with",
+        "  0%",
+        "100%",
+        "pets/1: ",
+    )
     assert [line for line in re.split(r"[\r\n]+", stderr) if line.strip() and not line.startswith(ours)] == []
 
 

@@ -189,7 +189,7 @@ def test_each_device_has_what_a_method_takes_of_unlabelled_images(dataset):
         config = tyro.cli(type(default), args=arguments, default=default)
         made = METHODS[method](tiny.BranchingSegmenter(), **config.method_fields[method])
         strategy = types.SimpleNamespace(num_replicas_in_sync=devices)
-        session = Session(config, strategy, None, None, split, made)
+        session = Session(config, strategy, None, None, None, split, made)
         return list(session.warnings()), session.unlabeled
 
     assert unlabeled("meanteacher", ["--batch-size", "1"]) == ([], 2)

@@ -161,8 +161,8 @@ def test_inference_is_the_same_for_one_image_and_in_a_batch_as_a_dict():
     method = Supervised(tiny.segmenter())
     images = np.random.default_rng(1).uniform(0, 255, (2, 4, 5, 3)).astype(np.float32)
     answer = method.infer(images)
-    np.testing.assert_allclose(answer.segmentation_BHWK, tf.nn.softmax(answer.logits_BHWK), rtol=1e-6)
-    np.testing.assert_array_equal(answer.segmentation_BHWK, answer.probabilities_BHWK)
+    np.testing.assert_allclose(answer.segmentation_BhwK, tf.nn.softmax(answer.logits_BHWK), rtol=1e-6)
+    np.testing.assert_array_equal(answer.segmentation_BhwK, answer.probabilities_BHWK)
     assert answer.reliability_BHW is None and method.reliability(images) is None
     np.testing.assert_array_equal(method({"labeled": images}), answer.probabilities_BHWK)
 
