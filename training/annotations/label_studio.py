@@ -1,0 +1,144 @@
+"""Label Studio: the JSON export, one file with a list of tasks."""
+
+from collections.abc import Callable
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import numpy as np
+
+from training.annotations.contract import AnnotatedImage, Annotations, Notes, size_of
+from training.annotations.raster import Bitmap, Polygon, Shape, box, draw_shapes
+from training.annotations.rle import decode_brush
+from training.annotations.source import Source, name_of, split_in
+from training.annotations.words import (
+    BAD_NUMBERS,
+    MISSING,
+    NO_AREA,
+    OTHER_JSON,
+    TOO_FEW,
+    UNREADABLE_TEXT,
+    rest_unlabeled,
+)
+
+KINDS = ("brushlabels", "polygonlabels", "rectanglelabels")
+MOST_TRIED = 20
+"""JSON files that are opened to see whether the tool wrote them."""
+
+
+def recognises(source: Source) -> bool:
+    """Whether one of the first JSON files is a list of tasks."""
+    return any(_is_export(source.json(file)) for file in source.ending(".json")[:MOST_TRIED])
+
+
+def read(source: Source) -> Annotations:
+    """Every task's image with the shapes of its first annotation that was not cancelled, later ones on top; classes in
+    the order of the alphabet."""
+    notes = Notes()
+    found: dict[str, tuple[str, list[dict]]] = {}
+    for file in source.ending(".json"):
+        data = source.json(file)
+        if not _is_export(data):
+            notes.add(UNREADABLE_TEXT if data is None else OTHER_JSON, file)
+            continue
+        for task in data:
+            said = _image_named(task)
+            image = _find(source, said)
+            if image is None:
+                notes.add(MISSING, said)
+            elif image in found:
+                notes.add("an image that is listed twice: its first annotation counts", said)
+            else:
+                found[image] = said, _results(task, notes, said)
+    names = {_label(result) for _, results in found.values() for result in results}
+    classes = sorted(names, key=lambda name: (name.casefold(), name))
+    images = []
+    for image, (said, results) in found.items():
+        shapes = [s for r in results if (s := _shape(r, classes.index(_label(r)), notes, said))]
+        sizes = {(r.get("original_height"), r.get("original_width")) for r in results}
+        size = size_of(*sizes.pop()) if len(sizes) == 1 else None
+        draw = draw_shapes(shapes, notes, said)
+        images.append(AnnotatedImage(source[image], name_of(image), split_in(image), draw, size))
+    return Annotations(classes, images + rest_unlabeled(source, found), notes)
+
+
+def _is_export(data: Any) -> bool:
+    return (
+        isinstance(data, list)
+        and bool(data)
+        and all(isinstance(t, dict) and isinstance(t.get("data"), dict) and "annotations" in t for t in data)
+    )
+
+
+def _image_named(task: dict) -> str:
+    """The path of the image, whatever store it lies in: `/data/local-files/?d=a/b.jpg`, `s3://bucket/a/b.jpg`."""
+    values = [value for value in task["data"].values() if isinstance(value, str)]
+    paths = [value for value in values if "." in PurePosixPath(value).name] or [str(task.get("file_upload"))]
+    parts = urlsplit(paths[0])
+    return (parse_qs(parts.query).get("d") or [unquote(parts.path)])[0].lstrip("/")
+
+
+def _find(source: Source, said: str) -> str | None:
+    """Uploaded files get eight letters and a hyphen before their names."""
+    folder, _, name = said.rpartition("/")
+    prefix, hyphen, original = name.partition("-")
+    found = source.find_image(said)
+    return found or (source.find_image(original) if hyphen and len(prefix) == 8 else None)
+
+
+def _results(task: dict, notes: Notes, said: str) -> list[dict]:
+    annotations = [a for a in task["annotations"] or [] if isinstance(a, dict) and not a.get("was_cancelled")]
+    annotations = [a for a in annotations if a.get("result")]
+    if len(annotations) > 1:
+        notes.add("several annotations of one image: the first counts", said)
+    results = []
+    for result in annotations[0]["result"] if annotations else []:
+        value = result.get("value") if isinstance(result, dict) else None
+        if not isinstance(value, dict) or result.get("type") not in KINDS:
+            kind = result.get("type") if isinstance(result, dict) else result
+            notes.add(NO_AREA.format(kind).replace("which have no area", "which are not read"), said)
+        elif not value.get(result["type"]):
+            notes.add("shapes without a class, left out: choose one in Label Studio", said)
+        else:
+            results.append(result)
+    return results
+
+
+def _label(result: dict) -> str:
+    return str(result["value"][result["type"]][0])
+
+
+def _shape(result: dict, label: int, notes: Notes, said: str) -> Shape | None:
+    value = result["value"]
+    try:
+        if result["type"] == "brushlabels":
+            height, width = int(result["original_height"]), int(result["original_width"])
+            return Bitmap(label, _decoder(value["rle"], height, width), whole=True)
+        if result["type"] == "rectanglelabels":
+            # Turned in pixels: percent of width and height are of different lengths.
+            height, width = result["original_height"], result["original_width"]
+            x, y, w, h = (float(value[k]) / 100 for k in ("x", "y", "width", "height"))
+            corners = box(
+                x * width,
+                y * height,
+                (x + w) * width,
+                (y + h) * height,
+                float(value.get("rotation") or 0),
+                around="corner",
+            )
+            return Polygon(label, corners)
+        points = np.array(value["points"], np.float64).reshape(-1, 2) / 100
+    except (KeyError, TypeError, ValueError):
+        notes.add(BAD_NUMBERS, said)
+        return None
+    if len(points) < 3:
+        notes.add(TOO_FEW, said)
+        return None
+    if not np.isfinite(points).all():
+        notes.add(BAD_NUMBERS, said)
+        return None
+    return Polygon(label, points, relative=True)
+
+
+def _decoder(data: list[int], height: int, width: int) -> Callable[[], np.ndarray]:
+    return lambda: decode_brush(data, height, width)

@@ -1,0 +1,117 @@
+"""The files of a folder with annotations, and how images are found in it."""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from kerasseg.data.folder import usable_name
+from serving.common.images import SUFFIXES
+from serving.common.inputs import comparable, read_text
+
+SPLIT_FOLDERS = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "tst"), "test"),
+}
+KIND_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "data", "photos", "leftimg8bit")
+"""Folders that say only that images are in them, lower case."""
+
+ANNOTATION_SUFFIXES = (".json", ".xml", ".txt", ".yaml", ".yml")
+
+
+def split_of(folder: str) -> str | None:
+    """The split that the name of a folder or file stands for: "valid" and "val2017" are "val"; None for no split."""
+    return SPLIT_FOLDERS.get(re.sub(r"[\d_-]*$", "", folder.lower()))
+
+
+class Source:
+    """The files of a source, listed once.
+
+    Args:
+        path: a folder, or one annotation file; the folder of such a file is then the source, with no other annotation
+            file in it.
+
+    Raises:
+        ValueError: there is nothing at the path.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        given = Path(path)
+        if not given.exists():
+            raise ValueError(f"nothing found at {given}: give the folder with images and annotations")
+        self.root = given if given.is_dir() else given.parent
+        files = sorted(_walk(self.root))
+        if given.is_file():
+            files = [f for f in files if f == given.name or PurePosixPath(f).suffix.lower() not in ANNOTATION_SUFFIXES]
+        self.files: list[str] = files
+        """Paths relative to the folder, with "/"."""
+        self.images = [file for file in self.files if PurePosixPath(file).suffix.lower() in SUFFIXES]
+        self._exact = set(self.images)
+        self._by_name: dict[str, list[str]] = {}
+        for file in self.images:
+            self._by_name.setdefault(comparable(PurePosixPath(file).name), []).append(file)
+
+    def __getitem__(self, file: str) -> Path:
+        """The path of a file in the source."""
+        return self.root / file
+
+    def ending(self, *suffixes: str) -> list[str]:
+        """The files whose names end so, in any letter case."""
+        return [file for file in self.files if file.lower().endswith(suffixes)]
+
+    def find_image(self, said: str, near: Iterable[str] = ()) -> str | None:
+        """The image that an annotation file names.
+
+        Args:
+            said: a path, perhaps of another machine, with "/" or "\\".
+            near: folders in the source that are looked into first.
+
+        Returns:
+            The file; else the only one of that name in the source, whatever its folder and letter case; None otherwise.
+        """
+        said = said.replace("\\", "/")
+        for folder in (*near, ""):
+            candidate = os.path.normpath(f"{folder}/{said}" if folder else said)
+            if candidate in self._exact:
+                return candidate
+        alike = self._by_name.get(comparable(PurePosixPath(said).name), [])
+        parts = said.split("/")
+        for count in range(len(parts), 0, -1):  # the longest common end decides between images of one name
+            ending = "/" + comparable("/".join(parts[-count:]))
+            found = [file for file in alike if f"/{comparable(file)}".endswith(ending)]
+            if len(found) == 1:
+                return found[0]
+            if found:
+                return None
+        return None
+
+    def json(self, file: str) -> Any:
+        """The content of a JSON file; None for one that cannot be read."""
+        try:
+            return json.loads(read_text(self[file]))
+        except (OSError, ValueError, RecursionError):
+            return None
+
+
+def name_of(file: str) -> str:
+    """The name of an image's path without folders that say only its split or that it is an image."""
+    *folders, name = file.split("/")
+    kept = [folder for folder in folders if split_of(folder) is None and folder.lower() not in KIND_FOLDERS]
+    return "/".join([*kept, name])
+
+
+def split_in(file: str) -> str | None:
+    """The split that the folders of a path name; None where none does."""
+    return next((split for folder in reversed(file.split("/")[:-1]) if (split := split_of(folder))), None)
+
+
+def _walk(root: Path) -> Iterator[str]:
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not name.startswith((".", "__MACOSX"))]
+        where = Path(folder).relative_to(root).as_posix()
+        for name in names:
+            if not name.startswith(".") and usable_name(name) and usable_name(where):
+                yield name if where == "." else f"{where}/{name}"

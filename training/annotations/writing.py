@@ -1,0 +1,202 @@
+"""Annotated images to a dataset folder.
+
+Legend: H, W size of an image; K classes.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from kerasseg.data.folder import read_image
+from kerasseg.data.image_header import read_header
+from kerasseg.losses import IGNORE_LABEL
+from kerasseg.visualize import default_palette
+from serving.common.files import naming, write_atomically
+from serving.common.images import index_png, read_file
+from training.annotations.contact_sheet import TILE, Tile
+from training.annotations.contract import IGNORED, AnnotatedImage, Annotations, Notes
+
+BACKGROUND = "background"
+IGNORED_NAMES = ("ignore", "ignored", "void")
+"""Names of classes whose pixels are ignored, without underscores (labelme's __ignore__), lower case."""
+
+MOST_TILES = 24
+"""Images on the contact sheet."""
+
+OTHER_SIZE = "annotation of another size than its image: give the image on which it was drawn, at its full size"
+
+
+@dataclass(frozen=True)
+class ClassPlan:
+    """The classes of the dataset folder, and the label of each class of the source."""
+
+    names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    labels: np.ndarray
+    """uint8 (K of the source + 2): the label for `IGNORED`, for `REST`, and for each class of the source."""
+
+    def number(self, drawn_HW: np.ndarray) -> np.ndarray:
+        """uint8 (H, W) from what `AnnotatedImage.draw` gives."""
+        return self.labels[drawn_HW.astype(np.int64) - IGNORED]
+
+
+def plan_classes(annotations: Annotations, rest: str) -> ClassPlan:
+    """Numbers the classes: a background comes first, and names that differ in letter case only are one class.
+
+    Args:
+        rest: "background" or "ignored", for pixels without annotation.
+
+    Raises:
+        ValueError: no class, or more than a label map has room for.
+    """
+    kept: dict[str, str] = {}
+    positions: list[str | None] = []
+    for name in annotations.classes:
+        key = " ".join(name.split()).casefold()
+        bare = key.strip("_")
+        if bare in IGNORED_NAMES:
+            annotations.notes.add(f'the pixels of the class "{name}" are ignored, as its name says')
+            positions.append(None)
+            continue
+        key = BACKGROUND if bare == BACKGROUND else key
+        if key in kept and kept[key] != name:
+            annotations.notes.add(f'the classes "{kept[key]}" and "{name}" are one: they differ in letter case only')
+        kept.setdefault(key, BACKGROUND if key == BACKGROUND and name != name.strip("_") else " ".join(name.split()))
+        positions.append(key)
+    if not any(positions):
+        raise ValueError("no annotation with a class was found, so there is nothing to learn; see the warnings above")
+    if rest == "background" and not annotations.complete:
+        kept.setdefault(BACKGROUND, BACKGROUND)
+    order = sorted(kept, key=lambda key: key != BACKGROUND)  # stable
+    if len(order) > IGNORE_LABEL:
+        raise ValueError(f"{len(order)} classes; a label map has room for {IGNORE_LABEL}: merge some in the tool")
+    labels = [IGNORE_LABEL if key is None else order.index(key) for key in positions]
+    of_rest = order.index(BACKGROUND) if rest == "background" and BACKGROUND in kept else IGNORE_LABEL
+    return ClassPlan(
+        tuple(kept[key] for key in order),
+        _palette(annotations, order, positions),
+        np.array([IGNORE_LABEL, of_rest, *labels], np.uint8),
+    )
+
+
+def _palette(annotations: Annotations, order: list[str], positions: list[str | None]) -> tuple:
+    """The source's colours if all classes have one and all differ; else the usual ones."""
+    colors = dict[str, tuple[int, int, int]]()
+    for key, color in zip(positions, annotations.palette or [], strict=False):
+        if key is not None:
+            colors.setdefault(key, color)
+    if annotations.palette:
+        colors.setdefault(BACKGROUND, (0, 0, 0))
+    found = [colors.get(key) for key in order]
+    usual = tuple(tuple(int(v) for v in color) for color in default_palette(len(order)))
+    return tuple(found) if None not in found and len(set(found)) == len(found) else usual
+
+
+@dataclass
+class Written:
+    """What was written to the folder."""
+
+    images: int = 0
+    labeled: int = 0
+    skipped: int = 0
+
+
+def write_folder(
+    folder: Path,
+    images: Sequence[AnnotatedImage],
+    splits: Sequence[str | None],
+    names: Sequence[str],
+    plan: ClassPlan,
+    link: str,
+    notes: Notes,
+) -> tuple[Written, list[Tile]]:
+    """Writes images, label maps and classes.json; one label map is in memory at a time.
+
+    An image that cannot be read, or whose annotation cannot be used, is left out and noted.
+
+    Args:
+        folder: is made.
+        splits: of the images; one without is left out.
+        names: of the images in the folder, without extension.
+        link: "copy", "hard" or "symbolic".
+
+    Returns:
+        Counts, and small images with their overlays, `MOST_TILES` or fewer.
+    """
+    labeled = [i for i, image in enumerate(images) if image.draw is not None and splits[i]]
+    shown = {labeled[k] for k in np.linspace(0, len(labeled) - 1, min(MOST_TILES, len(labeled))).round().astype(int)}
+    written, tiles = Written(), []
+    for i, image in enumerate(tqdm(images, "images", disable=None)):
+        split = splits[i]
+        if split is None:
+            written.skipped += 1
+            continue
+        try:
+            image_HWC = read_image(read_file(image.path))
+            label_HW = None if image.draw is None else plan.number(_drawn(image, image_HWC.shape[:2]))
+        except (OSError, ValueError) as error:
+            notes.add(f"{error}; left out" if not str(error).endswith("left out") else str(error), image.name)
+            written.skipped += 1
+            continue
+        target = folder / "images" / split / f"{names[i]}{image.path.suffix.lower()}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _place(image.path, target, link)
+        written.images += 1
+        if label_HW is not None:
+            path = folder / "labels" / split / f"{names[i]}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, index_png(label_HW, plan.palette))
+            written.labeled += 1
+            if i in shown:
+                tiles.append(_tile(f"{split}/{names[i]}", image_HWC, label_HW))
+    content = {"classes": plan.names, "palette": plan.palette}
+    write_atomically(folder / "classes.json", (json.dumps(content, ensure_ascii=False) + "\n").encode())
+    return written, tiles
+
+
+def _drawn(image: AnnotatedImage, upright: tuple[int, ...]) -> np.ndarray:
+    """The drawn label map, upright as training takes images, or as the image is stored where it was drawn on that."""
+    header = read_header(image.path)
+    stored = header.stored if header else upright
+    if image.size is not None and image.size not in (upright, stored):
+        raise ValueError(OTHER_SIZE)
+    height, width = upright if image.size is None else image.size
+    assert image.draw is not None
+    drawn_HW = image.draw(height, width)
+    if drawn_HW.shape not in (upright, stored):
+        raise ValueError(OTHER_SIZE)
+    return drawn_HW
+
+
+def _place(source: Path, target: Path, link: str) -> None:
+    if link == "symbolic":
+        target.symlink_to(source.resolve())
+    elif link == "hard":
+        try:
+            os.link(source.resolve(), target)
+        except OSError as error:
+            raise ValueError(
+                f"{source} cannot be linked to ({error.strerror}): --link symbolic works over the borders of disks"
+            ) from error
+    else:
+        with naming(target):
+            shutil.copyfile(source, target)
+
+
+def _tile(name: str, image_HWC: np.ndarray, label_HW: np.ndarray) -> Tile:
+    if label_HW.shape != image_HWC.shape[:2]:  # drawn on the image as it is stored: shown as it is drawn
+        image_HWC = np.asarray(Image.fromarray(image_HWC).resize(label_HW.shape[::-1]))
+    scale = min(TILE / side for side in label_HW.shape)
+    size = tuple(max(1, round(side * min(scale, 1))) for side in label_HW.shape[::-1])
+    return Tile(
+        name,
+        np.asarray(Image.fromarray(image_HWC).resize(size, Image.Resampling.BILINEAR)),
+        np.asarray(Image.fromarray(label_HW).resize(size, Image.Resampling.NEAREST)),
+    )

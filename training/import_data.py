@@ -1,0 +1,159 @@
+"""Turns what annotation tools write into a dataset folder."""
+
+import math
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+# isort: off
+import kerasseg  # noqa: F401 (first: it starts TensorFlow)
+
+# isort: on
+import numpy as np
+import tensorflow as tf
+import tyro
+
+from kerasseg.checks import require, require_choices
+from kerasseg.data.check import inspect_folder
+from kerasseg.data.inspection import Inspection
+from serving.common import cli
+from serving.common.files import write_atomically
+from serving.common.images import png
+from training.annotations.contact_sheet import contact_sheet
+from training.annotations.contract import Notes
+from training.annotations.formats import read_source
+from training.annotations.source import Source
+from training.annotations.splits import choose_splits, output_names
+from training.annotations.writing import plan_classes, write_folder
+
+Format = Literal[
+    "auto",
+    "labelme",
+    "coco",
+    "cvat",
+    "label_studio",
+    "yolo",
+    "cityscapes",
+    "voc",
+    "color_masks",
+    "class_masks",
+    "masks",
+]
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """Flags of `python -m training.import_data`."""
+
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """The folder with images and annotations, or the annotation file in it. Nothing in it is changed."""
+
+    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """The dataset folder to write; it must not exist yet."""
+
+    format: Format = "auto"
+    """The tool that wrote the annotations; auto recognises it by its files."""
+
+    rest: Literal["background", "ignored"] = "background"
+    """Pixels without annotation: class 0, background, or neither learned nor measured."""
+
+    val: float = 0.2
+    """Share of the labelled images for validation, 0..1, where the source has no split of its own."""
+
+    test: float = 0.0
+    """Share of the labelled images for test, 0..1, where the source has none."""
+
+    seed: int = 0
+    """Seed of the choice of images for validation and test."""
+
+    link: Literal["copy", "hard", "symbolic"] = "copy"
+    """Images are copied, or are hard or symbolic links to those of the source."""
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        for name in ("val", "test"):
+            share = getattr(self, name)
+            require(
+                math.isfinite(share) and 0 <= share < 1, f"--{name} must be a share, 0 or more and below 1; got {share}"
+            )
+        require(self.val + self.test < 1, f"--val {self.val} and --test {self.test} leave no image to train on")
+
+
+def main(config: ImportConfig) -> dict:
+    """Writes OUT and shows what is in it; returns the counts, with exit status 2 where the check finds an error."""
+    out = Path(config.out)
+    source = Source(config.source)
+    require(not os.path.lexists(out), f"{out} exists: choose another OUT, or remove it")
+    require(
+        not out.resolve().is_relative_to(source.root.resolve()),
+        f"{out} lies in {source.root}, in which nothing is changed: choose an OUT outside of it",
+    )
+    format, annotations = read_source(source, config.format)
+    notes = annotations.notes
+    images = sorted(annotations.images, key=lambda image: (image.name, str(image.path)))
+    # Made next to OUT and renamed: a failure leaves nothing.
+    building = out.parent / f".{out.name[:40]}.{os.getpid()}.tmp"
+    try:
+        require(
+            any(image.draw for image in images),
+            f"no annotation in {source.root} belongs to an image: {_first(notes)}",
+        )
+        plan = plan_classes(annotations, config.rest)
+        splits = choose_splits(images, config.val, config.test, config.seed, notes)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        building.mkdir()
+        written, tiles = write_folder(building, images, splits, output_names(images), plan, config.link, notes)
+        require(written.labeled > 0, f"no image with annotation in {source.root} can be used: {_first(notes)}")
+        sheet = contact_sheet(tiles, plan.names, plan.palette)
+        write_atomically(building / "contact_sheet.png", png(np.asarray(sheet)))
+        inspection = inspect_folder(building)
+        building.rename(out)
+    finally:
+        notes.show()
+        shutil.rmtree(building, ignore_errors=True)
+    return _report(config, format, inspection, written.skipped)
+
+
+def _first(notes: Notes) -> str:
+    return next(iter(notes), "there are images only")
+
+
+def _report(config: ImportConfig, format: str, inspection: Inspection, skipped: int) -> dict:
+    for problem in inspection.problems:
+        print(problem, file=sys.stderr)
+    pixels = inspection.pixels
+    showing = sum((counts > 0).astype(int) for maps in inspection.label_pixels.values() for counts in maps.values())
+    showing = np.zeros(256, int) + showing
+    longest = max([len(name) for name in inspection.classes] + [7])
+    print(f"{'class':>5}  {'name':{longest}}  {'pixels':>14}  {'images':>7}", file=sys.stderr)
+    rows = [*enumerate(inspection.classes), *([(255, "ignored")] if pixels[255] else [])]
+    for label, name in rows:
+        print(f"{label:5}  {name:{longest}}  {pixels[label]:14,}  {showing[label]:7,}", file=sys.stderr)
+    counts = {split: n for split, n in inspection.images.items() if n["images"]}
+    said = ", ".join(f"{split} {n['images']} ({n['labeled']} labelled)" for split, n in counts.items())
+    print(f"{config.out}: {said}; look at {config.out}/contact_sheet.png", file=sys.stderr)
+    errors = len(inspection.errors)
+    if errors:
+        print(
+            f"error: {config.out} is written, but has {errors} problem{'s' * (errors > 1)}, named above, that training "
+            "refuses",
+            file=sys.stderr,
+        )
+    return {
+        "format": format,
+        "images": counts,
+        "classes": list(inspection.classes),
+        "pixels": {name: int(pixels[label]) for label, name in rows},
+        "skipped": skipped,
+        "errors": errors,
+        "warnings": len(inspection.warnings),
+        "exit_status": 2 if errors else 0,
+    }
+
+
+if __name__ == "__main__":
+    tf.config.set_visible_devices([], "GPU")  # TensorFlow would take all of its memory, perhaps from a training
+    cli.run(main, ImportConfig, __doc__)
