@@ -27,7 +27,7 @@ from training.annotations.contract import Notes
 from training.annotations.formats import read_source
 from training.annotations.source import Source
 from training.annotations.splits import choose_splits, output_names
-from training.annotations.writing import plan_classes, write_folder
+from training.annotations.writing import draw_label_maps, plan_classes, write_folder
 
 Format = Literal[
     "auto",
@@ -102,19 +102,23 @@ def main(config: ImportConfig) -> dict:
             f"no annotation in {source.root} belongs to an image: {_first(notes)}",
         )
         plan = plan_classes(annotations, config.rest)
-        splits = choose_splits(images, config.val, config.test, config.seed, notes)
         out.parent.mkdir(parents=True, exist_ok=True)
         building.mkdir()
-        written, tiles = write_folder(building, images, splits, output_names(images), plan, config.link, notes)
-        require(written.labeled > 0, f"no image with annotation in {source.root} can be used: {_first(notes)}")
-        sheet = contact_sheet(tiles, plan.names, plan.palette)
+        label_maps = building / "drawn"
+        drawn = draw_label_maps(label_maps, images, output_names(images), plan, notes)
+        require(bool(drawn.tiles), f"no image with annotation in {source.root} can be used: {_first(notes)}")
+        # Of those that can be used only: else one that cannot might have been all there is for validation.
+        splits = choose_splits(drawn.images, config.val, config.test, config.seed, notes)
+        write_folder(building, drawn, label_maps, splits, plan, config.link)
+        skipped = len(images) - len(splits) + splits.count(None)
+        sheet = contact_sheet(drawn.tiles, plan.names, plan.palette)
         write_atomically(building / "contact_sheet.png", png(np.asarray(sheet)))
         inspection = inspect_folder(building)
         building.rename(out)
     finally:
         notes.show()
         shutil.rmtree(building, ignore_errors=True)
-    return _report(config, format, inspection, written.skipped)
+    return _report(config, format, inspection, skipped)
 
 
 def _first(notes: Notes) -> str:

@@ -100,65 +100,73 @@ def _palette(annotations: Annotations, order: list[str], positions: list[str | N
 
 
 @dataclass
-class Written:
-    """What was written to the folder."""
+class Drawn:
+    """The images that can be used, with their label maps in a folder."""
 
-    images: int = 0
-    labeled: int = 0
-    skipped: int = 0
+    images: list[AnnotatedImage]
+    names: list[str]
+    """Of the images in the dataset folder, without extension."""
+    tiles: list[Tile]
+    """Small images with their overlays, `MOST_TILES` or fewer."""
 
 
-def write_folder(
-    folder: Path,
-    images: Sequence[AnnotatedImage],
-    splits: Sequence[str | None],
-    names: Sequence[str],
-    plan: ClassPlan,
-    link: str,
-    notes: Notes,
-) -> tuple[Written, list[Tile]]:
-    """Writes images, label maps and classes.json; one label map is in memory at a time.
+def draw_label_maps(
+    folder: Path, images: Sequence[AnnotatedImage], names: Sequence[str], plan: ClassPlan, notes: Notes
+) -> Drawn:
+    """Writes FOLDER/NAME.png for each image with annotation; one label map is in memory at a time.
 
     An image that cannot be read, or whose annotation cannot be used, is left out and noted.
 
     Args:
         folder: is made.
-        splits: of the images; one without is left out.
-        names: of the images in the folder, without extension.
-        link: "copy", "hard" or "symbolic".
-
-    Returns:
-        Counts, and small images with their overlays, `MOST_TILES` or fewer.
+        names: of the images, without extension.
     """
-    labeled = [i for i, image in enumerate(images) if image.draw is not None and splits[i]]
+    folder.mkdir()
+    labeled = [i for i, image in enumerate(images) if image.draw is not None]
     shown = {labeled[k] for k in np.linspace(0, len(labeled) - 1, min(MOST_TILES, len(labeled))).round().astype(int)}
-    written, tiles = Written(), []
-    for i, image in enumerate(tqdm(images, "images", disable=None)):
-        split = splits[i]
-        if split is None:
-            written.skipped += 1
-            continue
+    result = Drawn([], [], [])
+    for i, (image, name) in enumerate(zip(tqdm(images, "images", disable=None), names, strict=True)):
         try:
             image_HWC = read_image(read_file(image.path))
             label_HW = None if image.draw is None else plan.number(_drawn(image, image_HWC.shape[:2]))
         except (OSError, ValueError) as error:
-            notes.add(f"{error}; left out" if not str(error).endswith("left out") else str(error), image.name)
-            written.skipped += 1
+            notes.add(f"{error}; left out", image.name)
             continue
-        target = folder / "images" / split / f"{names[i]}{image.path.suffix.lower()}"
+        if label_HW is not None:
+            write_atomically(folder / f"{name}.png", index_png(label_HW, plan.palette))
+            if i in shown:
+                result.tiles.append(_tile(name, image_HWC, label_HW))
+        result.images.append(image)
+        result.names.append(name)
+    return result
+
+
+def write_folder(
+    folder: Path, drawn: Drawn, label_maps: Path, splits: Sequence[str | None], plan: ClassPlan, link: str
+) -> None:
+    """Writes images and classes.json to a dataset folder, and moves the label maps there.
+
+    Args:
+        label_maps: the folder of `draw_label_maps`, which is removed.
+        splits: of the images; one without is left out.
+        link: "copy", "hard" or "symbolic".
+
+    Raises:
+        ValueError: a hard link cannot be made.
+    """
+    for image, name, split in zip(drawn.images, drawn.names, splits, strict=True):
+        if split is None:
+            continue
+        target = folder / "images" / split / f"{name}{image.path.suffix.lower()}"
         target.parent.mkdir(parents=True, exist_ok=True)
         _place(image.path, target, link)
-        written.images += 1
-        if label_HW is not None:
-            path = folder / "labels" / split / f"{names[i]}.png"
+        if image.draw is not None:
+            path = folder / "labels" / split / f"{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, index_png(label_HW, plan.palette))
-            written.labeled += 1
-            if i in shown:
-                tiles.append(_tile(f"{split}/{names[i]}", image_HWC, label_HW))
+            (label_maps / path.name).rename(path)
+    label_maps.rmdir()
     content = {"classes": plan.names, "palette": plan.palette}
     write_atomically(folder / "classes.json", (json.dumps(content, ensure_ascii=False) + "\n").encode())
-    return written, tiles
 
 
 def _drawn(image: AnnotatedImage, upright: tuple[int, ...]) -> np.ndarray:

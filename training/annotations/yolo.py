@@ -87,10 +87,10 @@ def _names(source: Source) -> dict[int, str] | None:
     if file is None:
         return None
     names = (_yaml(source, file) or {})["names"]
-    pairs = names.items() if isinstance(names, dict) else enumerate(names) if isinstance(names, list) else ()
+    numbered = dict(enumerate(names)) if isinstance(names, list) else names
     try:
-        return {int(number): str(name) for number, name in pairs}
-    except (TypeError, ValueError) as error:
+        return {int(number): str(name) for number, name in numbered.items()}
+    except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(
             f'{source[file]}: "names" must be a list of names, or numbers with a name each; found {names!r:.60}'
         ) from error

@@ -1,0 +1,54 @@
+import numpy as np
+
+from training.annotations.contract import IGNORED, REST, Notes
+from training.annotations.raster import Bitmap, Polygon, draw_shapes, fill_polygon
+
+
+def inside(points: np.ndarray, x: float, y: float) -> bool:
+    """Even-odd: whether a ray from the point to the right crosses the border an odd number of times."""
+    odd = False
+    for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, axis=0), strict=True):
+        if (y0 > y) != (y1 > y) and x < x0 + (y - y0) * (x1 - x0) / (y1 - y0):
+            odd = not odd
+    return odd
+
+
+def test_polygons_have_the_pixels_whose_centres_lie_inside():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        points = rng.uniform(-4, 16, (rng.integers(3, 8), 2))
+        filled = np.zeros((12, 11), bool)
+        rows, columns, mask = fill_polygon(points, 12, 11)
+        filled[rows, columns] = mask
+        expected = [[inside(points, x + 0.5, y + 0.5) for x in range(11)] for y in range(12)]
+        np.testing.assert_array_equal(filled, expected)
+
+
+def test_neighbours_share_no_pixel_and_leave_none_out():
+    slanted = [np.array([[0, 0], [5.3, 0], [8.7, 10], [0, 10]]), np.array([[5.3, 0], [12, 0], [12, 10], [8.7, 10]])]
+    counts = np.zeros((10, 12), int)
+    for points in slanted:
+        rows, columns, mask = fill_polygon(points, 10, 12)
+        counts[rows, columns] += mask
+    assert (counts == 1).all()
+
+
+def test_the_last_shape_lies_on_top_and_crowds_below_all():
+    def square(label, size):
+        return Polygon(label, np.array([[0, 0], [size, 0], [size, size], [0, size]], float))
+
+    draw = draw_shapes([square(0, 3), square(1, 2), square(IGNORED, 4)], Notes(), "")
+    expected = np.full((5, 5), REST)
+    expected[:4, :4], expected[:3, :3], expected[:2, :2] = IGNORED, 0, 1
+    np.testing.assert_array_equal(draw(5, 5), expected)
+
+
+def test_a_bitmap_is_clipped_on_all_sides():
+    mask = np.arange(36).reshape(6, 6) % 2 == 0
+    for left, top in ((-2, -3), (3, 2), (-1, 2)):
+        notes = Notes()
+        drawn = draw_shapes([Bitmap(0, lambda: mask, left, top)], notes, "file")(5, 5)
+        expected = np.full((17, 17), REST)
+        expected[6 + top : 12 + top, 6 + left : 12 + left][mask] = 0
+        np.testing.assert_array_equal(drawn, expected[6:11, 6:11])
+        assert list(notes)
