@@ -93,6 +93,8 @@ def main(config: ImportConfig) -> dict:
     )
     format, annotations = read_source(source, config.format)
     notes = annotations.notes
+    for name in source.unusable:
+        notes.add("names that are not UTF-8 or have line breaks, left out: rename them", name)
     images = sorted(annotations.images, key=lambda image: (image.name, str(image.path)))
     # Made next to OUT and renamed: a failure leaves nothing.
     building = out.parent / f".{out.name[:40]}.{os.getpid()}.tmp"
@@ -106,8 +108,11 @@ def main(config: ImportConfig) -> dict:
         building.mkdir()
         label_maps = building / "drawn"
         drawn = draw_label_maps(label_maps, images, output_names(images), plan, notes)
-        require(bool(drawn.tiles), f"no image with annotation in {source.root} can be used: {_first(notes)}")
-        # Of those that can be used only: else one that cannot might have been all there is for validation.
+        require(
+            any(image.draw for image in drawn.images),
+            f"no image with annotation in {source.root} can be used: {_first(notes)}",
+        )
+        # Only images that can be used are split: one that cannot might be all there is for validation.
         splits = choose_splits(drawn.images, config.val, config.test, config.seed, notes)
         write_folder(building, drawn, label_maps, splits, plan, config.link)
         skipped = len(images) - len(splits) + splits.count(None)

@@ -21,6 +21,7 @@ from kerasseg.data.folder import (
     parse_classes,
     usable_name,
 )
+from kerasseg.data.imports import import_hint
 from kerasseg.data.inspection import Inspection, Problem, inspect_dataset, joined
 from kerasseg.data.label_values import binary_label_maps, check_palettes, check_values, enough_classes
 from kerasseg.data.pairs import LabelMap, read_pair, shown_path
@@ -140,6 +141,10 @@ def inspect_folder(path: str | Path, splits: Sequence[str] = SPLITS) -> Inspecti
 
 def _check_layout(result: Inspection, images: dict, labels: dict) -> None:
     root = result.path
+    # A sound folder is not searched. Masks may be label maps under another name, files of annotation tools are none.
+    incomplete = not (images.get("train") and labels.get("train"))
+    importing = import_hint(root, by_masks=False) if incomplete else None
+    last_resort = import_hint(root) if incomplete else None
     for kind, suffixes in (("images", SUFFIXES), ("labels", LABEL_SUFFIXES)):
         folder = root / kind
         files = images if kind == "images" else labels
@@ -152,7 +157,7 @@ def _check_layout(result: Inspection, images: dict, labels: dict) -> None:
                 "error",
                 f"{kind}/",
                 "no such folder",
-                hint or f"put the files into {kind}/train and {kind}/val",
+                importing or hint or last_resort or f"put the files into {kind}/train and {kind}/val",
             )
             continue
         for split in ("train", "val"):
@@ -166,7 +171,7 @@ def _check_layout(result: Inspection, images: dict, labels: dict) -> None:
             else:
                 what, hint = f"the folder has no {' or '.join(suffixes) if kind == 'labels' else 'image'} file", None
             if split == "train":
-                hint = hint or f"put the training {kind} there"
+                hint = importing or hint or last_resort or f"put the training {kind} there"
                 result.add("error", f"{kind}/train", what, hint)
             elif kind == "images" or images["val"]:
                 missing = "evaluate on" if kind == "images" else "compare predictions with"

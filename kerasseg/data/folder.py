@@ -19,6 +19,7 @@ from PIL.ImageFile import ImageFile
 
 from kerasseg.data.datasets import SPLITS, Dataset
 from kerasseg.data.image_header import ImageHeader, read_header
+from kerasseg.data.imports import import_hint
 from kerasseg.data.problems import FileError, naming_file
 from kerasseg.losses import IGNORE_LABEL
 from serving.common.images import FORMATS, SMALLER, SUFFIXES, TooManyPixels, open_image, read_file, to_rgb
@@ -63,7 +64,7 @@ class FolderDataset(Dataset):
         if not any(self._images.values()):
             raise ValueError(
                 f"no images in {path}: expected images/train/NAME.jpg (or .png) and labels/train/NAME.png; "
-                f"`python -m training.check_data {path}` says what is wrong"
+                + (import_hint(self.path) or f"`python -m training.check_data {path}` says what is wrong")
             )
         table = read_classes(self.path / "classes.json")
         self.inferred = table is None

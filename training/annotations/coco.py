@@ -161,7 +161,7 @@ def _shapes(annotations: list[dict], names: dict[Any, int], notes: Notes, file: 
 
 
 def _area(annotation: dict, shapes: list[Shape]) -> float:
-    """Of the shapes themselves where it can be had: some tools write the area of the box, or 0."""
+    """The area of the shapes themselves where it can be had: some tools write the area of the box, or 0."""
     polygons = [shape for shape in shapes if isinstance(shape, Polygon)]
     if polygons:
         total = 0.0

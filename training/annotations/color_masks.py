@@ -1,7 +1,7 @@
 """Masks whose colours stand for classes, with a table of the colours, as CamVid and CVAT have them."""
 
 from training.annotations.contract import AnnotatedImage, Annotations, Notes
-from training.annotations.mask_files import draw_colors, find_table, index_values, is_mask, paired
+from training.annotations.mask_files import draw_colors, find_table, index_values, is_mask, paired, read_mask
 from training.annotations.source import Source, name_of, split_in
 from training.annotations.voc import recognises as is_voc
 from training.annotations.words import rest_unlabeled
@@ -9,11 +9,11 @@ from training.annotations.words import rest_unlabeled
 
 def recognises(source: Source) -> bool:
     """Whether there is a table of colours, and masks with colours."""
-    if is_voc(source) or find_table(source) is None:
-        return False
     masks = list(paired(source).values())
+    if is_voc(source) or not masks or find_table(source) is None:
+        return False
     try:
-        return bool(masks) and index_values(source[masks[0]]) is None or any(map(_is_palette(source), masks[:3]))
+        return index_values(source[masks[0]]) is None or read_mask(source[masks[0]]).mode == "P"
     except ValueError:  # of the first mask; the import names it
         return True
 
@@ -40,9 +40,3 @@ def read(source: Source) -> Annotations:
     return Annotations(
         list(found[1]), images + rest_unlabeled(source, {*pairs, *pairs.values(), *masks}), notes, colors, complete=True
     )
-
-
-def _is_palette(source: Source):
-    from training.annotations.mask_files import read_mask
-
-    return lambda mask: read_mask(source[mask]).mode == "P"

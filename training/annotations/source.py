@@ -3,13 +3,13 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kerasseg.data.folder import usable_name
 from serving.common.images import SUFFIXES
-from serving.common.inputs import comparable, read_text
+from serving.common.inputs import comparable, printable, read_text
 
 SPLIT_FOLDERS = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
@@ -43,13 +43,15 @@ class Source:
         if not given.exists():
             raise ValueError(f"nothing found at {given}: give the folder with images and annotations")
         self.root = given if given.is_dir() else given.parent
-        files = sorted(_walk(self.root))
+        files, self.unusable = _walk(self.root)
         if given.is_file():
             files = [f for f in files if f == given.name or PurePosixPath(f).suffix.lower() not in ANNOTATION_SUFFIXES]
         self.files: list[str] = files
         """Paths relative to the folder, with "/"."""
+        # self.unusable: those whose names cannot be used, as messages show them.
         self.images = [file for file in self.files if PurePosixPath(file).suffix.lower() in SUFFIXES]
         self._exact = set(self.images)
+        self._parsed: tuple[str, Any] = ("", None)
         self._by_name: dict[str, list[str]] = {}
         for file in self.images:
             self._by_name.setdefault(comparable(PurePosixPath(file).name), []).append(file)
@@ -90,10 +92,12 @@ class Source:
 
     def json(self, file: str) -> Any:
         """The content of a JSON file; None for one that cannot be read."""
-        try:
-            return json.loads(read_text(self[file]))
-        except (OSError, ValueError, RecursionError):
-            return None
+        if self._parsed[0] != file:  # readers look at the same file in turn, and those of COCO are large
+            try:
+                self._parsed = file, json.loads(read_text(self[file]))
+            except (OSError, ValueError, RecursionError):
+                self._parsed = file, None
+        return self._parsed[1]
 
 
 def name_of(file: str) -> str:
@@ -108,10 +112,21 @@ def split_in(file: str) -> str | None:
     return next((split for folder in reversed(file.split("/")[:-1]) if (split := split_of(folder))), None)
 
 
-def _walk(root: Path) -> Iterator[str]:
+def _walk(root: Path) -> tuple[list[str], list[str]]:
+    """The files of a folder that can be used, sorted, and those whose names cannot."""
+    files: list[str] = []
+    unusable: list[str] = []
+    seen = set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link to a folder above it would never end
+            subfolders.clear()
+            continue
+        seen.add(real)
         subfolders[:] = [name for name in subfolders if not name.startswith((".", "__MACOSX"))]
         where = Path(folder).relative_to(root).as_posix()
         for name in names:
-            if not name.startswith(".") and usable_name(name) and usable_name(where):
-                yield name if where == "." else f"{where}/{name}"
+            file = name if where == "." else f"{where}/{name}"
+            if not name.startswith("."):
+                (files if usable_name(file) else unusable).append(file)
+    return sorted(files), [printable(file) for file in sorted(unusable)]

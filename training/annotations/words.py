@@ -3,6 +3,7 @@
 from collections.abc import Collection
 
 from training.annotations.contract import AnnotatedImage
+from training.annotations.mask_files import is_mask
 from training.annotations.source import Source, name_of, split_in
 
 MISSING = "an image that is missing, left out: put it next to its annotation, under the name that is written there"
@@ -16,7 +17,10 @@ BAD_NUMBERS = "a shape with coordinates that are no numbers, left out: export it
 
 
 def rest_unlabeled(source: Source, known: Collection[str]) -> list[AnnotatedImage]:
-    """The images of a source that no annotation names, as unlabelled ones."""
+    """The images of a source that no annotation names, as unlabelled ones; without those in folders of masks, which
+    tools write in addition to their annotation."""
     return [
-        AnnotatedImage(source[image], name_of(image), split_in(image)) for image in source.images if image not in known
+        AnnotatedImage(source[image], name_of(image), split_in(image))
+        for image in source.images
+        if image not in known and not is_mask(image)
     ]

@@ -105,7 +105,7 @@ class Drawn:
 
     images: list[AnnotatedImage]
     names: list[str]
-    """Of the images in the dataset folder, without extension."""
+    """What the images are called in the dataset folder, without extension."""
     tiles: list[Tile]
     """Small images with their overlays, `MOST_TILES` or fewer."""
 

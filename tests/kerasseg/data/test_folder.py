@@ -115,6 +115,15 @@ def test_a_folder_without_images_is_refused(tmp_path):
         FolderDataset(tmp_path)
 
 
+def test_a_folder_that_was_not_imported_is_refused_with_the_command(tmp_path):
+    save(tmp_path / "a.png", [[[0, 0, 0]]])
+    with pytest.raises(ValueError, match="training.check_data"):
+        FolderDataset(tmp_path)
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(ValueError, match=rf"`python -m training.import_data {tmp_path} NEW_FOLDER`"):
+        FolderDataset(tmp_path)
+
+
 def test_a_broken_classes_file_is_refused(tmp_path):
     make_folder(tmp_path)
     (tmp_path / "classes.json").write_text("{")
