@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from kerasseg.data.folder import read_image
 from kerasseg.data.image_header import read_header
+from kerasseg.data.problems import KINDS, FileError
 from kerasseg.losses import IGNORE_LABEL
 from kerasseg.visualize import default_palette
 from serving.common.files import naming, write_atomically
@@ -130,7 +131,8 @@ def draw_label_maps(
             image_HWC = read_image(read_file(image.path))
             label_HW = None if image.draw is None else plan.number(_drawn(image, image_HWC.shape[:2]))
         except (OSError, ValueError) as error:
-            notes.add(f"{error}; left out", image.name)
+            remedy = f": {error.remedy or KINDS[error.kind][2]}" if isinstance(error, FileError) else ""
+            notes.add(f"{error}; left out{remedy}", image.name)
             continue
         if label_HW is not None:
             write_atomically(folder / f"{name}.png", index_png(label_HW, plan.palette))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from serving.common.images import coco_rle
+from serving.common.areas import coco_rle
 from tests.training.annotations.sources import SIZE, coco, drawn, flat, image, import_, polygon, write_json
 from training.annotations.rle import coco_counts, decode_runs
 

@@ -162,7 +162,8 @@ def test_images_that_cannot_be_read_are_named_together(source, capsys):
         (source / f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     result = import_(capsys, source)
     assert (result.status, result.result["skipped"]) == (0, 2)
-    assert result.warned("2 files: x.png, y.png: ")
+    assert result.warned("2 files: x.png, y.png: cannot be read as an image")
+    assert result.warned("left out: copy the file again")
 
 
 def test_what_makes_an_import_impossible_leaves_nothing(source, capsys, tmp_path):
