@@ -36,7 +36,7 @@ def contact_sheet(tiles: list[Tile], classes: tuple[str, ...], palette: Palette)
     for i, tile in enumerate(tiles):
         x, y = _GAP + i % columns * cell, _GAP + i // columns * (cell + _LINE)
         sheet.paste(Image.fromarray(overlay(tile.image_HWC, tile.label_HW, palette)), (x, y))
-        pen.text((x, y + TILE + 2), _short(tile.name, 34), "black", font)
+        pen.text((x, y + tile.image_HWC.shape[0] + 2), _short(tile.name, 34), "black", font)
     top = _GAP + rows * (cell + _LINE)
     for k, name in enumerate(classes):
         x, y = _GAP + k % legend_columns * 160, top + k // legend_columns * _LINE

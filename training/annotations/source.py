@@ -34,6 +34,9 @@ class Source:
         path: a folder, or one annotation file; the folder of such a file is then the source, with no other annotation
             file in it.
 
+    Attributes:
+        unusable: files whose names cannot be used, as messages show them.
+
     Raises:
         ValueError: there is nothing at the path.
     """
@@ -48,7 +51,6 @@ class Source:
             files = [f for f in files if f == given.name or PurePosixPath(f).suffix.lower() not in ANNOTATION_SUFFIXES]
         self.files: list[str] = files
         """Paths relative to the folder, with "/"."""
-        # self.unusable: those whose names cannot be used, as messages show them.
         self.images = [file for file in self.files if PurePosixPath(file).suffix.lower() in SUFFIXES]
         self._exact = set(self.images)
         self._parsed: tuple[str, Any] = ("", None)

@@ -112,13 +112,12 @@ def _fill(sizes: list[tuple[str, int]], wanted: float) -> list[str]:
 
 def output_names(images: Sequence[AnnotatedImage]) -> list[str]:
     """What each image is called in the dataset folder, without extension: its stem; where two stems look the same, its
-    path with "-" for "/"; where these do too, with its extension or a number as well."""
+    path with "-" for "/"; where these do too, with its split, extension or a number as well."""
     names = [PurePosixPath(image.name).stem for image in images]
-    files = [image.path.as_posix() for image in images]
     for longer in (
         lambda i: str(PurePosixPath(images[i].name).with_suffix("")).replace("/", "-"),
-        lambda i: "-".join([*files[i].split("/")[-4:-1], PurePosixPath(files[i]).stem]),
-        lambda i: images[i].name.replace("/", "-").replace(".", "-"),
+        lambda i: f"{images[i].split}-{names[i]}" if images[i].split else names[i],
+        lambda i: f"{names[i]}-{images[i].path.suffix[1:]}",
         lambda i: f"{names[i]}-{i}",
     ):
         times = Counter(map(comparable, names))

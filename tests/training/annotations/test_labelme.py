@@ -110,9 +110,11 @@ def test_other_json_damaged_json_and_a_second_annotation_are_named(source, capsy
 
 def test_annotation_of_another_size_is_left_out_with_its_image(source, capsys):
     labelme(source, "small", polygon("cat", rectangle(0, 0, 4, 4)), imageHeight=24, imageWidth=32)
+    # Nothing is drawn at a size of a million by a million pixels.
+    labelme(source, "huge", polygon("cat", rectangle(0, 0, 4, 4)), imageHeight=10**6, imageWidth=10**6)
     result = import_(capsys, source)
-    assert (result.status, result.result["skipped"]) == (0, 1)
-    assert result.warned("small.png: annotation of another size than its image")
+    assert (result.status, result.result["skipped"]) == (0, 2)
+    assert result.warned("2 files: huge.png, small.png: annotation of another size than its image")
     assert not [file for file in result.files() if "small" in file]
 
 

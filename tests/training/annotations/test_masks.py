@@ -47,8 +47,14 @@ def test_voc_with_its_palette_lists_and_borders(source, capsys):
 def test_voc_in_rgb_with_its_own_colours(source, capsys):
     for name in ("a", "b"):
         voc(source, name)
-        save(source / f"SegmentationClass/{name}.png", colored(LABELS, *default_palette(21)))
-    np.testing.assert_array_equal(import_(capsys, source).labels("a"), LABELS)
+        colors_HWC = colored(LABELS, *default_palette(21))
+        colors_HWC[0, 0] = 224, 224, 192  # VOC's border between objects
+        save(source / f"SegmentationClass/{name}.png", colors_HWC)
+    expected = LABELS.copy()
+    expected[0, 0] = 255
+    result = import_(capsys, source)
+    np.testing.assert_array_equal(result.labels("a"), expected)
+    assert not any("colours without a class" in line for line in result.lines)
 
 
 def test_voc_of_cvat_with_a_labelmap(source, capsys):
