@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from kerasseg.checks import require_choices, require_one_of
 from kerasseg.data import Augmentation, Dataset, ShrunkDataset, Split, auto_size, train_dataset
-from kerasseg.data.shrunk import longer_sides
+from kerasseg.data.shrunk import at_working_size
 from kerasseg.data.weighting import parse_class_weights, resolve_class_weights
 from kerasseg.methods import Method, MethodConfig, TrainingData, find_method
 from kerasseg.segmenters import BACKBONES, SEGMENTERS, Segmenter, SegmenterName, build_segmenter, fitting_rates
@@ -229,8 +229,7 @@ class TrainingSettings(ScheduleSettings, AugmentationSettings, NetworkSettings, 
 
     def at_working_size(self, dataset: Dataset) -> Dataset:
         """The dataset, with images shrunk that are larger than the working size."""
-        size = None if isinstance(dataset, ShrunkDataset) else self.working_size(dataset)
-        return dataset if size is None or longer_sides(dataset)[-1] <= size else ShrunkDataset(dataset, size)
+        return dataset if isinstance(dataset, ShrunkDataset) else at_working_size(dataset, self.working_size(dataset))
 
     def build_method(self, dataset: Dataset, split: Split, fields: Fields, weights: str | None = None) -> Method:
         """The method around a new segmenter, not compiled.

@@ -58,7 +58,7 @@ def main(config: CheckDataConfig) -> dict:
     for problem in inspection.problems:
         print(problem, file=sys.stderr)
     size = {}
-    if not inspection.errors:
+    if not inspection.errors and config.path not in DATASETS:
         dataset = dataset or open_dataset(config.path)
         working_size = auto_size(dataset, PHOTOS.crop)
         size = {"working_size": working_size}

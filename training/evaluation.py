@@ -172,7 +172,7 @@ class Examples:
         self.predict = tf.function(self._predict, input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32)])
 
     def _predict(self, images_BHW3):
-        answer = self.method.infer(images_BHW3)
+        answer = self.method.infer(images_BHW3, last_weights=True)
         labels = {variant: answer.label_map(variant)[0] for variant in answer.variants}
         return labels, answer.critic_scores, answer.reliability_BHW
 

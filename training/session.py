@@ -134,7 +134,7 @@ def assemble(config: RunConfig, strategy: tf.distribute.Strategy, resumed: bool 
         split = open_split(config, dataset)
         for problem in require_sound(dataset, split, config.cover):
             print(problem, file=sys.stderr)
-        print(explain_images(split), file=sys.stderr)
+        print(explain_images(split, config.method_class.needs_unlabeled), file=sys.stderr)
         print(explain_size(dataset, config.crop, config.working_size(dataset)), file=sys.stderr)
     if len(set(gather(strategy, int(split.fingerprint[:7], 16)))) > 1:
         raise ValueError("the workers do not see the same images: give all of them the same --dataset and flags")
@@ -148,12 +148,12 @@ def assemble(config: RunConfig, strategy: tf.distribute.Strategy, resumed: bool 
     return session
 
 
-def explain_images(split: Split) -> str:
+def explain_images(split: Split, needs_unlabeled: bool) -> str:
     """How many images are used, and for what."""
-    labeled, others = len(split.labeled), len(split.without_label_maps)
+    others = len(split.without_label_maps)
     weak = f", {len(split.image_labeled)} with image-level labels" if split.image_labeled else ""
-    unlabeled = f"{others} unlabelled" if others else "the same without their label maps as unlabelled"
-    return f"images: {labeled} with a label map{weak}, {unlabeled}"
+    unlabeled = f", {others} unlabelled" if others else ", the same without their label maps as unlabelled"
+    return f"images: {len(split.labeled)} with a label map{weak}" + (unlabeled if needs_unlabeled else "")
 
 
 def open_split(config: RunConfig, dataset: Dataset) -> Split:

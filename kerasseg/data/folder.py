@@ -232,7 +232,7 @@ def read_image(contents: bytes, upright: bool = True) -> np.ndarray:
     """
     with _opened(contents, "image", *FORMATS) as image:
         header = ImageHeader.of(image, contents)
-        if not header.in_graph and (upright or header.orientation == 1):
+        if not header.decodable or (upright and header.orientation != 1):
             return to_rgb(image, upright)
         image.load()  # Pillow's errors know more than those of TensorFlow, and come without lines in the log
     del image  # perhaps half a gigabyte

@@ -20,8 +20,13 @@ class ImageHeader(NamedTuple):
     """Height and width of the pixels as they are stored."""
     orientation: int
     """How they have to be turned or mirrored, by the EXIF standard; 1 for not at all."""
-    in_graph: bool
-    """Whether TensorFlow decodes it, to the same pixels as `serving.common.images`, and faster."""
+    decodable: bool
+    """Whether TensorFlow decodes its pixels as they are stored, as `serving.common.images` does, and faster."""
+
+    @property
+    def in_graph(self) -> bool:
+        """Whether TensorFlow gives the upright image."""
+        return self.decodable and self.orientation == 1
 
     @property
     def upright(self) -> tuple[int, int]:
@@ -35,6 +40,8 @@ class ImageHeader(NamedTuple):
         Args:
             contents: its file; needed of a PNG only.
         """
+        if image.format == "TIFF":  # Pillow turns it by itself, and gives its upright size
+            return cls(image.size[::-1], 1, False)
         orientation = 1
         # Pillow decodes all of a PNG to look for the tag, which may come after its pixels.
         if image.format != "PNG" or any(mark in contents for mark in (b"Exif", b"eXIf", b"exif", b"rientation")):
@@ -42,7 +49,7 @@ class ImageHeader(NamedTuple):
                 orientation = int(image.getexif().get(EXIF_ORIENTATION, 1))
         # TensorFlow knows no JPEG of four inks.
         known = image.format == "PNG" or (image.format == "JPEG" and image.mode in ("L", "RGB"))
-        return cls(image.size[::-1], orientation, known and orientation == 1)
+        return cls(image.size[::-1], orientation if orientation in range(2, 9) else 1, known)
 
 
 def read_header(path: Path) -> ImageHeader | None:

@@ -3,6 +3,7 @@
 Legend: H, W size of an image; h, w its size after shrinking.
 """
 
+import errno
 import functools
 import hashlib
 import os
@@ -29,6 +30,12 @@ SHRUNK_TO = 2
 
 MEASURED = 50
 """Label maps of which it is measured how wide classes are."""
+
+LEFT_FREE = 2 * 2**30
+"""Bytes of a disk that shrunk images leave free."""
+
+Load = Callable[[str, tf.Tensor], tf.Tensor]
+"""As `Dataset.tf_image`."""
 
 LOOKED_AT = 1000
 """Images of a dataset whose size is looked at."""
@@ -75,7 +82,8 @@ def explain_size(dataset: Dataset, crop: tuple[int, int], working_size: int | No
         )
     larger = sum(side > working_size for side in sides) / len(sides)
     if not larger:
-        return f"working size: {working_size} pixels; no training image is larger, and others are shrunk to it"
+        some = f"of {len(sides)} training images none" if len(sides) == LOOKED_AT else "no training image"
+        return f"working size: {working_size} pixels; {some} is larger, and others are shrunk to it"
     return (
         f"working size: {working_size} pixels; {larger:.0%} of the training images are larger and are shrunk to it "
         f"(longer sides: {median} in the median, {longest} of a training crop)"
@@ -103,6 +111,16 @@ def class_widths(dataset: Dataset, working_size: int) -> np.ndarray:
     return np.where(area_K > 0, widths_K, np.nan)
 
 
+def at_working_size(dataset: Dataset, longer_side: int | None) -> Dataset:
+    """The dataset, with images shrunk that are larger; itself where there are none."""
+    if longer_side is None or isinstance(dataset, ShrunkDataset):
+        return dataset
+    sides = longer_sides(dataset)
+    if sides[-1] <= longer_side and len(sides) == len(dataset.image_names("train")):
+        return dataset
+    return ShrunkDataset(dataset, longer_side)
+
+
 class ShrunkDataset(Dataset):
     """A dataset whose larger images are shrunk to a working size, with their label maps.
 
@@ -120,6 +138,7 @@ class ShrunkDataset(Dataset):
         self.folder = Path(tempfile.mkdtemp(prefix="kerasseg-"))
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)  # also when the process ends
         self._keeps = True
+        self._large: dict[str, list[str]] = {}
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -147,6 +166,25 @@ class ShrunkDataset(Dataset):
 
         return self._kept(f"label/{split}/{name}", lambda: self.original.load_label(split, name), shrunk)
 
+    def tf_image(self, split: str, name: tf.Tensor) -> tf.Tensor:
+        return self._unless_large(split, name, super().tf_image, self.original.tf_image)
+
+    def tf_label(self, split: str, name: tf.Tensor) -> tf.Tensor:
+        return self._unless_large(split, name, super().tf_label, self.original.tf_label)
+
+    @tf.autograph.experimental.do_not_convert  # it is plain Python, called while a graph is made
+    def _unless_large(self, split: str, name: tf.Tensor, shrunk: Load, as_it_is: Load) -> tf.Tensor:
+        """What the one function gives of a large image, and the other one of others, which are read faster by it."""
+        if split not in self._large:
+            names = self.image_names(split)
+            with ThreadPoolExecutor() as pool:
+                sides = pool.map(lambda each: max(self.original.image_size(split, each)), names)
+                self._large[split] = [each for each, side in zip(names, sides, strict=True) if side > self.longer_side]
+        if not self._large[split]:
+            return as_it_is(split, name)
+        is_large = tf.reduce_any(tf.constant(self._large[split]) == name)
+        return tf.cond(is_large, lambda: shrunk(split, name), lambda: as_it_is(split, name))
+
     def _kept(self, key: str, load: Callable[[], np.ndarray], shrunk: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """What `load` gives, shrunk; from the temporary folder, once it is there."""
         file = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
@@ -164,6 +202,8 @@ class ShrunkDataset(Dataset):
     def _keep(self, file: Path, array: np.ndarray) -> None:
         beside = file.with_suffix(f".{os.getpid()}-{id(array)}.tmp")  # another thread may shrink the same image
         try:
+            if shutil.disk_usage(self.folder).free < LEFT_FREE:  # a checkpoint may need it
+                raise OSError(errno.ENOSPC, f"less than {LEFT_FREE // 2**30} GiB is left")
             with beside.open("wb") as opened:
                 np.save(opened, array)
             beside.replace(file)
@@ -171,7 +211,7 @@ class ShrunkDataset(Dataset):
             self._keeps = False
             beside.unlink(missing_ok=True)
             print(
-                f"warning: {self.folder} has no room for shrunk images ({error.strerror or error}), so the large "
-                "ones are read again and again; set TMPDIR to a folder with more room",
+                f"warning: {self.folder} cannot keep more shrunk images ({error.strerror or error}), so the others are "
+                "read again and again; TMPDIR may name a folder with more room",
                 file=sys.stderr,
             )

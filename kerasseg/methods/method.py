@@ -164,18 +164,22 @@ class Method(FittedModel):
         answer = self.variants_from(x, self.class_probabilities(x))[""]
         return answer if size is None else enlarge(answer, size)
 
-    def infer(self, images_BHW3) -> Inference:
-        """The method's answer, in inference mode: what is drawn, exported and compared with exports."""
+    def infer(self, images_BHW3, last_weights: bool = False) -> Inference:
+        """The method's answer, in inference mode: what is drawn, exported and compared with exports.
+
+        Args:
+            last_weights: also the prediction by the segmenter's last weights, where their average predicts.
+        """
         # Keras takes no array together with a tensor.
         x, size = self.at_working_size(tf.convert_to_tensor(images_BHW3))
         logits = logits_of(self.predictor, x)
         S = tf.nn.softmax(logits)
-        variants = self.variants_from(x, S) | self.of_last_weights(x)
+        variants = self.variants_from(x, S) | (self.of_last_weights(x) if last_weights else {})
         return Inference(logits, S, variants, self.critic_scores(x, S), size)
 
     def predictions(self, images_BHW3) -> dict[str, tf.Tensor]:
         """Class probabilities (B,H,W,K) by variant, in inference mode."""
-        answer = self.infer(images_BHW3)
+        answer = self.infer(images_BHW3, last_weights=True)
         return {variant: answer.at_own_size(probabilities) for variant, probabilities in answer.variants.items()}
 
     def label_maps(self, images_BHW3, segment: Segment = at_once) -> dict[str, tf.Tensor]:

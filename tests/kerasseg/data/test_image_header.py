@@ -119,6 +119,33 @@ def test_a_mask_drawn_on_the_image_as_it_is_stored(tmp_path):
     assert problem.severity == "warning" and "which is not applied: its label map has the size" in problem.message
 
 
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "AVIF", "WEBP"])
+@pytest.mark.parametrize("drawn_upright", [True, False])
+def test_turned_images_of_every_format_and_their_masks(format, drawn_upright, tmp_path):
+    folder = make_folder(tmp_path / "photos")
+    path = save(folder / "images/train/phone.jpg", np.rot90(RGB), format=format, **exif(6))
+    save(folder / "labels/train/phone.png", np.ones((25, 35) if drawn_upright else (35, 25)))
+    dataset = FolderDataset(folder)
+    if format == "TIFF" and not drawn_upright:  # Pillow gives the upright image only
+        assert any(problem.severity == "error" for problem in check_dataset(folder))
+        return
+    expected = (25, 35, 3) if drawn_upright else (35, 25, 3)
+    assert dataset.image_size("train", "phone") == expected[:2]
+    for image in (dataset.load_image("train", "phone"), dataset.tf_image("train", tf.constant("phone"))):
+        assert image.shape == expected
+    if drawn_upright:
+        np.testing.assert_array_equal(dataset.load_image("train", "phone"), load_image(path))
+    assert [problem.severity for problem in check_dataset(folder)] == ([] if drawn_upright else ["warning"])
+
+
+@pytest.mark.parametrize("orientation", [0, 1, 9])
+def test_orientations_that_say_nothing(orientation, tmp_path):
+    folder = make_folder(tmp_path / "photos")
+    save(folder / "images/train/a.jpg", RGB, **exif(orientation))
+    save(folder / "labels/train/a.png", np.ones((25, 35)))
+    assert not check_dataset(folder) and not FolderDataset(folder)._not_in_graph("train")
+
+
 @pytest.mark.parametrize("damage", [b"", b"\xff\xd8\xff\xe0 and nothing more", b"GIF89a"])
 def test_what_cannot_be_opened_is_named(tmp_path, damage):
     folder = make_folder(tmp_path / "photos")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from kerasseg.data import FolderDataset, ShrunkDataset, auto_size, eval_dataset, make_split, train_dataset
 from kerasseg.data.augment import Augmentation
-from kerasseg.data.shrunk import class_widths, explain_size
+from kerasseg.data.shrunk import at_working_size, class_widths, explain_size, longer_sides
 from kerasseg.recipes import RECIPES
 from tests import backbone  # noqa: F401 (the tiny backbone)
 from tests.kerasseg.data.folders import make_folder, save
@@ -112,8 +112,25 @@ def test_a_full_disk_is_said_once_and_costs_only_time(large, monkeypatch, capsys
     for _ in range(2):
         assert shrunk.load_image("train", "train_0").shape == (30, 40, 3)
     err = capsys.readouterr().err
-    assert err.count("has no room for shrunk images (No space left on device)") == 1 and "set TMPDIR" in err
+    assert err.count("cannot keep more shrunk images (No space left on device)") == 1 and "TMPDIR" in err
     assert not list(shrunk.folder.iterdir())
+
+
+def test_other_files_keep_their_room(large, monkeypatch, capsys):
+    monkeypatch.setattr("kerasseg.data.shrunk.LEFT_FREE", 2**60)
+    shrunk = ShrunkDataset(large, 40)
+    assert shrunk.load_image("train", "train_0").shape == (30, 40, 3)
+    assert "GiB is left" in capsys.readouterr().err and not list(shrunk.folder.iterdir())
+
+
+def test_not_every_image_is_looked_at_in_a_large_dataset(large, monkeypatch):
+    monkeypatch.setattr("kerasseg.data.shrunk.LOOKED_AT", 1)
+    longer_sides.cache_clear()
+    assert len(longer_sides(large)) == 1
+    assert isinstance(at_working_size(large, 4000), ShrunkDataset)
+    monkeypatch.undo()
+    longer_sides.cache_clear()
+    assert at_working_size(large, 4000) is large
 
 
 def test_training_batches_show_the_shrunk_images(large):

@@ -82,7 +82,7 @@ def test_averaged_weights_follow_all_weights_and_predict():
             np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-6)
     images = np.random.default_rng(1).uniform(0, 255, (2, 4, 5, 3)).astype(np.float32)
     answer = tiny.softmax(tiny.Segmenter.of(average).forward(images)[0])
-    assert method.variants == ("", "student")
+    assert method.variants == ("", "student") and list(method.infer(images).variants) == [""]
     np.testing.assert_allclose(method(images), answer, rtol=1e-3)
     np.testing.assert_allclose(method.predictions(images)[""], answer, rtol=1e-3)
     assert np.abs(np.asarray(method.predictions(images)["student"]) - answer).max() > 1e-3
