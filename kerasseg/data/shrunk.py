@@ -113,7 +113,7 @@ def class_widths(dataset: Dataset, working_size: int) -> np.ndarray:
 
 def at_working_size(dataset: Dataset, longer_side: int | None) -> Dataset:
     """The dataset, with images shrunk that are larger; itself where there are none."""
-    if longer_side is None or isinstance(dataset, ShrunkDataset):
+    if longer_side is None:
         return dataset
     sides = longer_sides(dataset)
     if sides[-1] <= longer_side and len(sides) == len(dataset.image_names("train")):

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
+from kerasseg.data import imports
 from kerasseg.data.folder import parse_classes
 from serving.common.images import open_image, read_file
 from serving.common.inputs import comparable, read_text
@@ -19,8 +20,9 @@ from training.annotations.contract import IGNORED, Draw, Notes
 from training.annotations.source import KIND_FOLDERS, Source, split_of
 
 MASK_FOLDERS = (
-    "masks", "mask", "labels", "label", "annotations", "annotation", "gt", "ground_truth", "groundtruth", "targets",
-    "segmentations", "segmentation", "segmentationclass", "segmentationobject", "labelids", "gtfine",
+    *imports.MASK_FOLDERS,  # those that a dataset folder does not have itself
+    "labels", "label", "annotation", "groundtruth", "targets",
+    "segmentations", "segmentation", "segmentationobject", "labelids",
 )  # fmt: skip
 """Folders that hold masks, lower case."""
 

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kerasseg.data.folder import usable_name
+from kerasseg.data.imports import ANNOTATIONS
 from serving.common.images import SUFFIXES
 from serving.common.inputs import comparable, printable, read_text
 
@@ -18,8 +19,6 @@ SPLIT_FOLDERS = {
 }
 KIND_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "data", "photos", "leftimg8bit")
 """Folders that say only that images are in them, lower case."""
-
-ANNOTATION_SUFFIXES = (".json", ".xml", ".txt", ".yaml", ".yml")
 
 
 def split_of(folder: str) -> str | None:
@@ -48,7 +47,7 @@ class Source:
         self.root = given if given.is_dir() else given.parent
         files, self.unusable = _walk(self.root)
         if given.is_file():
-            files = [f for f in files if f == given.name or PurePosixPath(f).suffix.lower() not in ANNOTATION_SUFFIXES]
+            files = [f for f in files if f == given.name or PurePosixPath(f).suffix.lower() not in ANNOTATIONS]
         self.files: list[str] = files
         """Paths relative to the folder, with "/"."""
         self.images = [file for file in self.files if PurePosixPath(file).suffix.lower() in SUFFIXES]
