@@ -20,7 +20,7 @@ import tf2onnx
 
 from kerasseg.methods import Method
 from kerasseg.working_size import likeliest, shrink_by_products
-from serving.common.artifact import Tensor
+from serving.common.artifact import FEATURES, Tensor
 
 OPSET = 18
 """The first in which Resize can smooth what it shrinks."""
@@ -48,7 +48,7 @@ OUTPUTS = {
         ),
     )
 }
-"""The possible outputs of a graph, in the order of the artifact; it always has the first two."""
+"""The possible maps of a graph, in the order of the artifact; it always has the first two."""
 
 SIGNATURE = [tf.TensorSpec((None, None, None, 3), tf.uint8, name="image")]
 
@@ -89,7 +89,7 @@ def serving_function(
             pixels times that of classes.
 
     Returns:
-        a `tf.function` from `image` uint8 (N,H,W,3) to the `OUTPUTS` that the method has.
+        a `tf.function` from `image` uint8 (N,H,W,3) to the `OUTPUTS` that the method has, and `FEATURES`.
 
     Raises:
         ValueError: the method's graph has an op of `UNWANTED_OPS`.
@@ -99,15 +99,17 @@ def serving_function(
     def serve(image):
         images_NHW3 = tf.cast(image, tf.float32)
         if for_openvino and method.config.working_size is not None:
-            answer = method.infer(shrink_by_products(images_NHW3, method.config.working_size))
+            answer = method.infer(shrink_by_products(images_NHW3, method.config.working_size), features=True)
             answer = answer._replace(size=tf.shape(image)[1:3])
             labels_NHW, confidence_NHW = likeliest(answer.probabilities_BHWK)
         else:
-            answer = method.infer(images_NHW3)
+            answer = method.infer(images_NHW3, features=True)
             labels_NHW, confidence_NHW = answer.label_map()
         outputs = {"labels": labels_NHW, "confidence": confidence_NHW}
         if answer.reliability_BHW is not None:
             outputs["reliability"] = answer.reliability_BHW
+        if answer.features_BD is not None:
+            outputs[FEATURES] = answer.features_BD
         return outputs | ({"logits": answer.logits_BHWK} if logits else {})
 
     graph = serve.get_concrete_function().graph.as_graph_def()
@@ -118,7 +120,7 @@ def serving_function(
 
 
 def outputs_of(serve: tf.types.experimental.PolymorphicFunction) -> tuple[Tensor, ...]:
-    """The outputs of `serve`, in the order of the artifact."""
+    """The maps among the outputs of `serve`, in the order of the artifact."""
     given = serve.get_concrete_function().structured_outputs
     classes = {"logits": given["logits"].shape[-1]} if "logits" in given else {}
     return tuple(
@@ -126,6 +128,12 @@ def outputs_of(serve: tf.types.experimental.PolymorphicFunction) -> tuple[Tensor
         for name, tensor in OUTPUTS.items()
         if name in given
     )
+
+
+def features_of(serve: tf.types.experimental.PolymorphicFunction) -> int | None:
+    """The length of the vector `FEATURES`; None where `serve` has none."""
+    given = serve.get_concrete_function().structured_outputs
+    return given[FEATURES].shape[-1] if FEATURES in given else None
 
 
 def write_saved_model(serve: tf.types.experimental.PolymorphicFunction, folder: Path) -> None:
@@ -205,10 +213,12 @@ def to_onnx(
     _write_out_pads(model.graph)
     for tensor in (*model.graph.input, *model.graph.output):
         for dimension, name in zip(tensor.type.tensor_type.shape.dim, "NHW", strict=False):
-            dimension.dim_param = name  # the converter's names are numbers, and differ from export to export
+            if not dimension.dim_value:
+                dimension.dim_param = name  # the converter's names are numbers, and differ from export to export
     outputs = {output.name: output for output in model.graph.output}  # the converter's order is alphabetical
     del model.graph.output[:]
-    model.graph.output.extend(outputs[tensor.name] for tensor in outputs_of(serve))
+    names = [*(tensor.name for tensor in outputs_of(serve)), *([FEATURES] if FEATURES in outputs else [])]
+    model.graph.output.extend(outputs[name] for name in names)
     return model
 
 

@@ -39,7 +39,8 @@ class Limits:
     """The largest differences that an exported graph may have."""
 
     error: float
-    """Largest absolute difference of any pixel's confidence, reliability, or softmax of the logits."""
+    """Largest absolute difference of any pixel's confidence, reliability, or softmax of the logits, and of any of the
+    features, as a share of the largest one."""
     agreement: float
     """Smallest share of pixels with the same label, where the margin is clear, for each size and batch."""
     miou_loss: float
@@ -69,8 +70,8 @@ def parity_report(
 
     Args:
         reference: the trained model: uint8 (N,H,W,3) to "labels" and "confidence" as the graphs have them; "margin", by
-            how much their probability exceeds that of the second class; and "reliability" and "logits" where the graphs
-            have them.
+            how much their probability exceeds that of the second class; and "reliability", "logits" and "features"
+            where the graphs have them.
         formats: the exported graphs by name.
         samples: images to compare on, at least one; resized to several sizes, and batched. Those with
             labels also give an mIoU, each at its own size.
@@ -82,7 +83,7 @@ def parity_report(
         The content for `model.json`: `"passed"`, `"margin"`, `"limits"`, `"images"`, `"mIoU": {"keras": ...}`,
         and in `"formats"` for each of them `"passed"`, `"mIoU"`, `"mIoU_change"`, `"cases"` (one for each size
         and batch) and their worst `"agreement"`, `"agreement_where_clear"`, `"largest_confidence_error"`, and the same
-        error of reliability and of the softmax of logits where there are any.
+        error of reliability, of the softmax of logits and of features (of the largest one) where there are any.
     """
     results: dict[str, dict[str, Any]] = {name: {"cases": []} for name in formats}
     for images_NHWC in _batches(samples, working_size):
@@ -149,6 +150,8 @@ def _compare(expected: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) ->
     }
     if "logits" in outputs:
         errors["logits"] = softmax(outputs["logits"]) - softmax(expected["logits"])
+    if "features" in outputs:
+        errors["features"] = (outputs["features"] - expected["features"]) / np.abs(expected["features"]).max()
     return {
         "batch": batch,
         "size": [height, width],

@@ -10,6 +10,8 @@ import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from serving.common.artifact import FEATURES
+
 LEARNED = ("Conv", "Gemm", "MatMul")
 """Nodes with learned weights."""
 
@@ -33,7 +35,7 @@ def to_fp16(model: onnx.ModelProto, kept: Iterable[str] = ()) -> onnx.ModelProto
     model = onnx.shape_inference.infer_shapes(model)  # a copy, which knows the type of every tensor
     graph = model.graph
     halves = {node.name for node in graph.node if node.op_type in HALVED}
-    halves -= {node.name for node in (*_from_input(graph), *_from_outputs(graph)) if node.op_type not in LEARNED}
+    halves -= {node.name for node in (*_from_input(graph), *_from_maps(graph)) if node.op_type not in LEARNED}
     halves -= {node.name for node in _of_sizes(graph)}
     halves -= {name for network in kept for name in _of_network(network, graph)}
 
@@ -98,7 +100,7 @@ def to_int8(model: onnx.ModelProto, images: Iterable[np.ndarray], network: str) 
         # Folds batch norm into the convolutions. (Symbolic shapes would need another library, and gain nothing here.)
         quant_pre_process(plain, prepared, skip_symbolic_shape=True)
         graph = onnx.load(prepared).graph
-        kept = {node.name for node in (*_from_input(graph), *_from_outputs(graph))}
+        kept = {node.name for node in (*_from_input(graph), *_from_maps(graph))}
         inside = _of_network(network, graph)
         chosen = [
             node.name
@@ -158,9 +160,10 @@ def _of_sizes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     return _walk_back(graph, wanted, until=("Shape",))
 
 
-def _from_outputs(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """The nodes from the outputs back to the last learned nodes, these included."""
-    return _walk_back(graph, [output.name for output in graph.output], until=(*LEARNED, "Shape"))
+def _from_maps(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The nodes from the maps among the outputs back to the last learned nodes, these included."""
+    maps = [output.name for output in graph.output if output.name != FEATURES]
+    return _walk_back(graph, maps, until=(*LEARNED, "Shape"))
 
 
 def _walk_back(graph: onnx.GraphProto, tensors: Iterable[str], until: tuple[str, ...]) -> list[onnx.NodeProto]:

@@ -29,6 +29,7 @@ import tyro
 from export.graph import (
     INPUTS,
     OPSET,
+    features_of,
     load_openvino,
     load_saved_model,
     outputs_of,
@@ -43,7 +44,16 @@ from export.precision import to_fp16, to_int8
 from kerasseg.data import evenly_spaced, open_dataset
 from kerasseg.methods import Method
 from serving.common import cli
-from serving.common.artifact import GRAPH_FILE, INFO_FILE, MAX_CLASSES, Artifact, ModelInfo, sha256_of, versions
+from serving.common.artifact import (
+    FEATURES,
+    GRAPH_FILE,
+    INFO_FILE,
+    MAX_CLASSES,
+    Artifact,
+    ModelInfo,
+    sha256_of,
+    versions,
+)
 from serving.common.images import load_image, load_labels
 from serving.model.engine import Engine
 from training.checkpoints import CheckpointName, open_method
@@ -207,7 +217,7 @@ def reference(method: Method, logits: bool) -> Predictor:
     """The trained model, as `parity_report` needs it."""
 
     def predict(images_NHWC: np.ndarray) -> dict[str, np.ndarray]:
-        answer = method.infer(images_NHWC.astype(np.float32))
+        answer = method.infer(images_NHWC.astype(np.float32), features=True)
         labels_NHW = np.zeros(images_NHWC.shape[:3], np.uint8)
         first_NHW, second_NHW = np.zeros(labels_NHW.shape, np.float32), np.zeros(labels_NHW.shape, np.float32)
         for k in range(method.num_classes):  # all at once are gigabytes for 12 megapixels
@@ -217,6 +227,7 @@ def reference(method: Method, logits: bool) -> Predictor:
             first_NHW = np.maximum(first_NHW, p_NHW)
         said: dict[str, np.ndarray] = {"labels": labels_NHW, "confidence": first_NHW, "margin": first_NHW - second_NHW}
         said |= {} if answer.reliability_BHW is None else {"reliability": answer.reliability_BHW.numpy()}
+        said |= {} if answer.features_BD is None else {FEATURES: answer.features_BD.numpy()}
         return said | ({"logits": answer.logits_BHWK.numpy()} if logits else {})
 
     return predict
@@ -273,11 +284,13 @@ def write_artifact(
         inputs=INPUTS,
         outputs=outputs_of(serve),
         working_size=size,
+        features=features_of(serve),
         evaluation=evaluation,
         sha256=sha256_of(folder / GRAPH_FILE),
         parity={},
     )
-    formats: dict[str, Predictor] = {"onnx": Engine(Artifact(folder, info), "cpu").predict}
+    predict = Engine(Artifact(folder, info), "cpu").predict
+    formats: dict[str, Predictor] = {"onnx": partial(predict, outputs=info.all_outputs)}
     if "saved_model" in config.wanted_formats:
         write_saved_model(serve, folder / "saved_model")
         formats["saved_model"] = load_saved_model(folder / "saved_model")

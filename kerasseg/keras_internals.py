@@ -51,6 +51,12 @@ def made_by(tensor: keras.KerasTensor) -> tuple[keras.layers.Layer, list[keras.K
     return layer, layer._inbound_nodes[node].input_tensors
 
 
+def place_of(tensor: keras.KerasTensor) -> tuple[int, int]:
+    """Which use of its layer gives this tensor in a functional network, and which output of that use it is."""
+    _, use, output = tensor._keras_history
+    return use, output
+
+
 def index_of(variable: keras.Variable, optimizer: keras.optimizers.Optimizer) -> int:
     """The variable's position, from 0, among those given to `optimizer.build`."""
     return optimizer._get_variable_index(variable)

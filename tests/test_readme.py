@@ -139,9 +139,9 @@ def test_the_server_answers_what_is_sent(tmp_path):
 def test_your_own_images(tmp_path, eager):
     """From a folder of images to segmented ones, with the commands as they stand in the README."""
     make_folder(tmp_path / "my_photos", train=14, val=2)
-    block = re.search(r"^<!-- tests/test_readme.py runs.*?```bash\n(.*?)```", README, re.M | re.S)[1]
+    blocks = re.findall(r"^<!-- tests/test_readme.py runs these in order.*?```bash\n(.*?)```", README, re.M | re.S)
     results = []
-    for python, dash_m, module, *arguments in commands(block):
+    for python, dash_m, module, *arguments in commands("".join(blocks)):
         assert (python, dash_m) == ("python", "-m")
         start = run_alone if module in ALONE else run
         small = TINY.get(arguments[1] if module == "training.run" else module, "")
@@ -153,7 +153,8 @@ def test_your_own_images(tmp_path, eager):
     trained = next(result for module, result in results if module == "training.run")
     assert by_module["training.evaluate"]["mIoU"] == pytest.approx(trained["mIoU"])
     assert "runs/supervised" in (tmp_path / "runs/first/report.html").read_text()
-    assert by_module["serving.batch"]["written"] == 2
+    assert [result["written"] for module, result in results if module == "serving.batch"] == [2, 14]
+    assert (tmp_path / "ranked/ranking.csv").read_text().splitlines()[0] == "input,uncertainty,distance"
     labels = np.asarray(Image.open(tmp_path / "segmented/labels/val_0.png"))
     manifest = [json.loads(line) for line in (tmp_path / "segmented/manifest.jsonl").read_text().splitlines()]
     [record] = [record for record in manifest if record["input"] == "val_0.png"]

@@ -3,12 +3,13 @@
 Legend: B batch; H, W size of the images; h, w the size at which they are segmented; K classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
+from kerasseg.segmenters.cut import tensors_at
 from kerasseg.working_size import enlarge, likeliest
 
 Segment = Callable[[Callable[[tf.Tensor], tf.Tensor], tf.Tensor], tf.Tensor]
@@ -26,11 +27,25 @@ def logits_of(network: keras.Model, images_Bhw3) -> tf.Tensor:
     return tf.cast(network(images_Bhw3, training=False), tf.float32)
 
 
+def with_features(network: keras.Model, layers: Sequence[str]) -> keras.Model:
+    """The network with a second output, the mean over each image of the deepest features (B,D), float32.
+
+    Args:
+        layers: names of those where the backbone ends, the deepest last (`CutSegmenter.features`).
+    """
+    deepest = tensors_at(network, layers, avoidable=True)[-1]
+    mean = keras.layers.GlobalAveragePooling2D(dtype="float32", name="mean_features")(deepest)
+    return keras.Model(network.inputs[0], [network.outputs[0], mean], name=network.name)
+
+
 class Inference(NamedTuple):
     """What a method answers for images (B,H,W,3); see `Method.infer`."""
 
     logits_BhwK: tf.Tensor
     """The predicting network's logits."""
+    features_BD: tf.Tensor | None
+    """What each image looks like to that network: the mean over its positions of the backbone's deepest features. None
+    where they were not asked for, or it is not known where the backbone ends."""
     segmentation_BhwK: tf.Tensor
     """Their softmax: the class probabilities before any gate. Critics judge these."""
     variants: dict[str, tf.Tensor]

@@ -19,7 +19,7 @@ from kerasseg.methods.batch import Batch, as_batch, concatenated
 from kerasseg.methods.compiling import require_logits
 from kerasseg.methods.config import MethodConfig, TrainingData
 from kerasseg.methods.fitting import FittedModel
-from kerasseg.methods.inference import Inference, Segment, at_once, logits_of
+from kerasseg.methods.inference import Inference, Segment, at_once, logits_of, with_features
 from kerasseg.metrics import ConfusionMatrix
 from kerasseg.optimizers import skipped_updates
 from kerasseg.working_size import enlarge, likeliest, shrink
@@ -164,18 +164,23 @@ class Method(FittedModel):
         answer = self.variants_from(x, self.class_probabilities(x))[""]
         return answer if size is None else enlarge(answer, size)
 
-    def infer(self, images_BHW3, last_weights: bool = False) -> Inference:
+    def infer(self, images_BHW3, last_weights: bool = False, features: bool = False) -> Inference:
         """The method's answer, in inference mode: what is drawn, exported and compared with exports.
 
         Args:
             last_weights: also the prediction by the segmenter's last weights, where their average predicts.
+            features: also what each image looks like to the predicting network.
         """
         # Keras takes no array together with a tensor.
         x, size = self.at_working_size(tf.convert_to_tensor(images_BHW3))
-        logits = logits_of(self.predictor, x)
+        if features and hasattr(self.segmenter, "features"):
+            logits, vectors = with_features(self.predictor, self.segmenter.features)(x, training=False)
+            logits = tf.cast(logits, tf.float32)
+        else:
+            logits, vectors = logits_of(self.predictor, x), None
         S = tf.nn.softmax(logits)
         variants = self.variants_from(x, S) | (self.of_last_weights(x) if last_weights else {})
-        return Inference(logits, S, variants, self.critic_scores(x, S), size)
+        return Inference(logits, vectors, S, variants, self.critic_scores(x, S), size)
 
     def predictions(self, images_BHW3) -> dict[str, tf.Tensor]:
         """Class probabilities (B,H,W,K) by variant, in inference mode."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import keras
 
-from kerasseg.keras_internals import made_by
+from kerasseg.keras_internals import made_by, place_of
 from kerasseg.layers import register
 
 
@@ -97,9 +97,12 @@ def require_parts(segmenter: keras.Model, user: str) -> None:
         )
 
 
-def tensors_at(network: keras.Model, features: Sequence[str]) -> list[keras.KerasTensor]:
+def tensors_at(network: keras.Model, features: Sequence[str], avoidable: bool = False) -> list[keras.KerasTensor]:
     """The outputs of the named layers on the paths from image to logits, in the order of the names: several of a layer
-    that is used several times. A network that is used as a layer counts as one.
+    that is used several times or has several outputs, in that order. A network that is used as a layer counts as one.
+
+    Args:
+        avoidable: there may be paths that go through none of them.
 
     Raises:
         ValueError: a path avoids all of them, or no path goes through one of them.
@@ -116,7 +119,7 @@ def tensors_at(network: keras.Model, features: Sequence[str]) -> list[keras.Kera
         path = [*path, layer.name]
         if layer.name in found:
             found[layer.name].append(tensor)
-        elif not inputs:
+        elif not inputs and not avoidable:
             raise ValueError(
                 f"a path from the image to the logits of {network.name} avoids "
                 f"{', '.join(features) or 'the cut (at no layer)'}; it goes through {' and '.join(path[-3:])}: "
@@ -125,4 +128,4 @@ def tensors_at(network: keras.Model, features: Sequence[str]) -> list[keras.Kera
         waiting += [(each, path) for each in inputs if layer.name not in found]
     if unused := [name for name, tensors in found.items() if not tensors]:
         raise ValueError(f"the head of {network.name} takes nothing from {unused[0]!r}: leave it out")
-    return [tensor for tensors in found.values() for tensor in tensors]
+    return [tensor for tensors in found.values() for tensor in sorted(tensors, key=place_of)]

@@ -97,6 +97,11 @@ class Segmenter(keras.Model):
             raise ValueError(f"{cls.__name__} takes {len(published)} rates of 1 or more; got {rates}")
         return {f"aspp_rate{known}": rate for known, rate in zip(published, rates, strict=True)}
 
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Name of the layer where the backbone ends, as `CutSegmenter` has it."""
+        return (self.backbone.name,)
+
     def encode(self, images_BHW3, training: bool = False) -> list:
         """The backbone's features `[low_level, high_level]`."""
         return self.backbone(self.get_layer("pad")(self.get_layer("pixels")(images_BHW3)), training=training)

@@ -16,9 +16,10 @@ from typing import Annotated, Any, Literal
 import tyro
 from tqdm import tqdm
 
-from serving.batch.jobs import Job, Kind, find_jobs, parse_shard, shard_of
-from serving.batch.manifest import RUNS, Manifest, file_name, write_ranking
+from serving.batch.jobs import Job, Kind, find_jobs, labeled_among, parse_shard, shard_of
+from serving.batch.manifest import RUNS, Manifest, file_name
 from serving.batch.pipeline import FindRecord, SegmentOptions, segment
+from serving.batch.ranking import Order, write_ranking
 from serving.common.artifact import Artifact, open_artifact
 from serving.common.images import MAX_PIXELS
 from serving.common.windows import steps
@@ -39,9 +40,14 @@ class BatchConfig:
     """Also take the images of INPUT's subfolders."""
     write: tuple[Kind, ...] = ("labels", "overlay")
     """What to write: labels (PNG of class numbers), overlay (the image tinted by class), confidence and reliability
-    (grey PNG, 255 is sure), rle (run lengths, in rle.jsonl)."""
-    rank: Literal["uncertainty"] | None = None
-    """Write ranking.csv: what to label next, the least certain first."""
+    (grey PNG, 255 is sure), features (a vector that says what the image looks like, NumPy), rle (run lengths, in
+    rle.jsonl)."""
+    rank: Order | None = None
+    """Write ranking.csv: which images without a label map to label next. uncertainty: the least certain first; diverse:
+    uncertain ones that differ from what is labelled and from each other."""
+    label_maps: Path | None = None
+    """For --rank: the folder with the label maps, PNGs of the images' names; by default the folder labels next to the
+    folder images of a dataset."""
     window: tuple[int, int] | None = None
     """Height and width, pixels: larger images are segmented window by window. Needs a model exported with --logits."""
     stride: float = 2 / 3
@@ -74,6 +80,7 @@ def main(config: BatchConfig) -> dict[str, Any]:
     artifact = open_artifact(config.model)
     options = make_options(config, artifact, shard)
     jobs = find_jobs(config.input, config.output, config.recursive)
+    labeled = labeled_among(jobs, config.label_maps) if config.rank else set()
     mine = shard_of(jobs, shard)
     segment_jobs = make_worker(config, artifact, options)
 
@@ -96,7 +103,8 @@ def main(config: BatchConfig) -> dict[str, Any]:
     ranking = {}
     if config.rank:
         answer = {"model_sha256": artifact.info.sha256, "options": options.affecting_results}
-        ranking = {"ranking": str(write_ranking(config.output, [job.name for job in jobs], answer))}
+        path = write_ranking(config.output, [job.name for job in jobs], labeled, answer, config.rank)
+        ranking = {"ranking": str(path), "labeled": len(labeled)}
     return {
         "images": len(mine),
         "written": statuses["ok"],
@@ -115,10 +123,19 @@ def make_options(config: BatchConfig, artifact: Artifact, shard: tuple[int, int]
     """Raises ValueError where the flags contradict each other or the model."""
     outputs = {tensor.name for tensor in artifact.info.outputs}
     if not config.write and not config.rank:
-        raise ValueError("--write names nothing to write: add labels, overlay, confidence, reliability or rle")
+        raise ValueError(
+            "--write names nothing to write: add labels, overlay, confidence, reliability, features or rle"
+        )
     if "reliability" in config.write and ("reliability" not in outputs or config.window):
         reason = "windows are put together without it" if "reliability" in outputs else "its run has no critic for it"
         raise ValueError(f"{artifact.folder} gives no reliability here ({reason}): leave it out of --write")
+    write = config.write
+    if config.rank == "diverse" and "features" not in write:
+        write = (*write, "features")
+    if "features" in write:
+        artifact.info.require_features()
+    if config.label_maps and not config.rank:
+        raise ValueError("--label-maps says what is labelled already, for --rank: add --rank diverse")
     if config.window:
         steps(config.window, config.stride)
         if min(config.window) < 1:
@@ -126,7 +143,7 @@ def make_options(config: BatchConfig, artifact: Artifact, shard: tuple[int, int]
         artifact.require_logits()
     return SegmentOptions(
         output=config.output.absolute(),
-        write=config.write,
+        write=write,
         runs_file=file_name(RUNS, shard),
         batch_size=config.batch_size,
         max_pixels=config.max_pixels,

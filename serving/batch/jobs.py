@@ -8,6 +8,7 @@ import itertools
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Literal
@@ -16,13 +17,14 @@ from serving.common.files import read_bounded
 from serving.common.images import SUFFIXES, SUFFIXES_SHOWN
 from serving.common.inputs import MAX_TEXT_BYTES, Names, comparable, decode_text, is_text
 
-Kind = Literal["labels", "overlay", "confidence", "reliability", "rle"]
+Kind = Literal["labels", "overlay", "confidence", "reliability", "features", "rle"]
 
 FILES: dict[Kind, str] = {
     "labels": "labels/{}.png",
     "overlay": "overlays/{}.jpg",
     "confidence": "confidence/{}.png",
     "reliability": "reliability/{}.png",
+    "features": "features/{}.npy",
 }
 """What is written of an image, and where; run lengths of all images share one file, which goes with the manifest."""
 
@@ -88,6 +90,33 @@ def find_jobs(input: str, output: Path, recursive: bool) -> list[Job]:
             raise ValueError(f"no images in {input} itself: add --recursive to look into its subfolders")
         raise ValueError(f"no images in {input}: expected files ending in {SUFFIXES_SHOWN}")
     return _name_outputs({source.relative_to(root).as_posix(): source for source in sources})
+
+
+def labeled_among(jobs: Iterable[Job], label_maps: Path | None) -> set[str]:
+    """The names of the images that have a label map.
+
+    Args:
+        jobs: the images.
+        label_maps: the folder with PNGs of the images' names; None to look where a dataset folder has them: those of
+            `images/train` in `labels/train`.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    if label_maps is not None and not label_maps.is_dir():
+        raise ValueError(f"--label-maps {label_maps} is no folder: give the one with the label maps (PNG)")
+    names_in = functools.cache(_names_in)
+    found = set()
+    for job in jobs:
+        if label_maps is None:
+            parts = Path(job.source).parts
+            at = [index for index, part in enumerate(parts[:-1]) if part == "images"]
+            places = [Path(*parts[:index], "labels", *parts[index + 1 :]) for index in at]
+        else:
+            places = [label_maps / job.name]
+        if any(names_in(place.parent).find(f"{place.stem}.png") for place in places):
+            found.add(job.name)
+    return found
 
 
 def shard_of(jobs: list[Job], shard: tuple[int, int]) -> list[Job]:

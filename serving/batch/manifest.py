@@ -1,23 +1,21 @@
-"""What a batch job has done, in `manifest.jsonl`, and in what order its images should be labelled.
+"""What a batch job has done, in `manifest.jsonl`.
 
 Such a file has a line, a JSON object, per image, with the image's name as `"input"`. It is appended to as
 images are finished; of several lines with a name the last counts. Only names and places are held in memory.
 """
 
 import contextlib
-import csv
-import io
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from serving.batch.jobs import FILES
-from serving.common.files import in_use, locked, naming, remove_leftovers, temporary_file, write_atomically
+from serving.common.files import in_use, locked, naming, remove_leftovers, temporary_file
 
-RUNS, RANKING = "rle", "ranking.csv"
+RUNS = "rle"
 
 
 def file_name(stem: str, shard: tuple[int, int]) -> str:
@@ -179,28 +177,3 @@ class Manifest:
         if self._runs and runs:
             self._runs.append(runs)
         self._lines.append(record)
-
-
-def write_ranking(folder: Path, names: Iterable[str], answer: dict[str, Any]) -> Path:
-    """Which image to label next: those that the model is least sure of come first.
-
-    Writes `ranking.csv`, a line `input,uncertainty` for each image that is segmented, by any shard so far. The
-    uncertainty, 0..1, is 1 less the mean over the image of `reliability`, where the model gives one, or of the
-    confidence.
-
-    Args:
-        folder: the job's output.
-        names: of the images.
-        answer: what their records must hold, so that only answers of one model are compared.
-    """
-    wanted = {"status": "ok", **answer}.items()
-    with EarlierRecords(folder) as records:
-        done = (record for record in map(records.find, names) if wanted <= record.items())
-        ranked = sorted((record.get("mean_reliability", record["mean_confidence"]), record["input"]) for record in done)
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(
-        [("input", "uncertainty"), *((name, round(1 - sureness, 6)) for sureness, name in ranked)]
-    )
-    path = folder / RANKING
-    write_atomically(path, text.getvalue().encode(errors="surrogateescape"))
-    return path

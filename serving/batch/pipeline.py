@@ -8,6 +8,7 @@ does not grow with their number.
 
 import errno
 import hashlib
+import io
 import json
 import time
 from collections import deque
@@ -22,7 +23,7 @@ from PIL import Image
 
 from serving.batch.jobs import FILES, Job, Kind
 from serving.common.areas import areas
-from serving.common.artifact import Artifact
+from serving.common.artifact import FEATURES, Artifact
 from serving.common.files import write_atomically
 from serving.common.images import index_png, jpeg, load_image, map_png, overlay, read_file
 from serving.model.engine import Engine, batch_limit, usable_cpus
@@ -258,13 +259,23 @@ def _predict(images_HWC: list[np.ndarray], engine: Engine, options: SegmentOptio
     height, width = images_HWC[0].shape[:2]
     if options.window and (height > options.window[0] or width > options.window[1]):
         found = [
-            engine.predict_large(image_HWC, options.window, options.stride, options.batch_size)
+            engine.predict_large(
+                image_HWC, options.window, options.stride, options.batch_size, FEATURES in options.write
+            )
             for image_HWC in images_HWC
         ]
         return {name: [each[name] for each in found] for name in found[0]}
     # Images segmented by windows have no reliability, so it would be no measure for all.
     maps = ["labels", "confidence"] if options.window else ["labels", "confidence", "reliability"]
-    return engine.predict(np.stack(images_HWC), [name for name in maps if name in engine.outputs])
+    wanted = [name for name in maps if name in engine.outputs] + [FEATURES] * (FEATURES in options.write)
+    return engine.predict(np.stack(images_HWC), wanted)
+
+
+def _npy(array: np.ndarray) -> bytes:
+    """A NumPy file."""
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
 
 
 def write(
@@ -282,6 +293,7 @@ def write(
         "overlay": lambda: jpeg(overlay(image.image_HWC, labels_HW, info.palette)),
         "confidence": lambda: map_png(outputs["confidence"]),
         "reliability": lambda: map_png(outputs["reliability"]),
+        "features": lambda: _npy(outputs[FEATURES]),
     }
     try:
         files = {kind: encode[kind]() for kind in options.write if kind in FILES}

@@ -22,6 +22,9 @@ MAX_CLASSES = 255
 MAP_DATATYPES = ("UINT8", "FP16", "FP32")
 """The datatypes of maps that can be answered, as the V2 inference protocol calls them."""
 
+FEATURES = "features"
+"""The graph's last output, which is no map: a vector for each image, see `ModelInfo.features`."""
+
 GRAPH_FILE = "model.onnx"
 INFO_FILE = "model.json"
 
@@ -64,7 +67,23 @@ class ModelInfo:
     working_size: int | None = None
     """The longer side, pixels, to which the graph shrinks larger images; it brings answers back to their own size. None
     where it takes images as they are."""
+    features: int | None = None
+    """D, the length of the vectors in the graph's output `features`, FP32 (N,D): the mean over the image of the
+    backbone's deepest features. Images that look alike to the network have similar ones. None where it has none."""
     schema: int = SCHEMA
+
+    @property
+    def all_outputs(self) -> tuple[str, ...]:
+        """The names of the maps, and `FEATURES` where the graph has them."""
+        return (*(tensor.name for tensor in self.outputs), *((FEATURES,) if self.features else ()))
+
+    def require_features(self) -> None:
+        """ValueError unless the model gives features."""
+        if self.features is None:
+            raise ValueError(
+                f"{self.name}/{self.version} gives no features, which say what images look like: export its run again; "
+                "a network of your own must be cut into backbone and head (kerasseg.segmenters.cut)"
+            )
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
@@ -79,7 +98,8 @@ class ModelInfo:
             found = fields.get("schema") if isinstance(fields, dict) else None
             raise ValueError(f"it has schema {found}, this kerasseg reads schema {SCHEMA}")
         known = {field.name for field in dataclasses.fields(cls)}
-        fields.setdefault("working_size", None)  # models of before this field have none
+        for later in ("working_size", "features"):  # models of before these fields have none
+            fields.setdefault(later, None)
         if known != fields.keys():
             raise ValueError(f"its fields differ from the schema in {', '.join(sorted(known ^ fields.keys()))}")
         info = cls(
@@ -104,10 +124,9 @@ class ModelInfo:
             raise ValueError(f"its version is {self.version!r:.60}: expected a whole number from 1 on")
         if not 1 <= len(self.classes) <= MAX_CLASSES or not all(isinstance(name, str) for name in self.classes):
             raise ValueError(f"its {len(self.classes)} classes are not 1 to {MAX_CLASSES} names")
-        if self.working_size is not None and not (_whole(self.working_size) and self.working_size >= 1):
-            raise ValueError(
-                f"its working_size is {self.working_size!r:.60}: expected a whole number from 1 on, or null"
-            )
+        for field in ("working_size", "features"):
+            if (value := getattr(self, field)) is not None and not (_whole(value) and value >= 1):
+                raise ValueError(f"its {field} is {value!r:.60}: expected a whole number from 1 on, or null")
         if len(self.palette) != len(self.classes):
             raise ValueError(f"its palette has {len(self.palette)} colours for {len(self.classes)} classes")
         for color in self.palette:

@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 import numpy as np
 import onnxruntime
 
-from serving.common.artifact import Artifact
+from serving.common.artifact import FEATURES, Artifact
 from serving.common.images import STRIDE, padded_pixels
 from serving.common.windows import segment_by_windows
 from serving.model.sessions import GpuSessions, first_gpu_session, new_session
@@ -98,11 +98,12 @@ class Engine:
 
         Args:
             images_NHWC: uint8 (N,H,W,3), RGB, 0..255, any N, H, W of at least 1.
-            outputs: which are wanted, all when None: what nobody wants need not leave the GPU.
+            outputs: which are wanted, all maps when None: what nobody wants need not leave the GPU.
 
         Returns:
             By output name: `"labels"` uint8 (N,H,W), the class of each pixel; `"confidence"` float32 (N,H,W),
-            its probability, 0..1; and what else the artifact lists.
+            its probability, 0..1; and what else the artifact lists. `"features"`, where it has them and they are
+            wanted: float32 (N,D).
 
         Raises:
             ValueError: another type or shape.
@@ -126,7 +127,12 @@ class Engine:
                 session.run(None, {self.input: np.zeros((1, STRIDE, STRIDE, 3), np.uint8)}, self._shrink)
 
     def predict_large(
-        self, image_HW3: np.ndarray, window: tuple[int, int], stride: float = 2 / 3, batch_size: int = 4
+        self,
+        image_HW3: np.ndarray,
+        window: tuple[int, int],
+        stride: float = 2 / 3,
+        batch_size: int = 4,
+        features: bool = False,
     ) -> dict[str, np.ndarray]:
         """Segments an image of any size, window by window (`serving.common.windows.segment_by_windows`).
 
@@ -137,28 +143,38 @@ class Engine:
             window: height and width, pixels: about those of the training crops, or larger.
             stride: step from one window to the next, as a share of the window.
             batch_size: windows segmented at once.
+            features: give them too, where the artifact has them.
 
         Returns:
-            `"labels"` uint8 (H,W) and `"confidence"` float32 (H,W), 0..1.
+            `"labels"` uint8 (H,W) and `"confidence"` float32 (H,W), 0..1; `"features"` float32 (D,), their mean over
+            the windows.
 
         Raises:
             ValueError: the graph gives no logits, or an impossible window or stride.
         """
         self.artifact.require_logits()
+        found: list[np.ndarray] = []
+
+        def logits_of(windows_NhwC: np.ndarray) -> np.ndarray:
+            outputs = self.predict(windows_NhwC, ("logits", FEATURES) if features else ("logits",))
+            found.extend(outputs.get(FEATURES, ()))
+            return outputs["logits"]
+
         labels_HW, confidence_HW = segment_by_windows(
-            lambda windows_NhwC: self.predict(windows_NhwC, ("logits",))["logits"],
+            logits_of,
             image_HW3,
             len(self.artifact.info.classes),
             window,
             stride,
             batch_size,
         )
-        return {"labels": labels_HW, "confidence": confidence_HW}
+        answer = {"labels": labels_HW, "confidence": confidence_HW}
+        return answer | ({FEATURES: np.mean(found, axis=0)} if features else {})
 
     def _require_outputs(self, session: onnxruntime.InferenceSession) -> None:
         """ValueError where model.json lists what the graph does not give."""
         given = [output.name for output in session.get_outputs()]
-        if missing := [name for name in self.outputs if name not in given]:
+        if missing := [name for name in self.artifact.info.all_outputs if name not in given]:
             raise ValueError(
                 f"{self.artifact.folder} lists the output {missing[0]}, and its graph gives {', '.join(given)}: export "
                 "it again"

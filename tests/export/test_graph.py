@@ -15,7 +15,6 @@ import tests.backbone  # noqa: F401 (the backbone tiny)
 from export.graph import (
     _floor_mod,
     load_saved_model,
-    outputs_of,
     serving_function,
     to_onnx,
     write_onnx,
@@ -35,7 +34,7 @@ def images(shape, seed=0):
 def onnx_predictor(serve, file):
     write_onnx(to_onnx(serve), file, {})
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    names = [tensor.name for tensor in outputs_of(serve)]
+    names = [output.name for output in session.get_outputs()]
     return lambda images_NHWC: dict(zip(names, session.run(names, {"image": images_NHWC}), strict=True))
 
 
@@ -74,6 +73,11 @@ def test_exported_graphs_answer_as_the_method_does(exported, shape, seed):
         np.testing.assert_array_equal(outputs["labels"][clear_NHW], probabilities_NHWK.argmax(-1)[clear_NHW])
         np.testing.assert_allclose(outputs["confidence"], probabilities_NHWK.max(-1), atol=1e-5)
         assert (outputs["labels"].dtype, outputs["confidence"].dtype) == (np.uint8, np.float32)
+        if not hasattr(method.segmenter, "encode"):  # a network of one piece
+            assert "features" not in outputs
+            continue
+        expected_ND = np.mean(method.segmenter.encode(images_NHWC.astype(np.float32))[-1], axis=(1, 2))
+        np.testing.assert_allclose(outputs["features"], expected_ND, rtol=1e-4, atol=1e-5 * np.abs(expected_ND).max())
 
 
 def test_the_converter_copies_no_graphs(monkeypatch):

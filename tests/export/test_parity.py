@@ -136,11 +136,14 @@ def test_large_images_are_compared_one_at_a_time():
     assert {shape[0] for shape in shapes} == set(BATCHES)
 
 
-@pytest.mark.parametrize("name", ["reliability", "logits"])
+@pytest.mark.parametrize("name", ["reliability", "logits", "features"])
 def test_further_outputs_are_compared_too(samples, name):
-    """A reliability that is off by 0.25 in one pixel; logits that only differ by what softmax does not see, or do."""
+    """A reliability that is off by 0.25 in one pixel; logits that only differ by what softmax does not see, or do;
+    features that are off by a quarter of the largest."""
 
     def further(images_NHWC, off=0.0):
+        if name == "features":
+            return {name: np.array([[40.0, 10.0 + 40 * off]] * len(images_NHWC), np.float32)}
         logits_NHWK = np.log(probabilities(images_NHWC))
         value = logits_NHWK + 3.0 if name == "logits" else exact(images_NHWC)["confidence"] ** 2
         value[0, 0, 0] += off * np.eye(K)[0] if name == "logits" else off

@@ -120,7 +120,7 @@ def test_graph_that_differs_leaves_nothing_behind(runs, export, tmp_path, monkey
     monkeypatch.setattr(
         Engine,
         "predict",
-        lambda self, images: (out := predict(self, images)) | {"labels": (out["labels"] + 1) % 3},
+        lambda self, images, outputs: (out := predict(self, images, outputs)) | {"labels": (out["labels"] + 1) % 3},
     )
     status, _, stderr = export(runs["supervised"], "--out", tmp_path / "new" / "scene", "--parity-images", 1)
     assert status == 2

@@ -9,10 +9,10 @@ CLASSES = ("dark", "dim", "light", "bright")
 PALETTE = ((0, 0, 0), (128, 0, 0), (0, 128, 0), (0, 0, 128))
 
 
-def write_toy_model(folder, version, maps=("confidence",), **changes):
+def write_toy_model(folder, version, maps=("confidence",), features=False, **changes):
     """Writes a version of the toy model, with fields of its `model.json` changed; returns `folder`.
 
-    Any of its maps, confidence or another, is green / 255.
+    Any of its maps, confidence or another, is green / 255; its features are the means of red, green and blue.
     """
     nodes = [
         helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
@@ -22,6 +22,9 @@ def write_toy_model(folder, version, maps=("confidence",), **changes):
         helper.make_node("Cast", ["steps"], ["labels"], to=TensorProto.UINT8),
         *(helper.make_node("Div", ["green", "most"], [name]) for name in maps),
     ]
+    if features:
+        nodes.append(helper.make_node("ReduceMean", ["pixels"], ["features"], axes=[1, 2], keepdims=0))
+        changes = {"features": 3} | changes
     constants = [
         helper.make_tensor("zero", TensorProto.INT64, [], [0]),
         helper.make_tensor("one", TensorProto.INT64, [], [1]),
@@ -35,6 +38,7 @@ def write_toy_model(folder, version, maps=("confidence",), **changes):
         [
             helper.make_tensor_value_info("labels", TensorProto.UINT8, ["N", "H", "W"]),
             *(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", "H", "W"]) for name in maps),
+            *([helper.make_tensor_value_info("features", TensorProto.FLOAT, ["N", 3])] if features else []),
         ],
         constants,
     )

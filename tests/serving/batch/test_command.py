@@ -265,13 +265,63 @@ def test_ranking_alone(segment, tmp_path):
     assert status == 2 and "--write names nothing" in stderr
 
 
+def test_images_that_differ_from_those_with_a_label_map_come_first(segment, tmp_path):
+    """Of a dataset folder: red ones are labelled; of the others the blue one, then a red one."""
+    model = write_toy_model(tmp_path / "models" / "with_features", 1, features=True)
+    data, output = tmp_path / "data", tmp_path / "out"
+    colors = {"red": (200, 9, 0), "red_too": (210, 9, 0), "blue": (0, 30, 200), "blue_too": (0, 40, 210)}
+    for name, color in colors.items():
+        path = data / "images/train" / f"{name}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), color).save(path, quality=95)
+    (data / "labels/train").mkdir(parents=True)
+    (data / "labels/train/red.png").touch()
+    (data / "labels/train/of_no_image.png").touch()
+
+    def ranked(*flags):
+        status, result, _ = segment(data / "images/train", output, *flags, model=model)
+        assert status == 0
+        with (output / "ranking.csv").open(newline="") as file:
+            return result, list(csv.DictReader(file))
+
+    assert ranked("--rank", "uncertainty")[0]["written"] == 4
+    result, rows = ranked("--rank", "diverse")
+    assert (result["written"], result["labeled"]) == (4, 1)  # again, for their features
+    assert [row["input"] for row in rows] == ["blue.jpg", "blue_too.jpg", "red_too.jpg"]
+    assert float(rows[0]["distance"]) > 0.8 > 0.01 > float(rows[2]["distance"])
+    assert np.load(output / "features/blue.npy") == pytest.approx(np.array([0, 30, 200]), abs=3)
+    result, rows = ranked("--rank", "diverse", "--write")
+    assert (result["skipped"], [row["input"] for row in rows]) == (4, ["blue.jpg", "blue_too.jpg", "red_too.jpg"])
+    (data / "mine").mkdir()
+    for name in ("blue", "blue_too"):
+        (data / "mine" / f"{name}.png").touch()
+    _, rows = ranked("--rank", "diverse", "--label-maps", data / "mine")
+    assert [row["input"] for row in rows] == ["red.jpg", "red_too.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--rank", "diverse"], "toy/1 gives no features, which say what images look like: export its run again"),
+        (["--write", "features"], "toy/1 gives no features"),
+        (["--label-maps", "."], "--label-maps says what is labelled already, for --rank: add --rank diverse"),
+        (["--rank", "uncertainty", "--label-maps", "gone"], "--label-maps gone is no folder: give the one with"),
+    ],
+)
+def test_ranking_that_cannot_be_had(segment, tmp_path, flags, said):
+    save_image(tmp_path / "photos" / "a.png")
+    status, _, stderr = segment(tmp_path / "photos", tmp_path / "out", *flags)
+    assert status == 2 and said in stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_large_images_by_windows(segment, tmp_path, monkeypatch):
     model = write_toy_model(tmp_path / "models" / "logits", 1, maps=("confidence", "logits"))
     save_image(tmp_path / "photos" / "large.png", 8, 6, seed=1)
     save_image(tmp_path / "photos" / "small.png", 6, 6, seed=2)
     asked = []
 
-    def predict_large(self, image_HW3, window, stride, batch_size):
+    def predict_large(self, image_HW3, window, stride, batch_size, features):
         asked.append((image_HW3.shape, window, stride))
         return {"labels": image_HW3[..., 0] // 64, "confidence": np.full(image_HW3.shape[:2], 0.5, np.float32)}
 

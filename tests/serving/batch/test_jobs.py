@@ -5,7 +5,24 @@ import io
 import pytest
 from PIL import Image
 
-from serving.batch.jobs import find_jobs, parse_shard, shard_of
+from serving.batch.jobs import find_jobs, labeled_among, parse_shard, shard_of
+
+
+def test_images_with_a_label_map_are_found_by_name(tmp_path):
+    names = (
+        "images/train/a.jpg",
+        "images/train/images/b.jpg",
+        "images/val/c.PNG",
+        "images/train/\u00e4.jpg",
+        "other/d.jpg",
+    )
+    maps = ("labels/train/a.png", "labels/train/b.jpg", "labels/train/images/b.png", "labels/val/C.png")
+    touch(*(tmp_path / name for name in (*names, *maps, "labels/train/a\u0308.png")))
+    jobs = find_jobs(str(tmp_path), tmp_path / "out", recursive=True)
+    jobs = [job for job in jobs if not job.name.startswith("labels")]
+    assert labeled_among(jobs, None) == {name for name in names if name != "other/d.jpg"}
+    touch(tmp_path / "maps/other/d.png")
+    assert labeled_among(jobs, tmp_path / "maps") == {"other/d.jpg"}
 
 
 def touch(*paths):

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from serving.batch.manifest import EarlierRecords, JsonLines, Manifest, read_lines, write_ranking
+from serving.batch.manifest import EarlierRecords, JsonLines, Manifest, read_lines
 
 
 def record(name, **fields):
@@ -97,23 +97,3 @@ def test_one_process_at_a_time_but_for_shards(tmp_path):
             pass
     with Manifest(tmp_path, (1, 2), runs=False):
         pass
-
-
-def test_ranking(tmp_path):
-    with Manifest(tmp_path, (1, 1), runs=False) as manifest:
-        manifest.append(record("sure", mean_confidence=0.9))
-        manifest.append(record("doubted, by its critic", mean_confidence=0.95, mean_reliability=0.2))
-        manifest.append(record("unsure", mean_confidence=0.4))
-        manifest.append(record("broken") | {"status": "error"})
-        manifest.append(record("gone", mean_confidence=0.0))
-        manifest.append(record("of another model", mean_confidence=0.0) | {"model_sha256": "b"})
-        manifest.append(record("\udcff", mean_confidence=0.95))
-    names = ["sure", "doubted, by its critic", "unsure", "broken", "not yet done", "of another model", "\udcff"]
-    path = write_ranking(tmp_path, names, {"model_sha256": "a"})
-    assert path.read_text(errors="surrogateescape").splitlines() == [
-        "input,uncertainty",
-        '"doubted, by its critic",0.8',
-        "unsure,0.6",
-        "sure,0.1",
-        "\udcff,0.05",
-    ]

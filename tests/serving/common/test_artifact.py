@@ -96,6 +96,8 @@ def test_other_schema_is_refused(toy_model, change, said):
         ("palette", [[0, 0, 300]] * 4, "the colour [0, 0, 300]: expected red, green, blue in 0..255"),
         ("palette", [[0, 0]] * 4, "the colour [0, 0]"),
         ("palette", [[0, 0, 1e400]] * 4, "the colour [0, 0, inf]"),
+        ("features", 0, "its features is 0: expected a whole number from 1 on, or null"),
+        ("working_size", "480", "its working_size is '480': expected a whole number"),
         ("outputs", [], "its outputs have no labels, UINT8 (N,H,W)"),
         ("outputs", "labels", "cannot be used"),
         ("inputs", None, "cannot be used"),

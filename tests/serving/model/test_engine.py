@@ -344,10 +344,32 @@ def test_memory_is_given_back(toy_model, monkeypatch):
     assert runs == [engine._shrink] * 2
 
 
+def test_features_come_when_they_are_asked_for(tmp_path):
+    """Those of the toy model are the means of red, green and blue; those of a large image the means of its windows."""
+    model = write_toy_model(tmp_path / "toy", 1, maps=("confidence", "logits"), features=True)
+    engine = Engine(open_artifact(model), "cpu")
+    images_NHWC = np.random.default_rng(0).integers(0, 256, (3, 6, 9, 3), np.uint8)
+    assert engine.predict(images_NHWC).keys() == {"labels", "confidence", "logits"}
+    features_ND = engine.predict(images_NHWC, ["features"])["features"]
+    np.testing.assert_allclose(features_ND, images_NHWC.mean(axis=(1, 2)), rtol=1e-5)
+
+    image_HW3 = images_NHWC[0]
+    logits = {"logits": np.zeros((1, 6, 6, len(engine.artifact.info.classes)), np.float32)}
+    predict = engine.predict
+    engine.predict = lambda windows, names: predict(windows, names) | logits
+    found = engine.predict_large(image_HW3, (6, 6), stride=0.5, batch_size=1, features=True)
+    expected_D = np.mean([image_HW3[:, x : x + 6].mean(axis=(0, 1)) for x in (0, 3)], axis=0)
+    np.testing.assert_allclose(found["features"], expected_D, rtol=1e-5)
+    assert "features" not in engine.predict_large(image_HW3, (6, 6), stride=0.5, batch_size=1)
+
+
 def test_an_output_that_the_graph_does_not_have_is_refused(toy_model):
     file = toy_model / "1" / INFO_FILE
     fields = json.loads(file.read_text())
     fields["outputs"].append(fields["outputs"][1] | {"name": "reliability"})
     file.write_text(json.dumps(fields))
     with pytest.raises(ValueError, match="lists the output reliability, and its graph gives labels, confidence"):
+        Engine(open_artifact(toy_model), "cpu")
+    file.write_text(json.dumps(fields | {"outputs": fields["outputs"][:-1], "features": 3}))
+    with pytest.raises(ValueError, match="lists the output features, and its graph gives labels, confidence"):
         Engine(open_artifact(toy_model), "cpu")
