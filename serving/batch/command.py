@@ -5,17 +5,19 @@ second run redoes only what changed (the image, the model, how it is segmented, 
 """
 
 import functools
+import math
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 from tqdm import tqdm
 
+from serving.batch.annotations.job_files import TOOLS, require_own, write_job_files
 from serving.batch.jobs import Job, Kind, find_jobs, labeled_among, parse_shard, shard_of
 from serving.batch.manifest import RUNS, Manifest, file_name
 from serving.batch.pipeline import FindRecord, SegmentOptions, segment
@@ -41,7 +43,10 @@ class BatchConfig:
     write: tuple[Kind, ...] = ("labels", "overlay")
     """What to write: labels (PNG of class numbers), overlay (the image tinted by class), confidence and reliability
     (grey PNG, 255 is sure), features (a vector that says what the image looks like, NumPy), rle (run lengths, in
-    rle.jsonl)."""
+    rle.jsonl); or for a person to correct: labelme (a JSON file per image), coco, cvat, label-studio (one file for
+    all)."""
+    polygons: float | None = None
+    """For annotation tools, polygons in place of exact masks: simplified borders, at most so many pixels away."""
     rank: Order | None = None
     """Write ranking.csv: which images without a label map to label next. uncertainty: the least certain first; diverse:
     uncertain ones that differ from what is labelled and from each other."""
@@ -79,6 +84,8 @@ def main(config: BatchConfig) -> dict[str, Any]:
     shard = parse_shard(config.shard)
     artifact = open_artifact(config.model)
     options = make_options(config, artifact, shard)
+    tools = [kind for kind in config.write if kind in TOOLS]
+    require_own(config.output, tools)
     jobs = find_jobs(config.input, config.output, config.recursive)
     labeled = labeled_among(jobs, config.label_maps) if config.rank else set()
     mine = shard_of(jobs, shard)
@@ -87,7 +94,7 @@ def main(config: BatchConfig) -> dict[str, Any]:
     start = time.perf_counter()
     statuses: Counter[str] = Counter()
     providers: set[str] = set()
-    with Manifest(config.output, shard, runs="rle" in config.write) as manifest:
+    with Manifest(config.output, shard, "rle" in config.write, tools) as manifest:
         name = f"{artifact.info.name}/{artifact.info.version}"
         with tqdm(total=len(mine), desc=name, unit="image") as progress:
             for record in segment_jobs(mine, manifest.find):
@@ -95,15 +102,17 @@ def main(config: BatchConfig) -> dict[str, Any]:
                 if record["status"] == "error":
                     progress.write(f"failed: {record['error']}", file=sys.stderr)
                 if record["status"] != "skipped":
-                    manifest.append(record, record.pop("runs", None))
+                    manifest.append(record, record.pop("runs", None), record.pop("pieces", None))
                 if "provider" in record:
                     providers.add(record["provider"])
                 progress.update()
     seconds = time.perf_counter() - start
     ranking = {}
+    answer = {"model_sha256": artifact.info.sha256, "options": options.affecting_results}
+    names = [job.name for job in jobs]
+    files = write_job_files(config.output, tools, names, artifact.info, answer, config.polygons is not None)
     if config.rank:
-        answer = {"model_sha256": artifact.info.sha256, "options": options.affecting_results}
-        path = write_ranking(config.output, [job.name for job in jobs], labeled, answer, config.rank)
+        path = write_ranking(config.output, names, labeled, answer, config.rank)
         ranking = {"ranking": str(path), "labeled": len(labeled)}
     return {
         "images": len(mine),
@@ -115,6 +124,7 @@ def main(config: BatchConfig) -> dict[str, Any]:
         "provider": ", ".join(sorted(providers)) or None,
         "model": name,
         **ranking,
+        **({"annotations": list(map(str, files))} if files else {}),
         "exit_status": 1 if statuses["error"] else 0,
     }
 
@@ -123,9 +133,12 @@ def make_options(config: BatchConfig, artifact: Artifact, shard: tuple[int, int]
     """Raises ValueError where the flags contradict each other or the model."""
     outputs = {tensor.name for tensor in artifact.info.outputs}
     if not config.write and not config.rank:
-        raise ValueError(
-            "--write names nothing to write: add labels, overlay, confidence, reliability, features or rle"
-        )
+        raise ValueError(f"--write names nothing to write: add one of {', '.join(get_args(Kind))}")
+    if config.polygons is not None:
+        if not any(kind in (*TOOLS, "labelme") for kind in config.write):
+            raise ValueError("--polygons is for annotation tools: add --write labelme, coco, cvat or label-studio")
+        if not 0 <= config.polygons < math.inf:
+            raise ValueError(f"--polygons is a number of pixels, 0 or more, got {config.polygons}")
     if "reliability" in config.write and ("reliability" not in outputs or config.window):
         reason = "windows are put together without it" if "reliability" in outputs else "its run has no critic for it"
         raise ValueError(f"{artifact.folder} gives no reliability here ({reason}): leave it out of --write")
@@ -149,6 +162,7 @@ def make_options(config: BatchConfig, artifact: Artifact, shard: tuple[int, int]
         max_pixels=config.max_pixels,
         window=config.window,
         stride=config.stride,
+        polygons=config.polygons,
     )
 
 

@@ -17,7 +17,9 @@ from serving.common.files import read_bounded
 from serving.common.images import SUFFIXES, SUFFIXES_SHOWN
 from serving.common.inputs import MAX_TEXT_BYTES, Names, comparable, decode_text, is_text
 
-Kind = Literal["labels", "overlay", "confidence", "reliability", "features", "rle"]
+Kind = Literal[
+    "labels", "overlay", "confidence", "reliability", "features", "rle", "labelme", "coco", "cvat", "label-studio"
+]
 
 FILES: dict[Kind, str] = {
     "labels": "labels/{}.png",
@@ -25,8 +27,9 @@ FILES: dict[Kind, str] = {
     "confidence": "confidence/{}.png",
     "reliability": "reliability/{}.png",
     "features": "features/{}.npy",
+    "labelme": "labelme/{}.json",
 }
-"""What is written of an image, and where; run lengths of all images share one file, which goes with the manifest."""
+"""What is written of an image, and where; other kinds have one file for all images, which goes with the manifest."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -16,6 +16,8 @@ from serving.batch.jobs import FILES
 from serving.common.files import in_use, locked, naming, remove_leftovers, temporary_file
 
 RUNS = "rle"
+PIECES = "pieces-{}"
+"""The stem of a file with what an annotation tool's file will have of each image."""
 
 
 def file_name(stem: str, shard: tuple[int, int]) -> str:
@@ -88,13 +90,14 @@ class EarlierRecords:
     Args:
         folder: the job's output, with the manifests of all its shards. Where several have an image, what was finished
             last counts.
+        stem: of other files with a line per image than the manifests.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, stem: str = "manifest"):
         self._places: dict[str, tuple[int, LinePosition]] = {}
         self._stack = contextlib.ExitStack()
         finished: dict[str, float] = {}
-        for path in sorted(folder.glob("manifest*.jsonl")):
+        for path in sorted(folder.glob(f"{stem}*.jsonl")):
             file = self._stack.enter_context(path.open("rb")).fileno()
             for place, record in read_lines(path):
                 name, when = record["input"], record.get("finished", 0.0)
@@ -119,19 +122,22 @@ class EarlierRecords:
 
 
 class Manifest:
-    """The manifest of one job, or of one of its shards, and its file of run lengths; for one process at a time.
+    """The manifest of one job, or of one of its shards, and its files of run lengths and of pieces for annotation
+    tools; for one process at a time.
 
     Args:
         folder: the job's output, made when missing.
         runs: whether there are run lengths to write.
+        tools: for which there are pieces to write.
 
     Raises:
         ValueError: on entering, if another process is at it, the folder cannot be written to, or holds results that no
             batch job has written.
     """
 
-    def __init__(self, folder: Path, shard: tuple[int, int], runs: bool):
+    def __init__(self, folder: Path, shard: tuple[int, int], runs: bool, tools: Iterable[str] = ()):
         self._folder = folder
+        self._pieces = {tool: JsonLines(folder / file_name(PIECES.format(tool), shard)) for tool in tools}
         self._lines = JsonLines(folder / file_name("manifest", shard))
         self._runs = JsonLines(folder / file_name(RUNS, shard)) if runs else None
 
@@ -141,8 +147,11 @@ class Manifest:
             lock = f".{self._lines.path.stem}.lock"
             stack.enter_context(locked(self._folder, lock, user="batch job", remedy="choose another OUTPUT"))
             self._remove_leftovers(self._folder / lock)
-            for lines in filter(None, (self._lines, self._runs)):
+            for lines in filter(None, (self._lines, self._runs, *self._pieces.values())):
                 stack.enter_context(lines)
+            self._earlier_pieces = {
+                tool: stack.enter_context(EarlierRecords(self._folder, PIECES.format(tool))) for tool in self._pieces
+            }
             self._earlier = stack.enter_context(EarlierRecords(self._folder))
             self._stack = stack.pop_all()
         return self
@@ -151,8 +160,12 @@ class Manifest:
         self._stack.close()
 
     def find(self, name: str) -> dict[str, Any]:
-        """What earlier jobs wrote of an image, see `EarlierRecords.find`, less run lengths that are not there."""
+        """What earlier jobs wrote of an image, see `EarlierRecords.find`, less run lengths and pieces that are not
+        there."""
         record = self._earlier.find(name)
+        for tool, pieces in self._earlier_pieces.items():
+            if pieces.find(name).get("key") != record.get("key"):
+                record.get("outputs", {}).pop(tool, None)
         if self._runs and self._runs.keys.get(name) != record.get("key"):
             record.get("outputs", {}).pop("rle", None)
         return record
@@ -172,8 +185,15 @@ class Manifest:
         written = (Path(place, name) for result in results for place, _, names in result for name in names)
         remove_leftovers(itertools.chain(self._folder.glob(".*.tmp"), written), before=lock)
 
-    def append(self, record: dict[str, Any], runs: dict[str, Any] | None = None) -> None:
-        """An image is done, all its files are written but for its run lengths, which come first here too."""
+    def append(
+        self,
+        record: dict[str, Any],
+        runs: dict[str, Any] | None = None,
+        pieces: Mapping[str, dict[str, Any]] | None = None,
+    ) -> None:
+        """An image is done, all its files are written but for its run lengths and pieces, which come first here too."""
         if self._runs and runs:
             self._runs.append(runs)
+        for tool, piece in (pieces or {}).items():
+            self._pieces[tool].append(piece)
         self._lines.append(record)

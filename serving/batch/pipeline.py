@@ -21,6 +21,9 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
+from serving.batch.annotations import labelme
+from serving.batch.annotations.contract import Segmented
+from serving.batch.annotations.job_files import TOOLS
 from serving.batch.jobs import FILES, Job, Kind
 from serving.common.areas import areas
 from serving.common.artifact import FEATURES, Artifact
@@ -52,11 +55,14 @@ class SegmentOptions:
     window: tuple[int, int] | None
     """Height and width, pixels, of the windows by which larger images are segmented; None: all in one piece."""
     stride: float
+    polygons: float | None = None
+    """The tolerance of polygons for annotation tools, pixels; None for masks."""
 
     @property
     def affecting_results(self) -> dict[str, Any]:
-        """Those that change what is found in an image."""
-        return {"window": list(self.window), "stride": self.stride} if self.window else {}
+        """Those that change what is found in an image, or said of it."""
+        windows = {"window": list(self.window), "stride": self.stride} if self.window else {}
+        return windows | ({} if self.polygons is None else {"polygons": self.polygons})
 
 
 @dataclass
@@ -74,7 +80,7 @@ def segment(engine: Engine, options: SegmentOptions, jobs: Iterable[Job], find: 
     """Segments the images and writes the results; yields a manifest record for each, in any order.
 
     What is done already, with the same image, model and options, is yielded as `{"status": "skipped"}`. A record may
-    have an entry `"runs"`, its line in the file of run lengths.
+    have an entry `"runs"`, its line in the file of run lengths, and `"pieces"`, by tool its line in the tool's file.
 
     Raises:
         OSError: a result cannot be written; after the records of those that could.
@@ -184,7 +190,8 @@ def key_of(sha256: str, artifact: Artifact, options: SegmentOptions) -> str:
 
 def outputs_of(job: Job, options: SegmentOptions) -> dict[str, str]:
     """By kind, the image's files, below the output folder."""
-    return {kind: options.runs_file if kind == "rle" else FILES[kind].format(job.output_name) for kind in options.write}
+    shared = {"rle": options.runs_file} | {kind: tool.FILE for kind, tool in TOOLS.items()}
+    return {kind: shared.get(kind) or FILES[kind].format(job.output_name) for kind in options.write}
 
 
 def is_done(record: dict[str, Any], key: str, outputs: dict[str, str], folder: Path) -> bool:
@@ -192,8 +199,17 @@ def is_done(record: dict[str, Any], key: str, outputs: dict[str, str], folder: P
     return (
         (record.get("status"), record.get("key")) == ("ok", key)
         and outputs.items() <= record["outputs"].items()
-        and all(stamp_of(folder / outputs[kind]) == record["stamps"].get(kind) for kind in outputs if kind in FILES)
+        and all(
+            stamp_of(folder / outputs[kind]) == record["stamps"].get(kind) or is_kept(kind, folder / outputs[kind])
+            for kind in outputs
+            if kind in FILES
+        )
     )
+
+
+def is_kept(kind: str, path: Path) -> bool:
+    """Whether a file is there that a person has corrected, which no job writes over."""
+    return kind == "labelme" and labelme.is_edited(path)
 
 
 def stamp_of(path: Path) -> list[int] | None:
@@ -288,15 +304,31 @@ def write(
     """
     start = time.perf_counter()
     info, labels_HW, record = artifact.info, outputs["labels"], image.record
+    means = {
+        f"mean_{name}": round(float(outputs[name].mean()), 6)
+        for name in ("confidence", "reliability")
+        if name in outputs
+    }
+    segmented = Segmented(
+        source=image.job.source,
+        name=image.job.name,
+        labels_HW=labels_HW,
+        classes=info.classes,
+        model=f"{info.name}/{info.version}",
+        confidence=means.get("mean_confidence"),
+        polygons=options.polygons,
+    )
     encode: dict[str, Callable[[], bytes]] = {
         "labels": lambda: index_png(labels_HW, info.palette),
         "overlay": lambda: jpeg(overlay(image.image_HWC, labels_HW, info.palette)),
         "confidence": lambda: map_png(outputs["confidence"]),
         "reliability": lambda: map_png(outputs["reliability"]),
         "features": lambda: _npy(outputs[FEATURES]),
+        "labelme": lambda: labelme.contents(segmented, options.output / record["outputs"]["labelme"]),
     }
     try:
         files = {kind: encode[kind]() for kind in options.write if kind in FILES}
+        pieces = {kind: TOOLS[kind].piece(segmented) for kind in options.write if kind in TOOLS}
     except (OSError, ValueError, MemoryError) as error:
         reason = str(error) or "out of memory"
         return failed(record, f"the result of {image.job.source} cannot be written as an image: {reason}")
@@ -305,7 +337,8 @@ def write(
         path = options.output / record["outputs"][kind]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, contents)
+            if not is_kept(kind, path):
+                write_atomically(path, contents)
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
                 raise
@@ -314,15 +347,16 @@ def write(
     found = areas(labels_HW, info.classes, runs="rle" in options.write)
     size = {"height": record["height"], "width": record["width"]}
     runs = {"input": image.job.name, "key": record["key"], **size, "classes": found}
-    means = {
-        f"mean_{name}": round(float(outputs[name].mean()), 6)
-        for name in ("confidence", "reliability")
-        if name in outputs
+    finished = time.time()
+    lines = {
+        tool: {"input": image.job.name, "key": record["key"], "finished": finished, "piece": piece}
+        for tool, piece in pieces.items()
     }
     return (
         record
         | {"status": "ok", "stamps": stamps, "classes": {each["name"]: each["share"] for each in found}}
         | means
-        | {"seconds": round(record["seconds"] + time.perf_counter() - start, 4), "finished": time.time()}
+        | {"seconds": round(record["seconds"] + time.perf_counter() - start, 4), "finished": finished}
         | ({"runs": runs} if "rle" in options.write else {})
+        | ({"pieces": lines} if lines else {})
     )

@@ -1,4 +1,4 @@
-"""Label Studio: the JSON export, one file with a list of tasks."""
+"""Label Studio: the JSON export, one file with a list of tasks, or the predictions that were to be imported."""
 
 from collections.abc import Callable
 from pathlib import PurePosixPath
@@ -21,6 +21,8 @@ from training.annotations.words import (
     rest_unlabeled,
 )
 
+PREDICTED = "predictions of a model that nobody has corrected, taken as annotation: export the project to take its own"
+
 KINDS = ("brushlabels", "polygonlabels", "rectanglelabels")
 MOST_TRIED = 20
 """JSON files that are opened to see whether the tool wrote them."""
@@ -33,7 +35,11 @@ def recognises(source: Source) -> bool:
 
 def read(source: Source) -> Annotations:
     """Every task's image with the shapes of its first annotation that was not cancelled, later ones on top; classes in
-    the order of the alphabet."""
+    the order of the alphabet.
+
+    A task without the entry `annotations`, which every export has, counts with its first prediction: it comes from a
+    file such as `serving.batch` writes, which nobody has corrected.
+    """
     notes = Notes()
     found: dict[str, tuple[str, list[dict]]] = {}
     for file in source.ending(".json"):
@@ -66,7 +72,10 @@ def _is_export(data: Any) -> bool:
     return (
         isinstance(data, list)
         and bool(data)
-        and all(isinstance(t, dict) and isinstance(t.get("data"), dict) and "annotations" in t for t in data)
+        and all(
+            isinstance(t, dict) and isinstance(t.get("data"), dict) and ("annotations" in t or "predictions" in t)
+            for t in data
+        )
     )
 
 
@@ -87,10 +96,13 @@ def _find(source: Source, said: str) -> str | None:
 
 
 def _results(task: dict, notes: Notes, said: str) -> list[dict]:
-    annotations = [a for a in task["annotations"] or [] if isinstance(a, dict) and not a.get("was_cancelled")]
+    key = "annotations" if "annotations" in task else "predictions"
+    annotations = [a for a in task[key] or [] if isinstance(a, dict) and not a.get("was_cancelled")]
     annotations = [a for a in annotations if a.get("result")]
+    if annotations and key == "predictions":
+        notes.add(PREDICTED, said)
     if len(annotations) > 1:
-        notes.add("several annotations of one image: the first counts", said)
+        notes.add(f"several {key} of one image: the first counts", said)
     results = []
     for result in annotations[0]["result"] if annotations else []:
         value = result.get("value") if isinstance(result, dict) else None

@@ -112,8 +112,11 @@ def fill_polygon(points: np.ndarray, height: int, width: int) -> Window:
         height: of the image.
         width: of the image.
     """
-    x0, y0 = points.T
-    x1, y1 = np.roll(points, -1, axis=0).T
+    before, after = points, np.roll(points, -1, axis=0)
+    # From top to bottom: the common border of two polygons is then rounded alike in both, though they go about it in
+    # opposite directions.
+    rises = (before[:, 1] > after[:, 1])[:, None]
+    (x0, y0), (x1, y1) = np.where(rises, after, before).T, np.where(rises, before, after).T
     # The rows whose centres each edge crosses, the upper end included and the lower one not: each corner counts once.
     first = np.clip(np.ceil(np.minimum(y0, y1) - 0.5), 0, height).astype(int)
     last = np.clip(np.ceil(np.maximum(y0, y1) - 0.5), 0, height).astype(int)

@@ -52,6 +52,7 @@ class Source:
         """Paths relative to the folder, with "/"."""
         self.images = [file for file in self.files if PurePosixPath(file).suffix.lower() in SUFFIXES]
         self._exact = set(self.images)
+        self._folder = os.path.realpath(self.root)
         self._parsed: tuple[str, Any] = ("", None)
         self._by_name: dict[str, list[str]] = {}
         for file in self.images:
@@ -73,13 +74,20 @@ class Source:
             near: folders in the source that are looked into first.
 
         Returns:
-            The file; else the only one of that name in the source, whatever its folder and letter case; None otherwise.
+            The file, also where the path starts from a folder above the source; else the only one of that name in the
+            source, whatever its folder and letter case; None otherwise.
         """
         said = said.replace("\\", "/")
         for folder in (*near, ""):
             candidate = os.path.normpath(f"{folder}/{said}" if folder else said)
             if candidate in self._exact:
                 return candidate
+        above, inside = "", said.lstrip("/")
+        while "/" in inside:
+            folder, _, inside = inside.partition("/")
+            above += f"/{folder}"
+            if inside in self._exact and self._folder.endswith(above):
+                return inside
         alike = self._by_name.get(comparable(PurePosixPath(said).name), [])
         parts = said.split("/")
         for count in range(len(parts), 0, -1):  # the longest common end decides between images of one name

@@ -66,6 +66,13 @@ def import_(capsys, source: Path, *flags: str, out: Path | None = None) -> Impor
     return Imported(end.value.code, output.out, output.err.splitlines(), out)
 
 
+def result_of_import(out: Path) -> dict[Path, np.ndarray]:
+    """By image that has one, the label map in a dataset folder."""
+    maps = {path.relative_to(out / "labels").with_suffix(""): path for path in (out / "labels").rglob("*.png")}
+    images = {path.relative_to(out / "images").with_suffix(""): path for path in (out / "images").rglob("*.*")}
+    return {images[name]: np.asarray(Image.open(path)) for name, path in maps.items()}
+
+
 def rectangle(left: int, top: int, right: int, bottom: int) -> list[list[int]]:
     return [[left, top], [right, top], [right, bottom], [left, bottom]]
 

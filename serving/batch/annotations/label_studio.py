@@ -1,0 +1,89 @@
+"""Label Studio: one JSON file of tasks with predictions, and the labelling configuration that fits."""
+
+import json
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import quote
+from xml.sax.saxutils import quoteattr
+
+from serving.batch.annotations.contract import BY, Pieces, Segmented
+from serving.common.artifact import ModelInfo
+from serving.common.label_studio import brush_results
+
+FILE = "label_studio.json"
+HEAD = f'[\n{{"meta": {{"made_by": "{BY}"}}'
+CONFIG_FILE = "label_studio_config.xml"
+
+FROM_NAME, TO_NAME = "label", "image"
+"""The names of the tags in the configuration."""
+
+LOCAL_FILES = "/data/local-files/?d="
+"""How Label Studio names a file below its LOCAL_FILES_DOCUMENT_ROOT."""
+
+
+def piece(image: Segmented) -> dict[str, Any]:
+    """The image's task."""
+    if image.polygons is None:
+        results = brush_results(
+            image.labels_HW, image.classes, from_name=FROM_NAME, to_name=TO_NAME, leave_out=image.leave_out
+        )
+    else:
+        height, width = image.labels_HW.shape
+        results = [
+            {
+                "id": f"region-{number}",
+                "type": "polygonlabels",
+                "from_name": FROM_NAME,
+                "to_name": TO_NAME,
+                "original_height": height,
+                "original_width": width,
+                "image_rotation": 0,
+                "value": {
+                    "points": (outline.points * [100 / width, 100 / height]).tolist(),
+                    "closed": True,
+                    "polygonlabels": [image.class_name(outline.label)],
+                },
+            }
+            for number, outline in enumerate(image.outlines)
+        ]
+    score = {} if image.confidence is None else {"score": image.confidence}
+    prediction = {"model_version": image.model, **score, "result": results}
+    return {"meta": {"made_by": BY}, "data": {TO_NAME: url(image.source, image.name)}, "predictions": [prediction]}
+
+
+def url(source: str, name: str) -> str:
+    """Where Label Studio finds an image if its document root is the folder that holds INPUT's folder.
+
+    Args:
+        source: the file.
+        name: its path below INPUT.
+    """
+    below = f"{PurePosixPath(source.removesuffix(name)).name}/{name}" if source.endswith(f"/{name}") else name
+    return LOCAL_FILES + quote(below.lstrip("/"), errors="surrogateescape")
+
+
+def assemble(pieces: Pieces, info: ModelInfo) -> Iterator[str]:
+    """The file's text."""
+    yield "["
+    for number, (_, task) in enumerate(pieces()):
+        yield f"{',' if number else ''}\n{json.dumps(task)}"
+    yield "\n]\n"
+
+
+def extras(info: ModelInfo, polygons: bool) -> dict[str, str]:
+    """The labelling configuration of a project for these tasks."""
+    kind = "PolygonLabels" if polygons else "BrushLabels"
+    labels = [
+        '    <Label value={} background="#{:02x}{:02x}{:02x}"/>'.format(quoteattr(name), *color)
+        for name, color in zip(info.classes, info.palette, strict=True)
+    ]
+    lines = [
+        "<View>",
+        f'  <Image name="{TO_NAME}" value="${TO_NAME}" zoom="true" zoomControl="true"/>',
+        f'  <{kind} name="{FROM_NAME}" toName="{TO_NAME}">',
+        *labels,
+        f"  </{kind}>",
+        "</View>",
+    ]
+    return {CONFIG_FILE: "\n".join(lines) + "\n"}

@@ -1,0 +1,108 @@
+"""What `serving.batch` writes for annotation tools, read back: the same class for every pixel."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving.batch.command import BatchConfig, main
+from tests.serving.images import expected_labels, save_image
+from tests.serving.toy_model import CLASSES, write_toy_model
+from tests.training.annotations.sources import import_, result_of_import
+
+TOOLS = ("labelme", "coco", "cvat", "label-studio")
+NAMED = ("background", 'Licht & "Schatten"', "<müde>", "snow man")
+
+
+@pytest.fixture
+def toy_model(tmp_path):
+    return write_toy_model(tmp_path / "models" / "toy", 1)
+
+
+@pytest.fixture(params=[CLASSES, NAMED], ids=["all classes", "with background"])
+def model(request, tmp_path):
+    return write_toy_model(tmp_path / "models" / "toy", 1, classes=request.param)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Images that are easily confused, or easily lost."""
+    folder = tmp_path / "my photos"
+    save_image(folder / "a.png", 12, 16, seed=1)
+    save_image(folder / "b" / "a.png", 12, 16, seed=2)
+    save_image(folder / "a.bmp", 10, 4, seed=3)
+    save_image(folder / "b" / "c + d & ü#50%.png", 6, 8, seed=4)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save_image(folder / "turned.jpg", 16, 24, seed=5, exif=exif, quality=100)
+    for value in (0, 130):  # the first class only, and one other
+        Image.new("RGB", (9, 7), (value, 9, 9)).save(folder / f"of one class {value}.png")
+    save_image(folder / "thin.png", 2, 30, seed=6)
+    return folder
+
+
+@pytest.mark.parametrize("flags", [{}, {"polygons": 0.0}], ids=["masks", "polygons"])
+@pytest.mark.parametrize("tool", TOOLS)
+def test_the_same_class_for_every_pixel(model, photos, capsys, tool, flags):
+    out = photos / "predictions"
+    done = main(BatchConfig(model=model, input=str(photos), output=out, recursive=True, write=(tool,), **flags))
+    assert (done["written"], done["failed"]) == (8, 0)
+    classes = json.loads((model / "1" / "model.json").read_text())["classes"]
+    result = import_(capsys, photos)
+    assert result.result["format"] == tool.replace("-", "_")
+    assert (result.status, result.result["skipped"]) == (0, 0), result.lines
+    seen = result_of_import(result.out)
+    assert len(seen) == 8
+    for image, labels_HW in seen.items():
+        expected = np.array(classes)[expected_labels(image)]
+        np.testing.assert_array_equal(np.array(result.classes)[labels_HW], expected, err_msg=image.name)
+    assert not any(result.warned(words) for words in ("left out", "clipped", "reach out"))
+    assert result.warned("nobody has corrected") == (tool == "label-studio")
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_simplified_polygons_stay_close_and_leave_no_gap(tmp_path, toy_model, capsys, tool):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    y, x = np.mgrid[:60, :80]
+    for name, turn in (("a", 0.4), ("b", 0.7)):
+        waves = np.sin(x / 13 + turn) + np.cos(y / 9 - turn) + 2
+        red = np.clip(waves * 64, 0, 255).astype(np.uint8)
+        red[30:32, 40:42] = 255 - red[30:32, 40:42]  # a speck
+        Image.fromarray(np.stack([red] * 3, axis=-1)).save(photos / f"{name}.png")
+    out = photos / "predictions"
+    main(BatchConfig(model=toy_model, input=str(photos), output=out, write=(tool,), polygons=1.5))
+    result = import_(capsys, photos, "--rest", "ignored")
+    for image, labels_HW in result_of_import(result.out).items():
+        expected = expected_labels(image)
+        assert not (labels_HW == 255).any()
+        wrong = np.array(CLASSES)[expected] != np.array(result.classes)[labels_HW]
+        assert 0 < wrong.mean() < 0.05
+        near = np.zeros_like(wrong)  # within two pixels of another class
+        for dy in range(-2, 3):
+            for dx in range(-2, 3):
+                near |= np.roll(expected, (dy, dx), (0, 1)) != expected
+        assert not (wrong & ~near).any()
+
+
+def test_a_person_corrects_what_was_predicted_in_label_studio(tmp_path, toy_model, capsys):
+    """An export has both, and its annotations count; a task that nobody has opened is unlabelled."""
+    photos = tmp_path / "photos"
+    for index in range(3):
+        save_image(photos / f"{index}.png", seed=index)
+    main(BatchConfig(model=toy_model, input=str(photos), output=photos / "out", write=("label-studio",)))
+    tasks = json.loads((photos / "out" / "label_studio.json").read_text())
+    for task in tasks:
+        task["annotations"] = []
+    for task in tasks[:2]:
+        [prediction] = task["predictions"]
+        task["annotations"] = [{"was_cancelled": False, "result": prediction["result"][:1]}]
+    (photos / "export.json").write_text(json.dumps(tasks))
+    (photos / "out" / "label_studio.json").unlink()
+    result = import_(capsys, photos, "--rest", "ignored")
+    assert not result.warned("nobody has corrected")
+    seen = result_of_import(result.out)
+    assert len(seen) == 2
+    for image, labels_HW in seen.items():
+        np.testing.assert_array_equal(labels_HW != 255, expected_labels(image) == 0)
