@@ -33,6 +33,19 @@ def test_neighbours_share_no_pixel_and_leave_none_out():
     assert (counts == 1).all()
 
 
+def test_neighbours_whose_border_goes_through_centres_of_pixels_share_none_either():
+    """Predictions have corners between pixels, so that slanted borders often do: rounded alike from both sides."""
+    for left in range(0, 12):
+        for right in range(0, 12):
+            for height in range(1, 24):
+                counts = np.zeros((height, 12), int)
+                border = [[left, 0], [right, height]]
+                for points in ([[0, 0], *border, [0, height]], [*border[::-1], [12, 0], [12, height]]):
+                    rows, columns, mask = fill_polygon(np.array(points, float), height, 12)
+                    counts[rows, columns] += mask
+                assert (counts == 1).all(), (left, right, height)
+
+
 def test_the_last_shape_lies_on_top_and_crowds_below_all():
     def square(label, size):
         return Polygon(label, np.array([[0, 0], [size, 0], [size, size], [0, size]], float))

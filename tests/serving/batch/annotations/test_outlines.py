@@ -50,6 +50,14 @@ def test_a_hole_is_joined_by_a_slit():
     assert sorted(set(corners) - set(around)) == [(0, 0), (0, 5), (5, 0), (5, 5)]
 
 
+def test_pixels_that_touch_at_a_corner_are_two_regions():
+    found = outlines(np.eye(2, dtype=int), 0, {0})
+    assert [sorted(outline.points.tolist()) for outline in found] == [
+        [[0, 0], [0, 1], [1, 0], [1, 1]],
+        [[1, 1], [1, 2], [2, 1], [2, 2]],
+    ]
+
+
 @pytest.mark.parametrize("tolerance", [0.6, 1, 2, 4])
 def test_simplified_neighbours_share_their_border(tolerance):
     labels_HW = waves()
