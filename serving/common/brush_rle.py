@@ -3,6 +3,8 @@
 Shapes: H, W height and width in pixels.
 """
 
+import functools
+
 import numpy as np
 
 SIZES = (3, 4, 8, 16)
@@ -28,13 +30,19 @@ def encode_brush(mask_HW: np.ndarray) -> list[int]:
     starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
     lengths = 4 * np.diff(np.append(starts, values.size))
     bits = [f"{4 * values.size:032b}{WORD - 1:05b}", *(f"{size - 1:04b}" for size in SIZES)]
-    most = 2 ** SIZES[-1]
-    for value, length in zip(values[starts].tolist(), lengths.tolist(), strict=True):
-        while length:
-            run = min(length, most)
-            index = next(index for index, size in enumerate(SIZES) if run <= 2**size)
-            bits.append(f"1{index:02b}{run - 1:0{SIZES[index]}b}{255 * value:0{WORD}b}")
-            length -= run
+    bits += map(_bits_of_run, values[starts].tolist(), lengths.tolist())
     joined = "".join(bits)
     joined += "0" * (-len(joined) % 8)
     return list(int(joined, 2).to_bytes(len(joined) // 8))
+
+
+@functools.lru_cache(2**16)
+def _bits_of_run(value: bool, length: int) -> str:
+    """A run, in pieces where it is longer than a length can be. Most runs of an image have the length of another."""
+    bits = ""
+    while length:
+        piece = min(length, 2 ** SIZES[-1])
+        index = next(index for index, size in enumerate(SIZES) if piece <= 2**size)
+        bits += f"1{index:02b}{piece - 1:0{SIZES[index]}b}{255 * value:0{WORD}b}"
+        length -= piece
+    return bits

@@ -115,6 +115,7 @@ class _Edges:
         meeting = (around != np.roll(around, 1, axis=1)).sum(axis=1)
         self.fixed = (meeting > 2) | ((around == -1).sum(axis=1) == 3)
         self._lefts = np.flatnonzero(side == LEFT)
+        self._left_pixels = pixel[self._lefts]
 
     def label(self, edge: int) -> int:
         return int(self._labels[self._pixel[edge]])
@@ -150,7 +151,7 @@ class _Edges:
         end and at the near end of this slit."""
         begins = np.flatnonzero(self._side[hole] == RIGHT)
         first = begins[np.argmin(self._pixel[hole[begins]] % self.stride)]
-        place = np.searchsorted(self._pixel[self._lefts], self._pixel[hole[first]], side="right") - 1
+        place = np.searchsorted(self._left_pixels, self._pixel[hole[first]], side="right") - 1
         return int(self._lefts[place]), int(hole[first - 1])
 
 
