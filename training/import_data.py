@@ -18,6 +18,7 @@ import tyro
 
 from kerasseg.checks import require, require_choices
 from kerasseg.data.check import inspect_folder
+from kerasseg.data.folder import read_classes
 from kerasseg.data.inspection import Inspection
 from serving.common import cli
 from serving.common.files import write_atomically
@@ -60,6 +61,9 @@ class ImportConfig:
     rest: Literal["background", "ignored"] = "background"
     """Pixels without annotation: class 0, background, or neither learned nor measured."""
 
+    classes: str | None = None
+    """A dataset's classes.json: its names, numbers and colours are kept, also of classes without annotation."""
+
     val: float = 0.2
     """Share of the labelled images for validation, 0..1, where the source has no split of its own."""
 
@@ -91,6 +95,10 @@ def main(config: ImportConfig) -> dict:
         not out.resolve().is_relative_to(source.root.resolve()),
         f"{out} lies in {source.root}, in which nothing is changed: choose an OUT outside of it",
     )
+    wanted = None
+    if config.classes is not None:
+        wanted = read_classes(Path(config.classes))
+        require(wanted is not None, f"--classes {config.classes} is not there: name a dataset folder's classes.json")
     format, annotations = read_source(source, config.format)
     notes = annotations.notes
     for name in source.unusable:
@@ -103,7 +111,7 @@ def main(config: ImportConfig) -> dict:
             any(image.draw for image in images),
             f"no annotation in {source.root} belongs to an image: {_first(notes)}",
         )
-        plan = plan_classes(annotations, config.rest)
+        plan = plan_classes(annotations, config.rest, wanted)
         out.parent.mkdir(parents=True, exist_ok=True)
         building.mkdir()
         label_maps = building / "drawn"

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from kerasseg.data.folder import read_image
+from kerasseg.data.folder import ClassTable, read_image
 from kerasseg.data.image_header import read_header
 from kerasseg.data.problems import KINDS, FileError
 from kerasseg.losses import IGNORE_LABEL
@@ -48,43 +48,55 @@ class ClassPlan:
         return self.labels[drawn_HW.astype(np.int64) - IGNORED]
 
 
-def plan_classes(annotations: Annotations, rest: str) -> ClassPlan:
+def plan_classes(annotations: Annotations, rest: str, wanted: ClassTable | None = None) -> ClassPlan:
     """Numbers the classes: a background comes first, and names that differ in letter case only are one class.
 
     Args:
-        rest: "background" or "ignored", for pixels without annotation.
+        rest: "background" or "ignored", for pixels without annotation; these are ignored too where `wanted` has no
+            background.
+        wanted: the classes of the result with their numbers and colours, also those without annotation.
 
     Raises:
-        ValueError: no class, or more than a label map has room for.
+        ValueError: no class, one that is not in `wanted`, or more than a label map has room for.
     """
-    kept: dict[str, str] = {}
+    kept = {} if wanted is None else {_key(name): name for name in wanted.classes}
+    if wanted is not None and len(kept) < len(wanted.classes):
+        raise ValueError("the file of --classes has two names that differ in letter case only: rename one of them")
     positions: list[str | None] = []
     for name in annotations.classes:
-        key = " ".join(name.split()).casefold()
-        bare = key.strip("_")
-        if bare in IGNORED_NAMES:
+        key = _key(name)
+        if wanted is not None and key not in kept:
+            raise ValueError(
+                f'the class "{name}" is not in the file of --classes: add it there, or rename it in the tool'
+            )
+        if wanted is None and key.strip("_") in IGNORED_NAMES:
             annotations.notes.add(f'the pixels of the class "{name}" are ignored, as its name says')
             positions.append(None)
             continue
-        key = BACKGROUND if bare == BACKGROUND else key
-        if key in kept and kept[key] != name:
+        if wanted is None and key in kept and kept[key] != name:
             annotations.notes.add(f'the classes "{kept[key]}" and "{name}" are one: they differ in letter case only')
         kept.setdefault(key, BACKGROUND if key == BACKGROUND and name != name.strip("_") else " ".join(name.split()))
         positions.append(key)
     if not any(positions):
         raise ValueError("no annotation with a class was found, so there is nothing to learn; see the warnings above")
-    if rest == "background" and not annotations.complete:
+    if rest == "background" and not annotations.complete and wanted is None:
         kept.setdefault(BACKGROUND, BACKGROUND)
-    order = sorted(kept, key=lambda key: key != BACKGROUND)  # stable
+    order = list(kept) if wanted is not None else sorted(kept, key=lambda key: key != BACKGROUND)  # stable
     if len(order) > IGNORE_LABEL:
         raise ValueError(f"{len(order)} classes; a label map has room for {IGNORE_LABEL}: merge some in the tool")
     labels = [IGNORE_LABEL if key is None else order.index(key) for key in positions]
     of_rest = order.index(BACKGROUND) if rest == "background" and BACKGROUND in kept else IGNORE_LABEL
     return ClassPlan(
         tuple(kept[key] for key in order),
-        _palette(annotations, order, positions),
+        (wanted and wanted.palette) or _palette(annotations, order, positions),
         np.array([IGNORE_LABEL, of_rest, *labels], np.uint8),
     )
+
+
+def _key(name: str) -> str:
+    """One text for the names of one class."""
+    key = " ".join(name.split()).casefold()
+    return BACKGROUND if key.strip("_") == BACKGROUND else key
 
 
 def _palette(annotations: Annotations, order: list[str], positions: list[str | None]) -> tuple:

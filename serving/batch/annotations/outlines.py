@@ -156,7 +156,7 @@ class _Edges:
 
 
 def _simplified(edges: _Edges, rings: list[np.ndarray], fixed: np.ndarray, tolerance: float) -> list[list[int]]:
-    """Of each ring, the edges whose ends are corners of the simplified one."""
+    """The edges of each ring whose ends are corners of the simplified one."""
     vertex = edges.turning() | fixed
     found: dict[tuple[int, int], np.ndarray] = {}
     result = []

@@ -42,7 +42,18 @@ def test_a_job_goes_on_when_a_worker_is_killed_and_a_machine_lost(cluster, toy_m
     for index in range(IMAGES):
         save_image(photos / f"p{index:03}.png", 60, 80, seed=index)
     (photos / "broken.png").write_bytes(b"no image")
-    flags = ["--provider", "cpu", "--write", "labels", "rle", "--engine", "ray", "--ray-address", cluster.address]
+    flags = [
+        "--provider",
+        "cpu",
+        "--write",
+        "labels",
+        "rle",
+        "coco",
+        "--engine",
+        "ray",
+        "--ray-address",
+        cluster.address,
+    ]
     command = [sys.executable, "-m", "serving.batch", str(toy_model), str(photos), str(out), *flags]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
 
@@ -71,6 +82,7 @@ def test_a_job_goes_on_when_a_worker_is_killed_and_a_machine_lost(cluster, toy_m
     assert runs == [f"p{index:03}.png" for index in range(IMAGES)]
     for name in runs:
         np.testing.assert_array_equal(labels_at(out / "labels" / name), expected_labels(photos / name))
+    assert [image["file_name"] for image in json.loads((out / "coco.json").read_text())["images"]] == runs
 
 
 def block_of(*sources, earlier=None):

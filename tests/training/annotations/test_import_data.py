@@ -244,3 +244,38 @@ def test_many_annotations_take_no_more_memory_than_one_image(tmp_path):
     assert done.returncode == 0, done.stderr
     assert int(done.stderr.splitlines()[-1]) < 2.5 * 2**20  # KiB, most of it TensorFlow's
     assert json.loads(done.stdout.splitlines()[-1])["images"]["train"]["labeled"] == 32
+
+
+def test_classes_of_a_dataset_keep_their_numbers(source, tmp_path, capsys):
+    table = {"classes": ["Background", "dog", "cat", "void"], "palette": [[0, 0, 0], [9, 9, 9], [1, 2, 3], [7, 7, 7]]}
+    (tmp_path / "classes.json").write_text(json.dumps(table))
+    labelme(source, "more", polygon("__background__", rectangle(0, 0, 2, 2)), polygon("Void", rectangle(4, 4, 6, 6)))
+    result = import_(capsys, source, "--classes", str(tmp_path / "classes.json"))
+    assert result.status == 0
+    assert json.loads((result.out / "classes.json").read_text()) == table
+    np.testing.assert_array_equal(result.labels("one"), drawn((2, 2, 3, 7, 9)))
+    np.testing.assert_array_equal(result.labels("more"), drawn((3, 4, 4, 6, 6)))
+
+
+def test_without_a_background_in_the_dataset_the_rest_is_ignored(source, tmp_path, capsys):
+    (tmp_path / "classes.json").write_text('{"classes": ["road", "cat"]}')
+    result = import_(capsys, source, "--classes", str(tmp_path / "classes.json"))
+    assert result.classes == ["road", "cat"]
+    np.testing.assert_array_equal(result.labels("one"), drawn((1, 2, 3, 7, 9), rest=255))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "classes.json is not there: name a dataset folder's classes.json"),
+        ('{"classes": ["dog"]}', 'the class "cat" is not in the file of --classes: add it there, or rename it'),
+        ("[]", 'expected an object {"classes": [...]}'),
+        ('{"classes": ["cat", "Cat"]}', "two names that differ in letter case only"),
+    ],
+)
+def test_mistakes_about_the_classes_of_a_dataset(source, tmp_path, capsys, content, said):
+    if content:
+        (tmp_path / "classes.json").write_text(content)
+    result = import_(capsys, source, "--classes", str(tmp_path / "classes.json"))
+    assert result.status == 2 and said in result.lines[-1]
+    assert not result.out.exists()

@@ -106,3 +106,18 @@ def test_a_person_corrects_what_was_predicted_in_label_studio(tmp_path, toy_mode
     assert len(seen) == 2
     for image, labels_HW in seen.items():
         np.testing.assert_array_equal(labels_HW != 255, expected_labels(image) == 0)
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_classes_keep_their_numbers_where_the_datasets_table_is_given(tmp_path, toy_model, capsys, tool):
+    """Though some never occur, and readers sort the others by the alphabet."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name, reds in (("a", [0, 130]), ("b", [130, 0, 0])):
+        Image.fromarray(np.array([[[red, 0, 0] for red in reds]] * 4, np.uint8)).save(photos / f"{name}.png")
+    (tmp_path / "classes.json").write_text(json.dumps({"classes": CLASSES}))
+    main(BatchConfig(model=toy_model, input=str(photos), output=photos / "out", write=(tool,)))
+    result = import_(capsys, photos, "--classes", str(tmp_path / "classes.json"))
+    assert result.classes == list(CLASSES)
+    for image, labels_HW in result_of_import(result.out).items():
+        np.testing.assert_array_equal(labels_HW, expected_labels(image))
