@@ -20,6 +20,9 @@ SPLIT_FOLDERS = {
 KIND_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "data", "photos", "leftimg8bit")
 """Folders that say only that images are in them, lower case."""
 
+VIEWS = ("overlays", "confidence", "reliability")
+"""Folders of a batch job's output with images that are none of the source."""
+
 
 def split_of(folder: str) -> str | None:
     """The split that the name of a folder or file stands for: "valid" and "val2017" are "val"; None for no split."""
@@ -132,7 +135,8 @@ def _walk(root: Path) -> tuple[list[str], list[str]]:
             subfolders.clear()
             continue
         seen.add(real)
-        subfolders[:] = [name for name in subfolders if not name.startswith((".", "__MACOSX"))]
+        skipped = VIEWS if any(re.fullmatch(r"manifest(-\d+-of-\d+)?\.jsonl", name) for name in names) else ()
+        subfolders[:] = [name for name in subfolders if not name.startswith((".", "__MACOSX")) and name not in skipped]
         where = Path(folder).relative_to(root).as_posix()
         for name in names:
             file = name if where == "." else f"{where}/{name}"

@@ -364,7 +364,7 @@ def test_killed_at_any_moment(segment, toy_model, tmp_path):
     photos, output = tmp_path / "photos", tmp_path / "out"
     for index in range(300):
         save_image(photos / f"p{index:03}.png", 60, 80, seed=index)
-    flags = [str(photos), str(output), "--provider", "cpu", "--write", "labels", "rle", "--batch-size", "1"]
+    flags = [str(photos), str(output), "--provider", "cpu", "--write", "labels", "rle", "coco", "--batch-size", "1"]
     command = [sys.executable, "-m", "serving.batch", str(toy_model), *flags]
     lines, done = output / "manifest.jsonl", 0
     for _ in range(3):
@@ -388,6 +388,11 @@ def test_killed_at_any_moment(segment, toy_model, tmp_path):
         np.testing.assert_array_equal(labels_at(output / "labels" / line["input"]), labels_HW)
         assert {each["label"]: each["rle"] for each in line["classes"]} == coco_rle(labels_HW)
     assert len(list((output / "labels").glob("*.png"))) == 300
+    coco = json.loads((output / "coco.json").read_text())
+    assert [image["file_name"] for image in coco["images"]] == [line["input"] for line in runs]
+    areas = [(each["image_id"], each["category_id"], each["area"]) for each in coco["annotations"]]
+    expected = [(number, c["label"], c["pixels"]) for number, line in enumerate(runs, 1) for c in line["classes"]]
+    assert areas == expected
 
 
 def test_killed_job_goes_on_where_it_was(segment, tmp_path, monkeypatch):

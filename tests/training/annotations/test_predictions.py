@@ -86,6 +86,19 @@ def test_simplified_polygons_stay_close_and_leave_no_gap(tmp_path, toy_model, ca
         assert not (wrong & ~near).any()
 
 
+def test_other_results_of_the_job_are_no_images(tmp_path, toy_model, capsys):
+    photos = tmp_path / "photos"
+    for name in ("a", "b/a"):
+        save_image(photos / f"{name}.png", seed=len(name))
+    write = ("labels", "overlay", "confidence", "coco")
+    main(BatchConfig(model=toy_model, input=str(photos), output=photos / "out", write=write, recursive=True))
+    result = import_(capsys, photos)
+    assert result.result["images"] == {
+        "train": {"images": 1, "labeled": 1},
+        "val": {"images": 1, "labeled": 1},
+    }
+
+
 def test_a_person_corrects_what_was_predicted_in_label_studio(tmp_path, toy_model, capsys):
     """An export has both, and its annotations count; a task that nobody has opened is unlabelled."""
     photos = tmp_path / "photos"
