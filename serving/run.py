@@ -27,6 +27,7 @@ from serving.common.images import SUFFIXES, load_image, warm_up
 from serving.common.inputs import read_text
 from serving.http.app import make_app
 from serving.http.connections import Connection, ConnectionLimit
+from serving.http.label_studio_client import LabelStudio
 from serving.model.engine import Provider, has_gpu, usable_cpus
 from serving.model.model import ModelSettings
 from serving.model.repository import Repository
@@ -89,6 +90,11 @@ class ServerConfig:
     """A file with the token that requests must carry; health needs none."""
     allow_origin: tuple[str, ...] = ()
     """Origins (https://a.example) whose pages may use this server from a browser, by CORS; * for all."""
+    label_studio_url: str | None = None
+    """Address of a Label Studio, such as http://localhost:8080: its projects get predictions from this server, at
+    /label-studio/MODEL. Images are fetched from this address only; without it nothing is fetched."""
+    label_studio_token_file: Path | None = None
+    """A file with a token of that Label Studio (Account & Settings, Personal Access Token), to fetch images with."""
     max_body_mb: int = 64
     """Largest body of a request, MiB."""
     max_bodies_mb: int = 256
@@ -158,6 +164,8 @@ def check(config: ServerConfig) -> None:
     for origin in config.allow_origin:
         if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
             raise ValueError(f"--allow-origin {origin}: expected scheme and host, such as https://a.example:8080, or *")
+    if bool(config.label_studio_url) != bool(config.label_studio_token_file):
+        raise ValueError("--label-studio-url and --label-studio-token-file go together: images are fetched with both")
     if config.buckets and not config.bucket_images:
         raise ValueError(
             "--buckets needs --bucket-images: padding changes what some models see, and only your own images show it"
@@ -254,6 +262,10 @@ class Server(uvicorn.Server):
             timeout=config.timeout,
         )
         self.service = Service(self.repository, limits, token, config.allow_load)
+        label_studio = None
+        if config.label_studio_url and config.label_studio_token_file:
+            its_token = read_token(config.label_studio_token_file)
+            label_studio = LabelStudio(config.label_studio_url, its_token, limits.max_body)
         self._grpc = None
         if config.grpc_port is not None:
             self._grpc = grpc_server_class()(self.service, config.max_connections)
@@ -273,7 +285,7 @@ class Server(uvicorn.Server):
         self._grpc_stopped: asyncio.Future[None] | None = None
         super().__init__(
             uvicorn.Config(
-                make_app(self.service, self._lifespan, config.allow_origin),
+                make_app(self.service, self._lifespan, config.allow_origin, label_studio),
                 loop="uvloop",
                 http=functools.partial(  # type: ignore[arg-type]
                     Connection, limit=ConnectionLimit(config.max_connections), is_crowded=self.service.is_crowded

@@ -1,4 +1,4 @@
-"""Predictions as Label Studio takes them. Needs NumPy only.
+"""Segmentations in the form in which Label Studio keeps brush masks. Needs NumPy only.
 
 Shapes: H, W height and width in pixels.
 """
@@ -12,20 +12,19 @@ from serving.common.brush_rle import encode_brush
 
 
 def brush_results(
-    labels_HW: np.ndarray,
-    classes: Sequence[str],
-    *,
-    from_name: str,
-    to_name: str,
-    leave_out: Collection[int] = (),
+    labels_HW: np.ndarray, classes: Sequence[str], *, from_name: str, to_name: str, leave_out: Collection[int] = ()
 ) -> list[dict[str, Any]]:
-    """The results of a prediction: a brush mask for each label that occurs.
+    """The label map as results of Label Studio: a brush mask for each class that occurs.
 
     Args:
         labels_HW: integers 0..255 (H,W).
-        classes: names.
-        from_name, to_name: the names of the tags BrushLabels and Image in the project's labelling configuration.
-        leave_out: labels without a mask, such as that of the background.
+        classes: names, as the project's labels have them. Labels beyond them, such as 255 (ignored), are left out.
+        from_name: name of the project's tag BrushLabels.
+        to_name: name of its tag Image.
+        leave_out: labels of which no mask is wanted.
+
+    Returns:
+        What `result` of a prediction or an annotation holds, in the order of the labels.
     """
     height, width = labels_HW.shape
     return [
@@ -34,15 +33,15 @@ def brush_results(
             "type": "brushlabels",
             "from_name": from_name,
             "to_name": to_name,
-            "original_height": height,
             "original_width": width,
+            "original_height": height,
             "image_rotation": 0,
             "value": {
                 "format": "rle",
                 "rle": encode_brush(labels_HW == label),
-                "brushlabels": [classes[label] if label < len(classes) else str(label)],
+                "brushlabels": [classes[label]],
             },
         }
         for label in np.flatnonzero(np.bincount(labels_HW.ravel())).tolist()
-        if label not in leave_out
+        if label < len(classes) and label not in leave_out
     ]

@@ -30,6 +30,9 @@ LINGER_SECONDS = 5.0
 HALF_CLOSED_SECONDS = 1.0
 """Time after which a client that sends no more is asked whether it still reads, and between two such questions."""
 
+MAX_REASON = 500
+"""Characters of a message in a status line."""
+
 REFUSED = "refused"
 """In a request's state: status and message of the answer that it gets in any case."""
 
@@ -38,6 +41,11 @@ BROKEN = "broken"
 
 DRAINED = "drained"
 """In a request's state: a function to wait with until its client has taken what was sent; False if it never will."""
+
+
+EXPLAIN = "explain"
+"""In a request's state: a function that puts a message into the status line of its answer, `400 MESSAGE`, for clients
+that show nothing else of a failure."""
 
 
 @dataclass
@@ -150,6 +158,7 @@ class Connection(HttpToolsProtocol):
             self.scope["state"][REFUSED] = 503, "too many connections: try again later"
         super().on_headers_complete()
         self.scope["state"][DRAINED] = functools.partial(self._drained, self.cycle)
+        self.scope["state"][EXPLAIN] = functools.partial(_explain, self.cycle)
 
     def on_body(self, body: bytes) -> None:
         self._has_ended = True
@@ -298,3 +307,23 @@ class _LingeringTransport:
 
     def close(self) -> None:
         self._connection.linger()
+
+
+class _ExplainingTransport:
+    """A connection's transport that puts a reason into the next status line."""
+
+    def __init__(self, cycle: RequestResponseCycle, reason: bytes):
+        self._cycle, self._transport, self._reason = cycle, cycle.transport, reason
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        self._cycle.transport = self._transport
+        status_line, end, rest = data.partition(b"\r\n")
+        self._transport.write(b" ".join([*status_line.split(b" ", 2)[:2], self._reason]) + end + rest)
+
+
+def _explain(cycle: RequestResponseCycle, message: str) -> None:
+    printable = "".join(letter if " " <= letter <= "~" else "?" for letter in message[:MAX_REASON])
+    cycle.transport = _ExplainingTransport(cycle, printable.encode())  # type: ignore[assignment]

@@ -11,6 +11,8 @@ from starlette.routing import BaseRoute, Route
 from serving.http import page
 from serving.http.bodies import content_encoding, decompress, received
 from serving.http.image_codec import ImageCodec
+from serving.http.label_studio import LabelStudioEndpoints
+from serving.http.label_studio_client import LabelStudio
 from serving.http.tensor_codec import HttpTensorCodec
 from serving.service.limits import MAX_SHORT_BODY
 from serving.service.metrics import prometheus_text
@@ -23,10 +25,12 @@ class Endpoints:
 
     Args:
         document: that description.
+        label_studio: where the images of its tasks are; None where it is not answered.
     """
 
-    def __init__(self, service: Service, document: dict[str, Any]):
+    def __init__(self, service: Service, document: dict[str, Any], label_studio: LabelStudio | None = None):
         self._service = service
+        self._label_studio = LabelStudioEndpoints(service, label_studio)
         self._document = document
 
     def routes(self) -> list[BaseRoute]:
@@ -50,6 +54,7 @@ class Endpoints:
             Route("/v2/repository/models/{model}/load", self.load, methods=["POST"]),
             Route("/v2/repository/models/{model}/unload", self.unload, methods=["POST"]),
             *for_model("/v1/segment/{model}", self.segment, "POST"),
+            *self._label_studio.routes(),
             Route("/metrics", self.metrics),
             Route("/openapi.json", self.openapi),
             *page.routes(),

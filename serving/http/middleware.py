@@ -8,7 +8,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
-from serving.http import page
+from serving.http import label_studio, page
 from serving.http.connections import DRAINED, REFUSED
 from serving.service.requests import RequestRecord
 from serving.service.service import Service
@@ -79,8 +79,13 @@ class TokenMiddleware:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         is_open = scope["type"] != "http" or scope["path"].startswith(OPEN_PATHS) or page.is_open(scope["path"])
-        allowed = is_open or self._service.is_authorized(Headers(scope=scope).get("authorization", ""))
-        await (self._app if allowed else _unauthorized)(scope, receive, send)
+        authorization = "" if is_open else Headers(scope=scope).get("authorization", "")
+        of_label_studio = scope["type"] == "http" and scope["path"].startswith(label_studio.PREFIX)
+        if of_label_studio:
+            authorization = label_studio.bearer(authorization)
+        allowed = is_open or self._service.is_authorized(authorization)
+        refusal = _no_password if of_label_studio else _unauthorized
+        await (self._app if allowed else refusal)(scope, receive, send)
 
 
 class CrossOriginMiddleware(CORSMiddleware):
@@ -101,4 +106,10 @@ async def _refuse(scope: Any, receive: Any, send: Any) -> None:
 
 _unauthorized = JSONResponse(
     {"error": "send the server's token as Authorization: Bearer TOKEN"}, 401, {"WWW-Authenticate": "Bearer"}
+)
+
+_no_password = JSONResponse(
+    {"error": "give Label Studio the server's token as the password of this model (basic auth, with any user name)"},
+    401,
+    {"WWW-Authenticate": "Basic"},
 )

@@ -28,7 +28,7 @@ MAX_JSON_BYTES = 2**24
 MAX_JSON_TOKENS = 2**16
 """Lists, objects, strings and words in the JSON of a request: enough for an image of 250x250 with a list for each
 pixel. Python makes them in one piece, and looks for cycles among them, while all other threads wait: with five times as
-many, health took up to 0.5 s (benchmarks/results/health.md). Numbers it reads one by one (`_read_json`)."""
+many, health took up to 0.5 s (benchmarks/results/health.md). Numbers it reads one by one (`read_json`)."""
 
 MAX_DIGITS = 100
 """Characters of a number in JSON; Python reads a longer one in one piece, too."""
@@ -88,7 +88,7 @@ def parse_request(body: bytes, header_length: str | None, info: ModelInfo, max_e
             )
     if json_length > MAX_JSON_BYTES:
         raise TooLarge(f"{json_length} bytes of JSON, at most {MAX_JSON_BYTES} are read: send binary tensors")
-    request = _read_json(body[:json_length])
+    request = read_json(body[:json_length], MAX_JSON_TOKENS, "send one list, or binary tensors")
     return read_request(require_type(request, dict, "the request"), memoryview(body)[json_length:], info, max_elements)
 
 
@@ -138,18 +138,20 @@ def _extended(fields: dict[str, Any], name: str, value: str) -> str:
     return f"{json.dumps(fields)[:-1]}, {json.dumps(name)}: {value}}}"
 
 
-def _read_json(text: bytes) -> Any:
+def read_json(text: bytes, max_tokens: int, instead: str) -> Any:
     """Other threads get their turn meanwhile, between two numbers: these are read by functions of Python's.
 
+    Args:
+        max_tokens: the most lists, objects and strings.
+        instead: what to do if there are more.
+
     Raises:
-        TooLarge: more than `MAX_JSON_TOKENS`.
+        TooLarge: there are more.
         ValueError: it is not JSON, or a number in it is longer than `MAX_DIGITS`.
     """
     marks, step = (b"[", b"{", b'"', b"\\", b"t", b"f", b"n"), 2**20
-    if sum(text.count(mark, at, at + step) for at in range(0, len(text), step) for mark in marks) > MAX_JSON_TOKENS:
-        raise TooLarge(
-            f"more than {MAX_JSON_TOKENS} lists, objects and strings of JSON: send one list, or binary tensors"
-        )
+    if sum(text.count(mark, at, at + step) for at in range(0, len(text), step) for mark in marks) > max_tokens:
+        raise TooLarge(f"more than {max_tokens} lists, objects and strings of JSON: {instead}")
     try:
         return json.loads(
             text,

@@ -290,7 +290,7 @@ def test_other_threads_get_their_turn_while_json_is_read_and_written():
     numbers = json.dumps(list(range(500_000))).encode()
     try:
         for step in (
-            lambda: tensor_codec._read_json(numbers),
+            lambda: tensor_codec.read_json(numbers, 100, ""),
             lambda: v2_protocol._as_array([7] * 2_000_000),
             lambda: tensor_codec.json_numbers(np.zeros(500_000, np.float32)),
         ):

@@ -1,0 +1,166 @@
+"""What a project of Label Studio wants: the brush of its label configuration, and its tasks, checked."""
+
+import base64
+import binascii
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+from xml.etree import ElementTree
+from xml.sax.saxutils import quoteattr
+
+from serving.common.artifact import ModelInfo
+from serving.http.tensor_codec import MAX_JSON_BYTES, read_json
+from serving.service.failures import TooLarge
+from serving.service.v2_protocol import require_type, shortened
+
+MAX_TOKENS = 2**17
+"""Lists, objects and strings in the JSON of a request: some 700 tasks. Python reads them in one piece."""
+
+MAX_LABELS = 1000
+"""The most labels of a project."""
+
+
+@dataclass(frozen=True)
+class Brush:
+    """The tag BrushLabels of a project, and the image that it paints."""
+
+    from_name: str
+    to_name: str
+    field: str
+    """Of a task's data: where the image's address is."""
+    labels: tuple[tuple[str, str], ...]
+    """Value and alias of each label; the alias is the value where it has none."""
+
+    @classmethod
+    def from_config(cls, config: Any) -> Self:
+        """The first BrushLabels with an Image of a label configuration.
+
+        Args:
+            config: XML, as a request has it.
+
+        Raises:
+            ValueError: it is not XML, or has no such tag.
+        """
+        text = require_type(config, str, "the project's label configuration")
+        if "<!DOCTYPE" in text:  # entities, which grow when they are read, need one
+            raise ValueError("the project's label configuration has a DOCTYPE: remove it")
+        try:
+            root = ElementTree.fromstring(text)
+        except (ElementTree.ParseError, ValueError) as error:
+            raise ValueError(f"the project's label configuration is not XML: {error}") from error
+        images = {tag.get("name"): tag.get("value", "") for tag in root.iter("Image")}
+        for tag in root.iter("BrushLabels"):
+            name, to_names = tag.get("name"), tag.get("toName", "").split(",")
+            to_name = next((name.strip() for name in to_names if name.strip() in images), None)
+            if not name or to_name is None or not images[to_name].startswith("$"):
+                continue
+            labels = [(label.get("value"), label) for label in tag.iter("Label")]
+            if len(labels) > MAX_LABELS:
+                raise ValueError(f"the project has {len(labels)} labels, at most {MAX_LABELS} are read")
+            pairs = tuple((value, label.get("alias") or value) for value, label in labels if value)
+            return cls(name, to_name, images[to_name].removeprefix("$"), pairs)
+        others = sorted({tag.tag for tag in root.iter() if tag.tag.endswith("Labels")})
+        raise ValueError(
+            "expected the tag BrushLabels with an Image in the project's labeling interface, got "
+            f"{', '.join(others)[:100] or 'no labels'}: open this model's address in a browser for one to paste"
+        )
+
+    def written_labels(self, info: ModelInfo) -> dict[int, str]:
+        """The project's label for each of the model's classes that it has, by name in any letter case.
+
+        Raises:
+            ValueError: it has none of them.
+        """
+        found: dict[str, str] = {}
+        for value, alias in reversed(self.labels):  # so that the first of several counts
+            found |= {alias.strip().casefold(): value, value.strip().casefold(): value}
+        names = {index: name.strip().casefold() for index, name in enumerate(info.classes)}
+        written = {index: found[name] for index, name in names.items() if name in found}
+        if not written:
+            raise ValueError(
+                f"no label of the project ({_listed([value for value, _ in self.labels])}) is a class of "
+                f"{info.name} ({_listed(info.classes)}): rename the labels in the project's labeling interface"
+            )
+        return written
+
+    def image_of(self, task: "Task") -> str:
+        """The address of a task's image; ValueError where it has none."""
+        address = task.data.get(self.field)
+        if not isinstance(address, str) or not address:
+            raise ValueError(
+                f"task {task.id}: expected the address of an image in {self.field}, got {shortened(address)}"
+            )
+        return address
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of a project, as far as it is read."""
+
+    id: int
+    data: dict[str, Any]
+
+
+def read_request(body: bytes) -> dict[str, Any]:
+    """The JSON object of a request.
+
+    Raises:
+        TooLarge: more JSON than is read.
+        ValueError: it is not a JSON object.
+    """
+    if len(body) > MAX_JSON_BYTES:
+        raise TooLarge(f"{len(body)} bytes of JSON, at most {MAX_JSON_BYTES} are read: select fewer tasks at a time")
+    return require_type(read_json(body, MAX_TOKENS, "select fewer tasks at a time"), dict, "the request")
+
+
+def read_tasks(request: dict[str, Any]) -> list[Task]:
+    """The tasks of a request for predictions; ValueError where it has none of the right form."""
+    tasks = []
+    for task in require_type(request.get("tasks"), list, "tasks"):
+        number = require_type(task, dict, "a task").get("id")
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise ValueError(f"the id of a task: expected a whole number, got {shortened(number)}")
+        tasks.append(Task(number, require_type(task.get("data"), dict, f"data of task {number}")))
+    return tasks
+
+
+def label_config(info: ModelInfo) -> str:
+    """A label configuration for the model, to paste into a project's labeling interface."""
+    labels = [
+        f'    <Label value={quoteattr(name)} background="#{red:02x}{green:02x}{blue:02x}"/>'
+        for name, (red, green, blue) in zip(info.classes, info.palette, strict=True)
+    ]
+    return "\n".join(
+        [
+            "<View>",
+            '  <Image name="image" value="$image" zoom="true"/>',
+            '  <BrushLabels name="brush" toName="image">',
+            *labels,
+            "  </BrushLabels>",
+            "</View>",
+        ]
+    )
+
+
+def contents_of_data_url(address: str, max_bytes: int) -> bytes:
+    """The bytes in `data:image/png;base64,...`.
+
+    Raises:
+        TooLarge: more than `max_bytes`.
+        ValueError: no base64.
+    """
+    head, _, data = address.partition(",")
+    if not head.lower().endswith(";base64"):
+        raise ValueError(f"an image in its task is not in base64: {shortened(head)}")
+    if len(data) > max_bytes // 3 * 4 + 4:
+        raise TooLarge(f"an image in its task has more than {max_bytes} bytes")
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"an image in its task is not in base64: {error}") from error
+
+
+def _listed(names: Sequence[str]) -> str:
+    """At most some of them, for a message."""
+    text = ", ".join(names[:20])
+    return text[:200] + (", ..." if len(names) > 20 or len(text) > 200 else "") if names else "there are none"
