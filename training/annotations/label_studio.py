@@ -1,5 +1,7 @@
 """Label Studio: the JSON export, one file with a list of tasks, or the predictions that were to be imported."""
 
+import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any
@@ -7,6 +9,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
+from serving.common.inputs import comparable
 from training.annotations.contract import AnnotatedImage, Annotations, Notes, size_of
 from training.annotations.raster import Bitmap, Polygon, Shape, box, draw_shapes
 from training.annotations.rle import decode_brush
@@ -34,13 +37,16 @@ def recognises(source: Source) -> bool:
 
 
 def read(source: Source) -> Annotations:
-    """Every task's image with the shapes of its first annotation that was not cancelled, later ones on top; classes in
-    the order of the alphabet.
+    """Every task's image with the shapes of its annotation, later ones on top; classes in the order of the alphabet. Of
+    several annotations the ground truth counts, or else the first that was not cancelled.
 
     A task without the entry `annotations`, which every export has, counts with its first prediction: it comes from a
     file such as `serving.batch` writes, which nobody has corrected.
     """
     notes = Notes()
+    stored: dict[str, list[str]] = {}
+    for file in source.images:
+        stored.setdefault(_stored(PurePosixPath(file).name), []).append(file)
     found: dict[str, tuple[str, list[dict]]] = {}
     for file in source.ending(".json"):
         data = source.json(file)
@@ -49,7 +55,7 @@ def read(source: Source) -> Annotations:
             continue
         for task in data:
             said = _image_named(task)
-            image = _find(source, said)
+            image = _find(source, stored, said)
             if image is None:
                 notes.add(MISSING, said)
             elif image in found:
@@ -81,28 +87,37 @@ def _is_export(data: Any) -> bool:
 
 def _image_named(task: dict) -> str:
     """The path of the image, whatever store it lies in: `/data/local-files/?d=a/b.jpg`, `s3://bucket/a/b.jpg`."""
-    values = [value for value in task["data"].values() if isinstance(value, str)]
-    paths = [value for value in values if "." in PurePosixPath(value).name] or [str(task.get("file_upload"))]
+    values = [v for v in task["data"].values() if isinstance(v, str) and not v.startswith("data:")]
+    named = str(task.get("file_upload") or f"the image of task {task.get('id')}")
+    paths = [value for value in values if "." in PurePosixPath(value).name] or [named]
     parts = urlsplit(paths[0])
     return (parse_qs(parts.query).get("d") or [unquote(parts.path)])[0].lstrip("/")
 
 
-def _find(source: Source, said: str) -> str | None:
-    """Uploaded files get eight letters and a hyphen before their names."""
-    folder, _, name = said.rpartition("/")
-    prefix, hyphen, original = name.partition("-")
+def _find(source: Source, stored: dict[str, list[str]], said: str) -> str | None:
+    """Uploaded files get eight letters and a hyphen before their names, which change in addition (`_stored`)."""
     found = source.find_image(said)
-    return found or (source.find_image(original) if hyphen and len(prefix) == 8 else None)
+    prefix, hyphen, original = PurePosixPath(said).name.partition("-")
+    if found or not hyphen or len(prefix) != 8:
+        return found
+    alike = stored.get(_stored(original), [])
+    return source.find_image(original) or (alike[0] if len(alike) == 1 else None)
+
+
+def _stored(name: str) -> str:
+    """The name of a file, comparable, as uploading changes it: spaces become _, and most other marks are left out."""
+    return comparable(re.sub(r"[^-\w.]", "", unicodedata.normalize("NFC", name).strip().replace(" ", "_")))
 
 
 def _results(task: dict, notes: Notes, said: str) -> list[dict]:
     key = "annotations" if "annotations" in task else "predictions"
     annotations = [a for a in task[key] or [] if isinstance(a, dict) and not a.get("was_cancelled")]
     annotations = [a for a in annotations if a.get("result")]
+    annotations.sort(key=lambda annotation: not annotation.get("ground_truth"))
     if annotations and key == "predictions":
         notes.add(PREDICTED, said)
     if len(annotations) > 1:
-        notes.add(f"several {key} of one image: the first counts", said)
+        notes.add(f"several {key} of one image: the ground truth counts, or else the first", said)
     results = []
     for result in annotations[0]["result"] if annotations else []:
         value = result.get("value") if isinstance(result, dict) else None

@@ -90,6 +90,57 @@ def test_local_files_cancelled_and_second_annotations(source, capsys):
     np.testing.assert_array_equal(result.labels("a"), drawn((1, 2, 2, 8, 8)))
 
 
+@pytest.mark.parametrize(
+    ("original", "stored"),
+    [
+        ("my photo (1).png", "4d36f215-my_photo_1.png"),
+        ("Straße ü.png", "4567acd6-Stra%C3%9Fe_%C3%BC.png"),
+        ("plus+and&more#1.png", "9c04daff-plusandmore1.png"),
+        ("100% sure.png", "16dac6a6-100_sure.png"),
+        ("a-b.png", "5f67f7ae-a-b.png"),
+    ],
+)
+def test_images_by_the_names_that_uploading_gave_them(tmp_path, capsys, original, stored):
+    """As Label Studio 1.23.2 stored them."""
+    image(tmp_path / "source" / original)
+    image(tmp_path / "source/other.png")
+    write_json(tmp_path / "source/export.json", [task(f"/data/upload/4/{stored}", CAT), task("other.png", CAT)])
+    result = import_(capsys, tmp_path / "source")
+    assert (result.status, result.result["skipped"]) == (0, 0)
+    np.testing.assert_array_equal(result.labels(original.removesuffix(".png")), drawn((1, 2, 2, 8, 8)))
+
+
+def test_two_images_that_uploading_calls_alike_are_not_mixed_up(source, capsys):
+    for name in ("a b.png", "a_(b).png"):
+        image(source / name)
+    write_json(source / "export.json", [task("/data/upload/4/4d36f215-a_b.png", CAT), task("a.png", CAT)])
+    assert import_(capsys, source).warned("data/upload/4/4d36f215-a_b.png: an image that is missing")
+
+
+def test_the_ground_truth_counts_among_several_annotations(source, capsys):
+    """Two people, as Label Studio exports them, who did not agree; an administrator starred the second."""
+    starred = {
+        "completed_by": 2,
+        "was_cancelled": False,
+        "ground_truth": True,
+        "result": [result_of("polygonlabels", "dog", points=percent(0, 0, 4, 4))],
+    }
+    several = task("a.png", CAT)
+    several["annotations"] = [{"completed_by": 1, "was_cancelled": False, "ground_truth": False, "result": [CAT]}]
+    several["annotations"].append(starred)
+    write_json(source / "export.json", [several, task("b.png", CAT)])
+    result = import_(capsys, source)
+    assert result.warned("a.png: several annotations of one image: the ground truth counts")
+    assert result.classes == ["background", "cat", "dog"]
+    np.testing.assert_array_equal(result.labels("a"), drawn((2, 0, 0, 4, 4)))
+
+
+def test_an_image_within_its_task_is_named_as_missing(source, capsys):
+    embedded = task("data:image/png;base64,iVBORw0KGgo.AAAA", CAT, id=36)
+    write_json(source / "export.json", [embedded, task("a.png", CAT), task("b.png", CAT)])
+    assert import_(capsys, source).warned("the image of task 36: an image that is missing")
+
+
 def test_what_does_not_fit_is_named(source, capsys):
     image(source / "c.png")
     few = result_of("polygonlabels", "cat", points=percent(0, 0, 4, 4)[:2])
