@@ -189,7 +189,10 @@ class LabelStudioEndpoints:
         model = self._model(request)
         async with received(request, self._service):
             pass
-        log.info("Label Studio asks for training, which does not happen here", extra={"model": model.info.name})
+        log.info(
+            "Label Studio reports a change or asks for training: this server does not train",
+            extra={"model": model.info.name},
+        )
         return JSONResponse({"status": "ok", "detail": NO_TRAINING})
 
     def _require(self) -> LabelStudio:

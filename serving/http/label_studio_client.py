@@ -18,7 +18,7 @@ import httptools
 from serving.service.failures import BadRequest, TooLarge
 
 FETCH_SECONDS = 20.0
-"""The most time that an image may take to arrive, its redirects included."""
+"""The most time that an image may take to arrive, its turn and redirects included."""
 
 CHECK_SECONDS = 2.0
 """The most time for the check of the token. Label Studio waits 3 seconds for the answer to /setup."""
@@ -127,21 +127,22 @@ class LabelStudio:
             What `count` raises.
         """
         target = self._target(address, task)
-        async with self._free, self._patience(FETCH_SECONDS):
+        async with self._patience(FETCH_SECONDS), self._free:
             for _ in range(MAX_REDIRECTS + 1):
                 status, answer = await self._get(target, self.max_bytes, count)
                 if status == 200:
                     return bytes(answer.body)
                 location = answer.headers.get("location", "")
                 if status not in (301, 302, 303, 307, 308) or not location:
-                    raise BadRequest(f"{self.url} answers {status} to {_short(target)}: {_REASONS.get(status, 'why?')}")
+                    why = _REASONS.get(status, "its log says why")
+                    raise BadRequest(f"task {task}: {self.url} answers {status} to {_short(target)}: {why}")
                 if not self._is_own(location):
                     raise BadRequest(
-                        f"{self.url} redirects {_short(target)} to another address, and only images that it sends "
-                        "itself are fetched: switch off pre-signed URLs in the settings of the project's storage"
+                        f"task {task}: {self.url} redirects {_short(target)} to another address, and only images that "
+                        "it sends itself are fetched: switch off pre-signed URLs in the settings of the storage"
                     )
                 target = self._target(location, task)
-        raise BadRequest(f"{self.url} redirects {_short(address)} more than {MAX_REDIRECTS} times")
+        raise BadRequest(f"task {task}: {self.url} redirects {_short(address)} more than {MAX_REDIRECTS} times")
 
     def _target(self, address: str, task: int) -> str:
         """The path to ask for."""

@@ -1,0 +1,77 @@
+"""A stand-in for Label Studio: it has images, asks for a token, and notes what it was asked."""
+
+import contextlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+PERSONAL = "eyJ.cGVyc29uYWw.c2lnbmF0dXJl"
+"""A personal access token: it is exchanged for others, which open the images."""
+
+LEGACY = "a8db075cdc06881a3d9d20ca46506e7ea1140b1c"
+"""A token of the older kind, which opens them itself."""
+
+
+class FakeLabelStudio:
+    """Attributes:
+    url: where it is.
+    answers: by path with its query, the status, headers and body of what it has.
+    asked: method, path and Authorization of each request.
+    accepted: values of Authorization that it takes; each exchange of the personal token adds one.
+    """
+
+    def __init__(self):
+        self.answers = {"/api/current-user/whoami": (200, {}, b'{"id": 1}')}
+        self.asked = []
+        self.accepted = [f"Token {LEGACY}"]
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *args):
+                pass
+
+            def do_GET(self):
+                fake.asked.append(("GET", self.path, self.headers["Authorization"]))
+                if self.headers["Authorization"] not in fake.accepted:
+                    self.send(401, {}, b'{"detail": "Invalid token."}')
+                else:
+                    self.send(*fake.answers.get(self.path, (404, {}, b"{}")))
+
+            def do_POST(self):
+                fake.asked.append(("POST", self.path, self.headers["Authorization"]))
+                sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if (self.path, sent) != ("/api/token/refresh/", {"refresh": PERSONAL}):
+                    self.send(401, {}, b'{"detail": "Token is invalid"}')
+                    return
+                access = f"access-{len(fake.accepted)}"
+                fake.accepted.append(f"Bearer {access}")
+                self.send(200, {}, json.dumps({"access": access}).encode())
+
+            def send(self, status, headers, body):
+                self.send_response(status)
+                for name, value in ({"Content-Length": str(len(body))} | headers).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                with contextlib.suppress(ConnectionError):
+                    self.wfile.write(body)
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def images_asked(self):
+        return [path for method, path, _ in self.asked if method == "GET" and path != "/api/current-user/whoami"]
+
+
+@contextlib.contextmanager
+def label_studio():
+    fake = FakeLabelStudio()
+    thread = threading.Thread(target=fake.server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield fake
+    finally:
+        fake.server.shutdown()
+        thread.join()
+        fake.server.server_close()
