@@ -1,18 +1,27 @@
 """The notebook runs from top to bottom, and lies in the repository without outputs; what starts a training on several
 machines is sound as far as one machine can tell."""
 
+import importlib.util
+import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
+from urllib.request import urlopen
 
 import keras
 import nbformat
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 import tests.backbone  # noqa: F401 (the backbone tiny)
+from tests.serving.images import encoded_image, expected_labels
+from tests.serving.label_studio import PERSONAL, FakeLabelStudio, label_studio
+from tests.serving.servers import running
+from tests.serving.toy_model import CLASSES, write_toy_model
 from training import run
 from training.workers import require_tf_config
 
@@ -100,3 +109,87 @@ def test_the_jobs_for_several_machines_start_workers(launcher, tmp_path, capsys)
     known = capsys.readouterr().out
     assert all(re.search(rf"(?<![\w-]){flag}\b", known) for flag in flags if flag.startswith("--"))
     run.configuration(flags)
+
+
+class Projects(FakeLabelStudio):
+    """One project, in the words of Label Studio 1.23.2, which asks the model for predictions as that does."""
+
+    def __init__(self):
+        super().__init__()
+        self.tasks = []
+
+    def authorized(self, method, path, body):
+        if path in self.answers:
+            return super().authorized(method, path, body)
+        if path == "/api/projects/7/import":
+            head, _, contents = body.partition(b"\r\n\r\n")
+            name = re.search(rb'filename="(.*)"', head)[1].decode().replace(" ", "_")
+            stored = f"0a1b2c{len(self.tasks):02}-{name}"
+            self.answers[f"/data/upload/7/{stored}"] = 200, {}, contents.rpartition(b"\r\n--")[0]
+            task = {"id": len(self.tasks), "data": {"image": f"/data/upload/7/{stored}"}, "file_upload": stored}
+            self.tasks.append(task | {"annotations": [], "predictions": []})
+            return self.said({})
+        return self.said(self.called(path, json.loads(body) if body else None))
+
+    def said(self, content):
+        return 200, {}, json.dumps(content).encode()
+
+    def called(self, path, sent):
+        if path == "/api/projects":
+            self.config = sent["label_config"]
+            return {"id": 7}
+        if path == "/api/ml":
+            self.model = sent["url"]
+            return self.ask("setup", {"schema": self.config})
+        if path.startswith("/api/dm/actions?id=retrieve_tasks_predictions&project=7"):
+            asked = {"tasks": self.tasks, "label_config": self.config}
+            for task, found in zip(self.tasks, self.ask("predict", asked)["results"], strict=True):
+                task["predictions"] = [found | {"id": 100 + task["id"]}]
+            return {}
+        if path.startswith("/api/tasks?project=7"):
+            return {"tasks": self.tasks}
+        if task := re.fullmatch(r"/api/tasks/(\d+)/annotations/", path):
+            self.tasks[int(task[1])]["annotations"].append(sent | {"was_cancelled": False})
+            return {}
+        assert path.startswith("/api/projects/7/export?exportType=JSON")
+        return self.tasks
+
+    def ask(self, what, sent):
+        with urlopen(f"{self.model}/{what}", json.dumps(sent).encode()) as response:
+            return json.load(response)
+
+
+@pytest.mark.slow
+def test_label_studio_from_end_to_end(tmp_path, monkeypatch):
+    """With a stand-in for Label Studio; only the training is left out."""
+    spec = importlib.util.spec_from_file_location("example", EXAMPLES / "label_studio.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    calls, start = [], subprocess.run
+    monkeypatch.setattr(example.subprocess, "run", lambda call, **options: calls.append(call))
+    (tmp_path / "photos").mkdir()
+    contents = {f"street {seed}": encoded_image(32, 32, seed) for seed in range(4)}
+    for name, image in contents.items():
+        (tmp_path / f"photos/{name}.png").write_bytes(image)
+    token = tmp_path / "token.txt"
+    token.write_text(PERSONAL)
+    models = write_toy_model(tmp_path / "models/toy", 1).parent
+    with label_studio(Projects) as studio:
+        flags = {"label_studio_url": studio.url, "label_studio_token_file": token}
+        with running(models, **flags) as server:
+            arguments = [tmp_path / "photos", tmp_path / "out", "--model", f"{server.url}/label-studio/toy"]
+            arguments += ["--label-studio", studio.url, "--token-file", token, "--steps", "9"]
+            monkeypatch.setattr(sys, "argv", ["label_studio.py", *map(str, arguments)])
+            example.main()
+    assert calls[1][2:4] == ["training.run", "--dataset"] and calls[1][-2:] == ["--steps", "9"]
+    run.configuration(calls[1][3:])
+    start(calls[0], check=True)
+    names = json.loads((tmp_path / "out/dataset/classes.json").read_text())["classes"]
+    for file in (tmp_path / "out/dataset/labels").rglob("*.png"):
+        with Image.open(file) as stored:
+            labels_HW = np.asarray(stored)
+        drawn_HW = labels_HW != 255
+        expected_HW = np.array([names.index(name) for name in CLASSES])[expected_labels(contents[file.stem])]
+        np.testing.assert_array_equal(labels_HW[drawn_HW], expected_HW[drawn_HW])
+        assert len(np.unique(expected_HW[~drawn_HW])) == 1  # the mask that was thrown away
+    assert len(list((tmp_path / "out/dataset/labels").rglob("*.png"))) == 4

@@ -27,7 +27,7 @@ class Brush:
     from_name: str
     to_name: str
     field: str
-    """Of a task's data: where the image's address is."""
+    """Name of the entry in a task's data that has the image's address."""
     labels: tuple[tuple[str, str], ...]
     """Value and alias of each label; the alias is the value where it has none."""
 

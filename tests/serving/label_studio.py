@@ -33,21 +33,12 @@ class FakeLabelStudio:
                 pass
 
             def do_GET(self):
-                fake.asked.append(("GET", self.path, self.headers["Authorization"]))
-                if self.headers["Authorization"] not in fake.accepted:
-                    self.send(401, {}, b'{"detail": "Invalid token."}')
-                else:
-                    self.send(*fake.answers.get(self.path, (404, {}, b"{}")))
+                length = int(self.headers["Content-Length"] or 0)
+                authorization = self.headers["Authorization"]
+                fake.asked.append((self.command, self.path, authorization))
+                self.send(*fake.answer(self.command, self.path, authorization, self.rfile.read(length)))
 
-            def do_POST(self):
-                fake.asked.append(("POST", self.path, self.headers["Authorization"]))
-                sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                if (self.path, sent) != ("/api/token/refresh/", {"refresh": PERSONAL}):
-                    self.send(401, {}, b'{"detail": "Token is invalid"}')
-                    return
-                access = f"access-{len(fake.accepted)}"
-                fake.accepted.append(f"Bearer {access}")
-                self.send(200, {}, json.dumps({"access": access}).encode())
+            do_POST = do_GET
 
             def send(self, status, headers, body):
                 self.send_response(status)
@@ -60,13 +51,29 @@ class FakeLabelStudio:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
+    def answer(self, method, path, authorization, body):
+        """Status, headers and body."""
+        if path == "/api/token/refresh/":
+            if json.loads(body) != {"refresh": PERSONAL}:
+                return 401, {}, b'{"detail": "Token is invalid"}'
+            access = f"access-{len(self.accepted)}"
+            self.accepted.append(f"Bearer {access}")
+            return 200, {}, json.dumps({"access": access}).encode()
+        if authorization not in self.accepted:
+            return 401, {}, b'{"detail": "Invalid token."}'
+        return self.authorized(method, path, body)
+
+    def authorized(self, method, path, body):
+        """The same, of a request with a token."""
+        return self.answers.get(path, (404, {}, b"{}"))
+
     def images_asked(self):
         return [path for method, path, _ in self.asked if method == "GET" and path != "/api/current-user/whoami"]
 
 
 @contextlib.contextmanager
-def label_studio():
-    fake = FakeLabelStudio()
+def label_studio(kind=FakeLabelStudio):
+    fake = kind()
     thread = threading.Thread(target=fake.server.serve_forever, args=(0.01,))
     thread.start()
     try:

@@ -21,7 +21,7 @@ from tests.serving.toy_model import write_toy_model
 from training.annotations.rle import decode_brush
 
 RECORDED = json.loads(Path(__file__).with_name("label_studio_requests.json").read_text())
-CLASSES = ("sky", "building", "pole", "road")
+CLASSES = ("sky", "Building", "pole", "road")
 BRUSH = '<BrushLabels name="tag" toName="image"><Label value="sky"/></BrushLabels>'
 CONFIG = f'<View><Image name="image" value="$image"/>{BRUSH}</View>'
 
@@ -121,7 +121,7 @@ def test_the_address_shows_what_to_paste(client, server):
     assert client.get("/label-studio").json() == {"models": [{"address": address, "model_version": "rec/1"}]}
     shown = client.get("/label-studio/rec").json()
     assert (shown["model_version"], shown["classes"]) == ("rec/1", list(CLASSES))
-    assert '<Label value="building" background="#800000"/>' in shown["label_config"]
+    assert '<Label value="Building" background="#800000"/>' in shown["label_config"]
     setup = client.post("/label-studio/rec/setup", json={"schema": shown["label_config"]})
     assert setup.json() == {"model_version": "rec/1"}
 
@@ -143,7 +143,7 @@ def reason_of(server, method, path, body=None):
     [
         (
             CONFIG.replace("sky", "Katze ü"),
-            "no label of the project (Katze ?) is a class of rec (sky, building, pole, road): rename the labels",
+            "no label of the project (Katze ?) is a class of rec (sky, Building, pole, road): rename the labels",
         ),
         (CONFIG.replace("BrushLabels", "PolygonLabels"), "expected the tag BrushLabels with an Image in the project's "
          "labeling interface, got PolygonLabels: open this model's address"),
