@@ -14,7 +14,7 @@ from serving.service.failures import TooLarge
 from serving.service.v2_protocol import require_type, shortened
 
 MAX_TOKENS = 2**17
-"""Lists, objects and strings in the JSON of a request: some 700 tasks. Python reads them in one piece."""
+"""Lists, objects and strings in the JSON of a request: some 1000 tasks. Python reads them in one piece."""
 
 MAX_LABELS = 1000
 """The most labels of a project."""

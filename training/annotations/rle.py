@@ -69,7 +69,7 @@ class _Bits:
 def decode_brush(data: Sequence[int], height: int, width: int) -> np.ndarray:
     """bool (H, W) from the bytes of a brush mask of Label Studio, in the form that its converter calls RLE: a header
     with the number of values, and runs of equal and of different ones. The values are red, green, blue and alpha of
-    each pixel, and the mask is where alpha is not 0.
+    each pixel. The browser smooths the edges of a stroke, so the mask is where alpha is at least half of 255.
 
     Raises:
         ValueError: they are of another size, or damaged.
@@ -95,4 +95,4 @@ def decode_brush(data: Sequence[int], height: int, width: int) -> np.ndarray:
         else:
             values[at:end] = [bits.read(word) for _ in range(end - at)]
         at = end
-    return values.reshape(height, width, 4)[..., 3] > 0
+    return values.reshape(height, width, 4)[..., 3] >= 128

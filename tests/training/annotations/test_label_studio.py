@@ -1,9 +1,12 @@
 import itertools
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.training.annotations.sources import SIZE, drawn, image, import_, rectangle, write_json
+from training.annotations.rle import decode_brush
 
 
 def brush(mask_HW: np.ndarray) -> list[int]:
@@ -69,13 +72,22 @@ def test_polygons_rectangles_and_brushes_in_their_order(source, capsys):
 
 def test_a_brush_of_single_values_is_read():
     """By hand: 2 pixels are 8 values; a run of 4 different values, and one of 4 equal ones."""
-    from training.annotations.rle import decode_brush
-
     bits = f"{8:032b}{7:05b}{2:04b}{3:04b}{7:04b}{15:04b}" + "0" + "00" + f"{3:03b}"
     bits += "".join(f"{value:08b}" for value in (9, 9, 9, 0)) + "1" + "00" + f"{3:03b}" + f"{200:08b}"
     bits += "0" * (-len(bits) % 8)
     data = [int(bits[i : i + 8], 2) for i in range(0, len(bits), 8)]
     np.testing.assert_array_equal(decode_brush(data, 1, 2), [[False, True]])
+
+
+def test_a_stroke_that_was_painted_in_a_browser():
+    """In Label Studio 1.23.2. Its edges are smooth: the alpha of all its pixels adds up to 1291.8 whole ones, and 1433 have
+    some."""
+    stroke = json.loads(Path(__file__).with_name("label_studio_stroke.json").read_text())
+    mask_HW = decode_brush(stroke["value"]["rle"], stroke["original_height"], stroke["original_width"])
+    assert mask_HW.shape == (360, 480)
+    assert mask_HW.sum() == 1293
+    rows, columns = np.nonzero(mask_HW)
+    assert (rows.min(), columns.min(), rows.max(), columns.max()) == (70, 113, 92, 249)
 
 
 def test_local_files_cancelled_and_second_annotations(source, capsys):
