@@ -128,7 +128,8 @@ def _results(task: dict, notes: Notes, said: str) -> list[dict]:
             notes.add("shapes without a class, left out: choose one in Label Studio", said)
         else:
             results.append(result)
-    return results
+    # What a person painted or changed lies above what was left as the model predicted it.
+    return sorted(results, key=lambda result: result.get("origin") != "prediction")
 
 
 def _label(result: dict) -> str:

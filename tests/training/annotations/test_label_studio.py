@@ -80,14 +80,28 @@ def test_a_brush_of_single_values_is_read():
 
 
 def test_a_stroke_that_was_painted_in_a_browser():
-    """In Label Studio 1.23.2. Its edges are smooth: the alpha of all its pixels adds up to 1291.8 whole ones, and 1433 have
-    some."""
+    """In Label Studio 1.23.2. Its edges are smooth: the alpha of 1433 pixels is not 0, and adds up to 1291.8 whole ones."""
     stroke = json.loads(Path(__file__).with_name("label_studio_stroke.json").read_text())
     mask_HW = decode_brush(stroke["value"]["rle"], stroke["original_height"], stroke["original_width"])
     assert mask_HW.shape == (360, 480)
     assert mask_HW.sum() == 1293
     rows, columns = np.nonzero(mask_HW)
     assert (rows.min(), columns.min(), rows.max(), columns.max()) == (70, 113, 92, 249)
+
+
+def test_what_a_person_painted_lies_above_what_the_model_did(source, capsys):
+    """A person makes the first region larger, over one of the model's that is left as it was."""
+    masks = {"sky": (1, 0, 0, 6, 6), "road": (1, 4, 4, 10, 10), "car": (1, 5, 0, 8, 3)}
+    origins = {"sky": "prediction-changed", "road": "prediction", "car": "manual"}
+    results = [
+        result_of("brushlabels", name, format="rle", rle=brush(drawn(mask))) | {"origin": origins[name]}
+        for name, mask in masks.items()
+    ]
+    write_json(source / "export.json", [task("a.png", *results), task("b.png", CAT)])
+    result = import_(capsys, source)
+    assert result.classes == ["background", "car", "cat", "road", "sky"]
+    expected = drawn((3, 4, 4, 10, 10), (4, 0, 0, 6, 6), (1, 5, 0, 8, 3))
+    np.testing.assert_array_equal(result.labels("a"), expected)
 
 
 def test_local_files_cancelled_and_second_annotations(source, capsys):
