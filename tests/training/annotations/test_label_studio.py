@@ -80,7 +80,7 @@ def test_a_brush_of_single_values_is_read():
 
 
 def test_a_stroke_that_was_painted_in_a_browser():
-    """In Label Studio 1.23.2. Its edges are smooth: the alpha of 1433 pixels is not 0, and adds up to 1291.8 whole ones."""
+    """In Label Studio 1.23.2. Its edges are smooth: 1433 pixels have some alpha, which adds up to 1291.8 whole ones."""
     stroke = json.loads(Path(__file__).with_name("label_studio_stroke.json").read_text())
     mask_HW = decode_brush(stroke["value"]["rle"], stroke["original_height"], stroke["original_width"])
     assert mask_HW.shape == (360, 480)
