@@ -16,6 +16,9 @@ from serving.service.v2_protocol import require_type, shortened
 MAX_TOKENS = 2**17
 """Lists, objects and strings in the JSON of a request: some 1000 tasks. Python reads them in one piece."""
 
+MAX_CONFIG = 2**19
+"""Characters of a label configuration. XML is read in one piece."""
+
 MAX_LABELS = 1000
 """The most labels of a project."""
 
@@ -39,9 +42,14 @@ class Brush:
             config: XML, as a request has it.
 
         Raises:
+            TooLarge: more than `MAX_CONFIG`.
             ValueError: it is not XML, or has no such tag.
         """
         text = require_type(config, str, "the project's label configuration")
+        if len(text) > MAX_CONFIG:
+            raise TooLarge(
+                f"the project's label configuration has {len(text)} characters, at most {MAX_CONFIG} are read"
+            )
         if "<!DOCTYPE" in text:  # entities, which grow when they are read, need one
             raise ValueError("the project's label configuration has a DOCTYPE: remove it")
         try:

@@ -162,6 +162,23 @@ def test_projects_that_do_not_fit(server, config, said):
         assert reason.startswith(said)
 
 
+def test_what_no_project_has(client):
+    """Made by somebody who wants to do harm."""
+    deep = f"{'<a>' * 40_000}{'</a>' * 40_000}"
+    assert "got no labels" in error_of(client.post("/label-studio/rec/setup", json={"schema": deep}), 400)
+    large = client.post("/label-studio/rec/setup", json={"schema": CONFIG + " " * 2**19})
+    assert "characters, at most 524288 are read" in error_of(large, 413)
+    labels = BRUSH.replace('<Label value="sky"/>', '<Label value="x"/>' * 1001)
+    many = client.post("/label-studio/rec/setup", json={"schema": CONFIG.replace(BRUSH, labels)})
+    assert error_of(many, 400) == "the project has 1001 labels, at most 1000 are read"
+    for half in ("\\ud800", "/data/upload/\\ud800.png", "data:\\udfff;base64,", "s3:\\ud800"):
+        task = f'{{"id": 1, "data": {{"image": "{half}"}}}}'
+        body = f'{{"tasks": [{task}], "label_config": {json.dumps(CONFIG)}}}'
+        assert client.post("/label-studio/rec/predict", content=body).status_code == 400
+    for body in (b"", b"[]", b"{", b'"\\ud800"', b'{"schema": "\\ud800"}', b"[" * 2000, b"\xff"):
+        assert client.post("/label-studio/rec/setup", content=body).status_code == 400
+
+
 def test_aliases_and_letter_case(client, studio):
     studio.answers["/data/upload/1/dark.png"] = (200, {}, encoded(Image.new("RGB", (4, 4))))
     config = CONFIG.replace('<Label value="sky"/>', '<Label value="Himmel" alias=" SKY "/>')
