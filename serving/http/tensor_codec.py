@@ -30,6 +30,9 @@ MAX_JSON_TOKENS = 2**16
 pixel. Python makes them in one piece, and looks for cycles among them, while all other threads wait: with five times as
 many, health took up to 0.5 s (benchmarks/results/health.md). Numbers it reads one by one (`read_json`)."""
 
+MARKS = (b"[", b"{", b'"', b"\\", b"t", b"f", b"n")
+"""What is counted for that."""
+
 MAX_DIGITS = 100
 """Characters of a number in JSON; Python reads a longer one in one piece, too."""
 
@@ -149,16 +152,11 @@ def read_json(text: bytes, max_tokens: int, instead: str) -> Any:
         TooLarge: there are more.
         ValueError: it is not JSON, or a number in it is longer than `MAX_DIGITS`.
     """
-    marks, step = (b"[", b"{", b'"', b"\\", b"t", b"f", b"n"), 2**20
-    if sum(text.count(mark, at, at + step) for at in range(0, len(text), step) for mark in marks) > max_tokens:
+    step = 2**20
+    if sum(text.count(mark, at, at + step) for at in range(0, len(text), step) for mark in MARKS) > max_tokens:
         raise TooLarge(f"more than {max_tokens} lists, objects and strings of JSON: {instead}")
     try:
-        return json.loads(
-            text,
-            parse_int=lambda number: int(_short_number(number)),
-            parse_float=lambda number: float(_short_number(number)),
-            parse_constant=_short_number,
-        )
+        return json.loads(text, **NUMBERS)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the request is not JSON: {error}") from error
 
@@ -170,3 +168,11 @@ def _short_number(text: str) -> str:
     if text in ("NaN", "Infinity", "-Infinity"):
         raise ValueError(f"{text} is no number there")
     return text
+
+
+NUMBERS: dict[str, Any] = {
+    "parse_int": lambda number: int(_short_number(number)),
+    "parse_float": lambda number: float(_short_number(number)),
+    "parse_constant": _short_number,
+}
+"""How a decoder of JSON reads numbers: by functions of Python's, so that other threads get their turn between two."""

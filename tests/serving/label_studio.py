@@ -43,7 +43,8 @@ class FakeLabelStudio:
             def send(self, status, headers, body):
                 self.send_response(status)
                 for name, value in ({"Content-Length": str(len(body))} | headers).items():
-                    self.send_header(name, value)
+                    if value:
+                        self.send_header(name, value)
                 self.end_headers()
                 with contextlib.suppress(ConnectionError):
                     self.wfile.write(body)

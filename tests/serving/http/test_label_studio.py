@@ -13,10 +13,10 @@ from PIL import Image
 from serving import run
 from serving.http import label_studio as endpoints
 from serving.http import label_studio_client
-from tests.serving.http_calls import client_of, error_of
+from tests.serving.http_calls import client_of, error_of, post_head
 from tests.serving.images import encoded, encoded_image, expected_labels
 from tests.serving.label_studio import LEGACY, PERSONAL, label_studio
-from tests.serving.servers import running
+from tests.serving.servers import connect, running, until
 from tests.serving.toy_model import write_toy_model
 from training.annotations.rle import decode_brush
 
@@ -44,7 +44,7 @@ def studio():
 def server_flags(studio, tmp_path_factory):
     token = tmp_path_factory.mktemp("tokens") / "label-studio"
     token.write_text(f"{PERSONAL}\n")
-    return {"label_studio_url": studio.url, "label_studio_token_file": token}
+    return {"label_studio_url": studio.url, "label_studio_token_file": token, "timeout": 600.0}
 
 
 @pytest.fixture
@@ -164,10 +164,10 @@ def test_projects_that_do_not_fit(server, config, said):
 
 def test_what_no_project_has(client):
     """Made by somebody who wants to do harm."""
-    deep = f"{'<a>' * 40_000}{'</a>' * 40_000}"
+    deep = f"{'<a>' * 15_000}{'</a>' * 15_000}"
     assert "got no labels" in error_of(client.post("/label-studio/rec/setup", json={"schema": deep}), 400)
-    large = client.post("/label-studio/rec/setup", json={"schema": CONFIG + " " * 2**19})
-    assert "characters, at most 524288 are read" in error_of(large, 413)
+    large = client.post("/label-studio/rec/setup", json={"schema": CONFIG + " " * 2**17})
+    assert "characters, at most 131072 are read" in error_of(large, 413)
     labels = BRUSH.replace('<Label value="sky"/>', '<Label value="x"/>' * 1001)
     many = client.post("/label-studio/rec/setup", json={"schema": CONFIG.replace(BRUSH, labels)})
     assert error_of(many, 400) == "the project has 1001 labels, at most 1000 are read"
@@ -328,6 +328,37 @@ def test_more_tasks_are_answered_one_by_one(client, studio, asked):
     assert asked() == [good]
 
 
+def test_requests_that_are_too_large_to_read(client, studio, asked):
+    """A thousand tasks as Label Studio writes them, and with masks. The first is answered, so that it sends each."""
+
+    def post(request):
+        return client.post("/label-studio/rec/predict", content=json.dumps(request))
+
+    whole = json.loads(RECORDED["predict_selected"]["body"])
+    tasks = whole["tasks"]
+    unlike = [task | {"data": {"image": "/data/upload/1/other.jpg"}} for task in tasks]
+    many = whole | {"tasks": [tasks[1], *unlike * 400]}
+    [result] = post(many).json()["results"]
+    assert asked() == [tasks[1]["data"]["image"]]
+    labels_HW = expected_labels(studio.answers[tasks[1]["data"]["image"]][2])
+    np.testing.assert_array_equal(masks(result)["Sky"], labels_HW == 0)
+
+    masked = tasks[0] | {"predictions": [{"result": [{"value": {"rle": [7] * 2_000_000}}]}] * 3}
+    large = whole | {"tasks": [tasks[0], masked]}
+    assert len(json.dumps(large)) > 2**24
+    [result] = post(large).json()["results"]
+    assert "score" in result
+    studio.asked.clear()
+    for refused in (
+        {"label_config": whole["label_config"], "tasks": many["tasks"]},  # in another order
+        whole | {"tasks": [tasks[0] | {"meta": [[]] * 2**17}]},  # the first is too large itself
+        {"tasks": many["tasks"]},
+    ):
+        answer = post(refused)
+        assert "select fewer tasks at a time" in error_of(answer, 413)
+    assert asked() == []
+
+
 def test_limits(models, studio, server_flags, monkeypatch):
     with running(models, max_body_mb=1, max_pixels=200, **server_flags) as server, client_of(server) as client:
         studio.answers["/data/upload/1/large.bin"] = (200, {}, bytes(2**20 + 1))
@@ -336,9 +367,8 @@ def test_limits(models, studio, server_flags, monkeypatch):
         assert "larger than 200 pixels (22x10)" in error_of(predict(client, "/data/upload/1/wide.png"), 413)
         embedded = f"data:image/png;base64,{'A' * (2**20 - 2**10)}"
         assert "image cannot be read" in error_of(predict(client, embedded), 400)
-        monkeypatch.setattr("serving.http.label_studio_project.MAX_TOKENS", 100)
-        tasks = [{"id": 1, "data": {}}] * 100
-        answer = client.post("/label-studio/rec/predict", json={"tasks": tasks, "label_config": CONFIG})
+        monkeypatch.setattr("serving.http.label_studio_project.MAX_JSON_TOKENS", 100)
+        answer = client.post("/label-studio/rec/setup", json={"schema": CONFIG, "extra": ["x"] * 100})
         assert "more than 100 lists, objects and strings of JSON: select fewer tasks" in error_of(answer, 413)
         monkeypatch.setattr(label_studio_client, "FETCH_SECONDS", 0.0)
         assert "does not answer within 0 seconds" in error_of(predict(client, "/data/upload/1/wide.png"), 400)
@@ -376,6 +406,56 @@ def test_tokens(models, studio, tmp_path):
         with running(models, **flags(wrong)) as server, client_of(server) as client:
             answer = client.post("/label-studio/rec/setup", json={"schema": CONFIG})
             assert f"{studio.url} {said} of --label-studio-token-file" in error_of(answer, 400)
+
+
+def test_a_label_studio_below_a_path(models, studio, tmp_path):
+    (tmp_path / "token").write_text(LEGACY)
+    flags = {"label_studio_url": f"{studio.url}/ls/", "label_studio_token_file": tmp_path / "token"}
+    image = "/data/upload/1/a.png"
+    with running(models, **flags) as server, client_of(server) as client:
+        studio.answers[f"/ls{image}"] = (200, {}, encoded_image())
+        studio.asked.clear()
+        for address in (image, f"/ls{image}", f"{studio.url}/ls{image}"):
+            assert predict(client, address).status_code == 200
+        assert studio.images_asked() == [f"/ls{image}"] * 3
+        assert "is no address of an image" in error_of(predict(client, "/ls/api/users"), 400)
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "said"),
+    [
+        ({"Content-Length": "9", "Connection": "close"}, b"short", "it ends its answer too early"),
+        ({"Content-Length": "x"}, b"", "its answer is not HTTP"),
+    ],
+)
+def test_answers_that_are_not_whole(client, studio, headers, body, said):
+    studio.answers["/data/upload/1/part.png"] = (200, headers, body)
+    assert f"{studio.url} cannot be reached: {said}" in error_of(predict(client, "/data/upload/1/part.png"), 400)
+
+
+def test_answers_in_chunks_and_until_the_connection_ends(client, studio):
+    contents = encoded_image()
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (contents[:50], contents[50:])) + b"0\r\n\r\n"
+    studio.answers["/data/upload/1/chunks.png"] = (200, {"Content-Length": "", "Transfer-Encoding": "chunked"}, chunks)
+    studio.answers["/data/upload/1/end.png"] = (200, {"Content-Length": "", "Connection": "close"}, contents)
+    for name in ("chunks", "end"):
+        [result] = predict(client, f"/data/upload/1/{name}.png").json()["results"]
+        np.testing.assert_array_equal(masks(result)["sky"], expected_labels(contents) == 0)
+
+
+def test_whoever_gives_up_waits_in_no_queue(server, client, studio, gate):
+    good = "/data/upload/1/e8a1e3ac-0001TP_006720.jpg"
+    body = json.dumps({"tasks": [{"id": 1, "data": {"image": good}}], "label_config": CONFIG}).encode()
+    [model] = server.repository.models()
+    with connect(server) as first, connect(server) as second:
+        first.sendall(post_head("/label-studio/rec/predict", len(body)) + body)
+        until(lambda: gate.batches)
+        second.sendall(post_head("/label-studio/rec/predict", len(body)) + body)
+        until(lambda: model.pending == 1)
+        second.close()
+        until(lambda: model.pending == 0)
+        gate.open()
+        assert first.recv(12) == b"HTTP/1.1 200"
 
 
 def test_a_label_studio_that_is_not_there(models, server_flags):
