@@ -27,7 +27,7 @@ from serving.common.images import SUFFIXES, load_image, warm_up
 from serving.common.inputs import read_text
 from serving.http.app import make_app
 from serving.http.connections import Connection, ConnectionLimit
-from serving.http.label_studio_client import LabelStudio
+from serving.http.label_studio.client import LabelStudio
 from serving.model.engine import Provider, has_gpu, usable_cpus
 from serving.model.model import ModelSettings
 from serving.model.repository import Repository

@@ -11,8 +11,8 @@ from starlette.responses import JSONResponse, Response
 from serving.http import openapi
 from serving.http.connections import EXPLAIN
 from serving.http.endpoints import Endpoints
-from serving.http.label_studio import PREFIX
-from serving.http.label_studio_client import LabelStudio
+from serving.http.label_studio.client import LabelStudio
+from serving.http.label_studio.endpoints import PREFIX
 from serving.http.middleware import CrossOriginMiddleware, RequestMiddleware, TokenMiddleware
 from serving.http.tensor_codec import HEADER_LENGTH
 from serving.service.failures import FAILURES, client_message

@@ -11,8 +11,8 @@ from starlette.routing import BaseRoute, Route
 from serving.http import page
 from serving.http.bodies import content_encoding, decompress, received
 from serving.http.image_codec import ImageCodec
-from serving.http.label_studio import LabelStudioEndpoints
-from serving.http.label_studio_client import LabelStudio
+from serving.http.label_studio.client import LabelStudio
+from serving.http.label_studio.endpoints import LabelStudioEndpoints
 from serving.http.tensor_codec import HttpTensorCodec
 from serving.service.limits import MAX_SHORT_BODY
 from serving.service.metrics import prometheus_text

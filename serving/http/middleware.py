@@ -8,8 +8,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
-from serving.http import label_studio, page
+from serving.http import page
 from serving.http.connections import DRAINED, REFUSED
+from serving.http.label_studio.endpoints import PREFIX, bearer
 from serving.service.requests import RequestRecord
 from serving.service.service import Service
 
@@ -80,9 +81,9 @@ class TokenMiddleware:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         is_open = scope["type"] != "http" or scope["path"].startswith(OPEN_PATHS) or page.is_open(scope["path"])
         authorization = "" if is_open else Headers(scope=scope).get("authorization", "")
-        of_label_studio = scope["type"] == "http" and scope["path"].startswith(label_studio.PREFIX)
+        of_label_studio = scope["type"] == "http" and scope["path"].startswith(PREFIX)
         if of_label_studio:
-            authorization = label_studio.bearer(authorization)
+            authorization = bearer(authorization)
         allowed = is_open or self._service.is_authorized(authorization)
         refusal = _no_password if of_label_studio else _unauthorized
         await (self._app if allowed else refusal)(scope, receive, send)

@@ -1,4 +1,4 @@
-"""Label Studio's requests, as version 1.23.2 sent them to a backend that noted them (label_studio_requests.json)."""
+"""What Label Studio asks, and what it is answered, over real sockets."""
 
 import base64
 import http.client
@@ -11,66 +11,12 @@ import pytest
 from PIL import Image
 
 from serving import run
-from serving.http import label_studio as endpoints
-from serving.http import label_studio_client
+from serving.http.label_studio import client as label_studio_client
+from serving.http.label_studio import endpoints, project
+from tests.serving.http.label_studio.requests import BRUSH, CLASSES, CONFIG, RECORDED, masks, predict, send
 from tests.serving.http_calls import client_of, error_of, post_head
 from tests.serving.images import encoded, encoded_image, expected_labels
-from tests.serving.label_studio import LEGACY, PERSONAL, label_studio
 from tests.serving.servers import connect, running, until
-from tests.serving.toy_model import write_toy_model
-from training.annotations.rle import decode_brush
-
-RECORDED = json.loads(Path(__file__).with_name("label_studio_requests.json").read_text())
-CLASSES = ("sky", "Building", "pole", "road")
-BRUSH = '<BrushLabels name="tag" toName="image"><Label value="sky"/></BrushLabels>'
-CONFIG = f'<View><Image name="image" value="$image"/>{BRUSH}</View>'
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "rec"
-    return write_toy_model(folder, 1, name="rec", classes=CLASSES).parent
-
-
-@pytest.fixture(scope="module")
-def studio():
-    with label_studio() as fake:
-        for seed, name in enumerate(("e4dbfe81-0001TP_006690", "e8a1e3ac-0001TP_006720", "9d1c03a5-0001TP_006750")):
-            fake.answers[f"/data/upload/1/{name}.jpg"] = (200, {}, encoded_image(6, 8, seed))
-        yield fake
-
-
-@pytest.fixture(scope="module")
-def server_flags(studio, tmp_path_factory):
-    token = tmp_path_factory.mktemp("tokens") / "label-studio"
-    token.write_text(f"{PERSONAL}\n")
-    return {"label_studio_url": studio.url, "label_studio_token_file": token, "timeout": 600.0}
-
-
-@pytest.fixture
-def asked(studio):
-    """The images that were asked for during the test."""
-    studio.asked.clear()
-    return studio.images_asked
-
-
-def send(client, name):
-    recorded = RECORDED[name]
-    return client.request(recorded["method"], recorded["path"], content=recorded["body"], headers=recorded["headers"])
-
-
-def predict(client, *images, config=CONFIG):
-    tasks = [{"id": number, "data": {"image": address}} for number, address in enumerate(images, 1)]
-    return client.post("/label-studio/rec/predict", json={"tasks": tasks, "label_config": config})
-
-
-def masks(prediction):
-    return {
-        result["value"]["brushlabels"][0]: decode_brush(
-            result["value"]["rle"], result["original_height"], result["original_width"]
-        )
-        for result in prediction["result"]
-    }
 
 
 def test_connecting_a_model(client, studio, asked):
@@ -217,82 +163,6 @@ def test_the_servers_token_is_a_password(models, studio, server_flags, tmp_path)
         assert send(client, "annotation_created").status_code == 401
 
 
-@pytest.mark.parametrize(
-    ("address", "said"),
-    [
-        ("http://169.254.169.254/data/upload/1/a.jpg", "its image is at http://169.254.169.254/data/upload/1/a.jpg, and"
-         " only images of {url} are fetched"),
-        ("//169.254.169.254/data/upload/1/a.jpg", "only images of {url} are fetched"),
-        ("{url}@169.254.169.254/data/upload/1/a.jpg", "only images of {url} are fetched"),
-        ("http://user@{netloc}/data/upload/1/a.jpg", "only images of {url} are fetched"),
-        ("http://localhost:99999/data/upload/1/a.jpg", "only images of {url} are fetched"),
-        ("file:///data/upload/1/a.jpg", "only images of {url} are fetched"),
-        ("{url}/api/users", "is no address of an image in Label Studio"),
-        ("/data/upload/../../api/users", "is no address of an image in Label Studio"),
-        ("/data/upload/%2e%2e/%2e%2e/api/users", "is no address of an image in Label Studio"),
-        ("/data/upload/1/..\\..\\api", "is no address of an image in Label Studio"),
-        ("/tasks/1/delete/", "is no address of an image in Label Studio"),
-        ("photo.jpg", "is no address of an image in Label Studio"),
-        (7, "expected the address of an image in image, got 7"),
-        ("data:image/png,abc", "an image in its task is not in base64"),
-        ("data:image/png;base64,a", "an image in its task is not in base64"),
-    ],
-)  # fmt: skip
-def test_only_images_of_label_studio_are_fetched(client, studio, asked, address, said):
-    netloc = studio.url.removeprefix("http://")
-    if isinstance(address, str):
-        address = address.format(url=studio.url, netloc=netloc)
-    assert said.format(url=studio.url) in error_of(predict(client, address), 400)
-    assert studio.asked == []
-
-
-def test_setup_names_no_address(client, asked):
-    """A stranger may call it, too."""
-    with label_studio() as other:
-        body = {"schema": CONFIG, "hostname": other.url, "access_token": LEGACY}
-        assert client.post("/label-studio/rec/setup", json=body).status_code == 200
-        other.answers["/data/upload/1/a.png"] = (200, {}, encoded_image())
-        assert predict(client, "/data/upload/1/a.png").status_code == 400
-        assert other.asked == []
-    assert asked() == ["/data/upload/1/a.png"]
-
-
-def test_redirects_stay_within_label_studio(client, studio, asked):
-    with label_studio() as other:
-        other.answers["/data/upload/1/a.png"] = (200, {}, encoded_image())
-        cloud = "s3://bucket/dir/a b.png"
-        target = f"/tasks/1/presign/?fileuri={base64.urlsafe_b64encode(cloud.encode()).decode()}"
-        studio.answers[target] = (302, {"Location": f"{other.url}/data/upload/1/a.png"}, b"")
-        assert "redirects /tasks/1/presign/" in (said := error_of(predict(client, cloud), 400))
-        assert "switch off pre-signed URLs" in said
-        assert other.asked == []
-    studio.answers["/data/upload/1/a.png"] = (200, {}, encoded_image())
-    studio.answers[target] = (307, {"Location": f"{studio.url}/data/upload/1/a.png"}, b"")
-    assert "score" in predict(client, cloud).json()["results"][0]
-    studio.answers[target] = (302, {"Location": "/api/users"}, b"")
-    assert "/api/users is no address of an image" in error_of(predict(client, cloud), 400)
-    studio.answers[target] = (302, {"Location": target}, b"")
-    assert "more than 2 times" in error_of(predict(client, cloud), 400)
-    assert "/api/users" not in asked()
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        "/data/local-files/?d=shots/loc%20al%2B%C3%BC.jpg",
-        "/data/upload/4/4567acd6-Stra%C3%9Fe_%C3%BC.jpg",
-        "/storage-data/uploaded/?filepath=upload/1/a.jpg",
-    ],
-)
-def test_addresses_go_out_as_they_came(client, studio, asked, address):
-    studio.answers[address] = (200, {}, encoded_image())
-    assert "score" in predict(client, f"{studio.url}{address}").json()["results"][0]
-    assert "score" in predict(client, address).json()["results"][0]
-    assert asked() == [address] * 2
-    predict(client, "/data/upload/1/ü b\r\nX: y")
-    assert asked()[-1] == "/data/upload/1/%C3%BC%20bX:%20y"
-
-
 def test_an_image_within_its_task(client, asked):
     contents = encoded_image()
     address = f"data:image/png;base64,{base64.b64encode(contents).decode()}"
@@ -367,7 +237,7 @@ def test_limits(models, studio, server_flags, monkeypatch):
         assert "larger than 200 pixels (22x10)" in error_of(predict(client, "/data/upload/1/wide.png"), 413)
         embedded = f"data:image/png;base64,{'A' * (2**20 - 2**10)}"
         assert "image cannot be read" in error_of(predict(client, embedded), 400)
-        monkeypatch.setattr("serving.http.label_studio_project.MAX_JSON_TOKENS", 100)
+        monkeypatch.setattr(project, "MAX_JSON_TOKENS", 100)
         answer = client.post("/label-studio/rec/setup", json={"schema": CONFIG, "extra": ["x"] * 100})
         assert "more than 100 lists, objects and strings of JSON: select fewer tasks" in error_of(answer, 413)
         monkeypatch.setattr(label_studio_client, "FETCH_SECONDS", 0.0)
@@ -382,65 +252,6 @@ def test_tasks_are_counted_as_requests_for_images(models, server_flags):
         lines = client.get("/metrics").text.splitlines()
         assert 'nv_inference_request_success{model="rec",version="1"} 2.0' in lines
         assert 'nv_inference_request_failure{model="rec",reason="OTHER",version="1"} 1.0' in lines
-
-
-def test_tokens(models, studio, tmp_path):
-    def flags(token):
-        (tmp_path / "token").write_text(token)
-        return {"label_studio_url": studio.url, "label_studio_token_file": tmp_path / "token"}
-
-    good = "/data/upload/1/e8a1e3ac-0001TP_006720.jpg"
-    with running(models, **flags(LEGACY)) as server, client_of(server) as client:
-        studio.asked.clear()
-        assert predict(client, good).status_code == 200
-        assert studio.asked == [("GET", good, f"Token {LEGACY}")]
-    with running(models, **flags(PERSONAL)) as server, client_of(server) as client:
-        studio.asked.clear()
-        assert [predict(client, good).status_code for _ in range(2)] == [200, 200]
-        assert [path for _, path, _ in studio.asked] == ["/api/token/refresh/", good, good]
-        studio.accepted.clear()  # it has forgotten what it gave
-        assert predict(client, good).status_code == 200
-        assert [path for _, path, _ in studio.asked[3:]] == [good, "/api/token/refresh/", good]
-        studio.accepted.append(f"Token {LEGACY}")
-    for wrong, said in (("eyJ.d3Jvbmc.x", "answers 401 to the token"), ("wrong", "refuses the token")):
-        with running(models, **flags(wrong)) as server, client_of(server) as client:
-            answer = client.post("/label-studio/rec/setup", json={"schema": CONFIG})
-            assert f"{studio.url} {said} of --label-studio-token-file" in error_of(answer, 400)
-
-
-def test_a_label_studio_below_a_path(models, studio, tmp_path):
-    (tmp_path / "token").write_text(LEGACY)
-    flags = {"label_studio_url": f"{studio.url}/ls/", "label_studio_token_file": tmp_path / "token"}
-    image = "/data/upload/1/a.png"
-    with running(models, **flags) as server, client_of(server) as client:
-        studio.answers[f"/ls{image}"] = (200, {}, encoded_image())
-        studio.asked.clear()
-        for address in (image, f"/ls{image}", f"{studio.url}/ls{image}"):
-            assert predict(client, address).status_code == 200
-        assert studio.images_asked() == [f"/ls{image}"] * 3
-        assert "is no address of an image" in error_of(predict(client, "/ls/api/users"), 400)
-
-
-@pytest.mark.parametrize(
-    ("headers", "body", "said"),
-    [
-        ({"Content-Length": "9", "Connection": "close"}, b"short", "it ends its answer too early"),
-        ({"Content-Length": "x"}, b"", "its answer is not HTTP"),
-    ],
-)
-def test_answers_that_are_not_whole(client, studio, headers, body, said):
-    studio.answers["/data/upload/1/part.png"] = (200, headers, body)
-    assert f"{studio.url} cannot be reached: {said}" in error_of(predict(client, "/data/upload/1/part.png"), 400)
-
-
-def test_answers_in_chunks_and_until_the_connection_ends(client, studio):
-    contents = encoded_image()
-    chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (contents[:50], contents[50:])) + b"0\r\n\r\n"
-    studio.answers["/data/upload/1/chunks.png"] = (200, {"Content-Length": "", "Transfer-Encoding": "chunked"}, chunks)
-    studio.answers["/data/upload/1/end.png"] = (200, {"Content-Length": "", "Connection": "close"}, contents)
-    for name in ("chunks", "end"):
-        [result] = predict(client, f"/data/upload/1/{name}.png").json()["results"]
-        np.testing.assert_array_equal(masks(result)["sky"], expected_labels(contents) == 0)
 
 
 def test_whoever_gives_up_waits_in_no_queue(server, client, studio, gate):
@@ -458,16 +269,6 @@ def test_whoever_gives_up_waits_in_no_queue(server, client, studio, gate):
         assert first.recv(12) == b"HTTP/1.1 200"
 
 
-def test_a_label_studio_that_is_not_there(models, server_flags):
-    with label_studio() as gone:
-        pass
-    flags = server_flags | {"label_studio_url": gone.url}
-    with running(models, **flags) as server, client_of(server) as client:
-        answer = client.post("/label-studio/rec/setup", json={"schema": CONFIG})
-        assert f"{gone.url} cannot be reached: " in error_of(answer, 400)
-        assert client.get("/label-studio/rec/health").status_code == 200
-
-
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -478,9 +279,3 @@ def test_a_label_studio_that_is_not_there(models, server_flags):
 def test_flags(flags, said):
     with pytest.raises(ValueError, match=said):
         run.check(run.ServerConfig(models=Path("m"), **flags))
-
-
-@pytest.mark.parametrize("url", ["localhost:8080", "ftp://a", "http://", "http://a:b", "http://u:p@a", "http://a/?x=1"])
-def test_addresses_of_label_studio(url):
-    with pytest.raises(ValueError, match="--label-studio-url .* expected an address"):
-        label_studio_client.LabelStudio(url, "token", 1)

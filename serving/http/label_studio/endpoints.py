@@ -19,8 +19,8 @@ from starlette.routing import BaseRoute, Route
 from serving.common.images import load_image
 from serving.common.label_studio import brush_results
 from serving.http.bodies import content_encoding, decompress, received
-from serving.http.label_studio_client import FETCHES, LabelStudio
-from serving.http.label_studio_project import (
+from serving.http.label_studio.client import FETCHES, LabelStudio
+from serving.http.label_studio.project import (
     Brush,
     Task,
     contents_of_data_url,

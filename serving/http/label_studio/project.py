@@ -118,7 +118,7 @@ class Task:
 def read_request(body: bytes) -> dict[str, Any]:
     """The JSON object of a request; of one that is too large to read, its first task and the label configuration.
 
-    Label Studio then sends the tasks one by one (`serving.http.label_studio.MAX_TASKS`).
+    Label Studio then sends the tasks one by one (`serving.http.label_studio.endpoints.MAX_TASKS`).
 
     Raises:
         TooLarge: more JSON than is read, and not in the order in which Label Studio writes it.
