@@ -27,9 +27,9 @@ class LabelMap(NamedTuple):
     solid: np.ndarray
     """bool (256,): the values that fill 3x3 pixels somewhere; all of a smaller map."""
     edges: int
-    """How many 3x3 pixels have several values, none of them ignored."""
+    """How many times the value changes from a pixel to the next but one, across or down, none of the three ignored."""
     mixed: int
-    """How many of these have a value between their lowest and their highest one."""
+    """How many of these changes go over a value that lies between both, as blended edges do."""
     colors: dict[int, Color]
     """The palette's colours of the values that occur; none where the palette is a grey scale, or there is none."""
 
@@ -104,11 +104,16 @@ def _edges(label_HW: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, int, 
     shifted = [label_HW[row : row + height - 2, column : column + width - 2] for row, column in np.ndindex(3, 3)]
     low, high = functools.reduce(np.minimum, shifted), functools.reduce(np.maximum, shifted)
     solid = np.bincount(low[low == high], minlength=256) > 0
-    edge = (low != high) & (high != IGNORE_LABEL)
-    mixed = np.zeros_like(edge)
-    for each in shifted:
-        mixed |= (low < each) & (each < high)
-    return solid, int(edge.sum()), int((edge & mixed).sum())
+    edges = mixed = 0
+    for before, middle, after in (
+        (label_HW[:, :-2], label_HW[:, 1:-1], label_HW[:, 2:]),
+        (label_HW[:-2], label_HW[1:-1], label_HW[2:]),
+    ):
+        edge = (before != after) & (np.maximum(np.maximum(before, middle), after) != IGNORE_LABEL)
+        edges += int(edge.sum())
+        rising, falling = (before < middle) & (middle < after), (before > middle) & (middle > after)
+        mixed += int((edge & (rising | falling)).sum())
+    return solid, edges, mixed
 
 
 def shown_path(root: Path, path: Path) -> str:

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 PERSONAL = "eyJ.cGVyc29uYWw.c2lnbmF0dXJl"
 """A personal access token: it is exchanged for others, which open the images."""
 
-LEGACY = "a8db075cdc06881a3d9d20ca46506e7ea1140b1c"
+LEGACY = "0123456789abcdef0123456789abcdef01234567"
 """A token of the older kind, which opens them itself."""
 
 

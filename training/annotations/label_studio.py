@@ -11,7 +11,7 @@ import numpy as np
 
 from serving.common.inputs import comparable
 from training.annotations.contract import AnnotatedImage, Annotations, Notes, size_of
-from training.annotations.raster import Bitmap, Polygon, Shape, box, draw_shapes
+from training.annotations.raster import Bitmap, Ellipse, Polygon, Shape, box, draw_shapes
 from training.annotations.rle import decode_brush
 from training.annotations.source import Source, name_of, split_in
 from training.annotations.words import (
@@ -26,7 +26,7 @@ from training.annotations.words import (
 
 PREDICTED = "predictions of a model that nobody has corrected, taken as annotation: export the project to take its own"
 
-KINDS = ("brushlabels", "polygonlabels", "rectanglelabels")
+KINDS = ("brushlabels", "polygonlabels", "rectanglelabels", "ellipselabels")
 MOST_TRIED = 20
 """JSON files that are opened to see whether the tool wrote them."""
 
@@ -142,6 +142,11 @@ def _shape(result: dict, label: int, notes: Notes, said: str) -> Shape | None:
         if result["type"] == "brushlabels":
             height, width = int(result["original_height"]), int(result["original_width"])
             return Bitmap(label, _decoder(value["rle"], height, width), whole=True)
+        if result["type"] == "ellipselabels":
+            height, width = result["original_height"], result["original_width"]
+            x, y, rx, ry = (float(value[k]) / 100 for k in ("x", "y", "radiusX", "radiusY"))
+            turn = float(value.get("rotation") or 0)
+            return Ellipse(label, (x * width, y * height), (rx * width, ry * height), turn)
         if result["type"] == "rectanglelabels":
             # Turned in pixels: percent of width and height are of different lengths.
             height, width = result["original_height"], result["original_width"]

@@ -75,12 +75,12 @@ def _shape(entry: dict, label: int, notes: Notes, file: str) -> Shape | None:
         points = np.zeros((0, 2))
     if not np.isfinite(points).all():
         points = np.zeros((0, 2))
-    needed = {"polygon": 3, "rectangle": 2, "circle": 2, "mask": 2}.get(kind)
+    needed = {"polygon": 3, "oriented_rectangle": 4, "rectangle": 2, "circle": 2, "mask": 2}.get(kind)
     if needed is None:
         notes.add(NO_AREA.format(kind), file)
     elif len(points) < needed:
         notes.add(TOO_FEW, file)
-    elif kind == "polygon":
+    elif kind in ("polygon", "oriented_rectangle"):
         return Polygon(label, points)
     elif kind == "rectangle":
         (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)

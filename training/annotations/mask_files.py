@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -130,7 +131,7 @@ def read_mask(path: Path) -> Image.Image:
 
 
 def index_values(path: Path) -> np.ndarray | None:
-    """int64 (H, W): the numbers in a grey or palette mask, also where red, green and blue are equal; None where it has
+    """int32 (H, W): the numbers in a grey or palette mask, also where red, green and blue are equal; None where it has
     colours.
 
     Raises:
@@ -141,10 +142,10 @@ def index_values(path: Path) -> np.ndarray | None:
         image = image.convert("L")
     values = np.asarray(image)
     if values.ndim == 2:
-        return values.astype(np.int64)
+        return values.astype(np.int32)
     if values.shape[2] == 2:  # grey and transparency
-        return values[..., 0].astype(np.int64)
-    return values[..., 0].astype(np.int64) if (values[..., :3] == values[..., :1]).all() else None
+        return values[..., 0].astype(np.int32)
+    return values[..., 0].astype(np.int32) if (values[..., :3] == values[..., :1]).all() else None
 
 
 def draw_numbers(path: Path, position: dict[int, int], notes: Notes, file: str) -> Draw:
@@ -161,13 +162,27 @@ def draw_numbers(path: Path, position: dict[int, int], notes: Notes, file: str) 
             raise ValueError(
                 "colours in place of class numbers: give a table of colours (label_colors.txt: r g b name)"
             )
-        values, inverse = np.unique(values_HW, return_inverse=True)
-        if others := [int(value) for value in values if int(value) not in position]:
+        labels_HW, others = _look_up(values_HW, position)
+        if others:
             notes.add(f"values without a class ({', '.join(map(str, others[:5]))}), whose pixels are ignored", file)
-        labels = np.array([position.get(int(value), IGNORED) for value in values], np.int16)
-        return labels[inverse].reshape(values_HW.shape)
+        return labels_HW
 
     return draw
+
+
+def _look_up(values_HW: np.ndarray, position: dict[int, int]) -> tuple[np.ndarray, list[int]]:
+    """int16 (H, W), the position of each value or `IGNORED`; the values that have none, in ascending order.
+
+    Args:
+        values_HW: integers.
+        position: of values from -1 on.
+    """
+    above = max(position, default=0) + 1
+    table, known = np.full(above + 2, IGNORED, np.int16), np.zeros(above + 2, bool)
+    for value, label in position.items():
+        table[value + 1], known[value + 1] = label, True
+    at_HW = np.clip(values_HW, -1, above) + 1
+    return table[at_HW], np.unique(values_HW[~known[at_HW]]).tolist()
 
 
 def draw_colors(path: Path, colors: Sequence[Color | None], notes: Notes, file: str) -> Draw:
@@ -178,25 +193,24 @@ def draw_colors(path: Path, colors: Sequence[Color | None], notes: Notes, file: 
         notes: gets one about other colours, whose pixels are ignored.
     """
     position = {_packed(color): k for k, color in enumerate(colors) if color is not None}
+    ignored = {_packed(VOC_BORDER): IGNORED}
 
     def draw(height: int, width: int) -> np.ndarray:
-        rgb_HWC = np.asarray(read_mask(path).convert("RGB")).astype(np.int64)
-        packed_HW = rgb_HWC @ np.array([65536, 256, 1])
-        values, inverse = np.unique(packed_HW, return_inverse=True)
-        others = [int(v) for v in values if int(v) not in position and int(v) != _packed(VOC_BORDER)]
+        red_HW, green_HW, blue_HW = np.moveaxis(np.asarray(read_mask(path).convert("RGB")).astype(np.int32), -1, 0)
+        labels_HW, others = _look_up(_packed((red_HW, green_HW, blue_HW)), ignored | position)
         if others:
             shown = ", ".join(str((v >> 16, v >> 8 & 255, v & 255)) for v in others[:3])
             more = f" and {len(others) - 3} more" if len(others) > 3 else ""
             notes.add(f"colours without a class, whose pixels are ignored: add them to the table ({shown}{more})", file)
-        if len(others) == len(values):
+        if others and (labels_HW == IGNORED).all():
             raise ValueError("a mask with no colour of the table: see that the table is that of the masks")
-        labels = np.array([position.get(int(value), IGNORED) for value in values], np.int16)
-        return labels[inverse].reshape(packed_HW.shape)
+        return labels_HW
 
     return draw
 
 
-def _packed(color: Sequence[int]) -> int:
+def _packed(color: Sequence[Any]) -> Any:
+    """Red, green and blue, 0..255, numbers or arrays, as one number."""
     return color[0] << 16 | color[1] << 8 | color[2]
 
 

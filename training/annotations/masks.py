@@ -34,7 +34,7 @@ def read(source: Source) -> Annotations:
         if values_HW is None:
             colors.append(mask)
         else:
-            values[np.unique(np.clip(values_HW, 0, 65535))] = True
+            values[np.clip(values_HW, 0, 65535)] = True
     if colors and not values.any():
         raise ValueError(
             f"{source[colors[0]]} and {len(colors) - 1} more masks have colours, and no table says what they mean: "

@@ -1,5 +1,7 @@
 """YOLO segmentation: one text file for each image, a line "class x y x y ..." for each polygon, and data.yaml."""
 
+import dataclasses
+import os
 import re
 from pathlib import PurePosixPath
 
@@ -56,7 +58,38 @@ def read(source: Source) -> Annotations:
         shapes = [shape for line in found if (shape := _shape(line, kept, notes, file))]
         draw = draw_shapes(shapes, notes, file)
         images.append(AnnotatedImage(source[image], name_of(image), split_in(image), draw))
-    return Annotations([names[number] for number in kept], images + rest_unlabeled(source, lines), notes)
+    splits = {source[image]: split for image, split in _splits(source).items()}
+    images = [
+        dataclasses.replace(image, split=splits.get(image.path, image.split))
+        for image in images + rest_unlabeled(source, lines)
+    ]
+    return Annotations([names[number] for number in kept], images, notes)
+
+
+def _splits(source: Source) -> dict[str, str]:
+    """The split of each image that data.yaml gives one: by `train`, `val` and `test`, each a folder, a text file with a
+    path on each line, or a list of these. None for an image in several: many files name a folder twice."""
+    file = _names_file(source)
+    content = (file and _yaml(source, file)) or {}
+    above = PurePosixPath(file or "").parent
+    found: dict[str, set[str]] = {}
+    for split in ("train", "val", "test"):
+        value = content.get(split)
+        for said in value if isinstance(value, list) else [value]:
+            for image in _images_in(source, above, str(content.get("path") or ""), said) if said else ():
+                found.setdefault(image, set()).add(split)
+    return {image: splits.pop() for image, splits in found.items() if len(splits) == 1}
+
+
+def _images_in(source: Source, above: PurePosixPath, root: str, said: object) -> list[str]:
+    """The images that an entry of data.yaml names; `root` is its `path`, perhaps one of another machine."""
+    places = [os.path.normpath(above / root / str(said)), os.path.normpath(above / str(said))]
+    if str(said).endswith(".txt"):
+        lists = [file for file in source.ending(".txt") if file in places]
+        lists = lists or [f for f in source.ending(".txt") if PurePosixPath(f).name == PurePosixPath(str(said)).name]
+        named = (source.find_image(line.strip()) for line in _lines(source, lists[0])) if lists else ()
+        return [image for image in named if image]
+    return [image for image in source.images if any(image.startswith(f"{place}/") for place in places)]
 
 
 def _is_label_file(file: str) -> bool:

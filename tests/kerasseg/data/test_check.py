@@ -754,8 +754,20 @@ def test_blended_edges_among_the_classes_are_told(tmp_path, blend):
         save(tmp_path / f"labels/{split}/a.png", np.minimum(blend(discs(2, 5, 8)), 8))
     (line,) = [line for line in told(tmp_path) if "no pixel of" not in line]
     assert (
-        line.startswith("warning: labels/: at ") and "% of the edges between two label values there is a third" in line
+        line.startswith("warning: labels/: at ") and "% of the edges between two label values lies a third one" in line
     )
+
+
+def test_gaps_and_thin_classes_are_no_blended_edges(tmp_path):
+    """Polygons leave gaps of background between them, and a pole stands in front of two classes."""
+    write_classes(tmp_path, classes=[f"c{k}" for k in range(9)])
+    label = np.repeat(np.tile(np.arange(1, 9, dtype=np.uint8), 2), 8)[None].repeat(96, axis=0).copy()
+    label[:, 7::8] = 0
+    label[:, 3::16] = 8
+    for split in ("train", "val"):
+        save(tmp_path / f"images/{split}/a.png", np.zeros((*label.shape, 3)))
+        save(tmp_path / f"labels/{split}/a.png", label)
+    assert told(tmp_path) == []
 
 
 def test_names_in_other_forms_belong_together(folder):

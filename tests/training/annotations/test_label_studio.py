@@ -70,6 +70,17 @@ def test_polygons_rectangles_and_brushes_in_their_order(source, capsys):
     np.testing.assert_array_equal(result.labels("b"), expected)
 
 
+def test_ellipses_are_turned_in_pixels(source, capsys):
+    lying = {"x": 50, "y": 50, "radiusX": 25, "radiusY": 100 / 12}  # percent: radii of 4 and 1 pixels
+    flat = result_of("ellipselabels", "cat", rotation=0, **lying)
+    upright = result_of("ellipselabels", "cat", rotation=90, **lying)
+    write_json(source / "export.json", [task("a.png", flat), task("b.png", upright)])
+    result = import_(capsys, source)
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]] + 0.5
+    np.testing.assert_array_equal(result.labels("a"), ((x - 8) / 4) ** 2 + (y - 6) ** 2 <= 1)
+    np.testing.assert_array_equal(result.labels("b"), (x - 8) ** 2 + ((y - 6) / 4) ** 2 <= 1)
+
+
 def test_a_brush_of_single_values_is_read():
     """By hand: 2 pixels are 8 values; a run of 4 different values, and one of 4 equal ones."""
     bits = f"{8:032b}{7:05b}{2:04b}{3:04b}{7:04b}{15:04b}" + "0" + "00" + f"{3:03b}"

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.training.annotations.sources import drawn, image, import_, labelme, labelme_json, polygon, rectangle
+from tests.training.annotations.sources import SIZE, drawn, image, import_, labelme, labelme_json, polygon, rectangle
 
 
 @pytest.fixture
@@ -23,11 +23,16 @@ def test_polygons_rectangles_and_circles_in_the_order_of_the_file(source, capsys
         polygon("cat", rectangle(1, 1, 9, 9)),
         polygon("dog", [[12, 8], [4, 5]], "rectangle"),
         polygon("ball", [[3.5, 3.5], [3.5, 4.6]], "circle"),
+        polygon("ant", [[13, 1], [15, 3], [13, 5], [11, 3]], "oriented_rectangle"),
     )
     result = import_(capsys, source)
-    assert (result.status, result.classes) == (0, ["background", "ball", "cat", "dog"])
-    expected = drawn((2, 1, 1, 9, 9), (3, 4, 5, 12, 8))
-    expected[3, 2:5] = expected[2:5, 3] = 1  # the pixels whose centres are at most 1.1 pixels away
+    assert (result.status, result.classes) == (0, ["background", "ant", "ball", "cat", "dog"])
+    expected = drawn((3, 1, 1, 9, 9), (4, 4, 5, 12, 8))
+    expected[3, 2:5] = expected[2:5, 3] = 2  # the pixels whose centres are at most 1.1 pixels away
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]] + 0.5
+    expected[(abs(x - 13) + abs(y - 3) < 2) | ((x < 13) & (abs(x - 13) + abs(y - 3) == 2))] = (
+        1  # their left border counts
+    )
     np.testing.assert_array_equal(result.labels("many"), expected)
     assert result.result["format"] == "labelme"
     assert result.result["images"] == {"train": {"images": 2, "labeled": 2}, "val": {"images": 1, "labeled": 1}}

@@ -1,3 +1,5 @@
+from pathlib import PurePosixPath
+
 import numpy as np
 import pytest
 
@@ -27,6 +29,27 @@ def test_polygons_and_names_as_list_or_numbered(source, capsys, names):
     assert (result.status, result.classes) == (0, ["background", "cat", "dog"])
     assert result.files() == ["train/train.png", "val/val.png"]
     np.testing.assert_array_equal(result.labels("train"), drawn((2, 1, 1, 9, 9), (1, 4, 4, 6, 6)))
+
+
+@pytest.mark.parametrize(
+    ("entries", "files"),
+    [
+        (["train: train.txt", "val: lists/val.txt"], ["train/a.png", "train/c.png", "val/b.png"]),
+        (
+            ["path: /home/me/data", "train: [images/x, images/y]", "val: images/z"],
+            ["train/a.png", "train/b.png", "val/c.png"],
+        ),
+    ],
+)
+def test_data_yaml_names_the_splits(tmp_path, capsys, entries, files):
+    root = tmp_path / "source"
+    for folder, name in zip("xyz", "abc", strict=True):
+        image(root / f"images/{folder}/{name}.png")
+        write_text(root / f"labels/{folder}/{name}.txt", line(0, 1, 1, 4, 4))
+    write_text(root / "train.txt", "./images/x/a.png", "/home/me/data/images/z/c.png")
+    write_text(root / "lists/val.txt", "images/y/b.png")
+    write_text(root / "data.yaml", *entries, "names: [cat]")
+    assert [PurePosixPath(file).parts[0] + "/" + file[-5:] for file in import_(capsys, root).files()] == files
 
 
 def test_split_folders_above_images_and_equal_names(tmp_path, capsys):

@@ -13,7 +13,6 @@ from PIL import Image
 from serving.batch.annotations import coco, cvat, label_studio, labelme
 from serving.batch.annotations.contract import Segmented, is_background, masks
 from serving.common.areas import coco_rle
-from serving.common.label_studio import brush_results
 from tests.serving.toy_model import model_info
 from training.annotations.rle import coco_counts, decode_brush, decode_runs
 
@@ -117,19 +116,6 @@ def test_label_studio_task():
     assert polygon["value"]["polygonlabels"] == ["dog & <bird>"]
     points = {(x, round(y, 3)) for x, y in polygon["value"]["points"]}
     assert points == {(75, 0), (100, 0), (100, 100), (75, 100), (75, 66.667)}
-
-
-def test_brush_results_name_their_tags_and_labels_without_a_class():
-    found = brush_results(np.array([[0, 3]]), ["a"], from_name="tag", to_name="photo")
-    assert [(each["from_name"], each["to_name"], each["value"]["brushlabels"]) for each in found] == [
-        ("tag", "photo", ["a"]),
-        ("tag", "photo", ["3"]),
-    ]
-    assert [(each["original_height"], each["original_width"], each["image_rotation"]) for each in found] == [
-        (1, 2, 0)
-    ] * 2
-    assert len({each["id"] for each in found}) == 2
-    assert len(brush_results(np.array([[0, 3]]), ["a"], from_name="tag", to_name="photo", leave_out=[3])) == 1
 
 
 @pytest.mark.parametrize("polygons", [None, 0.0])
