@@ -754,7 +754,8 @@ def test_blended_edges_among_the_classes_are_told(tmp_path, blend):
         save(tmp_path / f"labels/{split}/a.png", np.minimum(blend(discs(2, 5, 8)), 8))
     (line,) = [line for line in told(tmp_path) if "no pixel of" not in line]
     assert (
-        line.startswith("warning: labels/: at ") and "% of the edges between two label values lies a third one" in line
+        line.startswith("warning: labels/: at ")
+        and "% of the edges between two label values lies a third value" in line
     )
 
 
