@@ -1,5 +1,6 @@
 """Turns what annotation tools write into a dataset folder."""
 
+import dataclasses
 import math
 import os
 import shutil
@@ -18,7 +19,7 @@ import tyro
 
 from kerasseg.checks import require, require_choices
 from kerasseg.data.check import inspect_folder
-from kerasseg.data.folder import read_classes
+from kerasseg.data.folder import list_pairs, read_classes
 from kerasseg.data.inspection import Inspection
 from serving.common import cli
 from serving.common.files import write_atomically
@@ -28,7 +29,9 @@ from training.annotations.contract import Notes
 from training.annotations.formats import read_source
 from training.annotations.source import Source
 from training.annotations.splits import choose_splits, output_names
-from training.annotations.writing import draw_label_maps, plan_classes, write_folder
+from training.annotations.writing import add_to_folder, draw_label_maps, plan_classes, write_folder
+
+PREDICTED = "predictions that nobody has corrected are taken as annotation; --predictions skip leaves them out"
 
 Format = Literal[
     "auto",
@@ -53,7 +56,11 @@ class ImportConfig:
     """The folder with images and annotations, or the annotation file in it. Nothing in it is changed."""
 
     out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """The dataset folder to write; it must not exist yet."""
+    """The dataset folder to write; without --add it must not exist yet."""
+
+    add: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Add to the dataset OUT: label maps for its images that have none, and images that it does not have. Annotations
+    may name its images, and its classes keep their numbers."""
 
     format: Format = "auto"
     """The tool that wrote the annotations; auto recognises it by its files."""
@@ -73,6 +80,9 @@ class ImportConfig:
     seed: int = 0
     """Seed of the choice of images for validation and test."""
 
+    predictions: Literal["use", "skip"] = "use"
+    """What serving.batch predicted and nobody has saved in the tool since: annotation like any other, or none."""
+
     link: Literal["copy", "hard", "symbolic"] = "copy"
     """Images are copied, or are hard or symbolic links to those of the source."""
 
@@ -89,21 +99,38 @@ class ImportConfig:
 def main(config: ImportConfig) -> dict:
     """Writes OUT and shows what is in it; returns the counts, with exit status 2 where the check finds an error."""
     out = Path(config.out)
-    source = Source(config.source)
-    require(not os.path.lexists(out), f"{out} exists: choose another OUT, or remove it")
+    known: dict[Path, tuple[str, str]] = {}
+    if config.add:
+        require((out / "classes.json").is_file(), f"--add needs a dataset folder with classes.json; {out} has none")
+        known = {
+            Path(os.path.realpath(path)): (split, name)
+            for split, images in list_pairs(out)[0].items()
+            for name, path in images.items()
+        }
+    else:
+        require(not os.path.lexists(out), f"{out} exists: choose another OUT, remove it, or add to it with --add")
+    source = Source(config.source, known)
     require(
         not out.resolve().is_relative_to(source.root.resolve()),
         f"{out} lies in {source.root}, in which nothing is changed: choose an OUT outside of it",
     )
     wanted = None
-    if config.classes is not None:
-        wanted = read_classes(Path(config.classes))
-        require(wanted is not None, f"--classes {config.classes} is not there: name a dataset folder's classes.json")
+    if classes := str(out / "classes.json") if config.add and config.classes is None else config.classes:
+        wanted = read_classes(Path(classes))
+        require(wanted is not None, f"--classes {classes} is not there: name a dataset folder's classes.json")
     format, annotations = read_source(source, config.format)
     notes = annotations.notes
     for name in source.unusable:
         notes.add("names that are not UTF-8 or have line breaks, left out: rename them", name)
     images = sorted(annotations.images, key=lambda image: (image.name, str(image.path)))
+    if config.predictions == "skip":
+        images = [dataclasses.replace(image, draw=None) if image.predicted else image for image in images]
+    for image in images:
+        if image.predicted and image.draw:
+            notes.add(
+                "predictions that nobody has corrected are taken as annotation; --predictions skip leaves them out",
+                image.name,
+            )
     # Made next to OUT and renamed: a failure leaves nothing.
     building = out.parent / f".{out.name[:40]}.{os.getpid()}.tmp"
     try:
@@ -120,14 +147,20 @@ def main(config: ImportConfig) -> dict:
             any(image.draw for image in drawn.images),
             f"no image with annotation in {source.root} can be used: {_first(notes)}",
         )
-        # Only images that can be used are split: one that cannot might be all there is for validation.
-        splits = choose_splits(drawn.images, config.val, config.test, config.seed, notes)
-        write_folder(building, drawn, label_maps, splits, plan, config.link)
-        skipped = len(images) - len(splits) + splits.count(None)
-        sheet = contact_sheet(drawn.tiles, plan.names, plan.palette)
-        write_atomically(building / "contact_sheet.png", png(np.asarray(sheet)))
-        inspection = inspect_folder(building)
-        building.rename(out)
+        sheet = png(np.asarray(contact_sheet(drawn.tiles, plan.names, plan.palette)))
+        skipped = len(images) - len(drawn.images)
+        if config.add:
+            add_to_folder(out, building, drawn, label_maps, known, config.link, notes)
+            write_atomically(out / "contact_sheet.png", sheet)
+            inspection = inspect_folder(out)
+        else:
+            # Only images that can be used are split: one that cannot might be all there is for validation.
+            splits = choose_splits(drawn.images, config.val, config.test, config.seed, notes)
+            write_folder(building, drawn, label_maps, splits, plan, config.link)
+            skipped += splits.count(None)
+            write_atomically(building / "contact_sheet.png", sheet)
+            inspection = inspect_folder(building)
+            building.rename(out)
     finally:
         notes.show()
         shutil.rmtree(building, ignore_errors=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from serving.common.predictions import is_predicted
 from training.annotations.contract import IGNORED, AnnotatedImage, Annotations, Notes, size_of
 from training.annotations.raster import Bitmap, Polygon, Shape, draw_shapes
 from training.annotations.rle import coco_counts, decode_runs
@@ -40,7 +41,7 @@ def read(source: Source) -> Annotations:
     """
     notes = Notes()
     contents = {}
-    for file in source.ending(".json"):
+    for file in source.saved_first(".json"):
         data = source.json(file)
         if _is_coco(data):
             contents[file] = data
@@ -102,6 +103,7 @@ def _images(source: Source, file: str, data: dict, names: dict[Any, int], notes:
     for annotation in _dicts(data["annotations"]):
         by_image[annotation.get("image_id")].append(annotation)
     result = []
+    predicted = is_predicted(source[file])
     for entry in _dicts(data["images"]):
         annotations = by_image.pop(entry.get("id"), [])
         said = str(entry.get("file_name"))
@@ -112,7 +114,8 @@ def _images(source: Source, file: str, data: dict, names: dict[Any, int], notes:
         size = size_of(entry.get("height"), entry.get("width"))
         shapes = _shapes(annotations, names, notes, f"{said} in {file}")
         draw = draw_shapes(shapes, notes, said)
-        result.append(AnnotatedImage(source[image], name_of(image), split or split_in(image), draw, size))
+        split_here = split or split_in(image)
+        result.append(AnnotatedImage(source[image], name_of(image), split_here, draw, size, predicted))
     if by_image:
         what = "annotation of image ids that the file does not list, left out: export it again"
         for _ in range(sum(map(len, by_image.values()))):

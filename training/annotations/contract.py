@@ -40,6 +40,8 @@ class AnnotatedImage:
     """None without annotation. It is called once, when the label map is written: 100,000 of them need no memory."""
     size: tuple[int, int] | None = None
     """Height and width on which the annotation was drawn, pixels; None where the tool does not say."""
+    predicted: bool = False
+    """The annotation is a model's, written by `serving.batch`, and nobody has saved it since."""
 
 
 def size_of(height: object, width: object) -> tuple[int, int] | None:

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from serving.common.inputs import read_text
+from serving.common.predictions import is_predicted
 from training.annotations.contract import AnnotatedImage, Annotations, Notes
 from training.annotations.raster import Bitmap, Ellipse, Polygon, Shape, box, draw_shapes
 from training.annotations.rle import decode_runs
@@ -68,7 +69,7 @@ def read(source: Source) -> Annotations:
 
 def _files(source: Source) -> list[str]:
     found = []
-    for file in source.ending(".xml"):
+    for file in source.saved_first(".xml"):
         with source[file].open("rb") as stream:
             start = stream.read(2000)
         if re.search(rb"<annotations>", start):
@@ -119,7 +120,8 @@ def _image(
     sides = entry.get("height") or "", entry.get("width") or ""
     size = (int(sides[0]), int(sides[1])) if all(side.isdecimal() and int(side) for side in sides) else None
     draw = draw_shapes([shape for _, shape in shapes], notes, said)
-    return AnnotatedImage(source[image], name_of(image), split_of(subset) or split_in(image), draw, size)
+    split = split_of(subset) or split_in(image)
+    return AnnotatedImage(source[image], name_of(image), split, draw, size, is_predicted(source[file]))
 
 
 def _shape(kind: str, at: Mapping[str, str], label: int, notes: Notes, file: str) -> Shape | None:

@@ -24,8 +24,6 @@ from training.annotations.words import (
     rest_unlabeled,
 )
 
-PREDICTED = "predictions of a model that nobody has corrected, taken as annotation: export the project to take its own"
-
 KINDS = ("brushlabels", "polygonlabels", "rectanglelabels", "ellipselabels")
 MOST_TRIED = 20
 """JSON files that are opened to see whether the tool wrote them."""
@@ -48,7 +46,8 @@ def read(source: Source) -> Annotations:
     for file in source.images:
         stored.setdefault(_stored(PurePosixPath(file).name), []).append(file)
     found: dict[str, tuple[str, list[dict]]] = {}
-    for file in source.ending(".json"):
+    predicted = set()
+    for file in source.saved_first(".json"):
         data = source.json(file)
         if not _is_export(data):
             notes.add(UNREADABLE_TEXT if data is None else OTHER_JSON, file)
@@ -62,6 +61,8 @@ def read(source: Source) -> Annotations:
                 notes.add("an image that is listed twice: its first annotation counts", said)
             else:
                 found[image] = said, _results(task, notes, said)
+                if "annotations" not in task:
+                    predicted.add(image)
     names = {_label(result) for _, results in found.values() for result in results}
     classes = sorted(names, key=lambda name: (name.casefold(), name))
     images = []
@@ -70,7 +71,7 @@ def read(source: Source) -> Annotations:
         sizes = {(r.get("original_height"), r.get("original_width")) for r in results}
         size = size_of(*sizes.pop()) if len(sizes) == 1 else None
         draw = draw_shapes(shapes, notes, said)
-        images.append(AnnotatedImage(source[image], name_of(image), split_in(image), draw, size))
+        images.append(AnnotatedImage(source[image], name_of(image), split_in(image), draw, size, image in predicted))
     return Annotations(classes, images + rest_unlabeled(source, found), notes)
 
 
@@ -114,8 +115,6 @@ def _results(task: dict, notes: Notes, said: str) -> list[dict]:
     annotations = [a for a in task[key] or [] if isinstance(a, dict) and not a.get("was_cancelled")]
     annotations = [a for a in annotations if a.get("result")]
     annotations.sort(key=lambda annotation: not annotation.get("ground_truth"))
-    if annotations and key == "predictions":
-        notes.add(PREDICTED, said)
     if len(annotations) > 1:
         notes.add(f"several {key} of one image: the ground truth counts, or else the first", said)
     results = []

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from serving.common.predictions import is_predicted
 from training.annotations.contract import AnnotatedImage, Annotations, Notes, size_of
 from training.annotations.raster import Bitmap, Ellipse, Polygon, Shape, box, draw_shapes
 from training.annotations.source import Source, name_of, split_in
@@ -32,7 +33,7 @@ def read(source: Source) -> Annotations:
     """
     notes = Notes()
     found: dict[str, tuple[str, list[dict], tuple[int, int] | None]] = {}
-    for file in tqdm(source.ending(".json"), "labelme", leave=False, disable=None):
+    for file in tqdm(source.saved_first(".json"), "labelme", leave=False, disable=None):
         data = source.json(file)
         if not _is_labelme(data):
             notes.add(UNREADABLE_TEXT if data is None else OTHER_JSON, file)
@@ -59,7 +60,8 @@ def read(source: Source) -> Annotations:
     for image, (file, entries, size) in found.items():
         shapes = [s for entry in entries if (s := _shape(entry, classes.index(str(entry.get("label"))), notes, file))]
         draw = draw_shapes(shapes, notes, file)
-        images.append(AnnotatedImage(source[image], name_of(image), split_in(image), draw, size))
+        predicted = is_predicted(source[file])
+        images.append(AnnotatedImage(source[image], name_of(image), split_in(image), draw, size, predicted))
     return Annotations(classes, images + rest_unlabeled(source, found), notes)
 
 

@@ -11,6 +11,7 @@ from kerasseg.data.folder import usable_name
 from kerasseg.data.imports import ANNOTATIONS
 from serving.common.images import SUFFIXES
 from serving.common.inputs import comparable, printable, read_text
+from serving.common.predictions import is_predicted
 
 SPLIT_FOLDERS = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
@@ -35,15 +36,17 @@ class Source:
     Args:
         path: a folder, or one annotation file; the folder of such a file is then the source, with no other annotation
             file in it.
+        elsewhere: images in other folders, which the annotations may name too.
 
     Attributes:
+        elsewhere: those of them that are not in the source, by their paths from there.
         unusable: files whose names cannot be used, as messages show them.
 
     Raises:
         ValueError: there is nothing at the path.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, elsewhere: Iterable[Path] = ()) -> None:
         given = Path(path)
         if not given.exists():
             raise ValueError(f"nothing found at {given}: give the folder with images and annotations")
@@ -54,6 +57,10 @@ class Source:
         self.files: list[str] = files
         """Paths relative to the folder, with "/"."""
         self.images = [file for file in self.files if PurePosixPath(file).suffix.lower() in SUFFIXES]
+        root = os.path.realpath(self.root)
+        others = [Path(os.path.relpath(os.path.realpath(image), root)).as_posix() for image in elsewhere]
+        self.elsewhere = frozenset(others) - set(self.files)
+        self.images += sorted(self.elsewhere)
         self._exact = set(self.images)
         self._folder = os.path.realpath(self.root)
         self._parsed: tuple[str, Any] = ("", None)
@@ -68,6 +75,10 @@ class Source:
     def ending(self, *suffixes: str) -> list[str]:
         """The files whose names end so, in any letter case."""
         return [file for file in self.files if file.lower().endswith(suffixes)]
+
+    def saved_first(self, *suffixes: str) -> list[str]:
+        """`ending(...)`, with predictions that nobody has corrected last: where an image is in two files, they lose."""
+        return sorted(self.ending(*suffixes), key=lambda file: is_predicted(self[file]))
 
     def find_image(self, said: str, near: Iterable[str] = ()) -> str | None:
         """The image that an annotation file names.

@@ -22,5 +22,5 @@ def rest_unlabeled(source: Source, known: Collection[str]) -> list[AnnotatedImag
     return [
         AnnotatedImage(source[image], name_of(image), split_in(image))
         for image in source.images
-        if image not in known and not is_mask(image)
+        if image not in known and image not in source.elsewhere and not is_mask(image)
     ]

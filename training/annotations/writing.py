@@ -6,7 +6,7 @@ Legend: H, W size of an image; K classes.
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from kerasseg.losses import IGNORE_LABEL
 from kerasseg.visualize import default_palette
 from serving.common.files import naming, write_atomically
 from serving.common.images import index_png, read_file
+from serving.common.inputs import Names
 from training.annotations.contact_sheet import TILE, Tile
 from training.annotations.contract import IGNORED, AnnotatedImage, Annotations, Notes
 
@@ -181,6 +182,48 @@ def write_folder(
     label_maps.rmdir()
     content = {"classes": plan.names, "palette": plan.palette}
     write_atomically(folder / "classes.json", (json.dumps(content, ensure_ascii=False) + "\n").encode())
+
+
+def add_to_folder(
+    folder: Path,
+    building: Path,
+    drawn: Drawn,
+    label_maps: Path,
+    known: Mapping[Path, tuple[str, str]],
+    link: str,
+    notes: Notes,
+) -> None:
+    """Adds images and label maps to a dataset folder, in which nothing is changed.
+
+    An image that is in the folder, by its path or by its name, gets its label map unless it has one. Others are added
+    to the split that the source gives them, or to train.
+
+    Args:
+        folder: the dataset.
+        building: a folder on the same disk, for images until they are whole.
+        label_maps: the folder of `draw_label_maps`.
+        known: the images of the dataset, by their real paths: split and name.
+        link: "copy", "hard" or "symbolic".
+    """
+    by_name = {name: (split, name) for split, name in known.values()}
+    names = Names(by_name)
+    for image, name in zip(drawn.images, drawn.names, strict=True):
+        place = known.get(Path(os.path.realpath(image.path)))
+        if place is None and (found := names.find(name)):
+            place = by_name[found]
+        split, stem = place or (image.split or "train", name)
+        label_map = folder / "labels" / split / f"{stem}.png"
+        if image.draw is not None and label_map.exists():
+            notes.add("an image that has a label map already, which is kept: remove it, to take the new one", stem)
+            continue
+        if place is None:
+            target = folder / "images" / split / f"{name}{image.path.suffix.lower()}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _place(image.path, building / target.name, link)
+            (building / target.name).rename(target)
+        if image.draw is not None:
+            label_map.parent.mkdir(parents=True, exist_ok=True)
+            (label_maps / f"{name}.png").rename(label_map)
 
 
 def _drawn(image: AnnotatedImage, upright: tuple[int, ...]) -> np.ndarray:

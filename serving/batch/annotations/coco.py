@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from serving.batch.annotations.contract import BY, Pieces, Segmented, as_text
+from serving.batch.annotations.contract import Pieces, Segmented, as_text
 from serving.common.areas import coco_rle
 from serving.common.artifact import ModelInfo
+from serving.common.predictions import HEADS
 
 FILE = "coco.json"
-HEAD = f'{{"info": {{"description": "{BY}"'
 
 
 def piece(image: Segmented) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def piece(image: Segmented) -> dict[str, Any]:
 
 def assemble(pieces: Pieces, info: ModelInfo) -> Iterator[str]:
     """The file's text. A category's id is its class number, so 0 is the background of models that have one."""
-    yield f'{HEAD}, "version": {json.dumps(f"{info.name}/{info.version}")}}},\n"licenses": [],\n"categories": '
+    yield f'{HEADS["coco"]}, "version": {json.dumps(f"{info.name}/{info.version}")}}},\n"licenses": [],\n"categories": '
     categories = [{"id": label, "name": name, "supercategory": ""} for label, name in enumerate(info.classes)]
     yield f'{json.dumps(categories)},\n"images": ['
     for number, (name, found) in enumerate(pieces(), 1):

@@ -12,9 +12,6 @@ import numpy as np
 
 from serving.batch.annotations.outlines import Outline, outlines
 
-BY = "predictions of a kerasseg model"
-"""Written at the head of a job's file, which no tool keeps: so what a person has saved is not taken for ours."""
-
 Pieces = Callable[[], Iterable[tuple[str, Any]]]
 """Name of each image and what `piece` said of it, as often as it is called: there may be more than memory holds."""
 

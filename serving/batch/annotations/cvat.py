@@ -6,13 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
-from serving.batch.annotations.contract import BY, Pieces, Segmented, as_text
+from serving.batch.annotations.contract import Pieces, Segmented, as_text
 from serving.common.artifact import ModelInfo
+from serving.common.predictions import HEADS
 
 FILE = "cvat.xml"
-HEAD = (
-    f'<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n<meta>\n<task>\n<name>{BY}</name>'
-)
 LABELS_FILE = "cvat_labels.json"
 
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -39,7 +37,7 @@ def piece(image: Segmented) -> dict[str, Any]:
 
 def assemble(pieces: Pieces, info: ModelInfo) -> Iterator[str]:
     """The file's text. CVAT finds images by their names, and takes labels only from the task."""
-    yield f"{HEAD}\n<labels>\n"
+    yield f"{HEADS['cvat']}\n<labels>\n"
     for name, color in zip(info.classes, info.palette, strict=True):
         yield (
             f"<label><name>{escape(_allowed(name))}</name><color>{_hex(color)}</color><type>any</type>"

@@ -14,14 +14,13 @@ from serving.batch.annotations.contract import Pieces, Segmented
 from serving.batch.manifest import PIECES, EarlierRecords
 from serving.common.artifact import ModelInfo
 from serving.common.files import temporary_file, write_atomically
+from serving.common.predictions import HEADS, begins_as
 
 
 class Tool(Protocol):
     """What the file of each tool has."""
 
     FILE: str
-    HEAD: str
-    """How the tool's file begins if a job has written it."""
 
     def piece(self, image: Segmented) -> dict[str, Any]:
         """What the file will have of an image, as JSON."""
@@ -44,11 +43,8 @@ def require_own(folder: Path, tools: Iterable[str]) -> None:
     """
     for tool in tools:
         path = folder / TOOLS[tool].FILE
-        head = TOOLS[tool].HEAD.encode()
-        if path.is_file():
-            with path.open("rb") as file:
-                if file.read(len(head)) != head:
-                    raise ValueError(f"no batch job has written {path}: rename it, or choose another OUTPUT")
+        if path.is_file() and not begins_as(path, HEADS[tool]):
+            raise ValueError(f"no batch job has written {path}: rename it, or choose another OUTPUT")
 
 
 def write_job_files(

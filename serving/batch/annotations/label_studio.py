@@ -7,12 +7,12 @@ from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
-from serving.batch.annotations.contract import BY, Pieces, Segmented
+from serving.batch.annotations.contract import Pieces, Segmented
 from serving.common.artifact import ModelInfo
 from serving.common.label_studio import brush_results
+from serving.common.predictions import BY
 
 FILE = "label_studio.json"
-HEAD = f'[\n{{"meta": {{"made_by": "{BY}"}}'
 CONFIG_FILE = "label_studio_config.xml"
 
 FROM_NAME, TO_NAME = "label", "image"

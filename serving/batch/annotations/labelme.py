@@ -8,9 +8,7 @@ from typing import Any
 
 from serving.batch.annotations.contract import Segmented, as_text
 from serving.common.images import png
-
-HEAD = '{"version": "5.5.0", "flags": {}, "shapes": ['
-"""In one line, as labelme does not write it: so a file that a person has saved is known."""
+from serving.common.predictions import HEADS, begins_as
 
 
 def contents(image: Segmented, path: Path) -> bytes:
@@ -34,16 +32,12 @@ def contents(image: Segmented, path: Path) -> bytes:
     relative = os.path.relpath(os.path.join(os.path.realpath(folder), name), os.path.realpath(path.parent))
     entries = {"imagePath": as_text(relative), "imageData": None, "imageHeight": height, "imageWidth": width}
     listed = ", ".join(map(json.dumps, shapes))
-    return f"{HEAD}{listed}], {json.dumps(entries)[1:]}\n".encode()
+    return f"{HEADS['labelme']}{listed}], {json.dumps(entries)[1:]}\n".encode()
 
 
 def is_edited(path: Path) -> bool:
     """Whether a person has saved the file: it is there, and not as this module writes it."""
-    try:
-        with path.open("rb") as file:
-            return file.read(len(HEAD)) != HEAD.encode()
-    except OSError:
-        return False
+    return path.is_file() and not begins_as(path, HEADS["labelme"])
 
 
 def _shape(label: str, kind: str, points: list[list[int]]) -> dict[str, Any]:

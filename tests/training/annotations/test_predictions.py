@@ -1,6 +1,8 @@
 """What `serving.batch` writes for annotation tools, read back: the same class for every pixel."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,7 +60,50 @@ def test_the_same_class_for_every_pixel(model, photos, capsys, tool, flags):
         expected = np.array(classes)[expected_labels(image)]
         np.testing.assert_array_equal(np.array(result.classes)[labels_HW], expected, err_msg=image.name)
     assert not any(result.warned(words) for words in ("left out", "clipped", "reach out"))
-    assert result.warned("nobody has corrected") == (tool == "label-studio")
+    assert result.warned("predictions that nobody has corrected are taken as annotation; --predictions skip leaves")
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_predictions_that_nobody_has_saved_can_be_skipped(tmp_path, toy_model, capsys, tool):
+    """Of three images one is saved in the tool: written again in other words, with the same content."""
+    photos = tmp_path / "photos"
+    for index in range(3):
+        save_image(photos / f"{index}.png", seed=index)
+    main(BatchConfig(model=toy_model, input=str(photos), output=photos / "out", write=(tool,)))
+    assert import_(capsys, photos, "--predictions", "skip", out=tmp_path / "none").status == 2
+    saved(photos, tool, "1.png")
+    result = import_(capsys, photos, "--predictions", "skip", "--val", "0", out=tmp_path / "skipped")
+    assert (result.result["images"]["train"], result.status) == ({"images": 3, "labeled": 1}, 2)  # no val
+    assert result.files("labels") == ["train/1.png"]
+    assert not result.warned("nobody has corrected")
+    result = import_(capsys, photos, "--val", "0", out=tmp_path / "used")
+    assert result.result["images"]["train"] == {"images": 3, "labeled": 3}
+    assert result.warned("2 files: 0.png, 2.png: predictions that nobody has corrected are taken as annotation")
+    [used], [skipped] = tmp_path.glob("used/labels/train/1.png"), tmp_path.glob("skipped/labels/train/1.png")
+    assert used.read_bytes() == skipped.read_bytes()
+
+
+def saved(photos, tool, name):
+    """What a person has saved of an image: labelme's file, or an export that has this image only."""
+    if tool == "labelme":
+        path = photos / "out/labelme" / f"{Path(name).stem}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()), indent=2))
+    elif tool == "cvat":
+        text = (photos / "out/cvat.xml").read_text()
+        entry = re.search(rf'<image [^>]*name="{name}".*?</image>', text, re.S)[0]
+        (photos / "zz_export.xml").write_text(f"<annotations><version>1.1</version>{entry}</annotations>")
+    elif tool == "coco":
+        data = json.loads((photos / "out/coco.json").read_text())
+        data["images"] = [image for image in data["images"] if image["file_name"] == name]
+        wanted = data["images"][0]["id"]
+        data["annotations"] = [each for each in data["annotations"] if each["image_id"] == wanted]
+        (photos / "zz_export.json").write_text(json.dumps(data | {"info": {}}))
+    else:
+        [task] = [
+            each for each in json.loads((photos / "out/label_studio.json").read_text()) if name in str(each["data"])
+        ]
+        task["annotations"] = [{"result": task["predictions"][0]["result"]}]
+        (photos / "zz_export.json").write_text(json.dumps([task]))
 
 
 @pytest.mark.parametrize("tool", TOOLS)

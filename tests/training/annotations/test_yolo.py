@@ -36,7 +36,7 @@ def test_polygons_and_names_as_list_or_numbered(source, capsys, names):
     [
         (["train: train.txt", "val: lists/val.txt"], ["train/a.png", "train/c.png", "val/b.png"]),
         (
-            ["path: /home/me/data", "train: [images/x, images/y]", "val: images/z"],
+            ["path: /data/elsewhere", "train: [images/x, images/y]", "val: images/z"],
             ["train/a.png", "train/b.png", "val/c.png"],
         ),
     ],
@@ -46,7 +46,7 @@ def test_data_yaml_names_the_splits(tmp_path, capsys, entries, files):
     for folder, name in zip("xyz", "abc", strict=True):
         image(root / f"images/{folder}/{name}.png")
         write_text(root / f"labels/{folder}/{name}.txt", line(0, 1, 1, 4, 4))
-    write_text(root / "train.txt", "./images/x/a.png", "/home/me/data/images/z/c.png")
+    write_text(root / "train.txt", "./images/x/a.png", "/data/elsewhere/images/z/c.png")
     write_text(root / "lists/val.txt", "images/y/b.png")
     write_text(root / "data.yaml", *entries, "names: [cat]")
     assert [PurePosixPath(file).parts[0] + "/" + file[-5:] for file in import_(capsys, root).files()] == files
