@@ -63,7 +63,9 @@ class Experiment:
 
     def __init__(self, config: LabelNext, seed: int) -> None:
         self.config, self.seed = config, seed
-        self.folder = config.runs / config.dataset.resolve().name
+        settings = f"{config.method}_{config.labeled}_{config.steps}steps"
+        self.folder = config.runs / config.dataset.resolve().name / settings
+        self.label_maps = FolderDataset(config.dataset).label_names("train")
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def train(self, name: str, labeled: object) -> Path:
@@ -88,7 +90,7 @@ class Experiment:
         """The names of the images that are labelled next."""
         labeled = (before / "split/labeled.txt").read_text().split("\n")[:-1]
         if order == "chance":
-            others = sorted(set(FolderDataset(self.config.dataset).label_names("train")) - set(labeled))
+            others = sorted(set(self.label_maps) - set(labeled))
             return random.Random(f"label_next {self.seed}").sample(others, self.config.more)
         model, output = self.folder / f"models/seed{self.seed}", self.folder / f"answers_seed{self.seed}"
         label_maps = self.folder / f"labeled_seed{self.seed}"
@@ -100,8 +102,8 @@ class Experiment:
         images = self.config.dataset / "images/train"
         run("serving.batch", model, images, output, "--write", "--rank", order, "--label-maps", label_maps)
         with (output / "ranking.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        return [Path(row["input"]).stem for row in rows[: self.config.more]]
+            names = [Path(row["input"]).stem for row in csv.DictReader(file)]
+        return [name for name in names if name in self.label_maps][: self.config.more]
 
     def rows(self) -> list[dict[str, Any]]:
         """The scores before, and after each order."""

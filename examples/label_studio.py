@@ -62,6 +62,8 @@ def main():
     parser.add_argument("--label-studio", default="http://localhost:8080")
     parser.add_argument("--token-file", type=Path, required=True)
     args, flags_of_training = parser.parse_known_args()
+    source = args.out / "source"
+    shutil.copytree(args.images, source / "images")  # first: where OUT is there already, nothing begins
     studio = LabelStudio(args.label_studio, args.token_file.read_text().strip())
 
     with urlopen(args.model) as response:  # the model says which labels it knows
@@ -82,8 +84,6 @@ def main():
             annotation = {"result": correct(prediction["result"]), "parent_prediction": prediction["id"]}
             studio.post(f"/api/tasks/{task['id']}/annotations/", annotation)
 
-    source = args.out / "source"
-    shutil.copytree(args.images, source / "images")
     exported = studio.get(f"/api/projects/{project}/export?exportType=JSON&download_all_tasks=true")
     (source / "export.json").write_text(json.dumps(exported))
     # What no mask covers is ignored: somebody threw it away, and nobody said what it is.

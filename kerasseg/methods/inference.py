@@ -34,7 +34,8 @@ def with_features(network: keras.Model, layers: Sequence[str]) -> keras.Model:
         layers: names of those where the backbone ends, the deepest last (`CutSegmenter.features`).
     """
     deepest = tensors_at(network, layers, avoidable=True)[-1]
-    mean = keras.layers.GlobalAveragePooling2D(dtype="float32", name="mean_features")(deepest)
+    # Over height and width, or over tokens.
+    mean = keras.ops.mean(keras.ops.cast(deepest, "float32"), axis=tuple(range(1, len(deepest.shape) - 1)))
     return keras.Model(network.inputs[0], [network.outputs[0], mean], name=network.name)
 
 

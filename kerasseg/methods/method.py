@@ -173,7 +173,7 @@ class Method(FittedModel):
         """
         # Keras takes no array together with a tensor.
         x, size = self.at_working_size(tf.convert_to_tensor(images_BHW3))
-        if features and hasattr(self.segmenter, "features"):
+        if features and hasattr(self.segmenter, "encode"):
             logits, vectors = with_features(self.predictor, self.segmenter.features)(x, training=False)
             logits = tf.cast(logits, tf.float32)
         else:

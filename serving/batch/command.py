@@ -87,7 +87,7 @@ def main(config: BatchConfig) -> dict[str, Any]:
     tools = [kind for kind in config.write if kind in TOOLS]
     require_own(config.output, tools)
     jobs = find_jobs(config.input, config.output, config.recursive)
-    labeled = labeled_among(jobs, config.label_maps) if config.rank else set()
+    labeled = labeled_among(jobs, config.output, config.label_maps) if config.rank else set()
     mine = shard_of(jobs, shard)
     segment_jobs = make_worker(config, artifact, options)
 

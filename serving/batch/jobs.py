@@ -95,11 +95,12 @@ def find_jobs(input: str, output: Path, recursive: bool) -> list[Job]:
     return _name_outputs({source.relative_to(root).as_posix(): source for source in sources})
 
 
-def labeled_among(jobs: Iterable[Job], label_maps: Path | None) -> set[str]:
+def labeled_among(jobs: Iterable[Job], output: Path, label_maps: Path | None) -> set[str]:
     """The names of the images that have a label map.
 
     Args:
         jobs: the images.
+        output: of the job, whose own label maps do not count.
         label_maps: the folder with PNGs of the images' names; None to look where a dataset folder has them: those of
             `images/train` in `labels/train`.
 
@@ -115,6 +116,7 @@ def labeled_among(jobs: Iterable[Job], label_maps: Path | None) -> set[str]:
             parts = Path(job.source).parts
             at = [index for index, part in enumerate(parts[:-1]) if part == "images"]
             places = [Path(*parts[:index], "labels", *parts[index + 1 :]) for index in at]
+            places = [place for place in places if not place.is_relative_to((output / "labels").absolute())]
         else:
             places = [label_maps / job.name]
         if any(names_in(place.parent).find(f"{place.stem}.png") for place in places):

@@ -6,6 +6,7 @@ Shapes: N images, D features.
 import csv
 import io
 import itertools
+import sys
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -55,16 +56,20 @@ def write_ranking(
         def done(names: Iterable[str]) -> Iterator[dict[str, Any]]:
             return (record for record in map(records.find, names) if wanted <= record.items())
 
-        unlabeled = done(name for name in names if name not in labeled)
-        sureness = (
-            (record.get("mean_reliability", record["mean_confidence"]), record["input"]) for record in unlabeled
-        )
+        found = list(done(name for name in names if name not in labeled))
+        if order == "diverse":
+            complete = [record for record in found if _has_features(folder, record)]
+            if missing := len(found) - len(complete):
+                print(f"{missing} images without features are not ranked: do them with --rank diverse", file=sys.stderr)
+            found = complete
+        sureness = ((record.get("mean_reliability", record["mean_confidence"]), record["input"]) for record in found)
         rows: list[tuple] = [(name, round(1 - sure, 6)) for sure, name in sorted(sureness)]
         header = ["input", "uncertainty"]
         if order == "diverse":
             header.append("distance")
             candidates = rows[:CANDIDATES]
-            chosen = _choose(folder, candidates, done(name for name, _ in candidates), done(sorted(labeled)))
+            known = (record for record in done(sorted(labeled)) if _has_features(folder, record))
+            chosen = _choose(folder, candidates, done(name for name, _ in candidates), known)
             rows = [(*candidates[index], round(distance, 6)) for index, distance in chosen] + [
                 (*row, "") for row in rows[CANDIDATES:]
             ]
@@ -122,8 +127,13 @@ def farthest_first(
 
 
 def _distances(features_ND: np.ndarray, others_MD: np.ndarray) -> np.ndarray:
-    """Of each to the nearest of the others, 0..2: 1 less the cosine, float32 (N,)."""
+    """The distance of each to the nearest of the others, 0..2: 1 less the cosine, float32 (N,)."""
     return np.maximum(0.0, 1.0 - (features_ND @ others_MD.T).max(axis=1, initial=-1.0))
+
+
+def _has_features(folder: Path, record: dict[str, Any]) -> bool:
+    """Another shard may have done an image without them, or somebody has deleted them."""
+    return FEATURES in record["outputs"] and (folder / record["outputs"][FEATURES]).is_file()
 
 
 def _features(folder: Path, records: Iterable[dict[str, Any]]) -> np.ndarray:

@@ -5,10 +5,37 @@ Shapes: H, W height and width in pixels.
 
 from collections.abc import Collection, Sequence
 from typing import Any
+from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
+from serving.common.artifact import ModelInfo
 from serving.common.brush_rle import encode_brush
+
+FROM_NAME, TO_NAME = "label", "image"
+"""The names of the tags in `label_config`."""
+
+
+def label_config(info: ModelInfo, kind: str = "BrushLabels") -> str:
+    """A label configuration for a model's classes, to paste into a project's labeling interface.
+
+    Args:
+        info: the model.
+        kind: the tag of the labels, "BrushLabels" or "PolygonLabels".
+    """
+    labels = [
+        f'    <Label value={quoteattr(name)} background="#{red:02x}{green:02x}{blue:02x}"/>'
+        for name, (red, green, blue) in zip(info.classes, info.palette, strict=True)
+    ]
+    lines = [
+        "<View>",
+        f'  <Image name="{TO_NAME}" value="${TO_NAME}" zoom="true" zoomControl="true"/>',
+        f'  <{kind} name="{FROM_NAME}" toName="{TO_NAME}">',
+        *labels,
+        f"  </{kind}>",
+        "</View>",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def brush_results(

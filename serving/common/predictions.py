@@ -1,7 +1,7 @@
 """How the files begin that batch jobs write for annotation tools.
 
-The tools themselves do not write them so: a file that begins otherwise is one that a person has saved. Needs the
-standard library only.
+Neither the tools nor JSON libraries write them so: a file that begins otherwise is one that a person has saved. Needs
+the standard library only.
 """
 
 from pathlib import Path
@@ -9,9 +9,9 @@ from pathlib import Path
 BY = "predictions of a kerasseg model"
 
 HEADS = {
-    # In one line; labelme writes a line for each value.
-    "labelme": '{"version": "5.5.0", "flags": {}, "shapes": [',
-    "coco": f'{{"info": {{"description": "{BY}"',
+    # With spaces that neither the tools nor json.dump write: a script may have corrected a file, too.
+    "labelme": '{ "version": "5.5.0", "flags": {}, "shapes": [',
+    "coco": f'{{ "info": {{"description": "{BY}"',
     "cvat": '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n<meta>\n<task>\n'
     f"<name>{BY}</name>",
     "label-studio": f'[\n{{"meta": {{"made_by": "{BY}"}}',

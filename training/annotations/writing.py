@@ -66,14 +66,14 @@ def plan_classes(annotations: Annotations, rest: str, wanted: ClassTable | None 
     positions: list[str | None] = []
     for name in annotations.classes:
         key = _key(name)
+        if key.strip("_") in IGNORED_NAMES and (wanted is None or key not in kept):
+            annotations.notes.add(f'the pixels of the class "{name}" are ignored, as its name says')
+            positions.append(None)
+            continue
         if wanted is not None and key not in kept:
             raise ValueError(
                 f'the class "{name}" is not in the file of --classes: add it there, or rename it in the tool'
             )
-        if wanted is None and key.strip("_") in IGNORED_NAMES:
-            annotations.notes.add(f'the pixels of the class "{name}" are ignored, as its name says')
-            positions.append(None)
-            continue
         if wanted is None and key in kept and kept[key] != name:
             annotations.notes.add(f'the classes "{kept[key]}" and "{name}" are one: they differ in letter case only')
         kept.setdefault(key, BACKGROUND if key == BACKGROUND and name != name.strip("_") else " ".join(name.split()))

@@ -44,7 +44,9 @@ def require_own(folder: Path, tools: Iterable[str]) -> None:
     for tool in tools:
         path = folder / TOOLS[tool].FILE
         if path.is_file() and not begins_as(path, HEADS[tool]):
-            raise ValueError(f"no batch job has written {path}: rename it, or choose another OUTPUT")
+            raise ValueError(
+                f"{path} cannot be read, or no batch job has written it: rename it, or choose another OUTPUT"
+            )
 
 
 def write_job_files(
@@ -86,7 +88,14 @@ def write_job_files(
                 with temporary_file(folder / writer.FILE) as file:
                     for text in writer.assemble(pieces, info):
                         file.write(text.encode())
+                written.append(folder / writer.FILE)
                 for name, text in writer.extras(info, polygons).items():
-                    write_atomically(folder / name, text.encode())
-                written += [folder / writer.FILE, *(folder / name for name in writer.extras(info, polygons))]
+                    path = folder / name
+                    if path.exists() and path.read_bytes() != text.encode():
+                        print(f"{path} is kept as it is: remove it to get that of this model", file=sys.stderr)
+                        continue
+                    write_atomically(path, text.encode())
+                    written.append(path)
+            else:
+                print(f"{writer.FILE} is not written: every image failed", file=sys.stderr)
     return written

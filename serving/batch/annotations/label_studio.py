@@ -5,18 +5,14 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
-from xml.sax.saxutils import quoteattr
 
 from serving.batch.annotations.contract import Pieces, Segmented
 from serving.common.artifact import ModelInfo
-from serving.common.label_studio import brush_results
+from serving.common.label_studio import FROM_NAME, TO_NAME, brush_results, label_config
 from serving.common.predictions import BY
 
 FILE = "label_studio.json"
 CONFIG_FILE = "label_studio_config.xml"
-
-FROM_NAME, TO_NAME = "label", "image"
-"""The names of the tags in the configuration."""
 
 LOCAL_FILES = "/data/local-files/?d="
 """How Label Studio names a file below its LOCAL_FILES_DOCUMENT_ROOT."""
@@ -73,17 +69,4 @@ def assemble(pieces: Pieces, info: ModelInfo) -> Iterator[str]:
 
 def extras(info: ModelInfo, polygons: bool) -> dict[str, str]:
     """The labelling configuration of a project for these tasks."""
-    kind = "PolygonLabels" if polygons else "BrushLabels"
-    labels = [
-        '    <Label value={} background="#{:02x}{:02x}{:02x}"/>'.format(quoteattr(name), *color)
-        for name, color in zip(info.classes, info.palette, strict=True)
-    ]
-    lines = [
-        "<View>",
-        f'  <Image name="{TO_NAME}" value="${TO_NAME}" zoom="true" zoomControl="true"/>',
-        f'  <{kind} name="{FROM_NAME}" toName="{TO_NAME}">',
-        *labels,
-        f"  </{kind}>",
-        "</View>",
-    ]
-    return {CONFIG_FILE: "\n".join(lines) + "\n"}
+    return {CONFIG_FILE: label_config(info, "PolygonLabels" if polygons else "BrushLabels")}

@@ -8,6 +8,7 @@ polygons have exactly the pixels of the label map.
 Legend: H, W height and width in pixels; E edges, sides of pixels where another label begins; P corners of a polygon.
 """
 
+import math
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
@@ -197,7 +198,7 @@ def _douglas_peucker(points: np.ndarray, tolerance: float) -> np.ndarray:
         along = np.clip(inner @ line / length, 0, 1)
         away = ((inner - along[:, None] * line) ** 2).sum(axis=1)
         farthest = int(np.argmax(away))
-        if away[farthest] > tolerance**2:
+        if math.sqrt(away[farthest]) > tolerance:
             middle = start + 1 + farthest
             kept[middle] = True
             parts += [(start, middle), (middle, end)]

@@ -17,14 +17,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from serving.common.images import load_image
-from serving.common.label_studio import brush_results
+from serving.common.label_studio import brush_results, label_config
 from serving.http.bodies import content_encoding, decompress, received
 from serving.http.label_studio.client import FETCHES, LabelStudio
 from serving.http.label_studio.project import (
     Brush,
     Task,
     contents_of_data_url,
-    label_config,
     read_request,
     read_tasks,
 )

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 from xml.etree import ElementTree
-from xml.sax.saxutils import quoteattr
 
 from serving.common.artifact import ModelInfo
 from serving.http.tensor_codec import MARKS, MAX_JSON_BYTES, MAX_JSON_TOKENS, NUMBERS, read_json
@@ -168,24 +167,6 @@ def read_tasks(request: dict[str, Any]) -> list[Task]:
             raise ValueError(f"the id of a task: expected a whole number, got {shortened(number)}")
         tasks.append(Task(number, require_type(task.get("data"), dict, f"data of task {number}")))
     return tasks
-
-
-def label_config(info: ModelInfo) -> str:
-    """A label configuration for the model, to paste into a project's labeling interface."""
-    labels = [
-        f'    <Label value={quoteattr(name)} background="#{red:02x}{green:02x}{blue:02x}"/>'
-        for name, (red, green, blue) in zip(info.classes, info.palette, strict=True)
-    ]
-    return "\n".join(
-        [
-            "<View>",
-            '  <Image name="image" value="$image" zoom="true"/>',
-            '  <BrushLabels name="brush" toName="image">',
-            *labels,
-            "  </BrushLabels>",
-            "</View>",
-        ]
-    )
 
 
 def contents_of_data_url(address: str, max_bytes: int) -> bytes:

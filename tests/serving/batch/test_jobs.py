@@ -20,9 +20,10 @@ def test_images_with_a_label_map_are_found_by_name(tmp_path):
     touch(*(tmp_path / name for name in (*names, *maps, "labels/train/a\u0308.png")))
     jobs = find_jobs(str(tmp_path), tmp_path / "out", recursive=True)
     jobs = [job for job in jobs if not job.name.startswith("labels")]
-    assert labeled_among(jobs, None) == {name for name in names if name != "other/d.jpg"}
+    assert labeled_among(jobs, tmp_path / "out", None) == {name for name in names if name != "other/d.jpg"}
     touch(tmp_path / "maps/other/d.png")
-    assert labeled_among(jobs, tmp_path / "maps") == {"other/d.jpg"}
+    assert labeled_among(jobs, tmp_path / "out", tmp_path / "maps") == {"other/d.jpg"}
+    assert labeled_among(jobs, tmp_path, None) == set()  # what is in labels are the job's own predictions
 
 
 def touch(*paths):

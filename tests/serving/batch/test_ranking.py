@@ -100,6 +100,19 @@ def test_a_job_without_images_to_label(folder):
         assert path.read_text() == "input,uncertainty,distance\n"
 
 
+def test_images_without_features_are_left_out_and_counted(folder, capsys):
+    """Another shard did one without them, and somebody deleted those of another."""
+    images = {"a": (0.5, 0), "b": (0.6, 90), "c": (0.9, 45), "known": (0.1, 45)}
+    job_of(folder, **images)
+    for name in ("b", "known"):
+        (folder / f"features/{name}.npy").unlink()
+    with Manifest(folder, (2, 2), runs=False) as manifest:
+        manifest.append(record("c", mean_confidence=0.9, outputs={"labels": "labels/c.png"}, finished=1.0))
+    lines = write_ranking(folder, images, {"known"}, ANSWER, "diverse").read_text().splitlines()
+    assert lines == ["input,uncertainty,distance", "a,0.5,1.0"]
+    assert "2 images without features are not ranked: do them with --rank diverse" in capsys.readouterr().err
+
+
 def test_greedy_centers_cover_the_set():
     """Ten neighbours of one clip and one other image: the second choice is the other one, whatever the weights say."""
     angles = np.deg2rad([*np.linspace(0, 2, 10), 80])

@@ -77,6 +77,13 @@ def test_other_images_are_added_and_those_of_the_same_name_are_not(tmp_path, dat
     assert not list(tmp_path.glob(".*"))
 
 
+def test_what_somebody_marks_as_ignored_is_no_class(tmp_path, dataset, capsys):
+    labelme(tmp_path / "source", "new", CAT, polygon("__ignore__", rectangle(3, 4, 5, 6)))
+    result = import_(capsys, tmp_path / "source", "--add", out=dataset)
+    assert result.status == 0
+    np.testing.assert_array_equal(result.labels("new"), drawn((2, 2, 3, 7, 9), (255, 3, 4, 5, 6)))
+
+
 def test_a_label_map_that_is_there_is_kept(tmp_path, dataset, capsys):
     source = tmp_path / "source"
     source.mkdir()

@@ -83,6 +83,27 @@ def test_predictions_that_nobody_has_saved_can_be_skipped(tmp_path, toy_model, c
     assert used.read_bytes() == skipped.read_bytes()
 
 
+@pytest.mark.parametrize("tool", ["labelme", "coco"])
+def test_a_script_may_correct_them_too(tmp_path, toy_model, capsys, tool):
+    """What `json.dump` wrote is not taken for the job's own: neither skipped nor written over."""
+    photos = tmp_path / "photos"
+    save_image(photos / "a.png", seed=1)
+    save_image(photos / "b.png", seed=2)
+    config = BatchConfig(model=toy_model, input=str(photos), output=photos / "out", write=(tool,))
+    main(config)
+    path = photos / ("out/labelme/a.json" if tool == "labelme" else "out/coco.json")
+    path.write_text(json.dumps(json.loads(path.read_text())))
+    before = path.read_bytes()
+    if tool == "labelme":
+        main(config)
+    else:
+        with pytest.raises(ValueError, match="no batch job has written it: rename it"):
+            main(config)
+    assert path.read_bytes() == before
+    result = import_(capsys, photos, "--predictions", "skip", "--val", "0")
+    assert result.files("labels") == (["train/a.png"] if tool == "labelme" else ["train/a.png", "train/b.png"])
+
+
 def saved(photos, tool, name):
     """What a person has saved of an image: labelme's file, or an export that has this image only."""
     if tool == "labelme":
