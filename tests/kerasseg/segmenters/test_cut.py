@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import tests.backbone  # noqa: F401 (the backbone tiny)
 from kerasseg import accumulation
-from kerasseg.methods import ECS, METHODS, MLMT, Latent, UniMatch
+from kerasseg.methods import ECS, METHODS, MLMT, Latent, Supervised, UniMatch
 from kerasseg.segmenters import cut
 from tests.kerasseg.methods import tiny
 
@@ -36,6 +36,25 @@ def test_backbone_and_head_are_the_network():
     np.testing.assert_allclose(segmenter.decode(features, images), logits, rtol=1e-5)
     network.get_layer("bottom").kernel.assign(0 * network.get_layer("bottom").kernel)
     assert not np.allclose(segmenter(images), logits)
+
+
+def test_a_description_of_images_is_the_mean_of_the_deepest_features():
+    """Over height and width, or over tokens; of the network that predicts."""
+    images = np.random.default_rng(0).uniform(0, 255, (2, 8, 10, 3)).astype(np.float32)
+    segmenter = cut(u_net(), *CUTS)
+    method = Supervised(segmenter, average_weights=True)
+    answer = method.infer(images, features=True)
+    np.testing.assert_allclose(answer.features_BD, np.mean(segmenter.encode(images)[-1], axis=(1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(answer.logits_BhwK, segmenter(images), rtol=1e-4, atol=1e-5)
+    assert method.infer(images).features_BD is None
+    assert Supervised(u_net()).infer(images, features=True).features_BD is None
+
+    image = keras.Input((8, 8, 3))
+    tokens = keras.layers.Reshape((4, 48), name="tokens")(image)
+    logits = keras.layers.Dense(16 * tiny.K, name="logits")(tokens)
+    network = cut(keras.Model(image, keras.layers.Reshape((8, 8, tiny.K))(logits)), "tokens")
+    found = Supervised(network).infer(images[:, :, :8], features=True).features_BD
+    np.testing.assert_allclose(found, images[:, :, :8].reshape(2, 4, 48).mean(axis=1), rtol=1e-5)
 
 
 def nested() -> keras.Model:

@@ -73,6 +73,16 @@ def test_one_file_for_all_images_in_the_order_of_their_names(segment, tmp_path):
     assert [label["name"] for label in json.loads((out / "cvat_labels.json").read_text())] == list(CLASSES)
 
 
+def test_a_configuration_that_somebody_has_changed_is_kept(segment, tmp_path, capsys):
+    segment("label-studio", "cvat")
+    for name in ("label_studio_config.xml", "cvat_labels.json"):
+        (tmp_path / "out" / name).write_text("mine")
+        capsys.readouterr()
+        segment("label-studio", "cvat")
+        assert (tmp_path / "out" / name).read_text() == "mine"
+        assert f"{name} is kept as it is: remove it to get that of this model" in capsys.readouterr().err
+
+
 def test_what_is_not_as_it_was_is_done_again_and_the_files_follow(segment, photos, tmp_path):
     segment(*ALL)
     assert segment(*ALL)["written"] == 0

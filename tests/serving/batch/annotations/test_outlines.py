@@ -72,6 +72,13 @@ def test_simplified_neighbours_share_their_border(tolerance):
         assert (padded[row : row + 2 * reach + 1, column : column + 2 * reach + 1] == drawn_HW[row, column]).any()
 
 
+def test_any_tolerance_leaves_the_image_filled():
+    """The corners of the image stay, whatever the number."""
+    found = outlines(waves(), 1e200)
+    times, _ = filled(found, waves().shape)
+    assert (times == 1).all()
+
+
 def test_what_is_smaller_than_the_tolerance_vanishes_into_its_surroundings():
     labels_HW = np.zeros((30, 40), int)
     labels_HW[:, 20:] = 1
