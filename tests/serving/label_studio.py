@@ -72,6 +72,20 @@ class FakeLabelStudio:
         return [path for method, path, _ in self.asked if method == "GET" and path != "/api/current-user/whoami"]
 
 
+class HangingLabelStudio(FakeLabelStudio):
+    """Answers to no question for an image before `go_on` is set; `waiting` have asked meanwhile."""
+
+    def __init__(self):
+        super().__init__()
+        self.go_on = threading.Event()
+        self.waiting = 0
+
+    def authorized(self, method, path, body):
+        self.waiting += 1
+        assert self.go_on.wait(60)
+        return 200, {}, b"image"
+
+
 @contextlib.contextmanager
 def label_studio(kind=FakeLabelStudio):
     fake = kind()

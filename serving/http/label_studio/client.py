@@ -8,17 +8,21 @@ import posixpath
 import re
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 import httptools
 
+from serving.model.batcher import QueueFull
 from serving.service.failures import BadRequest, TooLarge
 
 FETCH_SECONDS = 20.0
-"""The most time that an image may take to arrive, its turn and redirects included."""
+"""The most time that an image may take to arrive, redirects included."""
+
+TURN_SECONDS = 8.0
+"""The most time that an image may wait until it is fetched. With `FETCH_SECONDS` it is less than `--timeout`."""
 
 CHECK_SECONDS = 2.0
 """The most time for the check of the token. Label Studio waits 3 seconds for the answer to /setup."""
@@ -44,8 +48,8 @@ CLOUD = ("s3:", "gs:", "azure-blob:", "azure_spi:")
 
 _PORTS = {"http": 80, "https": 443}
 
-COUNTED_HEADERS = 100
-"""The most headers of an answer."""
+MAX_HEADERS = 100
+"""The most headers that are kept of an answer."""
 
 
 @dataclass
@@ -59,8 +63,14 @@ class _Answer:
     is_whole: bool = False
     too_large: bool = False
 
+    def on_message_begin(self) -> None:
+        """Before it there may have been some with a status below 200, which only inform."""
+        self.headers.clear()
+        self.body.clear()
+        self.is_whole = False
+
     def on_header(self, name: bytes, value: bytes) -> None:
-        if len(self.headers) < COUNTED_HEADERS:
+        if len(self.headers) < MAX_HEADERS:
             self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_body(self, data: bytes) -> None:
@@ -124,10 +134,11 @@ class LabelStudio:
 
         Raises:
             BadRequest, TooLarge: it cannot be had, or is not one of this Label Studio; the message says why.
+            QueueFull: its turn does not come.
             What `count` raises.
         """
         target = self._target(address, task)
-        async with self._patience(FETCH_SECONDS), self._free:
+        async with self._turn(), self._patience(FETCH_SECONDS):
             for _ in range(MAX_REDIRECTS + 1):
                 status, answer = await self._get(target, self.max_bytes, count)
                 if status == 200:
@@ -174,8 +185,10 @@ class LabelStudio:
             origin = parts.scheme, parts.hostname, parts.port or _PORTS.get(parts.scheme)
         except ValueError:
             return False
-        is_path = not parts.scheme and not parts.netloc
-        return is_path or (origin == self._origin and "@" not in parts.netloc)
+        if not parts.scheme and not parts.netloc:
+            return True
+        is_below = f"{parts.path}/".startswith(f"{self._prefix}/")
+        return origin == self._origin and "@" not in parts.netloc and is_below
 
     async def _get(self, target: str, most: int, count: Callable[[int], None]) -> tuple[int, _Answer]:
         for renew in (False, True):
@@ -227,17 +240,33 @@ class LabelStudio:
             while not answer.is_whole and (data := await reader.read(2**16)):
                 before = len(answer.body)
                 parser.feed_data(data)
+                if parser.get_status_code() < 200:
+                    answer.is_whole = False
                 if answer.too_large:
                     raise TooLarge(f"{self.url} sends more than {most} bytes for {_short(target)}")
                 count(len(answer.body) - before)
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             raise ValueError(f"its answer is not HTTP: {error}") from error
         finally:
             writer.close()
         is_framed = "content-length" in answer.headers or "transfer-encoding" in answer.headers
-        if not answer.is_whole and (is_framed or not answer.headers):
+        status = parser.get_status_code()
+        if not answer.is_whole and (is_framed or not answer.headers or status < 200):
             raise ValueError("it ends its answer too early")
-        return parser.get_status_code(), answer
+        return status, answer
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """One of `FETCHES`, that all requests share; QueueFull where none is free for too long."""
+        try:
+            async with asyncio.timeout(TURN_SECONDS):
+                await self._free.acquire()
+        except TimeoutError:
+            raise QueueFull(f"too many images are being fetched from {self.url} at once: try again later") from None
+        try:
+            yield
+        finally:
+            self._free.release()
 
     @contextlib.asynccontextmanager
     async def _patience(self, seconds: float) -> Any:

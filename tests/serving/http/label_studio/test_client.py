@@ -1,15 +1,22 @@
 """Where images are fetched from, and how."""
 
+import asyncio
 import base64
+import contextlib
+import socketserver
+import threading
+import time
 
 import numpy as np
 import pytest
 
 from serving.http.label_studio import client as label_studio_client
+from serving.model.batcher import QueueFull
+from serving.service.failures import BadRequest
 from tests.serving.http.label_studio.requests import CONFIG, masks, predict
 from tests.serving.http_calls import client_of, error_of
 from tests.serving.images import encoded_image, expected_labels
-from tests.serving.label_studio import LEGACY, PERSONAL, label_studio
+from tests.serving.label_studio import LEGACY, PERSONAL, HangingLabelStudio, label_studio
 from tests.serving.servers import running
 
 
@@ -123,6 +130,10 @@ def test_a_label_studio_below_a_path(models, studio, tmp_path):
         for address in (image, f"/ls{image}", f"{studio.url}/ls{image}"):
             assert predict(client, address).status_code == 200
         assert studio.images_asked() == [f"/ls{image}"] * 3
+        for other in (image, f"/lso{image}", f"/{image}"):
+            said = f"only images of {studio.url}/ls are fetched"
+            assert said in error_of(predict(client, f"{studio.url}{other}"), 400)
+        assert len(studio.images_asked()) == 3
         assert "is no address of an image" in error_of(predict(client, "/ls/api/users"), 400)
 
 
@@ -146,6 +157,81 @@ def test_answers_in_chunks_and_until_the_connection_ends(client, studio):
     for name in ("chunks", "end"):
         [result] = predict(client, f"/data/upload/1/{name}.png").json()["results"]
         np.testing.assert_array_equal(masks(result)["sky"], expected_labels(contents) == 0)
+
+
+def answering(*pieces):
+    """The address of a Label Studio that says these bytes to everyone, one after the other."""
+
+    class Says(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.recv(2**16)
+            for number, piece in enumerate(pieces):
+                time.sleep(0.02 * bool(number))  # so that they arrive by themselves
+                self.request.sendall(piece)
+
+    return threaded(socketserver.ThreadingTCPServer(("127.0.0.1", 0), Says))
+
+
+@contextlib.contextmanager
+def threaded(server):
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield "http://{}:{}".format(*server.server_address)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+async def image_at(url):
+    return await label_studio_client.LabelStudio(url, LEGACY, 100).image("/data/upload/1/a.png", 1, lambda _: None)
+
+
+HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nContent-Length: 3\r\n\r\n"
+WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nimage"
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [(HINTS, WHOLE), (HINTS + WHOLE,), (b"HTTP/1.1 100 Continue\r\n\r\n" + HINTS, WHOLE[:30], WHOLE[30:])],
+)
+def test_answers_that_only_inform(pieces):
+    """A proxy before Label Studio may send some before the answer."""
+    with answering(*pieces) as url:
+        assert asyncio.run(image_at(url)) == b"image"
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (HINTS, "it ends its answer too early"),
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", "its answer is not HTTP"),
+    ],
+)
+def test_answers_that_are_none(said, why):
+    with answering(said) as url, pytest.raises(BadRequest, match=why):
+        asyncio.run(image_at(url))
+
+
+def test_a_turn_that_does_not_come(monkeypatch):
+    """Label Studio is not to blame for it, and whoever waits for a turn loses nothing of the time to fetch."""
+    monkeypatch.setattr(label_studio_client, "TURN_SECONDS", 0.05)
+    monkeypatch.setattr(label_studio_client, "FETCHES", 1)
+
+    async def two(fake):
+        both = label_studio_client.LabelStudio(fake.url, LEGACY, 100)
+        images = (both.image("/data/upload/1/a.png", task, lambda _: None) for task in (1, 2))
+        running = [asyncio.ensure_future(image) for image in images]
+        await asyncio.wait([running[1]])
+        fake.go_on.set()
+        return await asyncio.gather(*running, return_exceptions=True)
+
+    with label_studio(HangingLabelStudio) as fake:
+        first, second = asyncio.run(two(fake))
+    assert first == b"image"
+    assert isinstance(second, QueueFull)
+    assert str(second) == f"too many images are being fetched from {fake.url} at once: try again later"
 
 
 def test_a_label_studio_that_is_not_there(models, server_flags):
