@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import threading
+import time
 
 import httpx
 import pytest
@@ -13,8 +14,11 @@ from benchmarks.fuzz import served
 from benchmarks.turns import resident_mib
 from serving.model.engine import usable_cpus
 from tests.serving.grpc_calls import calling, infer_request
+from tests.serving.http_calls import post_head
 from tests.serving.images import encoded
+from tests.serving.label_studio import LEGACY, HangingLabelStudio, label_studio
 from tests.serving.servers import connect, until
+from tests.serving.toy_model import CLASSES
 
 pytestmark = pytest.mark.slow
 
@@ -26,8 +30,18 @@ BOUND = 3 * BODIES + QUEUE * PIXELS * 3 / 2**20 + usable_cpus() * (200 + PIXELS 
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def studio():
+    with label_studio(HangingLabelStudio) as fake:
+        yield fake
+        fake.go_on.set()
+
+
+@pytest.fixture(scope="module")
+def server(studio, tmp_path_factory):
+    token = tmp_path_factory.mktemp("token") / "token"
+    token.write_text(LEGACY)
     flags = {"max-body-mb": BODY, "max-bodies-mb": BODIES, "max-queue": QUEUE, "max-pixels": PIXELS}
+    flags |= {"label-studio-url": studio.url, "label-studio-token-file": token}
     more = [part for flag, value in flags.items() for part in (f"--{flag}", str(value))]
     with served(tmp_path_factory.mktemp("models"), more) as (server, pid, errors):
         server.pid, server.before = pid, resident_mib(pid)
@@ -78,6 +92,26 @@ def test_json(server, thing):
     many = (BODY * 2**20 - 100) // (len(thing) + 1)
     body = f'{{"inputs": [{",".join([thing] * many)}]}}'
     at_once(lambda: post(server, "/v2/models/toy/infer", body), times=4)
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_tasks_whose_images_do_not_come(server, studio, stays):
+    """Whether or not their client waits, only the images' addresses do."""
+    config = (
+        '<View><Image name="i" value="$i"/><BrushLabels name="b" toName="i"><Label value="a"/></BrushLabels></View>'
+    )
+    config = config.replace('"a"', f'"{CLASSES[0]}"')
+    data = {"i": "/data/upload/1/a.png", "more": "x" * (BODY * 2**20 - 1000) + "\U0001f600"}  # 4 bytes each in Python
+    request = {"tasks": [{"id": 1, "data": data}], "label_config": config}
+    body = json.dumps(request, ensure_ascii=False).encode()
+    with contextlib.ExitStack() as waiting:
+        for _ in range(40):
+            raw = waiting.enter_context(connect(server))
+            raw.sendall(post_head("/label-studio/toy/predict", len(body)) + body)
+            time.sleep(0.05)  # so that one is read before the next comes, and none is refused
+            if not stays:
+                raw.close()
+        assert studio.waiting
 
 
 def test_messages_over_grpc(server):

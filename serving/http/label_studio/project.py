@@ -4,6 +4,7 @@ import base64
 import binascii
 import json
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -20,8 +21,16 @@ health took up to 0.15 s next to three clients that sent such requests all the t
 
 FEWER = "select fewer tasks at a time"
 
+NO_BASE64 = "an image in its task is not in base64"
+
 MAX_LABELS = 1000
 """The most labels of a project."""
+
+MAX_ADDRESS = 2**13
+"""Characters of an image's address, unless it holds the image itself. They are kept until the image is there."""
+
+MAX_NAME = 2**8
+"""Characters of a name that answers repeat for each class, or each task."""
 
 _DECODER = json.JSONDecoder(**NUMBERS)
 _TASKS = re.compile(rb'\s*\{\s*"tasks"\s*:\s*\[\s*')
@@ -96,26 +105,84 @@ class Brush:
             )
         return written
 
-    def image_of(self, task: "Task") -> str:
-        """The address of a task's image; ValueError where it has none."""
-        address = task.data.get(self.field)
-        if not isinstance(address, str) or not address:
-            raise ValueError(
-                f"task {task.id}: expected the address of an image in {self.field}, got {shortened(address)}"
-            )
-        return address
-
 
 @dataclass(frozen=True)
 class Task:
-    """A task of a project, as far as it is read."""
+    """A task of a project, as far as it is kept."""
 
     id: int
-    data: dict[str, Any]
+    image: str
+    """The address of its image."""
+    problem: str = ""
+    """Why it has none that can be used."""
+
+    @classmethod
+    def from_json(cls, task: Any, field: str) -> Self:
+        """A task of a request.
+
+        Args:
+            field: name of the entry in its data that has the image's address.
+
+        Raises:
+            ValueError: it has not the right form.
+        """
+        number = require_type(task, dict, "a task").get("id")
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise ValueError(f"the id of a task: expected a whole number, got {shortened(number)}")
+        address = require_type(task.get("data"), dict, f"data of task {number}").get(field)
+        if not isinstance(address, str) or not address:
+            got = shortened(address)
+            return cls(number, "", f"task {number}: expected the address of an image in {field}, got {got}")
+        if is_data_url(address):
+            return cls(number, address) if address.isascii() else cls(number, "", NO_BASE64)
+        if len(address) > MAX_ADDRESS:
+            long = f"the address of an image has {len(address)} characters, at most {MAX_ADDRESS} are read"
+            return cls(number, "", f"task {number}: {long}")
+        return cls(number, address)
 
 
-def read_request(body: bytes) -> dict[str, Any]:
-    """The JSON object of a request; of one that is too large to read, its first task and the label configuration.
+@dataclass(frozen=True)
+class Wanted:
+    """What is kept of a request for predictions while images are fetched."""
+
+    brush: Brush
+    tasks: tuple[Task, ...]
+    is_cut: bool
+    """Whether the request has more tasks, of which Label Studio is to ask one by one."""
+    kept_bytes: int
+    """At least what all that takes."""
+
+    @classmethod
+    def from_request(cls, request: dict[str, Any], is_cut: bool, info: ModelInfo, max_tasks: int) -> Self:
+        """Reads a request.
+
+        Args:
+            request: its JSON.
+            is_cut: whether this is only a part of it.
+            info: the model that it is for.
+            max_tasks: of more tasks, the first is kept.
+
+        Raises:
+            TooLarge: a label configuration of more than `MAX_CONFIG`.
+            ValueError: it has not the right form, or project and model do not fit.
+        """
+        config: Any = request.get("label_config")
+        brush = Brush.from_config(config)
+        for name in (brush.field, brush.from_name, brush.to_name, *brush.written_labels(info).values()):
+            if len(name) > MAX_NAME:
+                raise ValueError(f"{shortened(name)}: a name of {len(name)} characters, at most {MAX_NAME} are taken")
+        given = require_type(request.get("tasks"), list, "tasks")
+        tasks = tuple(Task.from_json(task, brush.field) for task in given)
+        if len(tasks) > max_tasks:
+            tasks, is_cut = tasks[:1], True
+        kept = sum(sys.getsizeof(text) for task in tasks for text in (task.image, task.problem))
+        return cls(brush, tasks, is_cut, kept + 4 * len(config))  # a letter takes 4 bytes at most
+
+
+def read_request(body: bytes) -> tuple[dict[str, Any], bool]:
+    """The JSON object of a request, and whether tasks were left out of it.
+
+    Of one that is too large to read, these are its first task and the label configuration.
 
     Label Studio then sends the tasks one by one (`serving.http.label_studio.endpoints.MAX_TASKS`).
 
@@ -126,25 +193,30 @@ def read_request(body: bytes) -> dict[str, Any]:
     try:
         if len(body) > MAX_JSON_BYTES:
             raise TooLarge(f"{len(body)} bytes of JSON, at most {MAX_JSON_BYTES} are read: {FEWER}")
-        return require_type(read_json(body, MAX_JSON_TOKENS, FEWER), dict, "the request")
+        return require_type(read_json(body, MAX_JSON_TOKENS, FEWER), dict, "the request"), False
     except TooLarge:
         if (first := _first_task(body)) is None:
             raise
         return first
 
 
-def _first_task(body: bytes) -> dict[str, Any] | None:
-    """What a request holds that begins with its tasks; None where it does not, or the first is too large itself."""
+def _first_task(body: bytes) -> tuple[dict[str, Any], bool] | None:
+    """What a request holds that begins with its tasks, and whether there are others.
+
+    None where it does not begin with them, or the first is too large itself.
+    """
     start, at = _TASKS.match(body), body.rfind(b'"label_config"')
     config = _CONFIG.match(body, at) if at >= 0 else None
     if not start or not config:
         return None
     try:
-        task, _ = _DECODER.raw_decode(_readable(body, start.end()))
+        readable = _readable(body, start.end())
+        task, end = _DECODER.raw_decode(readable)
         text, _ = _DECODER.raw_decode(_readable(body, config.end()))
     except (ValueError, RecursionError):
         return None
-    return {"tasks": [task], "label_config": text}
+    is_alone = readable[end : end + 100].lstrip().startswith("]")
+    return {"tasks": [task], "label_config": text}, not is_alone
 
 
 def _readable(body: bytes, start: int) -> str:
@@ -158,15 +230,9 @@ def _readable(body: bytes, start: int) -> str:
     return body[start:end].decode("utf-8", "ignore")  # the end may lie within a letter
 
 
-def read_tasks(request: dict[str, Any]) -> list[Task]:
-    """The tasks of a request for predictions; ValueError where it has none of the right form."""
-    tasks = []
-    for task in require_type(request.get("tasks"), list, "tasks"):
-        number = require_type(task, dict, "a task").get("id")
-        if not isinstance(number, int) or isinstance(number, bool):
-            raise ValueError(f"the id of a task: expected a whole number, got {shortened(number)}")
-        tasks.append(Task(number, require_type(task.get("data"), dict, f"data of task {number}")))
-    return tasks
+def is_data_url(address: str) -> bool:
+    """Whether an address holds the image itself."""
+    return address.startswith("data:")
 
 
 def contents_of_data_url(address: str, max_bytes: int) -> bytes:
@@ -178,13 +244,13 @@ def contents_of_data_url(address: str, max_bytes: int) -> bytes:
     """
     head, _, data = address.partition(",")
     if not head.lower().endswith(";base64"):
-        raise ValueError(f"an image in its task is not in base64: {shortened(head)}")
+        raise ValueError(f"{NO_BASE64}: {shortened(head)}")
     if len(data) > max_bytes // 3 * 4 + 4:
         raise TooLarge(f"an image in its task has more than {max_bytes} bytes")
     try:
         return base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ValueError(f"an image in its task is not in base64: {error}") from error
+        raise ValueError(f"{NO_BASE64}: {error}") from error
 
 
 def _listed(names: Sequence[str]) -> str:

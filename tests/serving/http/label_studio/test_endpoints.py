@@ -4,18 +4,23 @@ import base64
 import http.client
 import io
 import json
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from serving import run
+from serving.common.label_studio import brush_results
 from serving.http.label_studio import client as label_studio_client
 from serving.http.label_studio import endpoints, project
+from serving.service.limits import RequestLimits
 from tests.serving.http.label_studio.requests import BRUSH, CLASSES, CONFIG, RECORDED, masks, predict, send
 from tests.serving.http_calls import client_of, error_of, post_head
 from tests.serving.images import encoded, encoded_image, expected_labels
+from tests.serving.label_studio import HangingLabelStudio, label_studio
 from tests.serving.servers import connect, running, until
 
 
@@ -198,6 +203,48 @@ def test_more_tasks_are_answered_one_by_one(client, studio, asked):
     assert asked() == [good]
 
 
+def test_a_first_task_that_fails_leaves_the_project(client, studio):
+    """Label Studio gives up after a 400, and goes on task by task after one prediction, whatever is in it."""
+    good, gone = "/data/upload/1/e8a1e3ac-0001TP_006720.jpg", "/data/upload/1/gone.jpg"
+    [result] = predict(client, gone, *[good] * endpoints.MAX_TASKS).json()["results"]
+    assert f"task 1: {studio.url} answers 404 to {gone}" in result["error"]
+    first, *others = [{"id": number, "data": {"image": gone}, "meta": "x" * 2**23} for number in range(1, 4)]
+    [result] = client.post(
+        "/label-studio/rec/predict", content=json.dumps({"tasks": [first, *others], "label_config": CONFIG})
+    ).json()["results"]
+    assert f"task 1: {studio.url} answers 404 to {gone}" in result["error"]
+    alone = {"tasks": [first], "params": "x" * 2**23, "label_config": CONFIG}
+    assert "answers 404" in error_of(client.post("/label-studio/rec/predict", content=json.dumps(alone)), 400)
+
+
+def test_large_answers_hold_one_prediction(client, asked, monkeypatch):
+    good = "/data/upload/1/e8a1e3ac-0001TP_006720.jpg"
+    [alone] = predict(client, good).json()["results"]
+    assert len(predict(client, good, good).json()["results"]) == 2
+    monkeypatch.setattr(endpoints, "MAX_ANSWER", 100)
+    assert predict(client, good, good).json()["results"] == [alone]
+    asked()
+    predict(client, *[good] * 16)
+    assert len(asked()) < 3 + 16
+
+
+def test_predictions_of_many_run_lengths(model_info):
+    """They are written as bytes, and no list of strings is made of their numbers."""
+    labels_HW = np.random.default_rng(0).integers(0, 4, (512, 512), np.uint8)
+    config = CONFIG.replace(BRUSH, BRUSH.replace("<Label", '<Label value="Pole é"  alias="pole"/><Label'))
+    codec = endpoints.LabelStudioCodec(project.Brush.from_config(config), RequestLimits())
+    answer = SimpleNamespace(outputs={"labels": labels_HW[None], "confidence": np.float32([0.25])})
+    written = codec.encode(SimpleNamespace(info=model_info), None, answer)
+    wanted = brush_results(labels_HW, ["sky", "", "Pole é", ""], from_name="tag", to_name="image", leave_out={1, 3})
+    assert isinstance(written, bytes)
+    assert json.loads(written) == {"result": wanted, "score": 0.25, "model_version": "rec/1"}
+
+
+@pytest.fixture
+def model_info(server):
+    return server.repository.get("rec").info
+
+
 def test_requests_that_are_too_large_to_read(client, studio, asked):
     """A thousand tasks as Label Studio writes them, and with masks. The first is answered, so that it sends each."""
 
@@ -243,6 +290,56 @@ def test_limits(models, studio, server_flags, monkeypatch):
         monkeypatch.setattr(label_studio_client, "FETCH_SECONDS", 0.0)
         assert "does not answer within 0 seconds" in error_of(predict(client, "/data/upload/1/wide.png"), 400)
         assert server.service._held_bytes == 0
+
+
+@pytest.fixture
+def hanging():
+    with label_studio(HangingLabelStudio) as fake:
+        yield fake
+        fake.go_on.set()
+
+
+def test_what_is_kept_while_images_are_fetched(models, server_flags, hanging):
+    """Only bodies are counted, and images within tasks."""
+    flags = server_flags | {"label_studio_url": hanging.url}
+    tasks = [
+        {"id": number, "data": {"image": f"/data/upload/1/{number}.jpg", "junk": "x" * 10**6}} for number in (1, 2)
+    ]
+    embedded = {"id": 3, "data": {"image": f"data:image/png;base64,{'A' * 10**6}"}}
+
+    def while_fetching(tasks):
+        body = json.dumps({"tasks": tasks, "label_config": CONFIG}).encode()
+        before = tracemalloc.get_traced_memory()[0]
+        raw = connect(server)
+        raw.sendall(post_head("/label-studio/rec/predict", len(body)) + body)
+        del body
+        until(lambda: hanging.waiting)
+        return raw, server.service._held_bytes, tracemalloc.get_traced_memory()[0] - before
+
+    with running(models, **flags) as server, client_of(server) as client:
+        tracemalloc.start()
+        raw, counted, taken = while_fetching(tasks)
+        assert 0 < counted < 2**13
+        assert taken < 10**6
+        raw.close()  # nobody waits for these images any more
+        until(lambda: 'reason="CANCELED",version="1"} 2.0' in client.get("/metrics").text)
+        assert server.service._held_bytes == 0
+        hanging.waiting = 0
+        raw, counted, taken = while_fetching([tasks[0], embedded])
+        tracemalloc.stop()
+        assert 10**6 < counted < 3 * 10**6
+        raw.close()
+        until(lambda: server.service._held_bytes == 0)
+        hanging.go_on.set()
+
+
+def test_long_names(client):
+    long = "x" * (project.MAX_NAME + 1)
+    for config in (CONFIG.replace("tag", long), CONFIG.replace('"sky"', f'"{long}" alias="sky"')):
+        answer = predict(client, "/data/upload/1/a.png", config=config)
+        assert "a name of 257 characters, at most 256 are taken" in error_of(answer, 400)
+    long = "/data/upload/1/" + "x" * project.MAX_ADDRESS
+    assert "the address of an image has 8207 characters" in error_of(predict(client, long), 400)
 
 
 def test_tasks_are_counted_as_requests_for_images(models, server_flags):
