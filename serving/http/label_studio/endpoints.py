@@ -304,5 +304,5 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, R]) -> R:
     finally:
         watching.cancel()
         running.cancel()
-        await asyncio.wait((running,))  # what it counts is let go by then
+        await asyncio.wait((running,))  # until what it counts is let go
         del running, watching  # an error holds this frame, and they the error
