@@ -72,10 +72,10 @@ class ImportConfig:
     """A dataset's classes.json: its names, numbers and colours are kept, also of classes without annotation."""
 
     val: float = 0.2
-    """Share of the labelled images for validation, 0..1, where the source has no split of its own."""
+    """Share of the labelled images for validation, 0..1, where the source has no split of its own. Not with --add."""
 
     test: float = 0.0
-    """Share of the labelled images for test, 0..1, where the source has none."""
+    """Share of the labelled images for test, 0..1, where the source has none. Not with --add."""
 
     seed: int = 0
     """Seed of the choice of images for validation and test."""

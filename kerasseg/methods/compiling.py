@@ -149,9 +149,14 @@ class CompiledModel(BuiltModel):
             kwargs: `run_eagerly` and so on, as `keras.Model.compile` takes them.
 
         Raises:
-            ValueError: for a network that is not there, or a loss.
+            ValueError: for a network that is not there, a loss, or `jit_compile` with a working size.
         """
         require_own_losses(self, loss, kwargs)
+        if jit_compile and self.config.working_size is not None:
+            raise ValueError(
+                "XLA cannot compile how images are brought to the working size and back: leave jit_compile out, or make "
+                "the method with working_size=None"
+            )
         if getattr(self.config, "freeze_batch_norm", False):
             for layer in self.batch_norms(self.segmenting):
                 layer.trainable = False

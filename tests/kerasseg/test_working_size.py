@@ -138,3 +138,10 @@ def test_every_method_takes_a_working_size_of_at_least_a_pixel(name):
     assert METHODS[name].make_config({"working_size": 480}).working_size == 480
     with pytest.raises(ValueError, match="working_size must be at least 1 pixel, or None; got 0"):
         METHODS[name].make_config({"working_size": 0})
+
+
+def test_xla_is_refused_where_it_cannot_compile_the_working_size():
+    method = Supervised(tiny.segmenter(), working_size=32)
+    with pytest.raises(ValueError, match="XLA cannot compile .* leave jit_compile out, or make the method with"):
+        method.compile(jit_compile=True)
+    Supervised(tiny.segmenter()).compile(jit_compile=True)
