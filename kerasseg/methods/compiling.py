@@ -154,8 +154,8 @@ class CompiledModel(BuiltModel):
         require_own_losses(self, loss, kwargs)
         if jit_compile and self.config.working_size is not None:
             raise ValueError(
-                "XLA cannot compile how images are brought to the working size and back: leave jit_compile out, or make "
-                "the method with working_size=None"
+                "XLA cannot compile how images are brought to the working size and back: leave jit_compile out, or "
+                "make the method with working_size=None"
             )
         if getattr(self.config, "freeze_batch_norm", False):
             for layer in self.batch_norms(self.segmenting):
