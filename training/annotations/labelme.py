@@ -3,6 +3,7 @@
 import base64
 import binascii
 import io
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from serving.common.predictions import is_predicted
 from training.annotations.contract import AnnotatedImage, Annotations, Notes, size_of
-from training.annotations.raster import Bitmap, Ellipse, Polygon, Shape, box, draw_shapes
+from training.annotations.raster import Bitmap, Ellipse, Polygon, Shape, box, draw_shapes, encloses
 from training.annotations.source import Source, name_of, split_in
 from training.annotations.words import MISSING, NO_AREA, OTHER_JSON, TOO_FEW, UNREADABLE_TEXT, rest_unlabeled
 
@@ -58,8 +59,7 @@ def read(source: Source) -> Annotations:
     classes = sorted(names, key=lambda name: (name.casefold(), name))
     images = []
     for image, (file, entries, size) in found.items():
-        shapes = [s for entry in entries if (s := _shape(entry, classes.index(str(entry.get("label"))), notes, file))]
-        draw = draw_shapes(shapes, notes, file)
+        draw = draw_shapes(_shapes(entries, classes, notes, file), notes, file)
         predicted = is_predicted(source[file])
         images.append(AnnotatedImage(source[image], name_of(image), split_in(image), draw, size, predicted))
     return Annotations(classes, images + rest_unlabeled(source, found), notes)
@@ -67,6 +67,28 @@ def read(source: Source) -> Annotations:
 
 def _is_labelme(data: Any) -> bool:
     return isinstance(data, dict) and isinstance(data.get("shapes"), list) and "imagePath" in data
+
+
+def _shapes(entries: list[dict], classes: list[str], notes: Notes, file: str) -> list[Shape]:
+    """The shapes of a file. A polygon inside of another one of its label and group is a hole in that one, or an island
+    in such a hole: drawn as a part of it, it would change nothing."""
+    shapes: dict[int, Shape] = {}
+    groups = defaultdict(list)
+    for number, entry in enumerate(entries):
+        shape = _shape(entry, classes.index(str(entry.get("label"))), notes, file)
+        if shape:
+            shapes[number] = shape
+            if isinstance(shape, Polygon) and entry.get("group_id") is not None:
+                groups[shape.label, str(entry["group_id"])].append((number, shape.points))
+    for group in groups.values():
+        around = {n: [m for m, ring in group if m != n and encloses(ring, points)] for n, points in group}
+        for number, points in group:
+            for outermost in (m for m in around[number] if not around[m]):
+                outer = shapes[outermost]
+                assert isinstance(outer, Polygon)
+                shapes[outermost] = outer.with_hole(points)
+                shapes.pop(number, None)
+    return list(shapes.values())
 
 
 def _shape(entry: dict, label: int, notes: Notes, file: str) -> Shape | None:

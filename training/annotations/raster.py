@@ -8,7 +8,7 @@ Legend: H, W size of an image; x to the right, y down, in pixels from the corner
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -37,6 +37,11 @@ class Polygon:
 
     def scaled(self, height: int, width: int) -> np.ndarray:
         return self.points * (width, height) if self.relative else self.points
+
+    def with_hole(self, ring: np.ndarray) -> "Polygon":
+        """The polygon less another one within it, whose points are (M, 2): joined by a slit that is walked twice, which
+        has no pixel by the even-odd rule."""
+        return replace(self, points=np.concatenate([self.points, self.points[:1], ring, ring[:1], self.points[:1]]))
 
     def reaches_out(self, height: int, width: int) -> bool:
         points = self.scaled(height, width)
@@ -132,6 +137,21 @@ def fill_polygon(points: np.ndarray, height: int, width: int) -> Window:
     crossings = np.bincount((rows - top) * shape[1] + columns - left, minlength=shape[0] * shape[1]).reshape(shape)
     inside = (np.cumsum(crossings, axis=1) % 2).astype(bool)[:, :-1]  # nothing is inside right of the last crossing
     return slice(top, top + shape[0]), slice(left, left + shape[1] - 1), inside
+
+
+def encloses(ring: np.ndarray, points: np.ndarray) -> bool:
+    """Whether all points lie inside of a polygon by the even-odd rule.
+
+    Args:
+        ring: float (N, 2) of x and y.
+        points: float (M, 2).
+    """
+    x, y = points.T[..., np.newaxis]
+    (x0, y0), (x1, y1) = ring.T, np.roll(ring, -1, axis=0).T
+    crossed = (y0 <= y) != (y1 <= y)
+    slope = (x1 - x0) / np.where(y1 == y0, 1, y1 - y0)
+    to_the_right = crossed & (x < x0 + (y - y0) * slope)
+    return bool((to_the_right.sum(axis=1) % 2).all())
 
 
 def draw_shapes(shapes: Sequence[Shape], notes: Notes, file: str) -> Draw | None:

@@ -38,6 +38,26 @@ def test_polygons_rectangles_and_circles_in_the_order_of_the_file(source, capsys
     assert result.result["images"] == {"train": {"images": 2, "labeled": 2}, "val": {"images": 1, "labeled": 1}}
 
 
+def test_polygons_of_one_group_have_holes_and_islands(source, capsys):
+    def ring(*corners: int, group: object = 1, label: str = "dog") -> dict:
+        return polygon(label, rectangle(*corners), group_id=group)
+
+    shapes = [
+        ring(3, 3, 7, 7),  # the hole comes first
+        ring(1, 1, 10, 10),
+        ring(4, 4, 5, 5),  # an island in it
+        ring(8, 2, 9, 4, group=2),  # inside, of another group
+        ring(8, 6, 9, 8, label="cat"),  # of another label
+        ring(12, 1, 14, 3),  # of the group, apart
+        ring(13, 2, 15, 4),  # of the group, crossing that one
+    ]
+    labelme(source, "holes", *shapes)
+    expected = drawn(
+        (2, 1, 1, 10, 10), (0, 3, 3, 7, 7), (2, 4, 4, 5, 5), (1, 8, 6, 9, 8), (2, 12, 1, 14, 3), (2, 13, 2, 15, 4)
+    )
+    np.testing.assert_array_equal(import_(capsys, source).labels("holes"), expected)
+
+
 def test_a_brush_mask_lies_where_its_box_is(source, capsys):
     mask = np.array([[1, 0, 1], [1, 1, 0]], bool)
     buffer = io.BytesIO()
