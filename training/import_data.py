@@ -21,6 +21,7 @@ from kerasseg.checks import require, require_choices
 from kerasseg.data.check import inspect_folder
 from kerasseg.data.folder import list_pairs, read_classes
 from kerasseg.data.inspection import Inspection
+from kerasseg.losses import IGNORE_LABEL
 from serving.common import cli
 from serving.common.files import write_atomically
 from serving.common.images import png
@@ -101,6 +102,7 @@ def main(config: ImportConfig) -> dict:
     out = Path(config.out)
     known: dict[Path, tuple[str, str]] = {}
     if config.add:
+        require(config.classes is None, f"--add keeps the classes of {out}: leave out --classes")
         require((out / "classes.json").is_file(), f"--add needs a dataset folder with classes.json; {out} has none")
         known = {
             Path(os.path.realpath(path)): (split, name)
@@ -115,9 +117,14 @@ def main(config: ImportConfig) -> dict:
         f"{out} lies in {source.root}, in which nothing is changed: choose an OUT outside of it",
     )
     wanted = None
-    if classes := str(out / "classes.json") if config.add and config.classes is None else config.classes:
+    if classes := str(out / "classes.json") if config.add else config.classes:
         wanted = read_classes(Path(classes))
         require(wanted is not None, f"--classes {classes} is not there: name a dataset folder's classes.json")
+        assert wanted is not None
+        require(
+            not config.add or wanted.ignore_label == IGNORE_LABEL,
+            f"{classes} has another ignore_label than {IGNORE_LABEL}, which --add writes: import into a new folder",
+        )
     format, annotations = read_source(source, config.format)
     notes = annotations.notes
     for name in source.unusable:

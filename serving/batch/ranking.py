@@ -56,13 +56,14 @@ def write_ranking(
         def done(names: Iterable[str]) -> Iterator[dict[str, Any]]:
             return (record for record in map(records.find, names) if wanted <= record.items())
 
-        found = list(done(name for name in names if name not in labeled))
-        if order == "diverse":
-            complete = [record for record in found if _has_features(folder, record)]
-            if missing := len(found) - len(complete):
-                print(f"{missing} images without features are not ranked: do them with --rank diverse", file=sys.stderr)
-            found = complete
-        sureness = ((record.get("mean_reliability", record["mean_confidence"]), record["input"]) for record in found)
+        sureness, missing = [], 0  # no records: there may be a million
+        for record in done(name for name in names if name not in labeled):
+            if order == "diverse" and not _has_features(folder, record):
+                missing += 1
+            else:
+                sureness.append((record.get("mean_reliability", record["mean_confidence"]), record["input"]))
+        if missing:
+            print(f"{missing} images without features are not ranked: do them with --rank diverse", file=sys.stderr)
         rows: list[tuple] = [(name, round(1 - sure, 6)) for sure, name in sorted(sureness)]
         header = ["input", "uncertainty"]
         if order == "diverse":

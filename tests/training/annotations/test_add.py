@@ -96,6 +96,22 @@ def test_a_label_map_that_is_there_is_kept(tmp_path, dataset, capsys):
     assert before.items() <= contents(dataset).items()
 
 
+def test_another_table_of_classes_is_refused(tmp_path, dataset, capsys):
+    """Its numbers would be wrong in this dataset."""
+    labelme(tmp_path / "source", "new", CAT)
+    (tmp_path / "other").mkdir()
+    write_classes(tmp_path / "other", classes=["cat"])
+    before = contents(dataset)
+    result = import_(
+        capsys, tmp_path / "source", "--add", "--classes", str(tmp_path / "other/classes.json"), out=dataset
+    )
+    assert result.status == 2 and "leave out --classes" in result.lines[-1]
+    write_classes(dataset, classes=["background", "dog", "cat"], ignore_label=9)
+    result = import_(capsys, tmp_path / "source", "--add", out=dataset)
+    assert result.status == 2 and "has another ignore_label than 255, which --add writes" in result.lines[-1]
+    assert set(contents(dataset)) == set(before)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
