@@ -280,7 +280,7 @@ def settings_now(config: Comparison, training: Training) -> dict[str, Any]:
     flags["average_weights"] = training.method == BASELINE
     run = dataclasses.replace(with_groups(recipe, fields), **flags)
     values = {entry.name: getattr(run, entry.name) for entry in dataclasses.fields(RunConfig)}
-    values["rates"] = run.rates or fitting_rates(SEGMENTERS[run.segmenter], run.crop, run.output_stride)
+    values["rates"] = run.rates or fitting_rates(SEGMENTERS[run.segmenter], run.crop, run.stride)
     data = TrainingData(config.count(training.labeled), run.crop)
     groups = METHODS[training.method].with_data(run.method_fields, data)
     if needs := training.needs(config):

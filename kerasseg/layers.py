@@ -15,6 +15,10 @@ from kerasseg.checks import require_one_of
 register = keras.saving.register_keras_serializable(package="kerasseg")
 
 
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation of ImageNet's pixels, RGB in 0..1."""
+
+
 @register
 class PixelNormalization(keras.layers.Layer):
     """RGB pixels in 0..255 to what the backbone was pretrained on.
@@ -23,10 +27,11 @@ class PixelNormalization(keras.layers.Layer):
 
     Args:
         scheme: `"tf"` for -1..1 (MobileNetV2), `"caffe"` for BGR minus the ImageNet mean (`keras.applications`
-            ResNets), `"unit"` for 0..1 (keras-cv ResNets).
+            ResNets), `"unit"` for 0..1 (keras-cv ResNets), `"torch"` for RGB with ImageNet's mean 0 and deviation 1
+            (ConvNeXt, DenseNet), `"tf128"` for -1..0.99 (EfficientNetV2-S).
     """
 
-    SCHEMES = ("tf", "caffe", "unit")
+    SCHEMES = ("tf", "caffe", "unit", "torch", "tf128")
 
     def __init__(self, scheme: str, **kwargs):
         super().__init__(**kwargs)
@@ -39,6 +44,13 @@ class PixelNormalization(keras.layers.Layer):
             return image_BHWC / 127.5 - 1.0
         if self.scheme == "unit":
             return image_BHWC / 255.0
+        if self.scheme == "tf128":
+            return image_BHWC / 128.0 - 1.0
+        if self.scheme == "torch":
+            mean_RGB, deviation_RGB = (
+                tf.constant([255.0 * share for share in shares], self.compute_dtype) for shares in IMAGENET
+            )
+            return (image_BHWC - mean_RGB) / deviation_RGB
         mean_BGR = tf.constant([103.939, 116.779, 123.68], self.compute_dtype)
         return image_BHWC[..., ::-1] - mean_BGR
 

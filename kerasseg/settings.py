@@ -1,17 +1,18 @@
 """The settings that decide a training, in groups: recipes fill them in, and they are flags of `training.run`."""
 
 import dataclasses
+import inspect
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import tensorflow as tf
 
-from kerasseg.checks import require_choices, require_one_of
+from kerasseg.checks import require_choices
 from kerasseg.data import Augmentation, Dataset, ShrunkDataset, Split, auto_size, train_dataset
 from kerasseg.data.shrunk import at_working_size
 from kerasseg.data.weighting import parse_class_weights, resolve_class_weights
 from kerasseg.methods import Method, MethodConfig, TrainingData, find_method
-from kerasseg.segmenters import BACKBONES, SEGMENTERS, Segmenter, SegmenterName, build_segmenter, fitting_rates
+from kerasseg.segmenters import SEGMENTERS, Segmenter, SegmenterName, build_segmenter, fitting_rates
 
 ProtocolName = Literal["native", "multiscale_flip", "sliding_window", "resized"]
 """How a run is measured (`training.protocols`)."""
@@ -85,9 +86,10 @@ class NetworkSettings(Settings):
     segmenter: SegmenterName = "deeplab_v3plus"
     """The head, with its decoder, on the backbone."""
     backbone: str = "mobilenet_v2"
-    """mobilenet_v2, mobilenet_v2_c4 (without the last stage), resnet34, resnet50 or resnet101."""
+    """The image network, such as mobilenet_v2, resnet50 or convnext_tiny; --list-backbones has all."""
     output_stride: Literal[8, 16] = 16
-    """Stride of the backbone's last map, pixels; 8 for finer maps and slower training."""
+    """For DeepLab's heads: stride of the backbone's last map, pixels; 8 for finer maps and slower training. Backbones
+    that cannot be dilated keep their own."""
     head_channels: int | None = None
     """Width of deeplab_v3plus' head; None for the paper's 256. deeplab_v2's head has no width."""
     head_dropout: float = 0.1
@@ -101,9 +103,14 @@ class NetworkSettings(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        require_one_of("--backbone", self.backbone, BACKBONES)  # no Literal: a program may add its own
+        _ = self.stride  # checks the backbone, and whether the segmenter fits it
         if not 0 <= self.head_dropout < 1:
             raise ValueError(f"--head-dropout must be in 0..1 (below 1); got {self.head_dropout}")
+
+    @property
+    def stride(self) -> int:
+        """Stride of the backbone's last features, pixels."""
+        return SEGMENTERS[self.segmenter].stride_on(self.backbone, self.output_stride)
 
     def build_segmenter(self, num_classes: int, crop: tuple[int, int], weights: str | None = None) -> Segmenter:
         """The segmenter.
@@ -113,12 +120,14 @@ class NetworkSettings(Settings):
             crop: height and width of the training crops, pixels; the head's rates must fit it.
             weights: instead of the setting.
         """
+        segmenter = SEGMENTERS[self.segmenter]
         head: dict[str, Any] = {
-            "rates": self.rates or fitting_rates(SEGMENTERS[self.segmenter], crop, self.output_stride)
+            "rates": self.rates or fitting_rates(segmenter, crop, self.stride),
+            "head_channels": self.head_channels,
+            "head_dropout": self.head_dropout,
         }
-        if self.segmenter == "deeplab_v3plus":
-            head |= {"head_dropout": self.head_dropout}
-            head |= {} if self.head_channels is None else {"head_channels": self.head_channels}
+        known = inspect.signature(segmenter.build_head).parameters
+        head = {name: value for name, value in head.items() if name in known and value is not None}
         return build_segmenter(
             self.segmenter,
             backbone=self.backbone,

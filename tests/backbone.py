@@ -16,4 +16,4 @@ def build(weights: str | None) -> keras.Model:
     return keras.Model(image, x)
 
 
-BACKBONES["tiny"] = BackboneSpec(build, low_level="low", high_level="high", pixels="tf")
+BACKBONES["tiny"] = BackboneSpec(build, pixels="tf")

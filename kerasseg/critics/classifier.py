@@ -19,8 +19,9 @@ def build_classifier(backbone: str, num_classes: int, weights: str = "none", nam
     The last layer starts from zeros: an untrained classifier gives every class 0.5, and rules none out.
     """
     image_BHW3 = keras.Input((None, None, 3), name="image")
-    x = PixelNormalization(backbone_spec(backbone).pixels, name="pixels")(image_BHW3)
-    x = PadToMultiple(STRIDE, name="pad")(x)
+    spec = backbone_spec(backbone)
+    x = PixelNormalization(spec.pixels, name="pixels")(image_BHW3)
+    x = PadToMultiple(spec.stride_of(STRIDE), name="pad")(x)
     features = build_backbone(backbone, STRIDE, weights)(x)
     return keras.Model(image_BHW3, _logits(features[-1], num_classes), name=name)
 

@@ -7,6 +7,7 @@ import keras
 from kerasseg.layers import CropLike, PadToMultiple, PixelNormalization, Upsample
 from kerasseg.segmenters.backbones import build_backbone, copy_weights
 from kerasseg.segmenters.deeplab_v3plus import DeepLabV3Plus
+from kerasseg.segmenters.segmenter import scaled_rates
 
 STRIDE = 16
 
@@ -29,7 +30,7 @@ def build_corrector(
             from. Its first convolution takes 3 + K channels, He-initialised.
         weights: for the rest of the backbone, as `build_backbone` takes them.
         head_channels: width of the head: 256 in the paper.
-        rates: dilation of the head's convolutions; none for the published ones.
+        rates: dilation of the head's convolutions, for features of stride 16; none for the published ones.
 
     Raises:
         ValueError: for an unknown backbone or weights that cannot be had.
@@ -40,15 +41,16 @@ def build_corrector(
     # The scale of the class maps it is joined with, whatever the backbone expects: its first convolution is fresh.
     pixels = PixelNormalization("tf", name="pixels")(image)
     x = keras.layers.Concatenate(name="join")([pixels, segmentation])
-    features = build_backbone(name, STRIDE, weights, extra_channels=num_classes)
+    stride = DeepLabV3Plus.stride_on(name, STRIDE)
+    features = build_backbone(name, stride, weights, extra_channels=num_classes)
     if not isinstance(backbone, str):
         copy_weights(backbone, features)
-    head, stride = DeepLabV3Plus.build_head(
-        features.outputs, num_classes + 1, STRIDE, head_channels, rates=rates or None
+    head, logits_stride = DeepLabV3Plus.build_head(
+        features.outputs, features.strides, num_classes + 1, head_channels, rates=scaled_rates(rates, STRIDE, stride)
     )
-    logits = head(features(PadToMultiple(STRIDE, name="pad")(x)))
-    logits = Upsample(stride, dtype="float32", name="upsample")(logits)
+    logits = head(features(PadToMultiple(stride, name="pad")(x)))
+    logits = Upsample(logits_stride, dtype="float32", name="upsample")(logits)
     logits_BHWK1 = CropLike(dtype="float32", name="crop")([logits, image])
     corrector = keras.Model([segmentation, image], logits_BHWK1, name="corrector")
-    corrector.output_stride = STRIDE
+    corrector.output_stride = stride
     return corrector

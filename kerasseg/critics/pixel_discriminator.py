@@ -8,6 +8,7 @@ from kerasseg.critics.trunk import CHANNELS, convolution, trunk
 from kerasseg.layers import CropLike, PadToMultiple, Upsample
 from kerasseg.segmenters.backbones import build_backbone
 from kerasseg.segmenters.deeplab_v3plus import DeepLabV3Plus
+from kerasseg.segmenters.segmenter import scaled_rates
 
 STRIDE = 16
 RGB = 3
@@ -50,17 +51,20 @@ def build_deeplab_discriminator(
         num_classes: K.
         backbone: a key of `BACKBONES`; its first convolution takes K channels.
         head_channels: width of the head.
-        rates: dilation of the head's convolutions; none for the published ones.
+        rates: dilation of the head's convolutions, for features of stride 16; none for the published ones.
 
     Raises:
         ValueError: for an unknown backbone.
     """
     segmentation = keras.Input((None, None, num_classes), name="segmentation")
-    features = build_backbone(backbone, STRIDE, extra_channels=num_classes - RGB)
-    head, stride = DeepLabV3Plus.build_head(features.outputs, 1, STRIDE, head_channels, rates=rates or None)
-    logits = head(features(PadToMultiple(STRIDE, name="pad")(segmentation)))
-    logits = Upsample(stride, dtype="float32", name="upsample")(logits)
+    stride = DeepLabV3Plus.stride_on(backbone, STRIDE)
+    features = build_backbone(backbone, stride, extra_channels=num_classes - RGB)
+    head, logits_stride = DeepLabV3Plus.build_head(
+        features.outputs, features.strides, 1, head_channels, rates=scaled_rates(rates, STRIDE, stride)
+    )
+    logits = head(features(PadToMultiple(stride, name="pad")(segmentation)))
+    logits = Upsample(logits_stride, dtype="float32", name="upsample")(logits)
     logits_BHW1 = CropLike(dtype="float32", name="crop")([logits, segmentation])
     discriminator = keras.Model(segmentation, logits_BHW1, name="discriminator")
-    discriminator.output_stride = STRIDE
+    discriminator.output_stride = stride
     return discriminator

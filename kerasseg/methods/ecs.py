@@ -123,9 +123,11 @@ class ECS(Method):
     def __init__(self, segmenter, corrector=None, *, name=None, **fields):
         config = self.make_config(fields)
         if corrector is None:
+            own = BACKBONES.get(getattr(segmenter, "backbone_name", ""))
             require(
-                config.corrector_backbone is not None or hasattr(segmenter, "backbone_name"),
-                f"corrector_backbone must name one of {', '.join(BACKBONES)}: the segmenter's own is none of them",
+                config.corrector_backbone is not None or (own is not None and not own.plain),
+                "corrector_backbone must name a convolutional or pyramid backbone, such as mobilenet_v2: the "
+                "segmenter's own is none of those in --list-backbones, or a plain transformer",
             )
             corrector = build_corrector(
                 segmenter.output_shape[-1],

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from kerasseg.checks import require_one_of
-from kerasseg.segmenters.backbones import BACKBONES, build_backbone
+from kerasseg.segmenters.backbones import BACKBONES, backbone_spec, build_backbone
 from kerasseg.segmenters.cut import CutSegmenter, cut, require_parts
 from kerasseg.segmenters.deeplab_v2 import DeepLabV2
 from kerasseg.segmenters.deeplab_v3plus import DeepLabV3Plus
@@ -29,6 +29,7 @@ __all__ = [
     "LoadedWeights",
     "Segmenter",
     "SegmenterName",
+    "backbone_spec",
     "build_backbone",
     "build_segmenter",
     "cut",

@@ -21,12 +21,15 @@ class DeepLabV2(Segmenter):
         TensorShape([1, 240, 321, 21])
     """
 
+    MAPS = "ends"
+    FITS = "any"
+    DILATES = True
     RATES = (6, 12, 18, 24)
     RATES_STRIDE = 8
     RATES_CROP = 321
 
     @classmethod
-    def build_head(cls, features, num_classes, output_stride, rates=None):
+    def build_head(cls, features, strides, num_classes, rates=None):
         _, high_level = [keras.Input(x.shape[1:]) for x in features]
         branches = [
             AtrousConv2D(
@@ -37,7 +40,7 @@ class DeepLabV2(Segmenter):
                 kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
                 name=name,
             )(high_level)
-            for name, rate in cls.named_rates(rates, output_stride).items()
+            for name, rate in cls.named_rates(rates, strides[-1]).items()
         ]
         logits = keras.layers.Add(name="logits")(branches)
-        return keras.Model([_, high_level], logits, name="aspp"), output_stride
+        return keras.Model([_, high_level], logits, name="aspp"), strides[-1]

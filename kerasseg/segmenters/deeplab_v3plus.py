@@ -27,20 +27,22 @@ class DeepLabV3Plus(Segmenter):
         TensorShape([1, 240, 321, 21])
     """
 
+    MAPS = "ends"
+    DILATES = True
     RATES = (6, 12, 18)
     RATES_STRIDE = 16
     RATES_CROP = 513
 
     @classmethod
     def build_head(
-        cls, features, num_classes, output_stride, head_channels: int = 256, head_dropout: float = 0.1, rates=None
+        cls, features, strides, num_classes, head_channels: int = 256, head_dropout: float = 0.1, rates=None
     ):
         low_level, high_level = [keras.Input(x.shape[1:]) for x in features]
 
         branches = [_conv_bn_relu(high_level, head_channels, 1, name="aspp_1x1")]
         branches += [
             _conv_bn_relu(high_level, head_channels, 3, dilation_rate=rate, name=name)
-            for name, rate in cls.named_rates(rates, output_stride).items()
+            for name, rate in cls.named_rates(rates, strides[-1]).items()
         ]
         # The image-pooling branch has one value per image and channel. Batch norm over a batch of one would erase it
         # and drive the stored variance to zero; layer norm does the same in training and inference.
@@ -55,13 +57,13 @@ class DeepLabV3Plus(Segmenter):
         x = _bn_relu(x, name="project")
         x = keras.layers.Dropout(head_dropout, name="dropout")(x)
 
-        x = Upsample(output_stride // 4, name="upsample")(x)
+        x = Upsample(strides[-1] // strides[0], name="upsample")(x)
         low = _conv_bn_relu(low_level, LOW_LEVEL_CHANNELS, 1, name="low_level")
         x = keras.layers.Concatenate()([x, low])
         x = _conv_bn_relu(x, head_channels, 3, layer=Conv2D, name="decoder_1")
         x = _conv_bn_relu(x, head_channels, 3, layer=Conv2D, name="decoder_2")
         logits = keras.layers.Conv2D(num_classes, 1, name="logits")(x)
-        return keras.Model([low_level, high_level], logits, name="decoder"), 4
+        return keras.Model([low_level, high_level], logits, name="decoder"), strides[0]
 
 
 def _conv_bn_relu(x, filters: int, kernel_size: int, dilation_rate: int = 1, *, name: str, layer=AtrousConv2D):

@@ -1,14 +1,14 @@
 """The base of every segmenter: RGB pixels of any size in, class logits of that size out."""
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import keras
 
 from kerasseg.checks import require_one_of
 from kerasseg.keras_internals import all_layers
 from kerasseg.layers import AtrousConv2D, AtrousDepthwiseConv2D, CropLike, PadToMultiple, PixelNormalization, Upsample
-from kerasseg.segmenters.backbones import backbone_spec, build_backbone
+from kerasseg.segmenters.backbones import Maps, backbone_spec, build_backbone
 from kerasseg.segmenters.weights import LoadedWeights, load_weights
 
 
@@ -20,28 +20,35 @@ class Segmenter(keras.Model):
     Args:
         backbone: a key of `BACKBONES`.
         num_classes: K, background included.
-        output_stride: of the backbone, 8 or 16.
+        output_stride: of the backbone, 8 or 16, for a head that reads dilated features (`DILATES`) on a backbone that
+            can be dilated. Otherwise the backbone keeps its own, and this is not used.
         weights: `"imagenet"` (of the backbone), `"none"`, or the path of a file that `load_weights` reads, of the
             backbone only or of the whole segmenter; `loaded_weights` says what was loaded. Not part of the
             configuration: a saved model brings its weights with it.
         head_config: further arguments of `build_head`.
 
     Raises:
-        ValueError: for an unknown backbone, fewer than two classes, an output stride that is not 8 or 16, or weights
-            that are not available.
+        ValueError: for an unknown backbone, one that the head does not fit, fewer than two classes, an output stride
+            that is not 8 or 16, or weights that are not available.
     """
 
     build_head: ClassVar[Callable[..., tuple[keras.Model, int]]]
     """A subclass gives it: the layers after the backbone.
 
-    It takes symbolic features `[low_level, high_level]`, num_classes and output_stride, and fields of its own; it
-    returns the model from features to logits (B,h,w,K), and the stride of those logits.
+    It takes symbolic features, their strides in pixels, num_classes, and fields of its own; it returns the model from
+    features to logits (B,h,w,K), and the stride of those logits.
     """
-    RATES: ClassVar[tuple[int, ...]]
+    MAPS: ClassVar[Maps] = "pyramid"
+    """Which features it takes."""
+    FITS: ClassVar[Literal["pyramid", "plain", "any"]] = "pyramid"
+    """Which backbones: those with features of several strides, plain transformers, or any."""
+    DILATES: ClassVar[bool] = False
+    """Whether the backbone is dilated to `output_stride`."""
+    RATES: ClassVar[tuple[int, ...]] = ()
     """The published dilation rates of the head's 3x3 convolutions, for the output stride `RATES_STRIDE` and training
     crops of `RATES_CROP` pixels a side."""
-    RATES_STRIDE: ClassVar[int]
-    RATES_CROP: ClassVar[int]
+    RATES_STRIDE: ClassVar[int] = 16
+    RATES_CROP: ClassVar[int] = 513
 
     def __init__(
         self,
@@ -54,18 +61,18 @@ class Segmenter(keras.Model):
     ):
         if num_classes < 2:
             raise ValueError(f"num_classes counts the background too, so it is at least 2; got {num_classes}")
-        require_one_of("output_stride", output_stride, (8, 16))
         # === Layers ===
+        stride = self.stride_on(backbone, output_stride)
         from_file = weights not in ("imagenet", "none")
-        features = build_backbone(backbone, output_stride, "none" if from_file else weights)
-        head, stride = self.build_head(features.outputs, num_classes, output_stride, **head_config)
+        features = build_backbone(backbone, stride, "none" if from_file else weights, maps=self.MAPS)
+        head, logits_stride = self.build_head(features.outputs, features.strides, num_classes, **head_config)
 
         # === Functional graph ===
         image_BHW3 = keras.Input((None, None, 3), name="image")
         x = PixelNormalization(backbone_spec(backbone).pixels, name="pixels")(image_BHW3)
-        x = PadToMultiple(output_stride, name="pad")(x)
+        x = PadToMultiple(stride, name="pad")(x)
         logits = head(features(x))
-        logits = Upsample(stride, dtype="float32", name="upsample")(logits)
+        logits = Upsample(logits_stride, dtype="float32", name="upsample")(logits)
         logits_BHWK = CropLike(dtype="float32", name="crop")([logits, image_BHW3])
         super().__init__(image_BHW3, logits_BHWK, name=name)
 
@@ -74,13 +81,35 @@ class Segmenter(keras.Model):
         self.head = head
         self.backbone_name = backbone
         self.num_classes = num_classes
-        self.output_stride = output_stride
+        self.output_stride = stride
         self.head_config = head_config
 
         # === Weights ===
         self.loaded_weights: LoadedWeights | None = None
         if from_file:
             self.loaded_weights = load_weights(self, weights, backbone_spec(backbone).build)
+
+    @classmethod
+    def stride_on(cls, backbone: str, output_stride: int) -> int:
+        """Stride of the backbone's last features, pixels, where `output_stride` is asked for.
+
+        Raises:
+            ValueError: an unknown backbone, one that the head does not fit, or an output stride that is not 8 or 16.
+        """
+        spec = backbone_spec(backbone)
+        if cls.FITS == "plain" and not spec.plain:
+            raise ValueError(
+                f"{cls.__name__} reads a plain transformer, and {backbone} has features of several strides"
+            )
+        if cls.FITS == "pyramid" and spec.plain:
+            raise ValueError(
+                f"{cls.__name__} reads features of several strides, and {backbone} is a plain transformer of one: "
+                "choose the segmenter dpt"
+            )
+        if not (cls.DILATES and spec.dilates):
+            return spec.stride
+        require_one_of("output_stride", output_stride, (8, 16))
+        return spec.stride_of(output_stride)
 
     @classmethod
     def published_rates(cls, output_stride: int) -> tuple[int, ...]:
@@ -103,7 +132,7 @@ class Segmenter(keras.Model):
         return (self.backbone.name,)
 
     def encode(self, images_BHW3, training: bool = False) -> list:
-        """The backbone's features `[low_level, high_level]`."""
+        """The backbone's features, the finest first."""
         return self.backbone(self.get_layer("pad")(self.get_layer("pixels")(images_BHW3)), training=training)
 
     def decode(self, features, images_BHW3, training: bool = False, head: keras.Model | None = None):
@@ -113,7 +142,7 @@ class Segmenter(keras.Model):
 
     def second_head(self, num_classes: int, name: str) -> keras.Model:
         """Another head of the same kind, untrained, with `num_classes` outputs; for `decode`."""
-        head, _ = self.build_head(self.backbone.outputs, num_classes, self.output_stride, **self.head_config)
+        head, _ = self.build_head(self.backbone.outputs, self.backbone.strides, num_classes, **self.head_config)
         head = keras.Model(head.inputs, head.outputs[0], name=name)
         head.output_stride = self.output_stride
         return head
@@ -145,9 +174,14 @@ def fitting_rates(segmenter: type[Segmenter], crop: Sequence[int], output_stride
         output_stride: of the backbone.
     """
     published = segmenter.published_rates(output_stride)
-    if max(published) < min(map_size(crop, output_stride)):
+    if max(published, default=0) < min(map_size(crop, output_stride)):
         return published
     return tuple(max(1, round(rate * min(crop) / segmenter.RATES_CROP)) for rate in published)
+
+
+def scaled_rates(rates: Sequence[int], stride: int, other: int) -> tuple[int, ...] | None:
+    """Dilation rates for features of one stride as rates for another: the same distances in pixels. None for none."""
+    return tuple(max(1, round(rate * stride / other)) for rate in rates) or None
 
 
 def map_size(crop: Sequence[int], output_stride: int) -> tuple[int, ...]:

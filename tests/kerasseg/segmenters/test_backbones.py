@@ -105,7 +105,7 @@ def build(weights):
     tiny = BACKBONES["tiny"].build(weights)
     return keras.Model(tiny.inputs, keras.layers.DepthwiseConv2D(3, padding="same", name="dilated")(tiny.outputs[0]))
 
-BACKBONES["small"] = dataclasses.replace(BACKBONES["tiny"], build=build, high_level="dilated")
+BACKBONES["small"] = dataclasses.replace(BACKBONES["tiny"], build=build)
 segmenter = kerasseg.build_segmenter("deeplab_v3plus", backbone="small", num_classes=2, head_channels=8)
 assert segmenter.get_layer("small").get_layer("dilated").dilation_rate == (2, 2)
 method = kerasseg.METHODS["supervised"](segmenter, steps=1)
@@ -205,7 +205,7 @@ def test_a_strided_atrous_convolution_is_refused():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("vgg16",), "backbone must be one of mobilenet_v2, mobilenet_v2_c4, resnet34, resnet50, resnet101"),
+        (("resnet",), "unknown backbone 'resnet'; the nearest names are resnet50, resnet34, .* --list-backbones"),
         (("mobilenet_v2", 4), "output_stride must be one of 8, 16, 32; got 4"),
         (("mobilenet_v2", 16, "no/such/file.h5"), "weights must be 'imagenet', 'none' or an existing file"),
         (("resnet34", 16, "imagenet"), "no ImageNet weights for resnet34"),

@@ -1,0 +1,134 @@
+"""Image networks as dense feature extractors: those of Keras' own libraries, at output stride 8, 16 or 32."""
+
+import difflib
+from typing import Literal
+
+import keras
+
+from kerasseg.checks import require_one_of
+from kerasseg.segmenters.backbones.applications import WEIGHTS, applications, builder
+from kerasseg.segmenters.backbones.dilation import (
+    BATCH_NORM_MOMENTUM,
+    copy_weights,
+    dilate,
+    taps_by_stride,
+    whole_strides,
+)
+from kerasseg.segmenters.backbones.spec import BackboneSpec
+from kerasseg.segmenters.weights import load_weights
+
+OUTPUT_STRIDES = (8, 16, 32)
+Maps = Literal["ends", "pyramid"]
+"""Which features a head reads: the finest and the last ones, or those of every stride from 4 on."""
+
+
+def _resnet34(weights: str | None) -> keras.Model:
+    # keras-cv takes seconds to import. Its ResNet34Backbone asks the network for a preset even untrained.
+    import keras_cv
+
+    if weights == "imagenet":
+        raise ValueError(
+            "keras-cv publishes no ImageNet weights for resnet34; give the path of a .weights.h5 file, weights='none', "
+            "or another backbone"
+        )
+    network = keras_cv.models.ResNetBackbone(
+        stackwise_filters=[64, 128, 256, 512],
+        stackwise_blocks=[3, 4, 6, 3],
+        stackwise_strides=[1, 2, 2, 2],
+        include_rescaling=False,
+        block_type="basic_block",
+    )
+    network = keras.Model(network.input, network.output, name="resnet34")
+    if weights is not None:
+        network.load_weights(weights)
+    return network
+
+
+BACKBONES: dict[str, BackboneSpec] = dict(applications()) | {
+    # Without the stage of stride 32, up to where SSDLite taps it (Sandler et al. 2018, arXiv:1801.04381, section 6.2).
+    "mobilenet_v2_c4": BackboneSpec(
+        builder(keras.applications.MobileNetV2),
+        "tf",
+        taps=("block_3_expand_relu", "block_6_expand_relu", "block_13_expand_relu"),
+        stride=16,
+        weights=WEIGHTS,
+    ),
+    "resnet34": BackboneSpec(_resnet34, "unit", weights="none published by keras-cv"),
+}
+"""By name. A program may add its own."""
+
+
+def backbone_spec(name: str) -> BackboneSpec:
+    """The entry of `BACKBONES`; ValueError with the nearest names otherwise."""
+    if name not in BACKBONES:
+        near = difflib.get_close_matches(name, BACKBONES, n=3, cutoff=0.5) or ["mobilenet_v2", "resnet50"]
+        raise ValueError(
+            f"unknown backbone {name!r}; the nearest names are {', '.join(near)}, and "
+            "`python -m training.run --list-backbones` lists all"
+        )
+    return BACKBONES[name]
+
+
+def build_backbone(
+    name: str, output_stride: int = 16, weights: str = "none", extra_channels: int = 0, maps: Maps = "ends"
+) -> keras.Model:
+    """Normalised image (B,H,W,3) to features: `[low_level (B,H/4,W/4,C1), high_level (B,H/s,W/s,C2)]`, or those of
+    every stride.
+
+    H and W must be multiples of the last features' stride s (`PadToMultiple` makes them so). The model's attribute
+    `strides` has the stride of each output, pixels.
+
+    Args:
+        name: a key of `BACKBONES`.
+        output_stride: 8, 16 or 32; below the network's own, stride is traded for dilation (Chen et al. 2017,
+            arXiv:1606.00915). The network's own is 32, but 16 for mobilenet_v2_c4, which has no 32. Networks that
+            cannot be dilated keep theirs (`BackboneSpec.stride_of`).
+        weights: `"imagenet"` (from the Keras cache or the network), `"none"`, or the path of a file that `load_weights`
+            reads.
+        extra_channels: how many channels the input has after RGB. With any, the first convolution is fresh
+            (He-initialised), whatever `weights` says.
+        maps: which features.
+
+    Raises:
+        ValueError: for an unknown name or stride, or weights that are not available.
+    """
+    spec = backbone_spec(name)
+    require_one_of("output_stride", output_stride, OUTPUT_STRIDES)
+    network = whole_strides(_stock(spec, name, weights if weights == "imagenet" else "none"))
+    strides = {layer: stride for stride, layer in taps_by_stride(network).items()}
+    taps = spec.taps or [layer for layer, stride in strides.items() if stride >= 4]
+    if maps == "ends":
+        taps = (taps[0], taps[-1])
+    network = keras.Model(network.input, [network.get_layer(tap).output for tap in taps], name=name)
+    dense = dilate(network, spec.stride_of(output_stride), extra_channels)
+    dense.strides = tuple(min(strides[tap], spec.stride_of(output_stride)) for tap in taps)
+    copy_weights(network, dense)
+    if weights not in ("imagenet", "none"):
+        load_weights(dense, weights, spec.build)
+    return dense
+
+
+def _stock(spec: BackboneSpec, name: str, weights: str) -> keras.Model:
+    if weights == "none":
+        return spec.build(None)
+    try:
+        return spec.build(weights)
+    except ValueError:
+        raise
+    except Exception as error:  # Keras raises anything from KeyError to OSError where there is no network
+        raise ValueError(
+            f"the ImageNet weights of {name} could not be downloaded ({error}); give the path of a weights file, "
+            "or weights='none' to train from scratch"
+        ) from error
+
+
+__all__ = [
+    "BACKBONES",
+    "BATCH_NORM_MOMENTUM",
+    "BackboneSpec",
+    "Maps",
+    "backbone_spec",
+    "build_backbone",
+    "copy_weights",
+    "dilate",
+]

@@ -1,0 +1,32 @@
+"""What is known about a backbone before it is built."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import keras
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """How to build a backbone, and what its features are."""
+
+    build: Callable[[str | None], keras.Model]
+    """Takes "imagenet", None or the path of a weights file; gives a functional network from normalised RGB (B,H,W,3),
+    H and W multiples of `stride`, to features."""
+    pixels: str
+    """`PixelNormalization` scheme that the pretrained weights expect."""
+    taps: tuple[str, ...] | None = None
+    """Layers of the features that heads read, the finest first; None for the last layer of each stride from 4 on
+    (`taps_by_stride`)."""
+    stride: int = 32
+    """Stride of the last features, pixels; for a plain transformer its patch size."""
+    dilates: bool = True
+    """Whether strides can be traded for dilation (`dilate`). Otherwise the backbone keeps its own stride."""
+    plain: bool = False
+    """Whether it is a plain transformer: features of one stride, from four depths, and no pyramid."""
+    weights: str = ""
+    """Where pretrained weights come from, and their licence."""
+
+    def stride_of(self, output_stride: int) -> int:
+        """The stride of the last features where `output_stride` is asked for."""
+        return min(output_stride, self.stride) if self.dilates else self.stride
