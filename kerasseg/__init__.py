@@ -18,12 +18,13 @@ from kerasseg.methods import (
     UniMatch,
     register_method,
 )
-from kerasseg.segmenters import SEGMENTERS, DeepLabV2, DeepLabV3Plus, build_segmenter
+from kerasseg.segmenters import FPN, SEGMENTERS, DeepLabV2, DeepLabV3Plus, SegFormer, build_segmenter
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ECS",
+    "FPN",
     "METHODS",
     "MLMT",
     "S4GAN",
@@ -34,6 +35,7 @@ __all__ = [
     "DualGAN",
     "Latent",
     "MeanTeacher",
+    "SegFormer",
     "Supervised",
     "UniMatch",
     "build_segmenter",

@@ -91,12 +91,12 @@ class NetworkSettings(Settings):
     """For DeepLab's heads: stride of the backbone's last map, pixels; 8 for finer maps and slower training. Backbones
     that cannot be dilated keep their own."""
     head_channels: int | None = None
-    """Width of deeplab_v3plus' head; None for the paper's 256. deeplab_v2's head has no width."""
+    """Width of the head; None for its paper's 256. deeplab_v2's head has no width."""
     head_dropout: float = 0.1
-    """Share of the values that deeplab_v3plus' head drops while training; deeplab_v2's drops none."""
+    """Share of the values that the head drops while training; deeplab_v2's drops none."""
     rates: tuple[int, ...] | None = None
     """Dilation of the head's 3x3 convolutions, in positions of the backbone's last map: three for deeplab_v3plus, four
-    for deeplab_v2. None for the published ones where the crop has room for them, and smaller ones where not."""
+    for deeplab_v2, none for others. None for the published ones where the crop has room for them, and smaller ones where not."""
     weights: str = "imagenet"
     """imagenet (for the backbone; from Keras' cache, or downloaded), none, or a file with weights of the backbone or of
     a whole segmenter: .keras (for example a run's model.keras), .weights.h5 or .h5."""
@@ -104,6 +104,8 @@ class NetworkSettings(Settings):
     def __post_init__(self):
         super().__post_init__()
         _ = self.stride  # checks the backbone, and whether the segmenter fits it
+        if self.rates and not SEGMENTERS[self.segmenter].RATES:
+            raise ValueError(f"{self.segmenter} has no dilated convolutions: leave --rates out")
         if not 0 <= self.head_dropout < 1:
             raise ValueError(f"--head-dropout must be in 0..1 (below 1); got {self.head_dropout}")
 

@@ -7,11 +7,18 @@ from kerasseg.segmenters.backbones import BACKBONES, backbone_spec, build_backbo
 from kerasseg.segmenters.cut import CutSegmenter, cut, require_parts
 from kerasseg.segmenters.deeplab_v2 import DeepLabV2
 from kerasseg.segmenters.deeplab_v3plus import DeepLabV3Plus
+from kerasseg.segmenters.fpn import FPN
+from kerasseg.segmenters.segformer import SegFormer
 from kerasseg.segmenters.segmenter import Segmenter, dead_taps, fitting_rates
 from kerasseg.segmenters.weights import LoadedWeights, load_weights
 
-SegmenterName = Literal["deeplab_v2", "deeplab_v3plus"]
-SEGMENTERS: dict[str, type[Segmenter]] = {"deeplab_v2": DeepLabV2, "deeplab_v3plus": DeepLabV3Plus}
+SegmenterName = Literal["deeplab_v2", "deeplab_v3plus", "segformer", "fpn"]
+SEGMENTERS: dict[str, type[Segmenter]] = {
+    "deeplab_v2": DeepLabV2,
+    "deeplab_v3plus": DeepLabV3Plus,
+    "segformer": SegFormer,
+    "fpn": FPN,
+}
 
 
 def build_segmenter(name: str, **arguments) -> Segmenter:
@@ -22,11 +29,13 @@ def build_segmenter(name: str, **arguments) -> Segmenter:
 
 __all__ = [
     "BACKBONES",
+    "FPN",
     "SEGMENTERS",
     "CutSegmenter",
     "DeepLabV2",
     "DeepLabV3Plus",
     "LoadedWeights",
+    "SegFormer",
     "Segmenter",
     "SegmenterName",
     "backbone_spec",

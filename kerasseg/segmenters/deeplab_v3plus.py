@@ -2,8 +2,8 @@
 
 import keras
 
-from kerasseg.layers import AtrousConv2D, BatchNormalization, Conv2D, Upsample, register
-from kerasseg.segmenters.backbones import BATCH_NORM_MOMENTUM
+from kerasseg.layers import Conv2D, Upsample, register
+from kerasseg.segmenters.blocks import bn_relu, conv_bn_relu
 from kerasseg.segmenters.segmenter import Segmenter
 
 LOW_LEVEL_CHANNELS = 48
@@ -39,9 +39,9 @@ class DeepLabV3Plus(Segmenter):
     ):
         low_level, high_level = [keras.Input(x.shape[1:]) for x in features]
 
-        branches = [_conv_bn_relu(high_level, head_channels, 1, name="aspp_1x1")]
+        branches = [conv_bn_relu(high_level, head_channels, 1, name="aspp_1x1")]
         branches += [
-            _conv_bn_relu(high_level, head_channels, 3, dilation_rate=rate, name=name)
+            conv_bn_relu(high_level, head_channels, 3, dilation_rate=rate, name=name)
             for name, rate in cls.named_rates(rates, strides[-1]).items()
         ]
         # The image-pooling branch has one value per image and channel. Batch norm over a batch of one would erase it
@@ -54,31 +54,13 @@ class DeepLabV3Plus(Segmenter):
         # spread over the image before.
         x = keras.layers.Conv2D(head_channels, 1, use_bias=False, name="project")(keras.layers.Concatenate()(branches))
         x = keras.layers.Add()([x, keras.layers.Conv2D(head_channels, 1, use_bias=False, name="pool_project")(pooled)])
-        x = _bn_relu(x, name="project")
+        x = bn_relu(x, name="project")
         x = keras.layers.Dropout(head_dropout, name="dropout")(x)
 
         x = Upsample(strides[-1] // strides[0], name="upsample")(x)
-        low = _conv_bn_relu(low_level, LOW_LEVEL_CHANNELS, 1, name="low_level")
+        low = conv_bn_relu(low_level, LOW_LEVEL_CHANNELS, 1, name="low_level")
         x = keras.layers.Concatenate()([x, low])
-        x = _conv_bn_relu(x, head_channels, 3, layer=Conv2D, name="decoder_1")
-        x = _conv_bn_relu(x, head_channels, 3, layer=Conv2D, name="decoder_2")
+        x = conv_bn_relu(x, head_channels, 3, layer=Conv2D, name="decoder_1")
+        x = conv_bn_relu(x, head_channels, 3, layer=Conv2D, name="decoder_2")
         logits = keras.layers.Conv2D(num_classes, 1, name="logits")(x)
         return keras.Model([low_level, high_level], logits, name="decoder"), strides[0]
-
-
-def _conv_bn_relu(x, filters: int, kernel_size: int, dilation_rate: int = 1, *, name: str, layer=AtrousConv2D):
-    x = layer(
-        filters,
-        kernel_size,
-        padding="same",
-        dilation_rate=dilation_rate,
-        use_bias=False,
-        kernel_initializer="he_normal",
-        name=f"{name}_conv",
-    )(x)
-    return _bn_relu(x, name=name)
-
-
-def _bn_relu(x, *, name: str):
-    x = BatchNormalization(momentum=BATCH_NORM_MOMENTUM, name=f"{name}_bn")(x)
-    return keras.layers.ReLU(name=f"{name}_relu")(x)

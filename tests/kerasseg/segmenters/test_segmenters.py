@@ -12,20 +12,23 @@ def build(name, **arguments):
     return build_segmenter(name, **{"backbone": "mobilenet_v2", "num_classes": 4, "weights": "none"} | arguments)
 
 
+PYRAMID = [name for name, segmenter in SEGMENTERS.items() if segmenter.FITS != "plain"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["deeplab_v2", "deeplab_v3plus"])
+@pytest.mark.parametrize("name", PYRAMID)
 def test_a_size_off_the_stride_is_the_padded_image_cropped(name):
     """So training, evaluation, export and serving see the same at any size."""
     segmenter = build(name)
-    image = np.random.default_rng(0).uniform(0, 255, (1, 37, 50, 3)).astype(np.float32)
+    image = np.random.default_rng(0).uniform(0, 255, (1, 53, 50, 3)).astype(np.float32)
     mean_grey = 127.5  # what MobileNetV2's normalisation turns into 0
-    padded = np.full((1, 48, 64, 3), mean_grey, np.float32)
-    padded[:, :37, :50] = image
-    np.testing.assert_allclose(segmenter(image), segmenter(padded)[:, :37, :50], atol=1e-5)
+    padded = np.full((1, 64, 64, 3), mean_grey, np.float32)
+    padded[:, :53, :50] = image
+    np.testing.assert_allclose(segmenter(image), segmenter(padded)[:, :53, :50], atol=1e-5)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["deeplab_v2", "deeplab_v3plus"])
+@pytest.mark.parametrize("name", PYRAMID)
 def test_save_and_load_without_custom_objects_gives_the_same_logits(name, tmp_path):
     segmenter = build(name)
     segmenter.save(tmp_path / "segmenter.keras")
@@ -74,12 +77,66 @@ def test_the_heads_dropout_is_as_asked_also_after_saving(fields, share, tmp_path
 
 
 def test_mistakes():
-    with pytest.raises(ValueError, match="segmenter must be one of deeplab_v2, deeplab_v3plus; got 'unet'"):
+    with pytest.raises(ValueError, match="segmenter must be one of deeplab_v2, deeplab_v3plus, .*; got 'unet'"):
         build_segmenter("unet")
     with pytest.raises(ValueError, match="num_classes counts the background too"):
         build("deeplab_v2", num_classes=1)
     with pytest.raises(ValueError, match="output_stride must be one of 8, 16; got 32"):
         build("deeplab_v2", output_stride=32)
+
+
+def weights_of(network, name):
+    return [w.numpy().astype(np.float64) for w in network.get_layer(name).weights]
+
+
+def head_of(name, features, strides):
+    """A head of three classes and width 4 with random weights, and what it gives for these features."""
+    head, stride = SEGMENTERS[name].build_head([keras.Input(x.shape[1:]) for x in features], strides, 3, 4)
+    rng = np.random.default_rng(1)
+    head.set_weights([rng.uniform(0.5, 1.5, w.shape) * rng.choice([-1, 1], w.shape) for w in head.get_weights()])
+    return head, stride, head(features)
+
+
+def resized(x, factor):
+    return tf.image.resize(x, np.multiply(x.shape[1:3], factor)).numpy().astype(np.float64)
+
+
+def test_segformer_joins_linear_layers_of_all_strides():
+    rng = np.random.default_rng(0)
+    features = [rng.normal(size=(2, 8 // step, 12 // step, 5 * step)).astype(np.float32) for step in (1, 2, 4)]
+    head, stride, logits = head_of("segformer", features, (4, 8, 16))
+    variance = head.get_layer("fuse_bn").moving_variance
+    variance.assign(np.abs(variance.numpy()))
+    levels = [
+        resized(x @ weights_of(head, f"linear_{i}")[0][0, 0] + weights_of(head, f"linear_{i}")[1], 2 ** (i - 1))
+        for i, x in enumerate(features, 1)
+    ]
+    x = np.concatenate(levels[::-1], axis=-1) @ weights_of(head, "fuse_conv")[0][0, 0]
+    gamma, beta, mean, var = weights_of(head, "fuse_bn")
+    x = np.maximum((x - mean) / np.sqrt(var + 1e-3) * gamma + beta, 0.0)
+    kernel, bias = weights_of(head, "logits")
+    np.testing.assert_allclose(head(features), x @ kernel[0, 0] + bias, rtol=1e-3, atol=1e-3)
+    assert stride == 4
+
+
+def test_fpn_adds_coarser_features_and_brings_all_to_the_finest_stride():
+    rng = np.random.default_rng(0)
+    features = [rng.normal(size=(2, 8 // step, 12 // step, 5)).astype(np.float32) for step in (1, 2)]
+    head, stride, logits = head_of("fpn", features, (4, 8))
+    fine, coarse = (x @ weights_of(head, f"lateral_{i}")[0][0, 0] + weights_of(head, f"lateral_{i}")[1]
+                    for i, x in enumerate(features, 1))  # fmt: skip
+    fine = fine + coarse.repeat(2, axis=1).repeat(2, axis=2)
+
+    def branch(x, name):
+        x = tf.nn.conv2d(x, weights_of(head, f"{name}_conv_1")[0], 1, "SAME").numpy()
+        mean, variance = x.mean(axis=(1, 2, 3), keepdims=True), x.var(axis=(1, 2, 3), keepdims=True)  # of one group
+        gamma, beta = weights_of(head, f"{name}_norm_1")
+        return np.maximum((x - mean) / np.sqrt(variance + 1e-3) * gamma + beta, 0.0)
+
+    kernel, bias = weights_of(head, "logits")
+    expected = (branch(fine, "branch_1") + resized(branch(coarse, "branch_2"), 2)) @ kernel[0, 0] + bias
+    np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)
+    assert stride == 4
 
 
 def tap_gradients(network, inputs):
