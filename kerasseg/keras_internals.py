@@ -3,10 +3,13 @@
 `tests/kerasseg/test_keras_internals.py` says which of them a new version has changed.
 """
 
+import contextlib
+from collections import defaultdict
 from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
+from keras.src.backend.common import global_state
 
 
 class BuiltModel(keras.Model):
@@ -55,6 +58,18 @@ def place_of(tensor: keras.KerasTensor) -> tuple[int, int]:
     """Which use of its layer gives this tensor in a functional network, and which output of that use it is."""
     _, use, output = tensor._keras_history
     return use, output
+
+
+@contextlib.contextmanager
+def fresh_names() -> Iterator[None]:
+    """Keras numbers layers without a name from the start, whatever was built before."""
+    key = "object_name_uids"
+    before = global_state.get_global_attribute(key)
+    global_state.set_global_attribute(key, defaultdict(int))
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute(key, before)
 
 
 def index_of(variable: keras.Variable, optimizer: keras.optimizers.Optimizer) -> int:

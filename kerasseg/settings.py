@@ -96,7 +96,8 @@ class NetworkSettings(Settings):
     """Share of the values that the head drops while training; deeplab_v2's drops none."""
     rates: tuple[int, ...] | None = None
     """Dilation of the head's 3x3 convolutions, in positions of the backbone's last map: three for deeplab_v3plus, four
-    for deeplab_v2, none for others. None for the published ones where the crop has room for them, and smaller ones where not."""
+    for deeplab_v2, none for others. None for the published ones where the crop has room for them, and smaller ones
+    where not."""
     weights: str = "imagenet"
     """imagenet (for the backbone; from Keras' cache, or downloaded), none, or a file with weights of the backbone or of
     a whole segmenter: .keras (for example a run's model.keras), .weights.h5 or .h5."""

@@ -20,11 +20,13 @@ import kerasseg  # noqa: F401 (first: it starts TensorFlow)
 # isort: on
 import tensorflow as tf
 
+from kerasseg import recipes
 from kerasseg.data import DATASETS, naming_unreadable
 from kerasseg.distribution import separate_random_numbers
 from kerasseg.methods import METHODS, Method
-from kerasseg.recipes import RECIPES, choose, table
+from kerasseg.recipes import RECIPES, choose
 from kerasseg.segmenters import SEGMENTERS, LoadedWeights
+from kerasseg.segmenters.backbones.table import backbone_table
 from serving.common import cli
 from serving.common.files import locked, write_atomically
 from training.callbacks import (
@@ -48,8 +50,8 @@ from training.workers import fail_together, gather, is_chief, make_strategy, own
 
 DESCRIPTION = """Trains a segmentation model from a few labelled images and many unlabelled ones.
 
-Defaults come from --recipe; --list-recipes shows them all. The method's own fields are flags too, such as
---s4gan.gamma: --method NAME --help.
+Defaults come from --recipe; --list-recipes shows them all, --list-backbones the image networks. The method's own fields
+are flags too, such as --s4gan.gamma: --method NAME --help.
 
 Which method?
 
@@ -337,9 +339,10 @@ def configuration(arguments: list[str]) -> RunConfig:
 def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     with cli.command():
-        if "--list-recipes" in arguments:
-            print(table())
-            return
+        for flag, table in (("--list-recipes", recipes.table), ("--list-backbones", backbone_table)):
+            if flag in arguments:
+                print(table())
+                return
         default = configuration(arguments)
         cli.run(run, type(default), DESCRIPTION, args=arguments, default=default)
 

@@ -25,7 +25,7 @@ class SegFormer(Segmenter):
     @classmethod
     def build_head(cls, features, strides, num_classes, head_channels: int = 256, head_dropout: float = 0.1):
         inputs = [keras.Input(x.shape[1:]) for x in features]
-        levels = []
+        levels: list[keras.KerasTensor] = []
         for x, stride in zip(inputs, strides, strict=True):
             # A linear layer for each position is a 1x1 convolution.
             x = keras.layers.Conv2D(head_channels, 1, name=f"linear_{len(levels) + 1}")(x)

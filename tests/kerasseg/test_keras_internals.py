@@ -31,6 +31,14 @@ def test_the_inputs_of_a_layer():
     assert found == [inner.get_layer("first"), inner.get_layer("second")]
 
 
+def test_layers_without_a_name_are_numbered_from_the_start():
+    names = [keras.layers.ReLU().name]
+    with keras_internals.fresh_names():
+        names += [keras.layers.ReLU().name, keras.layers.ReLU().name]
+    names.append(keras.layers.ReLU().name)
+    assert names[1:3] == ["re_lu", "re_lu_1"] and names[0] != names[3]
+
+
 def test_the_number_of_a_variable_in_its_optimizer():
     variables = [keras.Variable([1.0]), keras.Variable([2.0])]
     optimizer = keras.optimizers.SGD(0.1)

@@ -1,12 +1,14 @@
 """Image networks as dense feature extractors: those of Keras' own libraries, at output stride 8, 16 or 32."""
 
+import dataclasses
 import difflib
 from typing import Literal
 
 import keras
 
 from kerasseg.checks import require_one_of
-from kerasseg.segmenters.backbones.applications import WEIGHTS, applications, builder
+from kerasseg.keras_internals import fresh_names
+from kerasseg.segmenters.backbones.applications import applications
 from kerasseg.segmenters.backbones.dilation import (
     BATCH_NORM_MOMENTUM,
     copy_weights,
@@ -44,17 +46,14 @@ def _resnet34(weights: str | None) -> keras.Model:
     return network
 
 
-BACKBONES: dict[str, BackboneSpec] = dict(applications()) | {
-    # Without the stage of stride 32, up to where SSDLite taps it (Sandler et al. 2018, arXiv:1801.04381, section 6.2).
-    "mobilenet_v2_c4": BackboneSpec(
-        builder(keras.applications.MobileNetV2),
-        "tf",
-        taps=("block_3_expand_relu", "block_6_expand_relu", "block_13_expand_relu"),
-        stride=16,
-        weights=WEIGHTS,
-    ),
-    "resnet34": BackboneSpec(_resnet34, "unit", weights="none published by keras-cv"),
-}
+BACKBONES: dict[str, BackboneSpec] = dict(applications())
+BACKBONES["resnet34"] = BackboneSpec(_resnet34, "unit", weights="none published by keras-cv")
+# Without the stage of stride 32, up to where SSDLite taps it (Sandler et al. 2018, arXiv:1801.04381, section 6.2).
+BACKBONES["mobilenet_v2_c4"] = dataclasses.replace(
+    BACKBONES["mobilenet_v2"],
+    taps=("block_3_expand_relu", "block_6_expand_relu", "block_13_expand_relu"),
+    stride=16,
+)
 """By name. A program may add its own."""
 
 
@@ -94,7 +93,8 @@ def build_backbone(
     """
     spec = backbone_spec(name)
     require_one_of("output_stride", output_stride, OUTPUT_STRIDES)
-    network = whole_strides(_stock(spec, name, weights if weights == "imagenet" else "none"))
+    with fresh_names():  # a file of weights knows layers by their names
+        network = whole_strides(_stock(spec, name, weights if weights == "imagenet" else "none"))
     strides = {layer: stride for stride, layer in taps_by_stride(network).items()}
     taps = spec.taps or [layer for layer, stride in strides.items() if stride >= 4]
     if maps == "ends":

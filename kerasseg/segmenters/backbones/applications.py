@@ -15,32 +15,33 @@ class Family(NamedTuple):
     """What the networks of one module of `keras.applications` share."""
 
     pixels: str
+    licence: str
+    """Licence of the published weights."""
     dilates: bool = True
     size: int | None = None
     """Side of the images that it is built for, pixels, where its graph follows from that; it is then used for any."""
 
 
 FAMILIES = {
-    "convnext": Family("torch", dilates=False),  # strides in networks of their own
-    "densenet": Family("torch", dilates=False),  # strides in poolings
-    "efficientnet": Family("torch"),
-    "efficientnet_v2": Family("torch"),
-    "inception_resnet_v2": Family("tf", dilates=False),
-    "inception_v3": Family("tf", dilates=False),
-    "mobilenet": Family("tf"),
-    "mobilenet_v2": Family("tf"),
-    "mobilenet_v3": Family("tf"),
-    "nasnet": Family("tf", dilates=False, size=224),
-    "resnet": Family("caffe"),
-    "resnet_v2": Family("tf"),
-    "vgg16": Family("caffe", dilates=False),
-    "vgg19": Family("caffe", dilates=False),
-    "xception": Family("tf", dilates=False),
+    "convnext": Family("torch", "MIT", dilates=False),  # strides in networks of their own
+    "densenet": Family("torch", "BSD 3-clause", dilates=False),  # strides in poolings
+    "efficientnet": Family("torch", "Apache 2.0"),
+    "efficientnet_v2": Family("torch", "Apache 2.0"),
+    "inception_resnet_v2": Family("tf", "Apache 2.0", dilates=False),
+    "inception_v3": Family("tf", "MIT", dilates=False),
+    "mobilenet": Family("tf", "Apache 2.0"),
+    "mobilenet_v2": Family("tf", "Apache 2.0"),
+    "mobilenet_v3": Family("tf", "Apache 2.0"),
+    "nasnet": Family("tf", "Apache 2.0", dilates=False, size=224),
+    "resnet": Family("caffe", "MIT"),
+    "resnet_v2": Family("tf", "Apache 2.0"),
+    "vgg16": Family("caffe", "CC BY 4.0", dilates=False),
+    "vgg19": Family("caffe", "CC BY 4.0", dilates=False),
+    "xception": Family("tf", "MIT", dilates=False),
 }
 """By module. A test compares the pixels with the family's own preprocessing."""
 PIXELS = dict.fromkeys(("efficientnet_v2_s", "efficientnet_v2_m", "efficientnet_v2_l"), "tf128")
 """Networks whose pixels are not their family's."""
-WEIGHTS = "Keras (ImageNet)"
 
 
 def applications() -> Iterator[tuple[str, BackboneSpec]]:
@@ -49,7 +50,8 @@ def applications() -> Iterator[tuple[str, BackboneSpec]]:
         family = FAMILIES[network.__module__.rpartition(".")[2]]
         snake = snake_case(name)
         pixels = PIXELS.get(snake, family.pixels)
-        yield snake, BackboneSpec(builder(network, family.size), pixels, dilates=family.dilates, weights=WEIGHTS)
+        weights = f"Keras, ImageNet; {family.licence}"
+        yield snake, BackboneSpec(builder(network, family.size), pixels, dilates=family.dilates, weights=weights)
 
 
 def snake_case(name: str) -> str:
