@@ -198,6 +198,26 @@ class AtrousDepthwiseConv2D(keras.layers.DepthwiseConv2D):
         return self.activation(outputs_BHWC)
 
 
+@register
+class GroupedConv2D(keras.layers.Conv2D):
+    """`Conv2D` with groups, made of ops that a CPU can train and exporters know: one depthwise op where each channel is
+    a group (ConvNeXt), otherwise a convolution for each group.
+
+    Keras compiles such a convolution with XLA, which ends in a call that an ONNX graph cannot hold.
+    """
+
+    def convolution_op(self, inputs_BHWC, kernel):
+        padding, dilations = self.padding.upper(), self.dilation_rate
+        if self.groups == inputs_BHWC.shape[-1] == self.filters:
+            strides = [1, *self.strides, 1]
+            kernel_HWC1 = tf.transpose(kernel, (0, 1, 3, 2))
+            return tf.nn.depthwise_conv2d(inputs_BHWC, kernel_HWC1, strides, padding, dilations=dilations)
+        parts = zip(*(tf.split(x, self.groups, axis=-1) for x in (inputs_BHWC, kernel)), strict=True)
+        return tf.concat(
+            [tf.nn.conv2d(x, part, self.strides, padding, dilations=dilations) for x, part in parts], axis=-1
+        )
+
+
 def _pad(inputs_BHWC, kernel_size, dilation_rate):
     """Adds the zeros that a convolution of stride 1 needs to keep the size, half before and half after.
 

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import kerasseg.layers
-from kerasseg.layers import BatchNormalization, Conv2D, CropLike
+from kerasseg.layers import BatchNormalization, Conv2D, CropLike, GroupedConv2D
 
 
 def trained(layer, inputs_BHWC, weights_BHWC):
@@ -113,3 +113,19 @@ def test_the_gradients_of_a_convolution_are_keras_own(size, stride, height, widt
 def test_a_convolution_of_another_kind_is_refused():
     with pytest.raises(ValueError, match="otherwise use keras.layers.Conv2D"):
         Conv2D(4, 3, padding="valid")
+
+
+@pytest.mark.parametrize("groups, filters", [(4, 4), (2, 6), (4, 8)])
+@pytest.mark.parametrize("strides, dilation_rate", [(1, 1), (2, 1), (1, 2)])
+def test_grouped_convolutions_are_those_of_keras_without_a_compiled_call(groups, filters, strides, dilation_rate):
+    arguments = {"padding": "same", "groups": groups, "strides": strides, "dilation_rate": dilation_rate}
+    theirs, ours = (layer(filters, 3, **arguments) for layer in (keras.layers.Conv2D, GroupedConv2D))
+    x = np.random.default_rng(0).normal(size=(2, 8, 10, 4)).astype(np.float32)
+    expected = theirs(x)
+    ours.build(x.shape)
+    ours.set_weights([w + 0.1 for w in theirs.get_weights()])
+    theirs.set_weights(ours.get_weights())
+    np.testing.assert_allclose(ours(x), theirs(x), atol=1e-5)
+    assert not np.allclose(ours(x), expected, atol=1e-2)
+    graph = tf.function(ours).get_concrete_function(tf.TensorSpec((None, None, None, 4))).graph
+    assert not [op for op in graph.get_operations() if "Call" in op.type]

@@ -3,7 +3,7 @@
 import keras
 
 from kerasseg.keras_internals import inputs_of, made_by
-from kerasseg.layers import AtrousConv2D, AtrousDepthwiseConv2D, BatchNormalization
+from kerasseg.layers import AtrousConv2D, AtrousDepthwiseConv2D, BatchNormalization, GroupedConv2D
 
 # MobileNetV2's own 0.999 averages more steps than a run on few labels has (docs/decisions/networks.md).
 BATCH_NORM_MOMENTUM = 0.97
@@ -33,6 +33,10 @@ def dilate(network: keras.Model, output_stride: int, extra_channels: int = 0) ->
         if isinstance(layer, keras.layers.BatchNormalization):
             config["momentum"] = BATCH_NORM_MOMENTUM
             return BatchNormalization.from_config(config)
+        if getattr(layer, "groups", 1) > 1 and isinstance(layer, keras.layers.Conv2D):
+            if layer.name in removed:
+                config["strides"] = (1, 1)
+            return GroupedConv2D.from_config(config | {"dilation_rate": (rate, rate)})
         if isinstance(layer, keras.layers.ZeroPadding2D) and layer.name in removed:
             # Feeds a convolution of padding "valid": what it needs at stride 1 to cover every position. As much on
             # either side, or all that follows would be shifted from the pixels that it describes
