@@ -16,6 +16,7 @@ from kerasseg.methods import (
     MeanTeacher,
     Supervised,
     UniMatch,
+    UniMatchV2,
     register_method,
 )
 from kerasseg.segmenters import FPN, SEGMENTERS, DeepLabV2, DeepLabV3Plus, SegFormer, build_segmenter
@@ -38,6 +39,7 @@ __all__ = [
     "SegFormer",
     "Supervised",
     "UniMatch",
+    "UniMatchV2",
     "build_segmenter",
     "data",
     "losses",

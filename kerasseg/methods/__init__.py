@@ -14,6 +14,7 @@ from kerasseg.methods.ecs import ECS
 from kerasseg.methods.latent import Latent
 from kerasseg.methods.dualgan import DualGAN
 from kerasseg.methods.unimatch import UniMatch
+from kerasseg.methods.unimatch_v2 import UniMatchV2
 
 __all__ = [
     "ECS",
@@ -30,6 +31,7 @@ __all__ = [
     "Supervised",
     "TrainingData",
     "UniMatch",
+    "UniMatchV2",
     "find_method",
     "register_method",
 ]

@@ -7,13 +7,20 @@ from typing import Literal
 import keras
 import tensorflow as tf
 
-from kerasseg.checks import require
 from kerasseg.distribution import sum_over_replicas
 from kerasseg.losses import mean_where, pixel_cross_entropy
 from kerasseg.methods.config import SemiSupervisedConfig, require_shares, require_weights
 from kerasseg.methods.method import Method
 from kerasseg.methods.registry import register_method
-from kerasseg.methods.views import StrongView, StrongViewConfig, random_boxes, random_classes
+from kerasseg.methods.views import (
+    StrongView,
+    StrongViewConfig,
+    mixed,
+    partners,
+    random_boxes,
+    random_classes,
+    require_partners,
+)
 from kerasseg.optimizers import segmenter_optimizer
 
 CONFIDENCE_DECAY = 0.99
@@ -154,22 +161,7 @@ class MeanTeacher(Method):
         """Where each image is covered by a part of its partner: (B,H,W) bool."""
         if self.config.mixing == "none":
             return tf.zeros_like(target_BHW, tf.bool)
-        require(
-            target_BHW.shape[0] != 1,
-            f"{self.config.mixing} pastes parts of another image: give at least 2 unlabelled images a step, got 1; or "
-            "mixing none",
-        )
+        require_partners(target_BHW, self.config.mixing, "mixing none")
         if self.config.mixing == "classmix":
             return random_classes(partners(target_BHW), self.num_classes, self.random)
         return random_boxes(tf.shape(target_BHW), area=(0.1, 0.5), ratio=(0.4, 2.5), random=self.random)
-
-
-def partners(values_B) -> tf.Tensor:
-    """For each item of a batch the one before it, and for the first one the second. Neighbours in the stream of
-    unlabelled images are different images, also where one epoch follows another."""
-    return tf.concat([values_B[1:2], values_B[:-1]], axis=0)
-
-
-def mixed(values_B, pasted_B) -> tf.Tensor:
-    """Each item of a batch, with its partner's values where `pasted_B` is True."""
-    return tf.where(pasted_B, partners(values_B), values_B)

@@ -6,11 +6,12 @@ import keras
 import tensorflow as tf
 
 from kerasseg.checks import require
-from kerasseg.losses import mean_where, pixel_cross_entropy
+from kerasseg.losses import mean_where
 from kerasseg.methods.config import PseudoLabelConfig, require_shares, require_weights
 from kerasseg.methods.method import Method
+from kerasseg.methods.pseudo_labels import agreement, pseudo_labels
 from kerasseg.methods.registry import register_method
-from kerasseg.methods.views import StrongView, StrongViewConfig, random_boxes
+from kerasseg.methods.views import StrongView, StrongViewConfig, cutmix_boxes
 from kerasseg.optimizers import segmenter_optimizer
 from kerasseg.segmenters import require_parts
 
@@ -96,7 +97,7 @@ class UniMatch(Method):
 
         # Inference mode: the lenders' targets.
         lenders = self.averaged if config.targets == "teacher" else self.segmenter
-        target_m, trusted_m = self.pseudo_labels(lenders(x_m, training=False))
+        target_m, trusted_m = pseudo_labels(lenders(x_m, training=False), config.threshold)
         boxes = [self.boxes(tf.shape(x_w)) for _ in range(2)]
         x_s = [tf.where(box[..., tf.newaxis], self.strong(x_m), self.strong(x_w)) for box in boxes]
 
@@ -110,7 +111,7 @@ class UniMatch(Method):
             logits_s = tf.split(self.segmenter(tf.concat(x_s, axis=0), training=True), 2)
 
             with tape.stop_recording():
-                target_w, trusted_w = self.pseudo_labels(self.target_logits(x_w, logits_w))
+                target_w, trusted_w = pseudo_labels(self.target_logits(x_w, logits_w), config.threshold)
             L_ce = self.labeled_loss(y_l, logits_l)
             L_fp = agreement(logits_fp, target_w, trusted_w, valid_w)
             L_s1, L_s2 = (
@@ -128,19 +129,6 @@ class UniMatch(Method):
         selected = mean_where(tf.cast(trusted_w, tf.float32), valid_w)
         return {"L_S": L_S, "L_ce": L_ce, "L_s1": L_s1, "L_s2": L_s2, "L_fp": L_fp, "selected": selected}
 
-    def pseudo_labels(self, logits_BHWK) -> tuple[tf.Tensor, tf.Tensor]:
-        """The likeliest class (B,H,W) int32, and where it is likely enough to be learned, bool."""
-        sure_BHW = tf.reduce_max(tf.nn.softmax(logits_BHWK), axis=-1)
-        return tf.argmax(logits_BHWK, axis=-1, output_type=tf.int32), sure_BHW >= self.config.threshold
-
     def boxes(self, shape) -> tf.Tensor:
-        """A box in some of the images: 2 to 40 % of the area, height 0.3 to 1 / 0.3 times the width; (B,H,W) bool."""
-        boxes_BHW = random_boxes(shape, area=(0.02, 0.4), ratio=(0.3, 1 / 0.3), random=self.random)
-        chosen_B = keras.random.uniform((shape[0],), seed=self.random) < self.config.cutmix
-        return boxes_BHW & chosen_B[:, tf.newaxis, tf.newaxis]
-
-
-def agreement(logits_BHWK, target_BHW, trusted_BHW, valid_BHW) -> tf.Tensor:
-    """Cross-entropy against the trusted targets, as a share of all pixels of the image."""
-    loss_BHW = tf.where(trusted_BHW, pixel_cross_entropy(target_BHW, logits_BHWK), 0.0)
-    return mean_where(loss_BHW, valid_BHW)
+        """Where a part of another image is pasted: (B,H,W) bool."""
+        return cutmix_boxes(shape, self.config.cutmix, self.random)

@@ -90,6 +90,18 @@ def random_boxes(
     return in_rows[:, :, tf.newaxis] & in_columns[:, tf.newaxis, :]
 
 
+def cutmix_boxes(shape: tf.Tensor, probability: float, random: keras.random.SeedGenerator) -> tf.Tensor:
+    """UniMatch's boxes, in some of the images of that shape (B,H,W,...): 2 to 40 % of the area, height 0.3 to 1 / 0.3
+    times the width; (B,H,W) bool, True inside.
+
+    Args:
+        probability: that an image has a box.
+    """
+    boxes_BHW = random_boxes(shape, area=(0.02, 0.4), ratio=(0.3, 1 / 0.3), random=random)
+    chosen_B = keras.random.uniform((shape[0],), seed=random) < probability
+    return boxes_BHW & chosen_B[:, tf.newaxis, tf.newaxis]
+
+
 def random_classes(labels_BHW: tf.Tensor, num_classes: int, random: keras.random.SeedGenerator) -> tf.Tensor:
     """The pixels of one half of the classes in each label map, drawn at random (rounded up): (B,H,W) bool.
 
@@ -101,3 +113,27 @@ def random_classes(labels_BHW: tf.Tensor, num_classes: int, random: keras.random
     place_BK = tf.argsort(tf.argsort(draw_BK))
     half_B1 = (tf.reduce_sum(tf.cast(present_BK, tf.int32), axis=-1, keepdims=True) + 1) // 2
     return tf.gather(place_BK < half_B1, labels_BHW, batch_dims=1)
+
+
+def partners(values_B) -> tf.Tensor:
+    """For each item of a batch the one before it, and for the first one the second. Neighbours in the stream of
+    unlabelled images are different images, also where one epoch follows another."""
+    return tf.concat([values_B[1:2], values_B[:-1]], axis=0)
+
+
+def mixed(values_B, pasted_B) -> tf.Tensor:
+    """Each item of a batch, with its partner's values where `pasted_B` is True."""
+    return tf.where(pasted_B, partners(values_B), values_B)
+
+
+def require_partners(values_B, mixing: str, off: str) -> None:
+    """ValueError where the items of a batch have no partners.
+
+    Args:
+        mixing: what pastes a partner's values.
+        off: how to do without it.
+    """
+    require(
+        values_B.shape[0] != 1,
+        f"{mixing} pastes parts of another image: give at least 2 unlabelled images a step, got 1; or {off}",
+    )

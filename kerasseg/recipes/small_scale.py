@@ -39,6 +39,7 @@ def shapes(method: str) -> tuple[TrainingSettings, Fields]:
     fields["s4gan"] |= apart | {"average_weights": True, "lambda_fm": 0.01, "lambda_st": 0.0}
     fields["meanteacher"] |= apart | mild | {"cons_start": 0.4}
     fields["unimatch"] |= mild
+    fields["unimatch_v2"] |= apart | mild
     fields["mlmt"] |= {
         "classifier_start": "segmenter",  # from random weights it learned nothing (before/shapes.md)
         # It must learn the sky without forgetting the coats: slowly, and with every image in changing colours.
@@ -83,6 +84,7 @@ def photos(method: str) -> tuple[TrainingSettings, Fields]:
         "cutmix": 1.0,
         "lambda_s": 0.5,
     }
+    fields["unimatch_v2"] = fields["unimatch_v2"] | {"threshold": 0.9, "cutmix": 1.0}  # as meanteacher
     fields["s4gan"] = fields["s4gan"] | {
         # On CamVid, full self-training from the start costs points; ignored pixels may give label maps away.
         "lambda_st": 0.1,

@@ -9,7 +9,8 @@ from kerasseg.layers import register
 
 
 def cut(network: keras.Model, *features: str) -> "CutSegmenter":
-    """The network as a segmenter for methods that need features: `latent`, `unimatch`, and the classifier of `mlmt`.
+    """The network as a segmenter for methods that need features: `latent`, `unimatch`, `unimatch_v2`, and the
+    classifier of `mlmt`.
 
     Args:
         network: functional, images (B,H,W,3), RGB in 0..255, to logits (B,H,W,K). Its weights are shared, not copied.

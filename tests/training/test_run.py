@@ -33,6 +33,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Even though t
         ("dualgan", {"L_D2", "L_s"}, ["--segmenter", "deeplab_v3plus", "--dualgan.d2-input", "maps_rgb"]),
         ("dualgan", {"L_D1", "L_D2", "L_s"}, ["--dualgan.use-d1", "--dualgan.threshold", "inverted"]),
         ("unimatch", {"L_s1", "L_fp"}, ["--segmenter", "deeplab_v2"]),
+        ("unimatch_v2", {"L_s1", "selected"}, ["--batch-size", "1"]),
         ("meanteacher", {"L_cons", "trust"}, ["--batch-size", "1", "--class-weights", "inverse_log"]),
     ],
 )

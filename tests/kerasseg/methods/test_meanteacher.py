@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 
 from kerasseg.methods import MeanTeacher
-from kerasseg.methods.meanteacher import MeanTeacherConfig, mixed
+from kerasseg.methods.meanteacher import MeanTeacherConfig
+from kerasseg.methods.views import mixed
 from tests.kerasseg.methods import tiny
 from tests.kerasseg.methods.contract import MethodContract
 

@@ -155,6 +155,7 @@ BRANCHES = {
     "latent": NARROW,
     "dualgan": NARROW,
     "unimatch": {},
+    "unimatch_v2": {},
     "meanteacher": {},
 }
 

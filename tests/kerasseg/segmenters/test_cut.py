@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import tests.backbone  # noqa: F401 (the backbone tiny)
 from kerasseg import accumulation
-from kerasseg.methods import ECS, METHODS, MLMT, Latent, Supervised, UniMatch
+from kerasseg.methods import ECS, METHODS, MLMT, Latent, Supervised, UniMatch, UniMatchV2
 from kerasseg.segmenters import cut
 from tests.kerasseg.methods import tiny
 
@@ -116,7 +116,7 @@ FIELDS = {
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains_it_and_is_saved_with_it(name, tmp_path):
-    segmenter = cut(u_net(), *CUTS) if name in ("mlmt", "latent", "unimatch") else u_net()
+    segmenter = cut(u_net(), *CUTS) if name in ("mlmt", "latent", "unimatch", "unimatch_v2") else u_net()
     method = METHODS[name](segmenter, steps=10, **FIELDS.get(name, {}))
     method.compile(run_eagerly=True)
     before = method.get_weights()
@@ -129,7 +129,7 @@ def test_every_method_trains_it_and_is_saved_with_it(name, tmp_path):
 
 
 def test_methods_ask_for_the_cut_by_name():
-    for method in (Latent, UniMatch, MLMT):
+    for method in (Latent, UniMatch, UniMatchV2, MLMT):
         with pytest.raises(ValueError, match=r"must know where the head begins: give it kerasseg.segmenters.cut\("):
             method(u_net())
     with pytest.raises(ValueError, match="corrector_backbone must name .*: the segmenter's own is none"):
