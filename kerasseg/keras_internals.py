@@ -77,6 +77,11 @@ def index_of(variable: keras.Variable, optimizer: keras.optimizers.Optimizer) ->
     return optimizer._get_variable_index(variable)
 
 
+def uses_weight_decay(variable: keras.Variable, optimizer: keras.optimizers.Optimizer) -> bool:
+    """Whether the optimizer's `exclude_from_weight_decay` has not named the variable."""
+    return optimizer._use_weight_decay(variable)
+
+
 def share_rate(optimizer: keras.optimizers.Optimizer, first: keras.optimizers.Optimizer) -> None:
     """Lets an optimizer follow the learning rate of another one, also one that is set later."""
     optimizer._learning_rate = first._learning_rate

@@ -1,15 +1,17 @@
 """The methods' optimizers, where they differ from Keras' own."""
 
+import itertools
 import math
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import keras
 import tensorflow as tf
 
 from kerasseg.distribution import number, sum_over_replicas
-from kerasseg.keras_internals import LossScaleOptimizer, index_of
+from kerasseg.keras_internals import LossScaleOptimizer, index_of, uses_weight_decay
 from kerasseg.layers import register
 
 if TYPE_CHECKING:
@@ -118,7 +120,8 @@ class L2Penalty(keras.optimizers.Optimizer):
     0.9.
 
     Args:
-        l2: the factor by which the weight is multiplied before it is added to its gradient.
+        l2: the factor by which the weight is multiplied before it is added to its gradient; not for weights that
+            `exclude_from_weight_decay` names.
         Others: of the optimizer.
     """
 
@@ -127,7 +130,7 @@ class L2Penalty(keras.optimizers.Optimizer):
         self.l2 = l2
 
     def update_step(self, gradient, variable, learning_rate):
-        if self.l2:
+        if self.l2 and uses_weight_decay(variable, self):
             gradient = gradient + self.l2 * variable
         super().update_step(gradient, variable, learning_rate)
 
@@ -170,9 +173,62 @@ class Poly(keras.optimizers.schedules.PolynomialDecay):
         return {"learning_rate": self.initial_learning_rate, "steps": self.decay_steps, "until": self.until}
 
 
+@register
+class Warmup(keras.optimizers.schedules.LearningRateSchedule):
+    """A rate that rises in equal parts over the first `steps` steps, from rate / steps to the one that `schedule` has
+    there, and follows that from then on."""
+
+    def __init__(self, schedule: keras.optimizers.schedules.LearningRateSchedule, steps: int):
+        self.schedule = schedule
+        self.steps = steps
+
+    def __call__(self, step):
+        step = tf.cast(step, tf.float32)
+        rise = tf.minimum((step + 1.0) / self.steps, 1.0)
+        return rise * self.schedule(tf.maximum(step, float(self.steps)))
+
+    def get_config(self):
+        return {"schedule": keras.saving.serialize_keras_object(self.schedule), "steps": self.steps}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(keras.saving.deserialize_keras_object(config["schedule"]), config["steps"])
+
+
 def segmenter_rate(config: "SegmenterConfig") -> Replaceable:
     """The learning rate that `config` describes."""
-    return Replaceable(Poly(config.learning_rate, config.main_updates * config.steps))
+    updates = config.main_updates * config.steps
+    poly = Poly(config.learning_rate, updates)
+    warmup = round(config.warmup * updates)
+    return Replaceable(Warmup(poly, warmup) if warmup else poly)
+
+
+def layer_rates(backbone: keras.Model, layer_decay: float) -> dict[int, float]:
+    """The learning rate of each trainable variable of a backbone as a share of its last layer's, by the variable's id:
+    `layer_decay` in the first layer that has any, and equal factors from layer to layer.
+
+    The order is that of the functional network, and within a layer made of layers that in which it made them.
+    """
+    layers = [
+        list(group)
+        for _, group in itertools.groupby(backbone.trainable_variables, lambda each: each.path.rpartition("/")[0])
+    ]
+    last = max(len(layers) - 1, 1)
+    return {
+        id(variable): layer_decay ** ((len(layers) - 1 - index) / last)
+        for index, layer in enumerate(layers)
+        for variable in layer
+    }
+
+
+NOT_DECAYED = re.compile(r"(bias|tokens?|pos_embed|position_\w+)(/embeddings)?$")
+"""The ends of the paths of biases, tokens and position embeddings, which may have several dimensions."""
+
+
+def not_decayed(variables: Iterable[keras.Variable]) -> list[keras.Variable]:
+    """Those of the variables that `decay_matrices_only` leaves out of the weight decay: biases, scales and shifts of
+    normalisation and of layers, position embeddings, tokens."""
+    return [each for each in variables if len(each.shape) < 2 or NOT_DECAYED.search(each.path)]
 
 
 def segmenter_optimizer(
@@ -185,21 +241,24 @@ def segmenter_optimizer(
     everything outside the segmenter's backbone learns at the head's rate."""
     network = network or segmenter
     backbone = getattr(segmenter, "backbone", None)
-    pretrained = {variable.path for variable in backbone.trainable_variables} if backbone else set()
-    multipliers = [
-        1.0 if not backbone or variable.path in pretrained else config.head_multiplier
-        for variable in network.trainable_variables
-    ]
+    pretrained = layer_rates(backbone, config.layer_decay) if backbone else {}
+    head = config.head_multiplier if backbone else 1.0
+    multipliers = [pretrained.get(id(variable), head) for variable in network.trainable_variables]
     rate = rate or segmenter_rate(config)
+    optimizer: SGD | AdamW
     if config.optimizer == "adamw":
-        return AdamW(rate, weight_decay=config.weight_decay, multipliers=multipliers)
-    return SGD(
-        rate,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        l2=config.weight_decay,
-        multipliers=multipliers,
-    )
+        optimizer = AdamW(rate, weight_decay=config.weight_decay, multipliers=multipliers)
+    else:
+        optimizer = SGD(
+            rate,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            l2=config.weight_decay,
+            multipliers=multipliers,
+        )
+    if config.decay_matrices_only:
+        optimizer.exclude_from_weight_decay(not_decayed(network.trainable_variables))
+    return optimizer
 
 
 def discriminator_optimizer(config: "AdversarialConfig", until: float = 1.0) -> keras.optimizers.Adam:

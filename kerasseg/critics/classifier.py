@@ -2,6 +2,7 @@
 
 import keras
 
+from kerasseg.keras_internals import all_layers
 from kerasseg.layers import PadToMultiple, PixelNormalization
 from kerasseg.segmenters.backbones import backbone_spec, build_backbone
 from kerasseg.segmenters.cut import CutSegmenter, require_parts
@@ -37,6 +38,9 @@ def build_classifier_like(segmenter: keras.Model, name: str = "classifier") -> k
     if isinstance(segmenter, CutSegmenter):
         image_BHW3 = keras.Input((None, None, 3), name="image")
         backbone = keras.models.clone_model(segmenter.backbone)
+        if not segmenter.backbone.trainable:  # by `freeze_backbone`, which is about the segmenter
+            for layer in all_layers(backbone):
+                layer.trainable = True
         features = keras.tree.flatten(backbone(image_BHW3))
         classifier = keras.Model(image_BHW3, _logits(features[-1], num_classes), name=name)
     else:

@@ -98,6 +98,18 @@ def require_logits(segmenter: Any) -> None:
         raise ValueError(f"the segmenter must give logits, and {last} gives probabilities: leave out its activation")
 
 
+def require_backbone(config: Any, segmenter: keras.Model) -> None:
+    """ValueError where fields are about the backbone, and it is not known where the segmenter's one ends."""
+    used = [
+        name for name, off in (("layer_decay", 1.0), ("freeze_backbone", False)) if getattr(config, name, off) != off
+    ]
+    if used and not hasattr(segmenter, "backbone"):
+        raise ValueError(
+            f"{used[0]} needs a segmenter that knows where its backbone ends: give it kerasseg.segmenters.cut(network, "
+            f"'the last layer of the backbone'), or leave {used[0]} out"
+        )
+
+
 def gives_probabilities(tensor: keras.KerasTensor) -> str | None:
     """The name of the softmax or sigmoid that these values come from, if from one: within a network inside the network
     too, and before layers without weights, which enlarge or crop."""
@@ -157,6 +169,8 @@ class CompiledModel(BuiltModel):
                 "XLA cannot compile how images are brought to the working size and back: leave jit_compile out, or "
                 "make the method with working_size=None"
             )
+        if getattr(self.config, "freeze_backbone", False):
+            self.segmenter.backbone.trainable = False
         if getattr(self.config, "freeze_batch_norm", False):
             for layer in self.batch_norms(self.segmenting):
                 layer.trainable = False

@@ -59,6 +59,19 @@ class SegmenterConfig(MethodConfig):
     """Use Nesterov's momentum with SGD."""
     weight_decay: float = 5e-4
     """With SGD an L2 penalty, added to the gradient; with AdamW decoupled from it."""
+    decay_matrices_only: bool = False
+    """Leave biases, normalisation, layer scales, position embeddings and tokens out of the weight decay, as is usual
+    for transformers."""
+    warmup: float = 0.0
+    """Share of the training over which the segmenter's rate rises from near 0 to its schedule, in equal steps. 0
+    switches it off."""
+    layer_decay: float = 1.0
+    """The rate of the backbone's first layer as a share of that of its last one; those between are in geometric steps,
+    in their order. A decay by blocks is this number to the power of the blocks: 0.9 for each of 12 blocks is 0.28. 1
+    switches it off."""
+    freeze_backbone: bool = False
+    """Keep the weights of the segmenter's backbone as they are; its batch norm is in inference mode. Only the head
+    learns."""
     freeze_batch_norm: bool = False
     """Keep the segmenter's batch-norm statistics and affine parameters as they are."""
     class_weights: tuple[float, ...] = ()
@@ -91,6 +104,12 @@ class SegmenterConfig(MethodConfig):
         require(self.head_multiplier > 0, f"head_multiplier must be above 0; got {self.head_multiplier}")
         require(0 <= self.momentum < 1, f"momentum must be in 0..1 (below 1); got {self.momentum}")
         require(self.weight_decay >= 0, f"weight_decay must be 0 or more; got {self.weight_decay}")
+        require(0 <= self.warmup < 1, f"warmup must be in 0..1 (below 1); got {self.warmup}")
+        require(0 < self.layer_decay <= 1, f"layer_decay must be above 0, at most 1; got {self.layer_decay}")
+        require(
+            self.layer_decay == 1 or not self.freeze_backbone,
+            f"layer_decay does nothing to a frozen backbone: leave it or freeze_backbone out; got {self.layer_decay}",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

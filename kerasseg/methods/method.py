@@ -16,7 +16,7 @@ from kerasseg.losses import IGNORE_LABEL, cross_entropy, dice_loss, hard_pixels
 from kerasseg.methods import gradient_norms
 from kerasseg.methods.averaging import averaged_copy, decay_after, follow
 from kerasseg.methods.batch import Batch, as_batch, concatenated
-from kerasseg.methods.compiling import require_logits
+from kerasseg.methods.compiling import require_backbone, require_logits
 from kerasseg.methods.config import MethodConfig, TrainingData
 from kerasseg.methods.fitting import FittedModel
 from kerasseg.methods.inference import Inference, Segment, at_once, logits_of, with_features
@@ -63,6 +63,7 @@ class Method(FittedModel):
         self.network_names = tuple(networks)
         for network_name, network in networks.items():
             setattr(self, network_name, network)
+        require_backbone(self.config, self.segmenter)
         weights = len(getattr(self.config, "class_weights", ()))
         require(
             weights in (0, self.num_classes),

@@ -46,6 +46,15 @@ def test_the_number_of_a_variable_in_its_optimizer():
     assert [keras_internals.index_of(variable, optimizer) for variable in variables] == [0, 1]
 
 
+def test_variables_that_are_not_decayed():
+    weight, bias = keras.Variable([1.0]), keras.Variable([2.0])
+    optimizer = keras.optimizers.SGD(0.1)
+    assert keras_internals.uses_weight_decay(bias, optimizer)
+    optimizer = keras.optimizers.SGD(0.1)
+    optimizer.exclude_from_weight_decay([bias])
+    assert [keras_internals.uses_weight_decay(each, optimizer) for each in (weight, bias)] == [True, False]
+
+
 def test_optimizers_share_a_rate():
     first, second = keras.optimizers.SGD(0.5), keras.optimizers.SGD(0.1)
     keras_internals.share_rate(second, first)
