@@ -201,7 +201,7 @@ def to_onnx(
     # Otherwise the converter copies the whole graph before each of its 40 passes, and frees none: 15 GB for ResNet-50.
     os.environ.setdefault(tf2onnx.constants.ENV_TF2ONNX_CATCH_ERRORS, "FALSE")
     handlers: dict[str, tuple] = {op: (_leave, []) for op in refused}
-    handlers |= {"FloorMod": (_floor_mod, []), "ScaleAndTranslate": (_shrink, [])}
+    handlers |= {"Erfc": (_erfc, []), "FloorMod": (_floor_mod, []), "ScaleAndTranslate": (_shrink, [])}
     model, _ = tf2onnx.convert.from_function(
         serve, input_signature=SIGNATURE, opset=CONVERTED_OPSET, custom_op_handlers=handlers
     )
@@ -250,6 +250,16 @@ def _floor_mod(context, node, _name, _args) -> None:
     if not tf2onnx.utils.map_onnx_to_numpy_type(context.get_dtype(node.input[0]))(0.5) == 0:
         raise ValueError(f"{node.name} cannot be exported: % of floating-point numbers")
     node.type = "Mod"
+
+
+def _erfc(context, node, _name, _args) -> None:
+    """Converts erfc(x), of GELU, to 1 - erf(x): ONNX and tf2onnx 1.17 have no other form."""
+    [x], dtypes, shapes = node.input, node.output_dtypes, node.output_shapes
+    dtype = tf2onnx.utils.map_onnx_to_numpy_type(context.get_dtype(x))
+    context.remove_node(node.name)
+    erf = context.make_node("Erf", [x]).output[0]
+    one = context.make_const(tf2onnx.utils.make_name("one"), np.array(1, dtype)).output[0]
+    context.make_node("Sub", [one, erf], name=node.name, outputs=node.output, dtypes=dtypes, shapes=shapes)
 
 
 def _shrink(context, node, _name, _args) -> None:

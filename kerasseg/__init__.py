@@ -19,11 +19,12 @@ from kerasseg.methods import (
     UniMatchV2,
     register_method,
 )
-from kerasseg.segmenters import FPN, SEGMENTERS, DeepLabV2, DeepLabV3Plus, SegFormer, build_segmenter
+from kerasseg.segmenters import DPT, FPN, SEGMENTERS, DeepLabV2, DeepLabV3Plus, SegFormer, build_segmenter
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DPT",
     "ECS",
     "FPN",
     "METHODS",

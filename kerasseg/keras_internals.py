@@ -42,6 +42,11 @@ def all_layers(network: keras.Model) -> Iterator[keras.layers.Layer]:
     return iter(network._flatten_layers())
 
 
+def parts_of(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """The layers directly inside a layer, such as the attention of a transformer's block."""
+    return list(layer._flatten_layers(include_self=False, recursive=False))
+
+
 def inputs_of(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     """The layers whose outputs a layer of a functional network takes."""
     return [node.operation for node in layer._inbound_nodes[0].parent_nodes]

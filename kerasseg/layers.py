@@ -5,6 +5,7 @@ Shapes: B batch, H W height and width, C channels, K classes.
 
 import functools
 import platform
+from fractions import Fraction
 from pathlib import Path
 
 import keras
@@ -17,6 +18,8 @@ register = keras.saving.register_keras_serializable(package="kerasseg")
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and standard deviation of ImageNet's pixels, RGB in 0..1."""
+SATELLITE = ((0.430, 0.411, 0.296), (0.213, 0.156, 0.143))
+"""The same of SAT-493M, the satellite images of DINOv3 (Simeoni et al. 2025, arXiv:2508.10104)."""
 
 
 @register
@@ -28,10 +31,11 @@ class PixelNormalization(keras.layers.Layer):
     Args:
         scheme: `"tf"` for -1..1 (MobileNetV2), `"caffe"` for BGR minus the ImageNet mean (`keras.applications`
             ResNets), `"unit"` for 0..1 (keras-cv ResNets), `"torch"` for RGB with ImageNet's mean 0 and deviation 1
-            (ConvNeXt, DenseNet), `"tf128"` for -1..0.99 (EfficientNetV2-S).
+            (ConvNeXt, DenseNet), `"tf128"` for -1..0.99 (EfficientNetV2-S), `"satellite"` like `"torch"` by DINOv3's
+            satellite images.
     """
 
-    SCHEMES = ("tf", "caffe", "unit", "torch", "tf128")
+    SCHEMES = ("tf", "caffe", "unit", "torch", "tf128", "satellite")
 
     def __init__(self, scheme: str, **kwargs):
         super().__init__(**kwargs)
@@ -46,9 +50,10 @@ class PixelNormalization(keras.layers.Layer):
             return image_BHWC / 255.0
         if self.scheme == "tf128":
             return image_BHWC / 128.0 - 1.0
-        if self.scheme == "torch":
+        if self.scheme in ("torch", "satellite"):
             mean_RGB, deviation_RGB = (
-                tf.constant([255.0 * share for share in shares], self.compute_dtype) for shares in IMAGENET
+                tf.constant([255.0 * share for share in shares], self.compute_dtype)
+                for shares in (IMAGENET if self.scheme == "torch" else SATELLITE)
             )
             return (image_BHWC - mean_RGB) / deviation_RGB
         mean_BGR = tf.constant([103.939, 116.779, 123.68], self.compute_dtype)
@@ -276,20 +281,65 @@ class PadToMultiple(keras.layers.Layer):
 
 @register
 class Upsample(keras.layers.Layer):
-    """Bilinear resize of (B,H,W,C) by a whole factor, in float32, for sizes known only at run time."""
+    """Bilinear resize of (B,H,W,C), in float32, for sizes known only at run time.
+
+    Args:
+        factor: whole, or a fraction such as 14 / 8 that makes whole sizes of those that come; others are rounded down.
+    """
+
+    def __init__(self, factor: float, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def call(self, inputs_BHWC):
+        size = self._enlarged(tf.shape(inputs_BHWC)[1:3])
+        outputs_BHWC = tf.image.resize(inputs_BHWC, size, "bilinear")
+        return tf.cast(outputs_BHWC, self.compute_dtype)
+
+    def _enlarged(self, size):
+        exact = Fraction(self.factor).limit_denominator(64)
+        return size * exact.numerator // exact.denominator if exact.denominator > 1 else size * exact.numerator
+
+    def compute_output_shape(self, input_shape):
+        batch, height, width, channels = input_shape
+        return (batch, *(size and self._enlarged(size) for size in (height, width)), channels)
+
+    def get_config(self):
+        return super().get_config() | {"factor": self.factor}
+
+
+@register
+class ResizeLike(keras.layers.Layer):
+    """Bilinear resize of the first input (B,H,W,C) to the height and width of the second, in float32."""
+
+    def call(self, inputs):
+        inputs_BHWC, like_BHWC = inputs
+        outputs_BHWC = tf.image.resize(inputs_BHWC, tf.shape(like_BHWC)[1:3], "bilinear")
+        return tf.cast(outputs_BHWC, self.compute_dtype)
+
+    def compute_output_shape(self, input_shape):
+        (batch, _, _, channels), (_, height, width, _) = input_shape
+        return (batch, height, width, channels)
+
+
+@register
+class DepthToSpace(keras.layers.Layer):
+    """(B,H,W,F*F*C) to (B,H*F,W*F,C): the channels of a position become a square of F x F positions.
+
+    After a 1x1 convolution it is the transposed convolution of size and stride F.
+    """
 
     def __init__(self, factor: int, **kwargs):
         super().__init__(**kwargs)
         self.factor = factor
 
     def call(self, inputs_BHWC):
-        size = tf.shape(inputs_BHWC)[1:3] * self.factor
-        outputs_BHWC = tf.image.resize(inputs_BHWC, size, "bilinear")
-        return tf.cast(outputs_BHWC, self.compute_dtype)
+        return tf.nn.depth_to_space(inputs_BHWC, self.factor)
 
     def compute_output_shape(self, input_shape):
         batch, height, width, channels = input_shape
-        return (batch, height and height * self.factor, width and width * self.factor, channels)
+        factor = self.factor
+        return (batch, height and height * factor, width and width * factor, channels // factor**2)
 
     def get_config(self):
         return super().get_config() | {"factor": self.factor}

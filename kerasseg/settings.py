@@ -12,7 +12,7 @@ from kerasseg.data import Augmentation, Dataset, ShrunkDataset, Split, auto_size
 from kerasseg.data.shrunk import at_working_size
 from kerasseg.data.weighting import parse_class_weights, resolve_class_weights
 from kerasseg.methods import Method, MethodConfig, TrainingData, find_method
-from kerasseg.segmenters import SEGMENTERS, Segmenter, SegmenterName, build_segmenter, fitting_rates
+from kerasseg.segmenters import SEGMENTERS, Segmenter, SegmenterName, build_segmenter, fitting_rates, require_drop_path
 
 ProtocolName = Literal["native", "multiscale_flip", "sliding_window", "resized"]
 """How a run is measured (`training.protocols`)."""
@@ -84,23 +84,28 @@ class NetworkSettings(Settings):
     """The segmenter and its initial weights."""
 
     segmenter: SegmenterName = "deeplab_v3plus"
-    """The head, with its decoder, on the backbone."""
+    """The head, with its decoder, on the backbone: dpt on plain vision transformers, the others on networks with
+    features of several strides."""
     backbone: str = "mobilenet_v2"
-    """The image network, such as mobilenet_v2, resnet50 or convnext_tiny; --list-backbones has all."""
+    """The image network, such as mobilenet_v2, resnet50, convnext_tiny or dinov2_small; --list-backbones has all."""
     output_stride: Literal[8, 16] = 16
     """For DeepLab's heads: stride of the backbone's last map, pixels; 8 for finer maps and slower training. Backbones
     that cannot be dilated keep their own."""
     head_channels: int | None = None
-    """Width of the head; None for its paper's 256. deeplab_v2's head has no width."""
+    """Width of the head; None for the published one: 256, and for dpt by the backbone's width, 64 on dinov2_small.
+    deeplab_v2's head has no width."""
     head_dropout: float = 0.1
-    """Share of the values that the head drops while training; deeplab_v2's drops none."""
+    """Share of the values that the head drops while training; those of deeplab_v2 and dpt drop none."""
+    drop_path: float = 0.0
+    """Stochastic depth of vision transformers: share of the training images for which the last block is left out.
+    Earlier blocks have less, the first none."""
     rates: tuple[int, ...] | None = None
     """Dilation of the head's 3x3 convolutions, in positions of the backbone's last map: three for deeplab_v3plus, four
     for deeplab_v2, none for others. None for the published ones where the crop has room for them, and smaller ones
     where not."""
     weights: str = "imagenet"
-    """imagenet (for the backbone; from Keras' cache, or downloaded), none, or a file with weights of the backbone or of
-    a whole segmenter: .keras (for example a run's model.keras), .weights.h5 or .h5."""
+    """imagenet (the backbone's published weights; from Keras' cache, or downloaded), none, or a file with weights of
+    the backbone or of a whole segmenter: .keras (for example a run's model.keras), .weights.h5 or .h5."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -109,6 +114,7 @@ class NetworkSettings(Settings):
             raise ValueError(f"{self.segmenter} has no dilated convolutions: leave --rates out")
         if not 0 <= self.head_dropout < 1:
             raise ValueError(f"--head-dropout must be in 0..1 (below 1); got {self.head_dropout}")
+        require_drop_path(self.backbone, self.drop_path)
 
     @property
     def stride(self) -> int:
@@ -137,6 +143,7 @@ class NetworkSettings(Settings):
             num_classes=num_classes,
             output_stride=self.output_stride,
             weights=weights or self.weights,
+            drop_path=self.drop_path,
             **head,
         )
 

@@ -3,21 +3,23 @@
 from typing import Literal
 
 from kerasseg.checks import require_one_of
-from kerasseg.segmenters.backbones import BACKBONES, backbone_spec, build_backbone
+from kerasseg.segmenters.backbones import BACKBONES, backbone_spec, build_backbone, require_drop_path
 from kerasseg.segmenters.cut import CutSegmenter, cut, require_parts
 from kerasseg.segmenters.deeplab_v2 import DeepLabV2
 from kerasseg.segmenters.deeplab_v3plus import DeepLabV3Plus
+from kerasseg.segmenters.dpt import DPT
 from kerasseg.segmenters.fpn import FPN
 from kerasseg.segmenters.segformer import SegFormer
 from kerasseg.segmenters.segmenter import Segmenter, dead_taps, fitting_rates
 from kerasseg.segmenters.weights import LoadedWeights, load_weights
 
-SegmenterName = Literal["deeplab_v2", "deeplab_v3plus", "segformer", "fpn"]
+SegmenterName = Literal["deeplab_v2", "deeplab_v3plus", "segformer", "fpn", "dpt"]
 SEGMENTERS: dict[str, type[Segmenter]] = {
     "deeplab_v2": DeepLabV2,
     "deeplab_v3plus": DeepLabV3Plus,
     "segformer": SegFormer,
     "fpn": FPN,
+    "dpt": DPT,
 }
 
 
@@ -29,6 +31,7 @@ def build_segmenter(name: str, **arguments) -> Segmenter:
 
 __all__ = [
     "BACKBONES",
+    "DPT",
     "FPN",
     "SEGMENTERS",
     "CutSegmenter",
@@ -45,5 +48,6 @@ __all__ = [
     "dead_taps",
     "fitting_rates",
     "load_weights",
+    "require_drop_path",
     "require_parts",
 ]

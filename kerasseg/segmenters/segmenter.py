@@ -25,18 +25,19 @@ class Segmenter(keras.Model):
         weights: `"imagenet"` (of the backbone), `"none"`, or the path of a file that `load_weights` reads, of the
             backbone only or of the whole segmenter; `loaded_weights` says what was loaded. Not part of the
             configuration: a saved model brings its weights with it.
+        drop_path: stochastic depth of the backbone, as `build_backbone` takes it.
         head_config: further arguments of `build_head`.
 
     Raises:
-        ValueError: for an unknown backbone, one that the head does not fit, fewer than two classes, an output stride
-            that is not 8 or 16, or weights that are not available.
+        ValueError: for an unknown backbone, one that the head does not fit or that has no stochastic depth, fewer than
+            two classes, an output stride that is not 8 or 16, or weights that are not available.
     """
 
-    build_head: ClassVar[Callable[..., tuple[keras.Model, int]]]
+    build_head: ClassVar[Callable[..., tuple[keras.Model, float]]]
     """A subclass gives it: the layers after the backbone.
 
     It takes symbolic features, their strides in pixels, num_classes, and fields of its own; it returns the model from
-    features to logits (B,h,w,K), and the stride of those logits.
+    features to logits (B,h,w,K), and the stride of those logits, which may be a fraction.
     """
     MAPS: ClassVar[Maps] = "pyramid"
     """Which features it takes."""
@@ -57,6 +58,7 @@ class Segmenter(keras.Model):
         output_stride: int = 16,
         weights: str = "none",
         name: str | None = None,
+        drop_path: float = 0.0,
         **head_config,
     ):
         if num_classes < 2:
@@ -64,7 +66,9 @@ class Segmenter(keras.Model):
         # === Layers ===
         stride = self.stride_on(backbone, output_stride)
         from_file = weights not in ("imagenet", "none")
-        features = build_backbone(backbone, stride, "none" if from_file else weights, maps=self.MAPS)
+        features = build_backbone(
+            backbone, stride, "none" if from_file else weights, maps=self.MAPS, drop_path=drop_path
+        )
         head, logits_stride = self.build_head(features.outputs, features.strides, num_classes, **head_config)
 
         # === Functional graph ===
@@ -82,6 +86,7 @@ class Segmenter(keras.Model):
         self.backbone_name = backbone
         self.num_classes = num_classes
         self.output_stride = stride
+        self.drop_path = drop_path
         self.head_config = head_config
 
         # === Weights ===
@@ -153,6 +158,7 @@ class Segmenter(keras.Model):
             "num_classes": self.num_classes,
             "output_stride": self.output_stride,
             "name": self.name,
+            "drop_path": self.drop_path,
             **self.head_config,
         }
 

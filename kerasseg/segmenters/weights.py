@@ -14,9 +14,11 @@ import keras
 import numpy as np
 
 from kerasseg.checks import first_few
+from kerasseg.keras_internals import parts_of
 from serving.common.inputs import failed_copy
 
-# Where a layer is: the names of the networks around it, from the outermost inwards, and its own.
+# Where a layer is: the names of the networks around it, from the outermost inwards, and its own. That of a layer inside
+# a layer names both: block_0/attention.
 LayerPath = tuple[str, ...]
 Layers = dict[LayerPath, list[np.ndarray]]
 
@@ -71,11 +73,11 @@ def load_weights(
     """Gives a network the weights of a file that fit it.
 
     The file is a `.keras` archive (of any functional model, or a run's model.keras, of which the segmenter is read), a
-    `.weights.h5` of Keras 3 or a `.h5` of Keras 2. Two layers fit where their own names and the shapes of all their
-    arrays are equal, wherever they are: so a file of only the backbone loads into the backbone of a segmenter, and a
-    segmenter of other classes into all of one but its last layer. Where the file holds several networks with such
-    layers (the teacher of a mean-teacher classifier, for example), the one that fits best is taken. The code of the
-    file's model is not run.
+    `.weights.h5` of Keras 3 or a `.h5` of Keras 2. Two layers fit where their own names (with those of the layers
+    around it for a layer inside a layer) and the shapes of all their arrays are equal, wherever they are: so a file of
+    only the backbone loads into the backbone of a segmenter, and a segmenter of other classes into all of one but its
+    last layer. Where the file holds several networks with such layers (the teacher of a mean-teacher classifier, for
+    example), the one that fits best is taken. The code of the file's model is not run.
 
     Args:
         network: functional, possibly of functional parts; what does not fit stays as it is.
@@ -104,16 +106,16 @@ def load_weights(
                 "'imagenet' or 'none'"
             )
     for name, origin in fitting.items():
-        wanted[name].set_weights(stored[origin])
-    arrays = {name: layer.weights for name, layer in wanted.items()}
+        for variable, array in zip(wanted[name], stored[origin], strict=True):
+            variable.assign(array)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return LoadedWeights(
         source=path.name,
         sha256=sha256,
         by=by,
-        loaded=tuple(_described(name, arrays[name]) for name in fitting),
-        reinitialised=tuple(_described(name, arrays[name]) for name in wanted if name not in fitting),
+        loaded=tuple(_described(name, wanted[name]) for name in fitting),
+        reinitialised=tuple(_described(name, wanted[name]) for name in wanted if name not in fitting),
         skipped=tuple(_described(name, stored[name]) for name in stored if name not in fitting.values()),
     )
 
@@ -152,7 +154,7 @@ def _read_archive(path: Path) -> Layers:
             layers = _read_h5(file)
     if not layers:
         model = keras.saving.load_model(path, compile=False)
-        layers = {name: layer.get_weights() for name, layer in _layers(model)}
+        layers = {name: _values(variables) for name, variables in _layers(model)}
     segmenter = _segmenter_name(config)
     if segmenter is not None and any(AVERAGED in name[:-1] for name in layers):
         segmenter = AVERAGED
@@ -181,9 +183,19 @@ def _read_h5(file: h5py.File) -> Layers:
     for place, group in groups.items():
         if len(group):
             parts = place.split("/") if place else []
-            around = ["/".join(parts[:length]) for length in range(len(parts) + 1)]
-            name = tuple(str(groups[place].attrs["name"]) for place in around if place in groups)
-            layers[name] = [np.asarray(group[key]) for key in sorted(group, key=lambda key: (len(key), key))]
+            names = {
+                length: str(groups[around].attrs["name"])
+                for length in range(len(parts) + 1)
+                if (around := "/".join(parts[:length])) in groups
+            }
+            # A network has its layers in the folder `layers`; a layer has those inside it in folders by its attributes.
+            first = max(
+                (length for length in names if parts[length - 2 : length - 1] == ["layers"]), default=len(parts)
+            )
+            networks = [name for length, name in names.items() if length < first]
+            own = "/".join(name for length, name in names.items() if length >= first)
+            keys = sorted(group, key=lambda key: (len(key), key))
+            layers[*networks, own] = [np.asarray(group[key]) for key in keys]
     return layers
 
 
@@ -195,6 +207,7 @@ def _read_legacy(group: h5py.Group) -> Layers:
         owners = [name.rpartition("/")[0] for name in names]
         for owner, name in zip(owners, names, strict=True):
             inner = owner.split("/") if len(set(owners)) > 1 else []
+            inner = inner[1:] if inner[:1] == [layer] else inner  # of a layer inside this layer
             layers.setdefault((layer, *inner), []).append(np.asarray(group[layer][name]))
     return layers
 
@@ -214,33 +227,49 @@ def _by_position(network: keras.Model, path: Path, stock: Callable[[str], keras.
     for build in (as_it_is, stock):
         try:
             if build is not None:
-                return {name: layer.get_weights() for name, layer in _layers(build(str(path)))}
+                return {name: _values(variables) for name, variables in _layers(build(str(path)))}
         except Exception:  # Keras raises anything from KeyError to OSError for a file of another network
             network.set_weights(before)
     return {}
 
 
-def _layers(network: keras.Model, around: LayerPath = ()) -> Iterator[tuple[LayerPath, keras.layers.Layer]]:
-    """The layers with weights, those of networks inside the network too."""
+def _layers(network: keras.Model, around: LayerPath = ()) -> Iterator[tuple[LayerPath, list[keras.Variable]]]:
+    """The weights of each layer, those of networks inside the network too."""
     for layer in network.layers:
         if isinstance(layer, keras.Model):
             yield from _layers(layer, (*around, layer.name))
-        elif layer.weights:
-            yield (*around, layer.name), layer
+        else:
+            yield from (((*around, name), weights) for name, weights in _own_weights(layer, layer.name))
 
 
-def _fitting(wanted: dict[LayerPath, keras.layers.Layer], stored: Layers) -> dict[LayerPath, LayerPath]:
+def _own_weights(layer: keras.layers.Layer, name: str) -> Iterator[tuple[str, list[keras.Variable]]]:
+    """The weights that a layer has itself, and those of the layers inside it."""
+    parts = parts_of(layer)
+    inside = {id(weight) for part in parts for weight in part.weights}
+    if own := [weight for weight in layer.weights if id(weight) not in inside]:
+        yield name, own
+    for part in parts:
+        yield from _own_weights(part, f"{name}/{part.name}")
+
+
+def _values(variables: list[keras.Variable]) -> list[np.ndarray]:
+    return [np.asarray(variable) for variable in variables]
+
+
+def _fitting(wanted: dict[LayerPath, list[keras.Variable]], stored: Layers) -> dict[LayerPath, LayerPath]:
     """Which layers take their weights from which: of the file's networks the one with the most that fit."""
     best: dict[LayerPath, LayerPath] = {}
     for network in sorted({name[:length] for name in stored for length in range(len(name))}):
         inside: dict[str, LayerPath | None] = {}
         for name in stored:
             if name[: len(network)] == network:
-                inside[name[-1]] = None if name[-1] in inside else name  # two of one name are ambiguous
+                # Files of Keras 2 do not say which name is a network's, and which one that of a layer of layers.
+                for own in {name[-1], "/".join(name[len(network) :])}:
+                    inside[own] = None if own in inside else name  # two of one name are ambiguous
         fitting = {
             name: origin
-            for name, layer in wanted.items()
-            if (origin := inside.get(name[-1])) and _shapes(stored[origin]) == _shapes(layer.weights)
+            for name, weights in wanted.items()
+            if (origin := inside.get(name[-1])) and _shapes(stored[origin]) == _shapes(weights)
         }
         best = max(best, fitting, key=len)
     return best

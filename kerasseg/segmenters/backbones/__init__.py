@@ -1,4 +1,5 @@
-"""Image networks as dense feature extractors: those of Keras' own libraries, at output stride 8, 16 or 32."""
+"""Image networks as dense feature extractors: those of Keras' own libraries, at output stride 8, 16 or 32, or the
+patches of a transformer."""
 
 import dataclasses
 import difflib
@@ -17,6 +18,7 @@ from kerasseg.segmenters.backbones.dilation import (
     whole_strides,
 )
 from kerasseg.segmenters.backbones.spec import BackboneSpec
+from kerasseg.segmenters.backbones.transformers import transformers, with_channels
 from kerasseg.segmenters.weights import load_weights
 
 OUTPUT_STRIDES = (8, 16, 32)
@@ -46,7 +48,7 @@ def _resnet34(weights: str | None) -> keras.Model:
     return network
 
 
-BACKBONES: dict[str, BackboneSpec] = dict(applications())
+BACKBONES: dict[str, BackboneSpec] = dict([*applications(), *transformers()])
 BACKBONES["resnet34"] = BackboneSpec(_resnet34, "unit", weights="none published by keras-cv")
 # Without the stage of stride 32, up to where SSDLite taps it (Sandler et al. 2018, arXiv:1801.04381, section 6.2).
 BACKBONES["mobilenet_v2_c4"] = dataclasses.replace(
@@ -69,10 +71,15 @@ def backbone_spec(name: str) -> BackboneSpec:
 
 
 def build_backbone(
-    name: str, output_stride: int = 16, weights: str = "none", extra_channels: int = 0, maps: Maps = "ends"
+    name: str,
+    output_stride: int = 16,
+    weights: str = "none",
+    extra_channels: int = 0,
+    maps: Maps = "ends",
+    drop_path: float = 0.0,
 ) -> keras.Model:
     """Normalised image (B,H,W,3) to features: `[low_level (B,H/4,W/4,C1), high_level (B,H/s,W/s,C2)]`, or those of
-    every stride.
+    every stride. A plain transformer gives the first and the last of its four maps (B,H/p,W/p,C), or all.
 
     H and W must be multiples of the last features' stride s (`PadToMultiple` makes them so). The model's attribute
     `strides` has the stride of each output, pixels.
@@ -87,37 +94,56 @@ def build_backbone(
         extra_channels: how many channels the input has after RGB. With any, the first convolution is fresh
             (He-initialised), whatever `weights` says.
         maps: which features.
+        drop_path: stochastic depth: share of the images of a training batch for which the last block is left out,
+            0..1 (below 1); earlier blocks have less.
 
     Raises:
-        ValueError: for an unknown name or stride, or weights that are not available.
+        ValueError: for an unknown name or stride, weights that are not available, or `drop_path` for a backbone that
+            has no stochastic depth.
     """
     spec = backbone_spec(name)
     require_one_of("output_stride", output_stride, OUTPUT_STRIDES)
+    require_drop_path(name, drop_path)
     with fresh_names():  # a file of weights knows layers by their names
-        network = whole_strides(_stock(spec, name, weights if weights == "imagenet" else "none"))
-    strides = {layer: stride for stride, layer in taps_by_stride(network).items()}
+        network = _stock(spec, name, weights if weights == "imagenet" else "none", drop_path)
+        strides = dict.fromkeys(spec.taps or (), spec.stride)
+        if not spec.plain:
+            network = whole_strides(network)
+            strides = {layer: stride for stride, layer in taps_by_stride(network).items()}
     taps = spec.taps or [layer for layer, stride in strides.items() if stride >= 4]
     if maps == "ends":
         taps = (taps[0], taps[-1])
     network = keras.Model(network.input, [network.get_layer(tap).output for tap in taps], name=name)
-    dense = dilate(network, spec.stride_of(output_stride), extra_channels)
+    if not spec.plain:
+        dense = dilate(network, spec.stride_of(output_stride), extra_channels)
+        copy_weights(network, dense)
+    else:
+        dense = with_channels(network, 3 + extra_channels) if extra_channels else network
     dense.strides = tuple(min(strides[tap], spec.stride_of(output_stride)) for tap in taps)
-    copy_weights(network, dense)
     if weights not in ("imagenet", "none"):
         load_weights(dense, weights, spec.build)
     return dense
 
 
-def _stock(spec: BackboneSpec, name: str, weights: str) -> keras.Model:
+def require_drop_path(name: str, drop_path: float) -> None:
+    """ValueError for a share that is not in 0..1 (below 1), or where the backbone has no stochastic depth."""
+    if not 0 <= drop_path < 1:
+        raise ValueError(f"drop_path must be in 0..1 (below 1); got {drop_path}")
+    if drop_path and not backbone_spec(name).drop_path:
+        raise ValueError(f"{name} has no stochastic depth: leave drop_path out, or choose a vision transformer")
+
+
+def _stock(spec: BackboneSpec, name: str, weights: str, drop_path: float) -> keras.Model:
+    options = {"drop_path": drop_path} if drop_path else {}
     if weights == "none":
-        return spec.build(None)
+        return spec.build(None, **options)
     try:
-        return spec.build(weights)
+        return spec.build(weights, **options)
     except ValueError:
         raise
     except Exception as error:  # Keras raises anything from KeyError to OSError where there is no network
         raise ValueError(
-            f"the ImageNet weights of {name} could not be downloaded ({error}); give the path of a weights file, "
+            f"the published weights of {name} could not be downloaded ({error}); give the path of a weights file, "
             "or weights='none' to train from scratch"
         ) from error
 
@@ -131,4 +157,5 @@ __all__ = [
     "build_backbone",
     "copy_weights",
     "dilate",
+    "require_drop_path",
 ]

@@ -10,9 +10,9 @@ import keras
 class BackboneSpec:
     """How to build a backbone, and what its features are."""
 
-    build: Callable[[str | None], keras.Model]
-    """Takes "imagenet", None or the path of a weights file; gives a functional network from normalised RGB (B,H,W,3),
-    H and W multiples of `stride`, to features."""
+    build: Callable[..., keras.Model]
+    """Takes "imagenet" (for the published weights), None or the path of a weights file, and where there is `drop_path`
+    its share; gives a functional network from normalised RGB (B,H,W,3), H and W multiples of `stride`, to features."""
     pixels: str
     """`PixelNormalization` scheme that the pretrained weights expect."""
     taps: tuple[str, ...] | None = None
@@ -24,6 +24,8 @@ class BackboneSpec:
     """Whether strides can be traded for dilation (`dilate`). Otherwise the backbone keeps its own stride."""
     plain: bool = False
     """Whether it is a plain transformer: features of one stride, from four depths, and no pyramid."""
+    drop_path: bool = False
+    """Whether it has stochastic depth: `build` takes `drop_path`."""
     weights: str = ""
     """Where pretrained weights come from, and their licence."""
 
