@@ -3,6 +3,7 @@
 import keras
 
 from kerasseg.segmenters.backbones import BACKBONES, BackboneSpec
+from kerasseg.segmenters.backbones.transformers import DINOV2, Architecture, transformer_spec
 
 
 def build(weights: str | None) -> keras.Model:
@@ -17,3 +18,9 @@ def build(weights: str | None) -> keras.Model:
 
 
 BACKBONES["tiny"] = BackboneSpec(build, pixels="tf")
+
+
+BACKBONES["tiny_transformer"] = transformer_spec(
+    "tiny_transformer", DINOV2, Architecture(width=16, depth=4, heads=2, hidden=32, patch=8, size=32)
+)
+"""A plain transformer of four narrow blocks, for the segmenter dpt."""

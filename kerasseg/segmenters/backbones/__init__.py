@@ -88,7 +88,7 @@ def build_backbone(
         name: a key of `BACKBONES`.
         output_stride: 8, 16 or 32; below the network's own, stride is traded for dilation (Chen et al. 2017,
             arXiv:1606.00915). The network's own is 32, but 16 for mobilenet_v2_c4, which has no 32. Networks that
-            cannot be dilated keep theirs (`BackboneSpec.stride_of`).
+            cannot be dilated keep theirs (`BackboneSpec.stride_of`), whatever this is.
         weights: `"imagenet"` (from the Keras cache or the network), `"none"`, or the path of a file that `load_weights`
             reads.
         extra_channels: how many channels the input has after RGB. With any, the first convolution is fresh
@@ -102,7 +102,8 @@ def build_backbone(
             has no stochastic depth.
     """
     spec = backbone_spec(name)
-    require_one_of("output_stride", output_stride, OUTPUT_STRIDES)
+    if spec.dilates:
+        require_one_of("output_stride", output_stride, OUTPUT_STRIDES)
     require_drop_path(name, drop_path)
     with fresh_names():  # a file of weights knows layers by their names
         network = _stock(spec, name, weights if weights == "imagenet" else "none", drop_path)
