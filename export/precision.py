@@ -10,6 +10,7 @@ import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from kerasseg.segmenters.backbones.tokens import POSITIONS
 from serving.common.artifact import FEATURES
 
 LEARNED = ("Conv", "Gemm", "MatMul")
@@ -25,7 +26,8 @@ HALVED = {"Add", "Clip", "Concat", "Conv", "Gemm", "LeakyRelu", "MatMul", "MaxPo
 def to_fp16(model: onnx.ModelProto, kept: Iterable[str] = ()) -> onnx.ModelProto:
     """Weights and most arithmetic in half precision, inputs and outputs unchanged.
 
-    All before the first and after the last learned layers stays in float32: normalisation, upsampling, softmax.
+    All before the first and after the last learned layers stays in float32: normalisation, upsampling, softmax. So
+    does what a transformer computes from the places of its patches.
     (onnxruntime's own converter stores all values in half precision, also between nodes that it does not convert: this
     rounds the result of a softmax or a gate, and sizes overflow.)
 
@@ -37,7 +39,7 @@ def to_fp16(model: onnx.ModelProto, kept: Iterable[str] = ()) -> onnx.ModelProto
     halves = {node.name for node in graph.node if node.op_type in HALVED}
     halves -= {node.name for node in (*_from_input(graph), *_from_maps(graph)) if node.op_type not in LEARNED}
     halves -= {node.name for node in _of_sizes(graph)}
-    halves -= {name for network in kept for name in _of_network(network, graph)}
+    halves -= {name for scope in (*kept, POSITIONS) for name in _of_network(scope, graph)}
 
     typed = (*graph.value_info, *graph.input, *graph.output)
     floats = {value.name for value in typed if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}

@@ -110,3 +110,13 @@ def test_outputs_are_those_of_the_artifact_in_its_order(plain):
     assert [tensor.name for tensor in tensors] == ["labels", "confidence", "logits"]
     assert tensors[-1].shape == (-1, -1, -1, 3)
     assert [output.name for output in model.graph.output] == ["labels", "confidence", "logits"]
+
+
+@pytest.mark.slow
+def test_places_of_patches_are_computed_in_full_precision():
+    """Also in half precision, or a transformer's position embeddings are those of a place nearby."""
+    method = Supervised(build_segmenter("dpt", backbone="tiny_transformer", num_classes=3, head_channels=8), steps=1)
+    model = to_onnx(serving_function(method))
+    image = np.random.default_rng(0).integers(0, 256, (1, 800, 640, 3), np.uint8)
+    expected, got = (run(each, image) for each in (model, to_fp16(model)))
+    assert 0 < np.abs(got["confidence"] - expected["confidence"]).max() < 0.006

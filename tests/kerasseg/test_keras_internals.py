@@ -25,6 +25,14 @@ def test_all_layers_are_found_within_networks_too():
     assert names >= {"outer", "inner", "first", "second", "sum", "last"}
 
 
+def test_the_layers_directly_inside_a_layer():
+    _, inner = two_networks()
+    attention = keras.layers.MultiHeadAttention(2, 4)
+    attention.build((None, 3, 8), (None, 3, 8))
+    assert {part.name for part in keras_internals.parts_of(attention)} >= {"query", "key", "value", "attention_output"}
+    assert keras_internals.parts_of(inner.get_layer("first")) == []
+
+
 def test_the_inputs_of_a_layer():
     _, inner = two_networks()
     found = keras_internals.inputs_of(inner.get_layer("sum"))

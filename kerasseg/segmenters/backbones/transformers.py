@@ -57,14 +57,14 @@ class Family(NamedTuple):
     block: Callable[[Architecture, str], keras.layers.Layer]
     """One block of that name."""
     parts: Callable[[Any], Parts]
-    """Of a model of that class."""
+    """The parts of a model of that class."""
     class_tokens: int = 1
     rotary: bool = False
     """Whether queries and keys are turned by their place, instead of position embeddings."""
     antialias: bool = True
     """As `TokenEmbedding` takes it."""
     epsilon: float = 1e-6
-    """Of layer norm."""
+    """What the last layer norm adds to the variance."""
 
 
 def _hub(module: str) -> Any:
