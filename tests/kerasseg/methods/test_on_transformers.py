@@ -33,16 +33,16 @@ def phases(method):
     return [method.segmentation, method] if hasattr(method, "segmentation") else [method]
 
 
-def data(size=2):
-    batch = tiny.batch(np.random.default_rng(1), size=size, height=20, width=30)
+def data(images):
+    batch = tiny.batch(np.random.default_rng(1), size=images, height=20, width=30)
     return tf.data.Dataset.from_tensors(batch).repeat()
 
 
-def fit(method, **options):
+def fit(method, images=2, **options):
     logs = {}
     for phase in phases(method):
         phase.compile(**options)
-        logs |= phase.fit(data(), steps_per_epoch=1, epochs=1, shuffle=False, verbose=0).history
+        logs |= phase.fit(data(images), steps_per_epoch=1, epochs=1, shuffle=False, verbose=0).history
     return logs
 
 
@@ -84,7 +84,7 @@ def test_two_replicas_train_as_graphs(name, two_replicas):
     keras.utils.set_random_seed(7)
     with two_replicas.scope():
         method = make(name, drop_path=0.1)
-        logs = fit(method)
+        logs = fit(method, images=4)
     assert all(np.isfinite(values).all() for values in logs.values()), logs
 
 
