@@ -5,9 +5,11 @@ kerasseg/segmenters/backbones/figures.tsv and docs/backbones.md. With --names NA
 rows stay.
 """
 
+import concurrent.futures
 import csv
 import io
 import math
+import multiprocessing
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,9 +89,11 @@ def main(config: BackbonesConfig) -> dict[str, Any]:
     """Counts, and writes figures.tsv; returns how many rows are new."""
     known = figures() if FIGURES.exists() else {}
     names = config.names or tuple(BACKBONES)
-    for name in tqdm(names, disable=not sys.stderr.isatty()):
-        known[name] = size(name)
-        keras.utils.clear_session()
+    # A process for each: a large network's memory is free before the next is built.
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as process:
+        sizes = tqdm(process.map(size, names), total=len(names), disable=not sys.stderr.isatty())
+        known |= zip(names, sizes, strict=True)
     text = io.StringIO()
     writer = csv.DictWriter(text, ["backbone", *COLUMNS], delimiter="\t", lineterminator="\n")
     writer.writeheader()

@@ -46,8 +46,9 @@ def fit(method, images=2, **options):
     return logs
 
 
-@pytest.mark.parametrize("precision", [pytest.param("mixed_bfloat16", marks=pytest.mark.slow), "mixed_float16"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name, precision", [*((name, "mixed_float16") for name in METHODS), ("unimatch_v2", "mixed_bfloat16")]
+)
 def test_mixed_precision_trains_every_weight(name, precision):
     keras.config.set_dtype_policy(precision)
     method = make(name, drop_path=0.1)
@@ -59,8 +60,9 @@ def test_mixed_precision_trains_every_weight(name, precision):
     assert method(np.zeros((1, 20, 30, 3), np.float32)).dtype == tf.float32
 
 
+# Three ways to predict: the segmenter, its teacher, a gate. What else a method has is saved in its contract's tests.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["supervised", "unimatch_v2", "mlmt"])
 def test_saved_and_exported_it_gives_the_same_probabilities(name, tmp_path):
     method = make(name, drop_path=0.1)
     fit(method, run_eagerly=True)
@@ -79,7 +81,7 @@ def test_saved_and_exported_it_gives_the_same_probabilities(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["unimatch_v2"])
 def test_two_replicas_train_as_graphs(name, two_replicas):
     keras.utils.set_random_seed(7)
     with two_replicas.scope():
