@@ -31,11 +31,12 @@ class PixelNormalization(keras.layers.Layer):
     Args:
         scheme: `"tf"` for -1..1 (MobileNetV2), `"caffe"` for BGR minus the ImageNet mean (`keras.applications`
             ResNets), `"unit"` for 0..1 (keras-cv ResNets), `"torch"` for RGB with ImageNet's mean 0 and deviation 1
-            (ConvNeXt, DenseNet), `"tf128"` for -1..0.99 (EfficientNetV2-S), `"satellite"` like `"torch"` by DINOv3's
+            (ConvNeXt, DenseNet), `"tf128"` for -1..0.99 (EfficientNetV2-S), `"lite"` for
+            -0.99..1 (EfficientNet-Lite of TensorFlow's authors), `"satellite"` like `"torch"` by DINOv3's
             satellite images.
     """
 
-    SCHEMES = ("tf", "caffe", "unit", "torch", "tf128", "satellite")
+    SCHEMES = ("tf", "caffe", "unit", "torch", "tf128", "lite", "satellite")
 
     def __init__(self, scheme: str, **kwargs):
         super().__init__(**kwargs)
@@ -50,6 +51,8 @@ class PixelNormalization(keras.layers.Layer):
             return image_BHWC / 255.0
         if self.scheme == "tf128":
             return image_BHWC / 128.0 - 1.0
+        if self.scheme == "lite":
+            return (image_BHWC - 127.0) / 128.0
         if self.scheme in ("torch", "satellite"):
             mean_RGB, deviation_RGB = (
                 tf.constant([255.0 * share for share in shares], self.compute_dtype)

@@ -105,7 +105,8 @@ class NetworkSettings(Settings):
     where not."""
     weights: str = "imagenet"
     """imagenet (the backbone's published weights; from Keras' cache, or downloaded), none, or a file with weights of
-    the backbone or of a whole segmenter: .keras (for example a run's model.keras), .weights.h5 or .h5."""
+    the backbone or of a whole segmenter: .keras (for example a run's model.keras), .weights.h5 or .h5; or of
+    the backbone from timm or torchvision: .pth or .safetensors."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import json
 import zipfile
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ import numpy as np
 
 from kerasseg.checks import first_few
 from kerasseg.keras_internals import parts_of
+from kerasseg.segmenters.torch_files import is_torch_file, read_tensors
+from kerasseg.segmenters.torch_layers import as_keras, modules_of, require_chain
 from serving.common.inputs import failed_copy
 
 # Where a layer is: the names of the networks around it, from the outermost inwards, and its own. That of a layer inside
@@ -35,7 +38,8 @@ class LoadedWeights:
     sha256: str
     """SHA-256 of the file, hexadecimal."""
     by: str
-    """name; or position, where the file names no layers and the order of an equal network's layers decided."""
+    """name; or position, where the file names no layers and the order of an equal network's layers decided; or order,
+    for a file of PyTorch."""
     loaded: tuple[str, ...]
     """Layers of the network that have their weights from the file."""
     reinitialised: tuple[str, ...]
@@ -51,7 +55,10 @@ class LoadedWeights:
     def summary(self) -> str:
         """A line; and a line each for layers that were not loaded and layers that were not used."""
         lines = [f"weights: {len(self.loaded)} layers from {self.source}" + " by position" * (self.by == "position")]
-        lines[0] += f", {len(self.reinitialised)} reinitialised, {len(self.skipped)} of the file skipped"
+        lines[0] += (
+            " by order" * (self.by == "order")
+            + f", {len(self.reinitialised)} reinitialised, {len(self.skipped)} of the file skipped"
+        )
         if len(self.loaded) < len(self.reinitialised):
             lines[0] = f"warning: most layers have no weights from the file; is it for another network? {lines[0]}"
         for name in ("reinitialised", "skipped"):
@@ -79,6 +86,9 @@ def load_weights(
     last layer. Where the file holds several networks with such layers (the teacher of a mean-teacher classifier, for
     example), the one that fits best is taken. The code of the file's model is not run.
 
+    A file of PyTorch (`.pth`, `.pt`, `.bin`) or a `.safetensors` file, such as timm's, has other names. Its layers are
+    matched by their order, and must be all of the backbone's; what comes after them (a classifier) is skipped.
+
     Args:
         network: functional, possibly of functional parts; what does not fit stays as it is.
         path: the file.
@@ -86,11 +96,14 @@ def load_weights(
             where a file names no layers or nothing fits by name, because Keras then uses the layers' order.
 
     Raises:
-        ValueError: no such file, not a file of weights, or nothing in it fits.
+        ValueError: no such file, not a file of weights, or nothing in it fits; for a file of PyTorch, also a backbone
+            whose layers have no order (`require_chain`).
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"weights must be 'imagenet', 'none' or an existing file; got '{path}'")
+    if is_torch_file(path):
+        return _load_torch(network, path)
     wanted = dict(_layers(network))
     stored, by = read_layers(path), "name"
     fitting = _fitting(wanted, stored)
@@ -108,16 +121,51 @@ def load_weights(
     for name, origin in fitting.items():
         for variable, array in zip(wanted[name], stored[origin], strict=True):
             variable.assign(array)
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return LoadedWeights(
         source=path.name,
-        sha256=sha256,
+        sha256=_sha256(path),
         by=by,
         loaded=tuple(_described(name, wanted[name]) for name in fitting),
         reinitialised=tuple(_described(name, wanted[name]) for name in wanted if name not in fitting),
         skipped=tuple(_described(name, stored[name]) for name in stored if name not in fitting.values()),
     )
+
+
+def _load_torch(network: keras.Model, path: Path) -> LoadedWeights:
+    """`load_weights` for a file of PyTorch: of the backbone, whose layers it must all hold, in their order."""
+    backbone = getattr(network, "backbone", network)
+    require_chain(backbone)
+    modules = modules_of(read_tensors(path))
+    wanted = dict(_layers(backbone))
+    fitting = {}
+    for (name, variables), module in itertools.zip_longest(wanted.items(), list(modules)[: len(wanted)]):
+        arrays = module is not None and as_keras(modules[module], _shapes(variables))
+        if not arrays:
+            came = f"{module} {_shapes(modules[module])}" if module else "nothing more"
+            raise ValueError(
+                f"{path} does not fit {backbone.name}: its layers are matched by their order, and where "
+                f"{_described(name, variables)} should be, the file has {came}; give the file of such a network "
+                "(see --backbone), or 'imagenet' or 'none'"
+            )
+        fitting[name] = arrays
+    for name, arrays in fitting.items():
+        for variable, array in zip(wanted[name], arrays, strict=True):
+            variable.assign(array)
+    loaded = {id(variable) for variables in wanted.values() for variable in variables}
+    others = [(name, variables) for name, variables in _layers(network) if id(variables[0]) not in loaded]
+    return LoadedWeights(
+        source=path.name,
+        sha256=_sha256(path),
+        by="order",
+        loaded=tuple(_described(name, wanted[name]) for name in wanted),
+        reinitialised=tuple(_described(name, variables) for name, variables in others),
+        skipped=tuple(_described((module,), modules[module]) for module in list(modules)[len(wanted) :]),
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_layers(path: Path) -> Layers:
@@ -138,7 +186,7 @@ def read_layers(path: Path) -> Layers:
     except Exception as error:  # h5py, zipfile and Keras raise anything for a damaged file
         message, hint = str(error).partition("\n")[0], "is the file complete?"
         if isinstance(error, KeyError) and "config.json" in message:
-            hint = "a .keras archive has it (PyTorch's files are ZIP archives too, and are not read)"
+            hint = "a .keras archive has it, and a file of PyTorch a data.pkl"
         raise ValueError(f"the weights in {path} cannot be read: {message}; {hint}") from error
     known = failed_copy(path)
     raise ValueError(

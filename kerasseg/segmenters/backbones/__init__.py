@@ -17,6 +17,7 @@ from kerasseg.segmenters.backbones.dilation import (
     taps_by_stride,
     whole_strides,
 )
+from kerasseg.segmenters.backbones.hub import hub_pyramids
 from kerasseg.segmenters.backbones.spec import BackboneSpec
 from kerasseg.segmenters.backbones.transformers import transformers, with_channels
 from kerasseg.segmenters.weights import load_weights
@@ -48,7 +49,7 @@ def _resnet34(weights: str | None) -> keras.Model:
     return network
 
 
-BACKBONES: dict[str, BackboneSpec] = dict([*applications(), *transformers()])
+BACKBONES: dict[str, BackboneSpec] = dict([*applications(), *hub_pyramids(), *transformers()])
 BACKBONES["resnet34"] = BackboneSpec(_resnet34, "unit", weights="none published by keras-cv")
 # Without the stage of stride 32, up to where SSDLite taps it (Sandler et al. 2018, arXiv:1801.04381, section 6.2).
 BACKBONES["mobilenet_v2_c4"] = dataclasses.replace(

@@ -6,13 +6,13 @@ images of any size, is in `tokens`. keras-hub exports no blocks, so the names be
 """
 
 import functools
-import importlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
 
+from kerasseg.segmenters.backbones.hub import hub
 from kerasseg.segmenters.backbones.spec import BackboneSpec
 from kerasseg.segmenters.backbones.tokens import RotaryAngles, StochasticDepth, TokenEmbedding, TokensToMap
 
@@ -67,18 +67,8 @@ class Family(NamedTuple):
     """What the last layer norm adds to the variance."""
 
 
-def _hub(module: str) -> Any:
-    """A module of keras-hub, which takes a second to import."""
-    try:
-        return importlib.import_module(f"keras_hub.{module}")
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f'vision transformers need keras-hub, and there is no module {error.name}: pip install "kerasseg[hub]"'
-        ) from error
-
-
 def _dinov2_block(size: Architecture, name: str) -> keras.layers.Layer:
-    layers = _hub("src.models.dinov2.dinov2_layers")
+    layers = hub("src.models.dinov2.dinov2_layers")
     return layers.DINOV2Layer(size.width, size.heads, size.hidden, use_swiglu_ffn=size.gated, name=name)
 
 
@@ -91,7 +81,7 @@ def _dinov2_parts(model) -> Parts:
 
 
 def _dinov3_block(size: Architecture, name: str) -> keras.layers.Layer:
-    layers = _hub("src.models.dinov3.dinov3_layers")
+    layers = hub("src.models.dinov3.dinov3_layers")
     return layers.DINOV3Layer(
         size.width,
         size.heads,
@@ -111,7 +101,7 @@ def _dinov3_parts(model) -> Parts:
 
 
 def _vit_block(size: Architecture, name: str) -> keras.layers.Layer:
-    layers = _hub("src.models.vit.vit_layers")
+    layers = hub("src.models.vit.vit_layers")
     return layers.ViTEncoderBlock(size.heads, size.width, size.hidden, name=name)
 
 
@@ -128,7 +118,7 @@ def _deit_parts(model) -> Parts:
 
 
 def _siglip_block(size: Architecture, name: str) -> keras.layers.Layer:
-    layers = _hub("src.models.siglip.siglip_layers")
+    layers = hub("src.models.siglip.siglip_layers")
     return layers.SigLIPEncoderLayer(size.width, size.heads, size.hidden, name=name)
 
 
@@ -332,7 +322,7 @@ def build_transformer(
     if weights == "imagenet":
         if preset is None:
             raise ValueError(f"there are no published weights of {name}; give a file of weights, or weights='none'")
-        copy_parts(family.parts(getattr(_hub("models"), family.model).from_preset(preset)), network)
+        copy_parts(family.parts(getattr(hub("models"), family.model).from_preset(preset)), network)
     elif weights is not None:
         network.load_weights(weights)
     return network

@@ -1,0 +1,185 @@
+"""Weights of timm and torchvision, without PyTorch."""
+
+import json
+import os
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+import tests.backbone  # noqa: F401 (tiny)
+from kerasseg.layers import PixelNormalization
+from kerasseg.segmenters import build_backbone, build_segmenter, load_weights
+from kerasseg.segmenters.torch_files import LEGACY_MAGIC, read_tensors
+from tests.kerasseg.segmenters.torch_writer import write_legacy, write_safetensors, write_zip
+
+WRITERS = {"zip.pth": write_zip, "legacy.pth": write_legacy, "model.safetensors": write_safetensors}
+SHARED = Path(__file__).parents[4] / "shared"
+
+
+def arrays():
+    rng = np.random.default_rng(0)
+    return {
+        "conv.weight": rng.normal(size=(4, 3, 2, 5)).astype(np.float32),
+        "conv.bias": rng.normal(size=4).astype(np.float16),
+        "bn.num_batches_tracked": np.array(7, np.int64),
+    }
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_tensors_are_read_as_they_were_written(name, tmp_path):
+    WRITERS[name](tmp_path / name, arrays())
+    found = read_tensors(tmp_path / name)
+    assert list(found) == list(arrays())
+    for key, array in arrays().items():
+        np.testing.assert_array_equal(found[key], array)
+    assert found["conv.bias"].dtype == np.float32
+
+
+def test_the_state_within_a_checkpoint(tmp_path):
+    write_zip(tmp_path / "a.pth", arrays(), wrap=lambda state: {"epoch": 3, "state_dict": state})
+    assert list(read_tensors(tmp_path / "a.pth")) == list(arrays())
+
+
+def test_bfloat16(tmp_path):
+    values = np.array([1.5, -2.0, 3.140625], np.float32)
+    head = json.dumps({"x": {"dtype": "BF16", "shape": [3], "data_offsets": [0, 6]}}).encode()
+    halves = (values.view(np.uint32) >> 16).astype("<u2").tobytes()
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(head)) + head + halves)
+    np.testing.assert_array_equal(read_tensors(tmp_path / "a.safetensors")["x"], values)
+
+
+class Hostile:
+    def __init__(self, call, *arguments):
+        self.call, self.arguments = call, arguments
+
+    def __reduce__(self):
+        return self.call, self.arguments
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize("call", [os.system, eval, os.remove])
+def test_no_code_of_a_file_is_run(call, legacy, tmp_path):
+    victim = tmp_path / "victim"
+    victim.touch()
+    argument = {os.system: f"rm {victim}", eval: f"__import__('os').remove({str(victim)!r})"}.get(call, str(victim))
+    hostile, path = pickle.dumps({"a": Hostile(call, argument)}, 2), tmp_path / "a.pth"
+    if legacy:
+        path.write_bytes(LEGACY_MAGIC + hostile)
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", hostile)
+    with pytest.raises(ValueError, match="only tensors are read"):
+        read_tensors(path)
+    assert victim.exists()
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_file_cut_short_is_named(name, tmp_path):
+    path = tmp_path / name
+    WRITERS[name](path, arrays())
+    contents = path.read_bytes()
+    for length in (len(contents) - 3, len(contents) // 2):
+        path.write_bytes(contents[:length])
+        with pytest.raises(ValueError, match=f"{name}"):
+            load_weights(build_backbone("tiny", 32), path)
+
+
+def torch_state(backbone, rng):
+    """Random weights of the backbone `tiny` under the names and in the layout of PyTorch, and a classifier."""
+    conv, norm, middle, high = (backbone.get_layer(name) for name in ("conv", "norm", "middle", "high"))
+    values = {
+        layer.name: [rng.uniform(0.5, 1.5, w.shape).astype(np.float32) for w in layer.weights]
+        for layer in (conv, norm, middle, high)
+    }
+    state = {
+        "stem.weight": values["conv"][0].transpose(3, 2, 0, 1),
+        "stem.bias": values["conv"][1],
+        **dict(zip(("bn.weight", "bn.bias", "bn.running_mean", "bn.running_var"), values["norm"], strict=True)),
+        "bn.num_batches_tracked": np.array(1, np.int64),
+        "body.0.weight": values["middle"][0].transpose(3, 2, 0, 1),
+        "body.0.bias": values["middle"][1],
+        "body.1.weight": values["high"][0].transpose(2, 3, 0, 1),
+        "body.1.bias": values["high"][1],
+        "fc.weight": np.zeros((10, 8), np.float32),
+    }
+    return {name: np.ascontiguousarray(array) for name, array in state.items()}, values
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_layers_are_matched_by_their_order(name, tmp_path):
+    backbone = build_backbone("tiny", 32, maps="pyramid")
+    state, values = torch_state(backbone, np.random.default_rng(0))
+    WRITERS[name](tmp_path / name, state)
+    loaded = load_weights(backbone, tmp_path / name)
+    for layer, expected in values.items():
+        for ours, theirs in zip(backbone.get_layer(layer).get_weights(), expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    assert loaded.by == "order" and loaded.skipped == ("fc 10x8",) and not loaded.reinitialised
+    assert f"4 layers from {name} by order, 0 reinitialised, 1 of the file skipped" in loaded.summary()
+
+
+def test_a_segmenter_takes_its_backbone_from_the_file(tmp_path):
+    state, values = torch_state(build_backbone("tiny", 32, maps="pyramid"), np.random.default_rng(0))
+    write_zip(tmp_path / "a.pth", state)
+    segmenter = build_segmenter("fpn", backbone="tiny", num_classes=2, head_channels=8, weights=str(tmp_path / "a.pth"))
+    np.testing.assert_array_equal(segmenter.backbone.get_layer("high").get_weights()[0], values["high"][0])
+    assert len(segmenter.loaded_weights.loaded) == 4 and len(segmenter.loaded_weights.reinitialised) > 4
+
+
+def test_a_file_of_another_network_changes_nothing(tmp_path):
+    backbone = build_backbone("tiny", 32, maps="pyramid")
+    before = backbone.get_weights()
+    state, _ = torch_state(backbone, np.random.default_rng(0))
+    for wrong in (
+        state | {"body.0.weight": np.zeros((8, 8, 5, 5), np.float32)},
+        {name: array for name, array in state.items() if not name.startswith(("body.1", "fc"))},
+    ):
+        write_zip(tmp_path / "a.pth", wrong)
+        with pytest.raises(ValueError, match=r"a.pth does not fit tiny: .* should be, the file has (body.0|nothing)"):
+            load_weights(backbone, tmp_path / "a.pth")
+    for ours, theirs in zip(backbone.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_layers_side_by_side_have_no_order(tmp_path):
+    image = keras.Input((None, None, 3))
+    ways = [keras.layers.Conv2D(4, 1, name=name)(image) for name in ("left", "right")]
+    network = keras.Model(image, keras.layers.Add()(ways), name="block")
+    write_zip(tmp_path / "a.pth", {"a.weight": np.zeros((4, 3, 1, 1), np.float32)})
+    with pytest.raises(ValueError, match=r"block has layers side by side \(left and right\)"):
+        load_weights(network, tmp_path / "a.pth")
+
+
+@pytest.mark.slow
+def test_weights_from_imagenet_fit_photographs():
+    """What enters each batch norm has the mean and the variance that the file says, and not with a file mixed up."""
+    file = SHARED / "weights" / "efficientnet_lite0" / "efficientnet-lite0-57934424.pth"
+    images = sorted((SHARED / "data" / "msrc21").rglob("*.jpg"))[:16]
+    if not file.exists() or not images:
+        pytest.skip("needs shared/weights/efficientnet_lite0 and shared/data/msrc21")
+    pytest.importorskip("keras_hub")
+    pixels = np.stack([np.asarray(Image.open(image).convert("RGB").resize((224, 224)), np.float32) for image in images])
+    backbone = build_backbone("tf_efficientnet_lite0", 32)
+    assert len(load_weights(backbone, file).loaded) == 96
+    norms = [layer for layer in backbone.layers if layer.name.endswith(("dwconv_bn", "project_bn"))]
+    inputs = keras.Model(backbone.input, [layer.input for layer in norms])(PixelNormalization("lite")(pixels))
+    found = [(np.mean(x, axis=(0, 1, 2)), np.var(x, axis=(0, 1, 2))) for x in inputs]
+    correlations = [np.corrcoef(mean, layer.moving_mean)[0, 1] for (mean, _), layer in zip(found, norms, strict=True)]
+    ratios = [
+        np.median((variance + 1e-3) / (np.asarray(layer.moving_variance) + 1e-3))
+        for (_, variance), layer in zip(found, norms, strict=True)
+    ]
+    assert np.median(correlations) > 0.95 and min(correlations) > 0.7
+    assert 0.6 < np.median(ratios) < 1.5
+    rng = np.random.default_rng(0)
+    chance = [
+        np.corrcoef(rng.permutation(mean), layer.moving_mean)[0, 1]
+        for (mean, _), layer in zip(found, norms, strict=True)
+    ]
+    assert np.abs(np.median(chance)) < 0.3
