@@ -14,9 +14,9 @@ import numpy as np
 
 LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 """The start of a file of PyTorch before 1.6: the first of several pickles."""
-BFLOAT16 = np.dtype("V2")
+BFLOAT16: np.dtype = np.dtype("V2")
 """Stands for bfloat16, the upper half of a float32."""
-STORAGES = {
+STORAGES: dict[str, np.dtype] = {
     "DoubleStorage": np.dtype("<f8"),
     "FloatStorage": np.dtype("<f4"),
     "HalfStorage": np.dtype("<f2"),
@@ -28,7 +28,7 @@ STORAGES = {
     "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
 }
-SAFETENSORS = {
+SAFETENSORS: dict[str, np.dtype] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),

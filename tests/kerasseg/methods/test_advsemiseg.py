@@ -135,7 +135,7 @@ def test_a_deeplab_may_judge_the_pixels():
     assert method.critic_scores(x["labeled"], method(x["labeled"])).shape == (2, 33, 20)
     with pytest.raises(ValueError, match="leave out convolutional or discriminator_backbone"):
         make(convolutional=False, discriminator_backbone="tiny")
-    with pytest.raises(ValueError, match="backbone must be one of"):
+    with pytest.raises(ValueError, match="unknown backbone 'resnet1'"):
         AdvSemiSeg(tiny.segmenter(), discriminator_backbone="resnet1")
 
 
