@@ -54,8 +54,8 @@ class DataSettings(Settings):
     """Which images are used for training, and what is known about them."""
 
     dataset: str = "shapes"
-    """The built-in shapes, the path of a dataset folder, or voc2012, pascal_context, cityscapes, oxford_iiit_pet:
-    these are prepared once in the directory TFDS_DATA_DIR, from the archives in TFDS_MANUAL_DIR."""
+    """The built-in shapes, the path of a dataset folder, or voc2012, pascal_context, cityscapes, ade20k,
+    oxford_iiit_pet: these are prepared once in the directory TFDS_DATA_DIR, from the archives in TFDS_MANUAL_DIR."""
     labeled: str = "1/8"
     """Which training images are labelled: a fraction of those with a label map (1/8, 0.125), a count (45), all of them,
     or a file of image names."""

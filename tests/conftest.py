@@ -95,4 +95,5 @@ def tfds_directories(tmp_path, monkeypatch):
     monkeypatch.setattr(builders.Voc2012, "COUNTS", archives.VOC2012_COUNTS)
     monkeypatch.setattr(builders.PascalContext, "COUNTS", archives.CONTEXT_COUNTS)
     monkeypatch.setattr(builders.Cityscapes19, "COUNTS", archives.CITYSCAPES_COUNTS)
+    monkeypatch.setattr(builders.Ade20k, "COUNTS", archives.ADE20K_COUNTS)
     return manual, data

@@ -24,6 +24,7 @@ DATASETS = {
     "voc2012": "kerasseg.data.builders.voc2012:open_dataset",
     "pascal_context": "kerasseg.data.builders.pascal_context:open_dataset",
     "cityscapes": "kerasseg.data.builders.cityscapes:open_dataset",
+    "ade20k": "kerasseg.data.builders.ade20k:open_dataset",
     "oxford_iiit_pet": "kerasseg.data.builders.oxford_iiit_pet:open_dataset",
 }
 

@@ -117,7 +117,7 @@ def test_mistakes_are_answered_by_one_line(dataset, tmp_path, capsys):
             ["--method", "s4gam"],
             f"--method must be one of {', '.join(METHODS)}, or package.module:Class for one of your own; got 's4gam'",
         ),
-        (["--backbone", "vgg"], "--backbone must be one of"),
+        (["--backbone", "vgg"], "unknown backbone 'vgg'; the nearest names are vgg19"),
         (["--recipe", "voc"], "there is no recipe 'voc': auto, or one that --list-recipes shows"),
         (["--labeled", "names.txt", "--cover"], "--labeled names.txt: expected a fraction"),
         (["--rare-class-temperature", "-1"], "--rare-class-temperature must be above 0; got -1"),

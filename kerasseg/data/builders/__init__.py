@@ -4,8 +4,9 @@
 import kerasseg  # noqa: F401 (first: it starts TensorFlow)
 
 # isort: on
+from kerasseg.data.builders.ade20k import Ade20k
 from kerasseg.data.builders.cityscapes import Cityscapes19
 from kerasseg.data.builders.pascal_context import PascalContext
 from kerasseg.data.builders.voc2012 import Voc2012
 
-__all__ = ["Cityscapes19", "PascalContext", "Voc2012"]
+__all__ = ["Ade20k", "Cityscapes19", "PascalContext", "Voc2012"]

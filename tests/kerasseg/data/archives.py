@@ -26,6 +26,11 @@ CITIES = {
     "test": ("berlin_000000_000019",),
 }
 CITYSCAPES_COUNTS = {"train": 3, "val": 1}
+ADE20K_NAMES = {
+    "training": ("ADE_train_00000001", "ADE_train_00000002", "ADE_train_00000003"),
+    "validation": ("ADE_val_00000001",),
+}
+ADE20K_COUNTS = {"train": 3, "val": 1}
 
 
 def values(name: str, highest: int) -> np.ndarray:
@@ -94,6 +99,18 @@ def cityscapes(manual: Path) -> None:
             labels[f"{place}_color.png"] = png(image(name))
     zip_file(manual / "leftImg8bit_trainvaltest.zip", images)
     zip_file(manual / "gtFine_trainvaltest.zip", labels)
+
+
+def ade20k(manual: Path) -> None:
+    """The archive, with what else lies in it."""
+    files = {"objectInfo150.txt": b"Idx\tRatio", "sceneCategories.txt": b""}
+    for folder, names in ADE20K_NAMES.items():
+        for name in names:
+            files[f"images/{folder}/{name}.jpg"] = jpeg(name)
+            files[f"annotations/{folder}/{name}.png"] = png(values(name, 150).astype(np.uint8))
+    zip_file(
+        manual / "ADEChallengeData2016.zip", {f"ADEChallengeData2016/{path}": each for path, each in files.items()}
+    )
 
 
 def lines(names) -> bytes:

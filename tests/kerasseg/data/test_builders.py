@@ -25,6 +25,7 @@ BUILDERS = {
     "voc2012": builders.Voc2012,
     "pascal_context": builders.PascalContext,
     "cityscapes19": builders.Cityscapes19,
+    "ade20k": builders.Ade20k,
 }
 
 
@@ -44,6 +45,12 @@ class TestCityscapes19(BuilderContract, tfds.testing.DatasetBuilderTestCase):
     DATASET_CLASS = builders.Cityscapes19
     SPLITS = archives.CITYSCAPES_COUNTS
     make = staticmethod(archives.cityscapes)
+
+
+class TestAde20k(BuilderContract, tfds.testing.DatasetBuilderTestCase):
+    DATASET_CLASS = builders.Ade20k
+    SPLITS = archives.ADE20K_COUNTS
+    make = staticmethod(archives.ade20k)
 
 
 def prepare(name: str, manual: Path, data: Path) -> dict[str, dict[str, dict]]:
@@ -117,6 +124,16 @@ def test_the_classes_of_pascal_context():
     assert len(classes) == 60
     assert classes[0] == "background"
     assert list(classes[1:]) == sorted(classes[1:])
+
+
+def test_ade20k_ignores_what_is_none_of_its_150_classes(tmp_path, tfds_directories):
+    archives.ade20k(tmp_path / "manual")
+    splits = prepare("ade20k", tmp_path / "manual", tmp_path / "data")
+    assert splits["val"].keys() == {"ADE_val_00000001"} and len(builders.Ade20k.CLASSES) == 150
+    for name, example in splits["train"].items():
+        raw = archives.values(name, 150)
+        assert raw.min() == 0 and raw.max() == 150
+        np.testing.assert_array_equal(example["label"][..., 0], np.where(raw == 0, 255, raw - 1))
 
 
 def test_cityscapes_has_the_19_classes_of_its_benchmark(tmp_path, tfds_directories):

@@ -19,6 +19,7 @@ from tests.kerasseg.data import archives
     [
         ("voc2012", archives.voc2012, "2008_000002", "2007_000033", 21),
         ("pascal_context", archives.pascal_context, "2008_000002", "2008_000007", 60),
+        ("ade20k", archives.ade20k, "ADE_train_00000001", "ADE_val_00000001", 150),
         ("cityscapes", archives.cityscapes, "aachen_000000_000019", "munster_000000_000019", 19),
     ],
 )
