@@ -120,6 +120,8 @@ LATENT |= {"lambda_cons": 0.1, "cons_start": 0.25, **D}
 TWO = {"lambda_ad": 0.01, "lambda_s": 0.1, "semi_start": 0.25, "d2_structure": "stride16_up4", "d2_input": "maps", **D}
 UNIMATCH = {"lambda_s": 0.25, "lambda_fp": 0.5, "channel_dropout": 0.5, "cutmix": 0.5}
 UNIMATCH |= {"jitter": 0.5, "hue": 0.25, "jitter_probability": 0.8, "grey_probability": 0.2, "blur_probability": 0.5}
+UNIMATCH_V2 = {"lambda_s": 0.5, "complementary_dropout": 0.5, "cutmix": 0.5, "threshold": 0.95, "ema_decay": 0.996}
+DINOV2 = {"optimizer": "adamw", "learning_rate": 5e-6, "weight_decay": 0.01, "head_multiplier": 40.0}
 STREETS = {"gamma": 0.7, "discriminator_learning_rate": 1e-5}
 WHOLE, ANY = (0.5, 0.5), (0.5, 1.5)
 
@@ -152,6 +154,25 @@ PAPERS = {
         UNIMATCH | {"threshold": 0.0, "ohem_threshold": 0.7},
     ),
 }
+
+# Steps: epochs times unlabelled images over the batch.
+for place, crop, batch_size, ohem, steps_by_labels in (
+    ("voc", 518, 16, 1.0, {92: 39_337, 183: 38_996, 366: 38_310, 732: 36_937, 1464: 34_192}),
+    ("cityscapes", 798, 8, 0.7, {186: 62_752, 372: 58_567, 744: 50_197, 1488: 33_457}),
+    ("ade20k", 518, 8, 1.0, {316: 149_205, 631: 146_842, 1263: 142_102, 2526: 132_630, 5052: 113_685}),
+    ("coco", 518, 16, 1.0, {232: 147_568, 463: 147_280, 925: 146_702, 1849: 145_547, 3697: 143_237}),
+):
+    for labels, steps in steps_by_labels.items():
+        for size, end in (("small", ""), ("base", "_base")):
+            PAPERS[f"yang2024_{place}_{labels}{end}"] = (
+                ("dpt", f"dinov2_{size}", 16),
+                (crop, crop),
+                (0.5, 2.0),
+                batch_size,
+                steps,
+                DINOV2 | {"ohem_threshold": ohem},
+                UNIMATCH_V2,
+            )
 
 # What rows of the papers' tables change.
 ADVERSARIAL_ONLY = {"lambda_semi": 0.0, "lambda_adv_unlabeled": 0.0}
@@ -193,6 +214,7 @@ PROTOCOLS = {
     "mittal2019_cityscapes": "resized",
     "dualgan_cityscapes": "resized",
     "yang2023_cityscapes": "sliding_window",
+    "yang2024_cityscapes": "sliding_window",
 }
 
 
@@ -216,9 +238,12 @@ def of_paper(name):
 @pytest.mark.parametrize("name", [name for name, entry in RECIPES.items() if entry.source])
 def test_the_papers_recipes_have_the_papers_settings(name):
     network, crop, scale, batch_size, steps, optimizer, own = of_paper(name)
-    dataset = {"voc": "voc2012", "context": "pascal_context", "cityscapes": "cityscapes"}[name.split("_")[1]]
+    place = name.split("_")[1]
+    dataset = {"voc": "voc2012", "context": "pascal_context"}.get(place, place)
     share = re.search(r"_(1_(50|20|8|4|2)|full)(_|$)", name)
     labeled = share and {"full": "all"}.get(share[1], share[1].replace("_", "/"))
+    if name.startswith("yang2024"):
+        labeled = name.split("_")[2]
     for method in {RECIPES[name].method, "supervised", *RECIPES[name].expected}:
         config = with_groups(*choose(name, method))
         assert (config.segmenter, config.backbone, config.output_stride) == network
@@ -235,7 +260,7 @@ def test_the_papers_recipes_have_the_papers_settings(name):
         assert fields["steps"] == steps and optimizer.items() <= fields.items(), method
     paper = name.split("_")[0]
     usual = {"hung2018": "advsemiseg", "mittal2019": "mlmt", "mendel2020": "ecs", "sawatzky2020": "latent"}
-    usual |= {"dualgan": "dualgan", "yang2023": "unimatch"}
+    usual |= {"dualgan": "dualgan", "yang2023": "unimatch", "yang2024": "unimatch_v2"}
     assert RECIPES[name].method == OTHER_METHODS.get(name, usual[paper])
     config = with_groups(*choose(name, usual[paper]))
     fields = config.method_fields["s4gan" if config.method == "mlmt" else config.method]
@@ -310,6 +335,26 @@ def test_every_table_of_the_papers_has_its_recipes():
     ]
     yang = [entry.expected for name, entry in RECIPES.items() if name.startswith("yang2023")]
     assert [list(row.values()) for row in yang] == [[55.3, 77.2], [73.5, 81.2], [72.8, 77.9]]
+
+
+@pytest.mark.parametrize(
+    "place, of_base",
+    [
+        ("voc", [86.3, 87.9, 88.9, 90.0, 90.8]),
+        ("cityscapes", [83.6, 84.3, 84.5, 85.1]),
+        ("ade20k", [38.7, 45.0, 46.7, 49.8, 52.0]),
+        ("coco", [47.9, 55.8, 58.7, 60.4, 63.3]),
+    ],
+)
+def test_the_figures_of_unimatch_v2_are_those_of_its_tables(place, of_base):
+    """The page of the published code has those of DINOv2-base, rounded, but for ADE20K's last; its logs have all."""
+    names = [name for name in RECIPES if name.startswith(f"yang2024_{place}")]
+    gains = [RECIPES[name].expected["unimatch_v2"] - RECIPES[name].expected["supervised"] for name in names]
+    assert min(gains) > 0
+    found = [RECIPES[name].expected["unimatch_v2"] for name in names if name.endswith("_base")]
+    assert found == pytest.approx(of_base, abs=0.0501)
+    small = [RECIPES[name].expected["unimatch_v2"] for name in names if not name.endswith("_base")]
+    assert len(small) == len(found) and all(less < more for less, more in zip(small, found, strict=True))
 
 
 def test_a_recipe_that_lacks_a_flag_says_which():

@@ -15,4 +15,5 @@ from kerasseg.recipes.papers import (  # noqa: F401 (they add their recipes)
     mittal2019,
     sawatzky2020,
     yang2023,
+    yang2024,
 )
