@@ -81,16 +81,6 @@ def test_saved_and_exported_it_gives_the_same_probabilities(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["unimatch_v2"])
-def test_two_replicas_train_as_graphs(name, two_replicas):
-    keras.utils.set_random_seed(7)
-    with two_replicas.scope():
-        method = make(name, drop_path=0.1)
-        logs = fit(method, images=4)
-    assert all(np.isfinite(values).all() for values in logs.values()), logs
-
-
-@pytest.mark.slow
 def test_two_replicas_follow_the_losses_of_one(two_replicas):
     batch = tiny.batch(np.random.default_rng(4), size=4, height=20, width=30)
     logs = []

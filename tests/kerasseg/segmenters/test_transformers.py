@@ -254,7 +254,7 @@ def test_without_keras_hub_the_error_says_how_to_install_it(monkeypatch):
     module = "keras_hub.src.models.vit.vit_layers"
     importlib.import_module(module)
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ValueError, match=r'need keras-hub, .*: pip install "kerasseg\[hub\]"$') as error:
+    with pytest.raises(ValueError, match=r'needs keras-hub, .*: pip install "kerasseg\[hub\]"$') as error:
         build_backbone("vit_base_patch32_384")
     assert "\n" not in str(error.value)
 
