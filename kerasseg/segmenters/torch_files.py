@@ -2,7 +2,9 @@
 
 import functools
 import json
+import math
 import pickle
+import re
 import struct
 import zipfile
 from collections import OrderedDict
@@ -40,6 +42,16 @@ SAFETENSORS: dict[str, np.dtype] = {
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
+ORDER = (
+    (r"^_?(conv_stem|conv1|conv0|bn0|bn1|stem|features\.(?:conv|norm)0)\b", r"0.\1"),
+    (r"^_?(conv_head|bn2|norm|head|fc|classifier|features\.norm5)\b", r"~.\1"),  # ~ is the last character
+    (r"^features\.denseblock(\d+)", r"features.\1.0"),
+    (r"^features\.transition(\d+)", r"features.\1.1"),
+    (r"^(stages\.\d+)\.downsample", r"\1.0"),  # ConvNeXt's, before the blocks of its stage
+    (r"\.se\.conv_reduce\b", ".se.0"),
+    (r"\.downsample\.", ".~downsample."),  # ResNet's, after the longer way
+)
+"""Parts of names as others, so that the order of the alphabet and of numbers is the one in which layers run."""
 MAX_HEAD = 100_000_000
 """Largest head of a safetensors file, bytes, as its own library allows."""
 
@@ -93,18 +105,20 @@ class _Tensors(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
+            return type(name, (OrderedDict,), {})
         if module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_parameter"):
-            return _tensor if name == "_rebuild_tensor_v2" else _parameter
+            # A pickle can set attributes of what it is given (BUILD): it gets copies, so that nothing of ours changes.
+            function = _tensor if name == "_rebuild_tensor_v2" else _parameter
+            return lambda *arguments: function(*arguments)
         if module == "torch" and name in STORAGES:
-            return STORAGES[name]
+            return name
         raise ValueError(f"it needs {module}.{name}, and only tensors are read: save the model's state_dict() only")
 
     def persistent_load(self, pid: Any) -> _Storage:
-        kind, dtype, key, *_ = pid
-        if kind != "storage" or not isinstance(dtype, np.dtype):
+        kind, storage, key, *_ = pid
+        if kind != "storage" or storage not in STORAGES:
             raise ValueError(f"it holds something that is no tensor: {kind}")
-        return _Storage(dtype, self.storage_of(str(key)))
+        return _Storage(STORAGES[storage], self.storage_of(str(key)))
 
 
 def _tensor(storage: _Storage, offset: int, shape: tuple, strides: tuple, *_: Any) -> Callable[[], np.ndarray]:
@@ -113,6 +127,8 @@ def _tensor(storage: _Storage, offset: int, shape: tuple, strides: tuple, *_: An
         last = offset + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
         if min((offset, *shape, *strides)) < 0 or (0 not in shape and last >= len(numbers)):
             raise ValueError(f"a tensor {shape} lies outside of its {len(numbers)} numbers; is the file complete?")
+        if math.prod(shape) > len(numbers):  # by strides of 0, a small file could fill the memory
+            raise ValueError(f"a tensor {shape} repeats its {len(numbers)} numbers, as no weights do")
         steps = [step * storage.dtype.itemsize for step in strides]
         return np.lib.stride_tricks.as_strided(numbers[offset:], shape, steps).copy()
 
@@ -127,6 +143,8 @@ def _read_zip(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         head = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
         folder = head.removesuffix("data.pkl")
+        if packed := [each.filename for each in archive.infolist() if each.compress_type != zipfile.ZIP_STORED]:
+            raise ValueError(f"{packed[0]} is compressed, which PyTorch never does, and could fill the memory")
 
         def storage_of(key: str) -> Callable[[], bytes]:
             def read() -> bytes:
@@ -162,13 +180,13 @@ def _read_legacy(file: IO[bytes]) -> Any:
 
 
 def _read_safetensors(path: Path) -> dict[str, Callable[[], np.ndarray]]:
-    """The length of a JSON head, the head, and the numbers."""
+    """The length of a JSON head, the head, and the numbers. The library sorts tensors by type and name."""
     contents = path.read_bytes()
     start = 8 + int.from_bytes(contents[:8], "little")
     head = json.loads(contents[8:start])
     head.pop("__metadata__", None)
     state = {}
-    for name, entry in sorted(head.items(), key=lambda item: item[1]["data_offsets"]):
+    for name, entry in sorted(head.items(), key=lambda item: _place(item[0])):
         first, last = entry["data_offsets"]
         part = contents[start + first : start + last]
         storage = _Storage(SAFETENSORS[entry["dtype"]], functools.partial(bytes, part))
@@ -176,6 +194,13 @@ def _read_safetensors(path: Path) -> dict[str, Callable[[], np.ndarray]]:
         strides = tuple(int(np.prod(shape[axis + 1 :])) for axis in range(len(shape)))
         state[name] = _tensor(storage, 0, shape, strides)
     return state
+
+
+def _place(name: str) -> list[tuple[bool, int, str]]:
+    """A sort key of a tensor's name that puts the layers of each kind in the order in which they run."""
+    for pattern, replacement in ORDER:
+        name = re.sub(pattern, replacement, name)
+    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.findall(r"\d+|[^\d.]+", name)]
 
 
 def _state_of(found: Any) -> dict[str, Any]:

@@ -1,63 +1,188 @@
-"""Layers of PyTorch as layers of Keras: the same numbers in another layout, matched by their order."""
+"""Layers of PyTorch as layers of Keras: the same numbers in another layout, matched by kind, order and shapes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import keras
 import numpy as np
 
-from kerasseg.keras_internals import inputs_of
+from kerasseg.keras_internals import all_layers, inputs_of, made_by
 
-COUNTER = "num_batches_tracked"
-"""What PyTorch's batch norm counts; Keras has nothing like it."""
-ORDER = ("weight", "bias", "running_mean", "running_var")
-"""A module's tensors as Keras orders a layer's variables."""
+Tensors = dict[str, np.ndarray]
 
-
-def modules_of(tensors: dict[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
-    """The tensors of each module by its name, in the file's order of modules and Keras' order of variables."""
-    modules: dict[str, dict[str, np.ndarray]] = {}
-    for name, array in tensors.items():
-        module, _, part = name.rpartition(".")
-        if part != COUNTER:
-            modules.setdefault(module, {})[part] = array
-    return {
-        module: [parts[part] for part in sorted(parts, key=lambda part: ORDER.index(part) if part in ORDER else 9)]
-        for module, parts in modules.items()
-    }
+BIAS = " with bias"
+DEPTHWISE = "depthwise convolution"
+_PARTS = {"weight", "bias", "running_mean", "running_var"}
 
 
-def as_keras(arrays: Sequence[np.ndarray], shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray] | None:
-    """A module's arrays in the layout of a Keras layer whose variables have these shapes; None where they do not fit.
+def match(network: keras.Model, tensors: Tensors) -> dict[str, tuple[keras.layers.Layer, list[np.ndarray]]]:
+    """What each module of a file gives to which layer: arrays in Keras' order and layout.
 
-    Convolutions are (out,in,H,W) there and (H,W,in,out) here, depthwise ones (C,1,H,W) and (H,W,C,1), dense layers
-    (out,in) and (in,out).
+    Libraries name layers differently, but run them in the same order. So the n-th convolution takes the weights of the
+    file's n-th, and so do depthwise convolutions, batch norms, layer norms, dense layers and layer scales. Modules that
+    the file holds after these, such as the classifier, are left. Only the first convolution may differ, in the channels
+    that the network has after RGB; it is left out.
+
+    Args:
+        network: functional, without a head.
+        tensors: as `read_tensors` gives them.
+
+    Raises:
+        ValueError: a layer has no counterpart of its kind and shapes, or the order is not known.
     """
-    if len(arrays) != len(shapes):
-        return None
-    kernel, *others = arrays
-    if kernel.ndim == 4:
-        depthwise = kernel.shape[1] == 1 and shapes[0][-1] == 1
-        kernel = kernel.transpose((2, 3, 0, 1) if depthwise else (2, 3, 1, 0))
-    elif kernel.ndim == 2:
-        kernel = kernel.T
-    turned = [kernel, *others]
-    return turned if [array.shape for array in turned] == list(map(tuple, shapes)) else None
+    modules = _modules(tensors)
+    left = {kind: list(names) for kind, names in modules.items()}
+    given: dict[str, tuple[keras.layers.Layer, list[np.ndarray]]] = {}
+    first = True
+    for layer in _in_order(network):
+        kind = _kind(layer)
+        expected = [tuple(weight.shape) for weight in layer.weights]
+        if bare := kind not in modules and kind.endswith(BIAS):
+            kind = kind.removesuffix(BIAS)  # as in keras.applications' ResNets: a bias before batch norm, so 0 is exact
+        if not left.get(kind):
+            raise ValueError(f"{layer.name} has no counterpart: {len(modules.get(kind, ()))} layers are a {kind}")
+        name = left[kind].pop(0)
+        arrays = modules[kind][name]
+        if kind.startswith(DEPTHWISE) and not isinstance(layer, keras.layers.DepthwiseConv2D):
+            arrays = [arrays[0].transpose(0, 1, 3, 2), *arrays[1:]]  # a convolution of as many groups as channels
+        if bare:
+            arrays = [*arrays, np.zeros(expected[-1], np.float32)]
+        came = [array.shape for array in arrays]
+        if came == expected:
+            given[name] = layer, arrays
+        elif not (first and _more_channels(expected[0], came[0])):
+            raise ValueError(
+                f"{layer.name} ({kind}) expects {_text(expected)}, and {name} in its place has {_text(came)}"
+            )
+        first = False
+    return given
 
 
-def require_chain(network: keras.Model) -> None:
-    """ValueError unless each layer with weights follows from the one before it, so that their order is the network's.
+def cautions(network: keras.Model) -> list[str]:
+    """Why the same weights may give other features than in PyTorch, which no file says."""
+    found = []
+    strided: dict[int, int] = {}
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.Conv2D) and layer.kernel_size[0] == 1 and layer.strides[0] > 1:
+            parent = id(inputs_of(layer)[0])
+            strided[parent] = strided.get(parent, 0) + 1
+    if max(strided.values(), default=0) > 1:
+        found.append("the network has its strides on 1x1 convolutions, PyTorch's ResNets on the 3x3 ones after them")
+    if any(
+        isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D)
+        and layer.padding == "same"
+        and layer.strides[0] > 1
+        and layer.kernel_size[0] > layer.strides[0]
+        for layer in all_layers(network)
+    ):
+        found.append("the network pads as TensorFlow does, as only timm's tf_ models do")
+    return found
 
-    In others (the two ways of a ResNet's block) it depends on the library.
-    """
-    before: dict[str, set[str]] = {}
-    last = None
-    for layer in network.operations:
-        parents = inputs_of(layer)
-        before[layer.name] = {parent.name for parent in parents}.union(*(before[parent.name] for parent in parents))
-        if getattr(layer, "weights", None):
-            if last is not None and last not in before[layer.name]:
-                raise ValueError(
-                    f"files of PyTorch are matched by the order of layers, and {network.name} has layers side by side "
-                    f"({last} and {layer.name}): give a file of Keras (.weights.h5, .keras)"
-                )
-            last = layer.name
+
+def _in_order(network: keras.Model) -> Iterator[keras.layers.Layer]:
+    """The layers with weights in PyTorch's order: those of a longer branch before those of a shortcut."""
+    if isinstance(network, keras.Sequential):
+        for layer in network.layers:
+            yield from _leaves(layer)
+        return
+    parents: dict[int, list] = {}
+    tensors = list(network.outputs)
+    while tensors:
+        operation, inputs = made_by(tensors.pop())
+        if id(operation) not in parents:
+            parents[id(operation)] = [made_by(tensor)[0] for tensor in inputs]
+            tensors += inputs
+    depth: dict[int, int] = {}
+    for operation in network.operations:  # inputs first
+        depth[id(operation)] = 1 + max((depth[id(each)] for each in parents[id(operation)]), default=0)
+    waiting = sorted(network.operations, key=lambda operation: depth[id(operation)])
+    done: set[int] = set()
+    while waiting:
+        layer = waiting[-1]
+        before = {id(each): each for each in parents[id(layer)] if id(each) not in done}
+        if id(layer) in done:
+            waiting.pop()
+        elif before:
+            depths = [depth[each] for each in before]
+            if len(set(depths)) < len(depths):
+                raise ValueError(f"the branches that {layer.name} joins are equally long, so their order is not known")
+            waiting.append(before[max(before, key=lambda each: depth[each])])
+        else:
+            done.add(id(waiting.pop()))
+            yield from _leaves(layer)
+
+
+def _leaves(layer: keras.Operation) -> Iterator[keras.layers.Layer]:
+    if isinstance(layer, keras.Model):
+        yield from _in_order(layer)
+    elif getattr(layer, "weights", None) and not isinstance(
+        layer, keras.layers.Normalization
+    ):  # which holds the pixels' statistics
+        yield layer
+
+
+def _kind(layer: keras.layers.Layer) -> str:
+    bias = BIAS * (len(layer.weights) == 2)
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return "batch norm"
+    if isinstance(layer, keras.layers.LayerNormalization):
+        return "layer norm"
+    conv = isinstance(layer, keras.layers.Conv2D)
+    if isinstance(layer, keras.layers.DepthwiseConv2D) or (conv and layer.groups == layer.filters > 1):
+        return DEPTHWISE + bias
+    if conv:
+        return "convolution" + bias
+    if isinstance(layer, keras.layers.Dense):
+        return "dense layer" + bias
+    if [len(weight.shape) for weight in layer.weights] == [1]:
+        return "layer scale"
+    raise ValueError(f"{layer.name} ({type(layer).__name__}) is of no kind that is read from PyTorch's files")
+
+
+def _modules(tensors: Tensors) -> dict[str, dict[str, list[np.ndarray]]]:
+    """By kind, the file's modules in its order."""
+    grouped: dict[str, Tensors] = {}
+    for name, tensor in tensors.items():
+        module, _, own = name.rpartition(".")
+        if own in _PARTS:
+            grouped.setdefault(module, {})[own] = tensor
+        elif own != "num_batches_tracked":
+            grouped[name] = {own: tensor.squeeze()}
+    modules: dict[str, dict[str, list[np.ndarray]]] = {}
+    for name, parts in grouped.items():
+        kind, arrays = _converted(parts)
+        modules.setdefault(kind, {})[name] = arrays
+    return modules
+
+
+def _converted(parts: Tensors) -> tuple[str, list[np.ndarray]]:
+    weight = parts.get("weight")
+    if weight is None:
+        return "layer scale", list(parts.values())
+    bias = [parts["bias"]] if "bias" in parts else []
+    ending = BIAS * len(bias)
+    if "running_mean" in parts:
+        return "batch norm", [
+            weight,
+            *bias,
+            *(parts[name] for name in ("running_mean", "running_var") if name in parts),
+        ]
+    if weight.ndim == 4 and weight.shape[1] == 1:
+        return DEPTHWISE + ending, [weight.transpose(2, 3, 0, 1), *bias]
+    if weight.ndim == 4:
+        return "convolution" + ending, [weight.transpose(2, 3, 1, 0), *bias]
+    if weight.ndim == 2:
+        return "dense layer" + ending, [weight.T, *bias]
+    return "layer norm" if weight.ndim == 1 else "module", [weight, *bias]
+
+
+def _more_channels(expected: tuple[int, ...], came: tuple[int, ...]) -> bool:
+    return len(came) == 4 == len(expected) and came[2] == 3 < expected[2] and came[::3] == expected[::3]
+
+
+def _text(shapes: list[tuple[int, ...]]) -> str:
+    return " ".join("x".join(map(str, shape)) for shape in shapes)
+
+
+def layers_of(tensors: Tensors) -> dict[str, list[np.ndarray]]:
+    """Every module of a file with its arrays, for a list."""
+    return {name: arrays for named in _modules(tensors).values() for name, arrays in named.items()}

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import itertools
 import json
 import zipfile
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ import numpy as np
 from kerasseg.checks import first_few
 from kerasseg.keras_internals import parts_of
 from kerasseg.segmenters.torch_files import is_torch_file, read_tensors
-from kerasseg.segmenters.torch_layers import as_keras, modules_of, require_chain
+from kerasseg.segmenters.torch_layers import cautions, layers_of, match
 from serving.common.inputs import failed_copy
 
 # Where a layer is: the names of the networks around it, from the outermost inwards, and its own. That of a layer inside
@@ -46,6 +45,8 @@ class LoadedWeights:
     """Layers of the network that the file does not hold, or holds in another shape."""
     skipped: tuple[str, ...]
     """Layers of the file that the network has no use for."""
+    cautions: tuple[str, ...] = ()
+    """Why features may differ from those of the network that the file was made for."""
 
     def counts(self) -> dict[str, Any]:
         """For result.json: the lengths of the lists."""
@@ -64,6 +65,7 @@ class LoadedWeights:
         for name in ("reinitialised", "skipped"):
             if names := getattr(self, name):
                 lines.append(f"  {name}: {first_few(names)}")
+        lines += [f"  warning: features may differ from PyTorch's: {caution}" for caution in self.cautions]
         return "\n".join(lines)
 
     def listing(self) -> str:
@@ -97,7 +99,7 @@ def load_weights(
 
     Raises:
         ValueError: no such file, not a file of weights, or nothing in it fits; for a file of PyTorch, also a backbone
-            whose layers have no order (`require_chain`).
+            whose layers have no order (`match`).
     """
     path = Path(path)
     if not path.is_file():
@@ -134,32 +136,28 @@ def load_weights(
 def _load_torch(network: keras.Model, path: Path) -> LoadedWeights:
     """`load_weights` for a file of PyTorch: of the backbone, whose layers it must all hold, in their order."""
     backbone = getattr(network, "backbone", network)
-    require_chain(backbone)
-    modules = modules_of(read_tensors(path))
-    wanted = dict(_layers(backbone))
-    fitting = {}
-    for (name, variables), module in itertools.zip_longest(wanted.items(), list(modules)[: len(wanted)]):
-        arrays = module is not None and as_keras(modules[module], _shapes(variables))
-        if not arrays:
-            came = f"{module} {_shapes(modules[module])}" if module else "nothing more"
-            raise ValueError(
-                f"{path} does not fit {backbone.name}: its layers are matched by their order, and where "
-                f"{_described(name, variables)} should be, the file has {came}; give the file of such a network "
-                "(see --backbone), or 'imagenet' or 'none'"
-            )
-        fitting[name] = arrays
-    for name, arrays in fitting.items():
-        for variable, array in zip(wanted[name], arrays, strict=True):
-            variable.assign(array)
-    loaded = {id(variable) for variables in wanted.values() for variable in variables}
-    others = [(name, variables) for name, variables in _layers(network) if id(variables[0]) not in loaded]
+    tensors = read_tensors(path)
+    try:
+        given = match(backbone, tensors)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} does not fit {backbone.name}: {error}; give the file of such a network (see --backbone), or "
+            "'imagenet' or 'none'"
+        ) from error
+    for layer, arrays in given.values():
+        layer.set_weights(arrays)
+    wanted = {id(layer.weights[0]) for layer, _ in given.values()}
+    layers = list(_layers(network))
     return LoadedWeights(
         source=path.name,
         sha256=_sha256(path),
         by="order",
-        loaded=tuple(_described(name, wanted[name]) for name in wanted),
-        reinitialised=tuple(_described(name, variables) for name, variables in others),
-        skipped=tuple(_described((module,), modules[module]) for module in list(modules)[len(wanted) :]),
+        loaded=tuple(_described(name, variables) for name, variables in layers if id(variables[0]) in wanted),
+        reinitialised=tuple(
+            _described(name, variables) for name, variables in layers if id(variables[0]) not in wanted
+        ),
+        skipped=tuple(_described((name,), arrays) for name, arrays in layers_of(tensors).items() if name not in given),
+        cautions=tuple(cautions(backbone)),
     )
 
 

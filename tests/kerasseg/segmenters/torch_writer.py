@@ -88,7 +88,7 @@ def write_legacy(path, arrays):
 def write_safetensors(path, arrays):
     kinds = {"<f4": "F32", "<f2": "F16", "<i8": "I64", "<f8": "F64"}
     head, numbers = {"__metadata__": {"format": "pt"}}, b""
-    for name, array in arrays.items():
+    for name, array in sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])):  # as its library does
         first, numbers = len(numbers), numbers + array.tobytes()
         head[name] = {"dtype": kinds[array.dtype.str], "shape": array.shape, "data_offsets": [first, len(numbers)]}
     text = json.dumps(head).encode()
