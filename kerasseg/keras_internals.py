@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 from keras.src.backend.common import global_state
+from keras.src.ops.numpy import Pad
 
 
 class BuiltModel(keras.Model):
@@ -50,6 +51,11 @@ def parts_of(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
 def inputs_of(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     """The layers whose outputs a layer of a functional network takes."""
     return [node.operation for node in layer._inbound_nodes[0].parent_nodes]
+
+
+def pads(layer: keras.layers.Layer) -> bool:
+    """Whether a layer of a functional network only pads images: with zeros, or with anything by `keras.ops.pad`."""
+    return isinstance(layer, keras.layers.ZeroPadding2D | Pad)
 
 
 def made_by(tensor: keras.KerasTensor) -> tuple[keras.layers.Layer, list[keras.KerasTensor]]:

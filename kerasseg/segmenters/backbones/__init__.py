@@ -14,7 +14,7 @@ from kerasseg.segmenters.backbones.dilation import (
     BATCH_NORM_MOMENTUM,
     copy_weights,
     dilate,
-    taps_by_stride,
+    strides_of_taps,
     whole_strides,
 )
 from kerasseg.segmenters.backbones.hub import hub_pyramids
@@ -49,7 +49,7 @@ def _resnet34(weights: str | None) -> keras.Model:
     return network
 
 
-BACKBONES: dict[str, BackboneSpec] = dict([*applications(), *hub_pyramids(), *transformers()])
+BACKBONES: dict[str, BackboneSpec] = dict([*hub_pyramids(), *transformers(), *applications()])
 BACKBONES["resnet34"] = BackboneSpec(_resnet34, "unit", weights="none published by keras-cv")
 # Without the stage of stride 32, up to where SSDLite taps it (Sandler et al. 2018, arXiv:1801.04381, section 6.2).
 BACKBONES["mobilenet_v2_c4"] = dataclasses.replace(
@@ -108,11 +108,12 @@ def build_backbone(
     require_drop_path(name, drop_path)
     with fresh_names():  # a file of weights knows layers by their names
         network = _stock(spec, name, weights if weights == "imagenet" else "none", drop_path)
-        strides = dict.fromkeys(spec.taps or (), spec.stride)
-        if not spec.plain:
+        if spec.plain:
+            strides = dict.fromkeys(spec.taps or (), spec.stride)
+        else:
             network = whole_strides(network)
-            strides = {layer: stride for stride, layer in taps_by_stride(network).items()}
-    taps = spec.taps or [layer for layer, stride in strides.items() if stride >= 4]
+            strides = strides_of_taps(network, spec.taps)
+    taps = tuple(strides)
     if maps == "ends":
         taps = (taps[0], taps[-1])
     network = keras.Model(network.input, [network.get_layer(tap).output for tap in taps], name=name)

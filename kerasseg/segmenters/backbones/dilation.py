@@ -1,8 +1,10 @@
 """A network's strides: where they are, and how they are traded for dilation."""
 
+from collections.abc import Sequence
+
 import keras
 
-from kerasseg.keras_internals import inputs_of, made_by
+from kerasseg.keras_internals import inputs_of, made_by, pads
 from kerasseg.layers import AtrousConv2D, AtrousDepthwiseConv2D, BatchNormalization, GroupedConv2D
 
 # MobileNetV2's own 0.999 averages more steps than a run on few labels has (docs/decisions/networks.md).
@@ -88,7 +90,7 @@ def _dilation_plan(network: keras.Model, output_stride: int) -> tuple[dict[str, 
 
 def whole_strides(network: keras.Model) -> keras.Model:
     """The functional network for images of any size, with padding "same" where a convolution or pooling loses the
-    border ("valid", and no zero padding before it), so that features of an image of H x W pixels have H/s x W/s
+    border ("valid", and no padding before it), so that features of an image of H x W pixels have H/s x W/s
     positions. The same network where there is nothing to change.
 
     The weights stay; only values near the border change. A 3x3 convolution of stride 2 sees the same pixels as before,
@@ -99,8 +101,8 @@ def whole_strides(network: keras.Model) -> keras.Model:
         if not isinstance(layer, CONVOLUTIONS + POOLINGS) or layer.padding != "valid":
             return False
         size = layer.pool_size if isinstance(layer, POOLINGS) else layer.kernel_size
-        padded = any(isinstance(parent, keras.layers.ZeroPadding2D) for parent in inputs_of(layer))
-        return not padded and any(side > step for side, step in zip(size, layer.strides, strict=True))
+        large = any(side > step for side, step in zip(size, layer.strides, strict=True))
+        return large and not any(map(pads, inputs_of(layer)))
 
     changed = {layer.name for layer in network.layers if loses_the_border(layer)}
     batch, *size, channels = network.inputs[0].shape
@@ -117,27 +119,47 @@ def whole_strides(network: keras.Model) -> keras.Model:
     return clone
 
 
-def taps_by_stride(network: keras.Model) -> dict[int, str]:
-    """The last layer of each stride in a functional network, by its stride in pixels.
+def strides_of_taps(network: keras.Model, taps: Sequence[str] | None = None) -> dict[str, int]:
+    """The layers whose features heads read, the finest first, with their strides in pixels.
 
-    A 1x1 convolution that widens the last features for a classifier is left out: MobileNetV2's last layer is the block
-    before it, as in DeepLab's published code.
+    They are `taps`; without, those of the network's outputs where it has several, otherwise the last one of each stride
+    from 4 on. A 1x1 convolution that widens the last features for a classifier is left out: MobileNetV2's last layer is
+    the block before it, as in DeepLab's published code.
     """
-    last = _features_end(network)
-    probe = keras.Model(network.inputs[0], [layer.output for layer in network.layers])
-    image = keras.KerasTensor((1, PROBE, PROBE, network.inputs[0].shape[-1]))
+    if taps is None and len(network.outputs) == 1:
+        return {layer: stride for stride, layer in taps_by_stride(network).items() if stride >= 4}
+    if taps is None:
+        taps = [*(made_by(output)[0].name for output in network.outputs[:-1]), _features_end(network).name]
+    strides = _strides(network)
+    return {tap: strides[tap] for tap in taps}
+
+
+def taps_by_stride(network: keras.Model) -> dict[int, str]:
+    """The last layer of each stride in a functional network, by its stride in pixels; without what widens the last
+    features (`strides_of_taps`)."""
     taps: dict[int, str] = {}
-    for layer, features in zip(network.layers, probe.compute_output_spec(image), strict=True):
-        if len(features.shape) == 4 and features.shape[1] > 1 and PROBE % features.shape[1] == 0:
-            taps[PROBE // features.shape[1]] = layer.name
-        if layer is last:
+    last = _features_end(network).name
+    for layer, stride in _strides(network).items():
+        taps[stride] = layer
+        if layer == last:
             break
     return taps
 
 
+def _strides(network: keras.Model) -> dict[str, int]:
+    """The stride of each layer's map, pixels, in the order of the layers; none for what is no map, or a padded one."""
+    probe = keras.Model(network.inputs[0], [layer.output for layer in network.layers])
+    image = keras.KerasTensor((1, PROBE, PROBE, network.inputs[0].shape[-1]))
+    return {
+        layer.name: PROBE // features.shape[1]
+        for layer, features in zip(network.layers, probe.compute_output_spec(image), strict=True)
+        if len(features.shape) == 4 and features.shape[1] > 1 and PROBE % features.shape[1] == 0
+    }
+
+
 def _features_end(network: keras.Model) -> keras.layers.Layer:
     """The layer whose output a widening 1x1 convolution takes at the network's end; without one, the last layer."""
-    layer = end = made_by(network.outputs[0])[0]
+    layer = end = made_by(network.outputs[-1])[0]
     while isinstance(layer, keras.layers.Activation | keras.layers.ReLU | keras.layers.BatchNormalization):
         (layer,) = inputs_of(layer)
     if isinstance(layer, keras.layers.Conv2D) and layer.kernel_size == (1, 1):

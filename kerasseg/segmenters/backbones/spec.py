@@ -16,8 +16,7 @@ class BackboneSpec:
     pixels: str
     """`PixelNormalization` scheme that the pretrained weights expect."""
     taps: tuple[str, ...] | None = None
-    """Layers of the features that heads read, the finest first; None for the last layer of each stride from 4 on
-    (`taps_by_stride`)."""
+    """Layers of the features that heads read, the finest first; None to find them in the graph (`strides_of_taps`)."""
     stride: int = 32
     """Stride of the last features, pixels; for a plain transformer its patch size."""
     dilates: bool = True

@@ -171,7 +171,7 @@ class TokensToMap(keras.layers.Layer):
 
 @register
 class StochasticDepth(keras.layers.Layer):
-    """`[x, y]`, what a residual block takes and gives, (B,N,C): y, or for some images of a training batch x.
+    """`[x, y]`, what a residual block takes and gives, (B,...): y, or for some images of a training batch x.
 
     The change y - x of the other images is divided by the share of them (Huang et al. 2016, arXiv:1603.09382, in the
     form that keeps the mean).
@@ -189,7 +189,8 @@ class StochasticDepth(keras.layers.Layer):
         x, y = inputs
         if not training:
             return y
-        kept = keras.random.uniform((tf.shape(x)[0], 1, 1), seed=self.seed_generator) >= self.rate
+        ones = [1] * (len(x.shape) - 1)
+        kept = keras.random.uniform((tf.shape(x)[0], *ones), seed=self.seed_generator) >= self.rate
         return x + (y - x) * tf.cast(kept, x.dtype) / (1.0 - self.rate)
 
     def compute_output_shape(self, input_shape):
