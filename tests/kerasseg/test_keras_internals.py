@@ -100,3 +100,10 @@ def test_a_built_model_is_not_built_on_a_batch():
     model.fit(np.zeros((2, 1), np.float32), np.zeros((2, 1), np.float32), verbose=0)
     with pytest.raises(AssertionError, match="was built on the batch"):
         model(np.zeros((2, 1), np.float32))
+
+
+def test_padding_is_known_as_a_layer_and_as_an_operation():
+    image = keras.Input((8, 8, 3))
+    padded = keras.layers.ZeroPadding2D()(image), keras.ops.pad(image, [[0, 0], [1, 1], [1, 1], [0, 0]])
+    assert all(keras_internals.pads(keras_internals.made_by(x)[0]) for x in padded)
+    assert not keras_internals.pads(keras_internals.made_by(keras.layers.ReLU()(image))[0])

@@ -122,21 +122,21 @@ def whole_strides(network: keras.Model) -> keras.Model:
 def strides_of_taps(network: keras.Model, taps: Sequence[str] | None = None) -> dict[str, int]:
     """The layers whose features heads read, the finest first, with their strides in pixels.
 
-    They are `taps`; without, those of the network's outputs where it has several, otherwise the last one of each stride
-    from 4 on. A 1x1 convolution that widens the last features for a classifier is left out: MobileNetV2's last layer is
-    the block before it, as in DeepLab's published code.
+    They are `taps`; without, those of the network's outputs where it has several, otherwise `taps_by_stride` from 4
+    on.
     """
     if taps is None and len(network.outputs) == 1:
         return {layer: stride for stride, layer in taps_by_stride(network).items() if stride >= 4}
-    if taps is None:
-        taps = [*(made_by(output)[0].name for output in network.outputs[:-1]), _features_end(network).name]
     strides = _strides(network)
-    return {tap: strides[tap] for tap in taps}
+    return {tap: strides[tap] for tap in taps or [made_by(output)[0].name for output in network.outputs]}
 
 
 def taps_by_stride(network: keras.Model) -> dict[int, str]:
-    """The last layer of each stride in a functional network, by its stride in pixels; without what widens the last
-    features (`strides_of_taps`)."""
+    """The last layer of each stride in a functional network, by its stride in pixels.
+
+    A 1x1 convolution that widens the last features for a classifier is left out: MobileNetV2's last layer is the block
+    before it, as in DeepLab's published code.
+    """
     taps: dict[int, str] = {}
     last = _features_end(network).name
     for layer, stride in _strides(network).items():
@@ -159,7 +159,7 @@ def _strides(network: keras.Model) -> dict[str, int]:
 
 def _features_end(network: keras.Model) -> keras.layers.Layer:
     """The layer whose output a widening 1x1 convolution takes at the network's end; without one, the last layer."""
-    layer = end = made_by(network.outputs[-1])[0]
+    layer = end = made_by(network.outputs[0])[0]
     while isinstance(layer, keras.layers.Activation | keras.layers.ReLU | keras.layers.BatchNormalization):
         (layer,) = inputs_of(layer)
     if isinstance(layer, keras.layers.Conv2D) and layer.kernel_size == (1, 1):

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import keras
 
-from kerasseg.keras_internals import fresh_names
 from kerasseg.segmenters.backbones.hgnetv2 import build_hgnetv2
 from kerasseg.segmenters.backbones.mit import build_mit
 from kerasseg.segmenters.backbones.spec import BackboneSpec
@@ -310,9 +309,7 @@ def build_network(name: str, network: Network, weights: str | None, **options: f
     if weights == "imagenet":
         if network.preset is None:
             raise ValueError(f"there are no published weights of {name}; give a file of weights, or weights='none'")
-        with fresh_names():
-            published = getattr(hub("models"), family.model).from_preset(network.preset)
-        copy_in_order(published, model)
+        copy_in_order(getattr(hub("models"), family.model).from_preset(network.preset), model)
     elif weights is not None:
         model.load_weights(weights)
     return model

@@ -18,7 +18,7 @@ from kerasseg.segmenters import build_segmenter
 from kerasseg.segmenters.backbones import BACKBONES, build_backbone
 from kerasseg.segmenters.backbones.hub import (
     BASIC,
-    BASIC_VD,
+    BOTTLENECK_VD,
     CSP_DARKNET_53,
     CSP_RESNEXT_50,
     CSPNET,
@@ -36,6 +36,7 @@ from kerasseg.segmenters.backbones.hub import (
     mit,
     resnet,
 )
+from kerasseg.segmenters.backbones.tokens import StochasticDepth
 
 keras_hub = pytest.importorskip("keras_hub", reason="needs the extra hub")
 
@@ -44,7 +45,7 @@ NARROW = {"stackwise_num_filters": [64, 8, 8, 16]}
 TINY = {
     "efficientnet": Network(EFFICIENTNET, lite(0.25, 0.5)),
     "resnet": Network(RESNET, resnet(BASIC, 1, 1, 1, 1) | NARROW),
-    "resnet_vd": Network(RESNET_VD, resnet(BASIC_VD, 1, 2, 1, 1) | NARROW, "a_preset"),
+    "resnet_vd": Network(RESNET_VD, resnet(BOTTLENECK_VD, 1, 1, 1, 1) | NARROW, "a_preset"),
     "csp_darknet": Network(
         CSPNET,
         CSP_DARKNET_53 | {"stackwise_depth": [1] * 5, "stackwise_num_filters": [8, 8, 16, 16, 16], "stem_filters": 8},
@@ -54,6 +55,7 @@ TINY = {
     "hgnetv2": Network(
         HGNETV2, hgnetv2((8, 8), (4, 6, 8, 8), (8, 16, 16, 24), (1, 1, 2, 1), layers=2, affine=True), "a_preset"
     ),
+    "hgnetv2_plain": Network(HGNETV2, hgnetv2((8, 8), (4, 6, 8, 8), (8, 16, 16, 24), (1, 1, 2, 1), layers=2)),
 }
 
 
@@ -130,7 +132,8 @@ def test_features_are_those_of_keras_hub(name):
 
 def test_mit_takes_images_of_any_shape():
     """Where keras-hub's takes square ones: an image on its side gives maps on their side."""
-    network = randomize(build_backbone("tiny_mit", maps="pyramid"))
+    network = randomize(build_backbone("tiny_mit", output_stride=16, maps="pyramid"))
+    assert network.strides == (4, 8, 16, 32)  # it is not dilated
     image = np.random.default_rng(1).normal(size=(1, 64, 96, 3)).astype(np.float32)
     upright = [np.asarray(features) for features in network(image)]
     for weight in network.weights:
@@ -178,6 +181,22 @@ def test_stochastic_depth_of_mit_grows_linearly():
     backbone = build_backbone("tiny_mit", drop_path=0.3)
     rates = {layer.name: layer.rate for layer in backbone.layers if hasattr(layer, "rate")}
     assert rates == pytest.approx({"drop_1_0": 0.1, "drop_2_0": 0.2, "drop_3_0": 0.3})
+
+
+def test_stochastic_depth_leaves_out_whole_maps():
+    x, y = (tf.fill((100, 3, 4, 5), value) for value in (1.0, 3.0))
+    trained = np.asarray(StochasticDepth(0.5)([x, y], training=True))
+    assert trained.shape == (100, 3, 4, 5) and (trained == trained[:, :1, :1, :1]).all()
+    assert np.unique(trained).tolist() == [1.0, 5.0]
+
+
+def test_lites_widths_and_depths_are_those_of_the_larger_efficientnets():
+    """B3's and B4's, but for the depth of the first and the last stage."""
+    three, four = lite(1.2, 1.4), lite(1.4, 1.8)
+    assert three["stackwise_output_filters"] == [24, 32, 48, 96, 136, 232, 384]
+    assert three["stackwise_num_repeats"] == [1, 3, 3, 5, 5, 6, 1]
+    assert four["stackwise_output_filters"] == [24, 32, 56, 112, 160, 272, 448]
+    assert four["stackwise_num_repeats"] == [1, 4, 4, 6, 6, 8, 1]
 
 
 def test_layer_names_do_not_depend_on_what_was_built_before():
