@@ -156,7 +156,9 @@ def test_strides_are_traded_for_dilation_with_the_same_weights(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["efficientnet", "resnet_vd", "csp_resnext", pytest.param("mit", marks=pytest.mark.slow), "hgnetv2"]
+    "name",
+    ["efficientnet", "resnet_vd"]
+    + [pytest.param(name, marks=pytest.mark.slow) for name in ("csp_resnext", "mit", "hgnetv2")],
 )
 def test_segmenters_are_trained_saved_and_exported(name, tmp_path):
     segmenter = build_segmenter("segformer", backbone=f"tiny_{name}", num_classes=3, head_channels=8)
