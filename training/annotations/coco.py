@@ -1,16 +1,16 @@
 """COCO: one JSON file with images, categories and annotations, or one for each split."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from kerasseg.data.rle import coco_runs, decode_coco
 from serving.common.predictions import is_predicted
 from training.annotations.contract import IGNORED, AnnotatedImage, Annotations, Notes, size_of
 from training.annotations.raster import Bitmap, Polygon, Shape, draw_shapes
-from training.annotations.rle import coco_counts, decode_runs
 from training.annotations.source import SPLIT_FOLDERS, Source, name_of, split_in, split_of
 from training.annotations.words import (
     BAD_NUMBERS,
@@ -141,7 +141,7 @@ def _shapes(annotations: list[dict], names: dict[Any, int], notes: Notes, file: 
         segmentation = annotation.get("segmentation")
         shapes: list[Shape] = []
         if isinstance(segmentation, dict):
-            shapes.append(Bitmap(label, _decoder(segmentation), whole=True))
+            shapes.append(Bitmap(label, partial(decode_coco, segmentation), whole=True))
         elif segmentation:
             parts = segmentation if isinstance(segmentation[0], list) else [segmentation]
             for part in parts:
@@ -173,29 +173,10 @@ def _area(annotation: dict, shapes: list[Shape]) -> float:
             total += abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
         return total
     try:
-        counts = _counts(annotation["segmentation"])
+        counts = coco_runs(annotation["segmentation"])
     except ValueError:
         return 0.0
     return float(sum(counts[1::2]))
-
-
-def _counts(segmentation: dict) -> list[int]:
-    counts = segmentation.get("counts")
-    if isinstance(counts, str):
-        return coco_counts(counts)
-    if isinstance(counts, list) and all(isinstance(count, int) for count in counts):
-        return counts
-    raise ValueError("a mask without run lengths: export it again")
-
-
-def _decoder(segmentation: dict) -> Callable[[], np.ndarray]:
-    def decode() -> np.ndarray:
-        size = segmentation.get("size")
-        if not (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) for side in size)):
-            raise ValueError("a mask without its size: export it again")
-        return decode_runs(_counts(segmentation), size[0], size[1], "F")
-
-    return decode
 
 
 def _dicts(entries: list) -> list[dict]:

@@ -7,11 +7,11 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
+from kerasseg.data.rle import decode_runs
 from serving.common.inputs import read_text
 from serving.common.predictions import is_predicted
 from training.annotations.contract import AnnotatedImage, Annotations, Notes
 from training.annotations.raster import Bitmap, Ellipse, Polygon, Shape, box, draw_shapes
-from training.annotations.rle import decode_runs
 from training.annotations.source import Source, name_of, split_in, split_of
 from training.annotations.words import BAD_NUMBERS, EMPTY_CLASS, MISSING, NO_AREA, TOO_FEW, rest_unlabeled
 

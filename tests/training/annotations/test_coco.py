@@ -3,7 +3,6 @@ import pytest
 
 from serving.common.areas import coco_rle
 from tests.training.annotations.sources import SIZE, coco, drawn, flat, image, import_, polygon, write_json
-from training.annotations.rle import coco_counts, decode_runs
 
 TWO = [(1, "a.png"), (2, "b.png")]
 
@@ -44,12 +43,6 @@ def test_run_lengths_with_and_without_compression(source, capsys):
     np.testing.assert_array_equal(result.labels("a"), drawn((1, 2, 1, 5, 4), (1, 15, 11, 16, 12)))
     expected = drawn((1, 2, 1, 5, 4), (1, 0, 0, 1, 1), (1, 7, 5, 8, 6), size=(6, 8))
     np.testing.assert_array_equal(result.labels("b"), expected)
-
-
-def test_long_runs_of_compressed_lengths():
-    wanted = drawn((1, 20, 10, 180, 290), size=(300, 200))
-    text = "jk5h8d" + "0" * 318 + "Vk5"  # by pycocotools 2.0.11
-    np.testing.assert_array_equal(decode_runs(coco_counts(text), 300, 200, "F"), wanted == 1)
 
 
 def test_roboflow_splits_and_its_category_without_annotation(tmp_path, capsys):

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kerasseg.data.rle import coco_counts, decode_runs
 from serving.batch.annotations.job_files import TOOLS
 from serving.batch.command import BatchConfig, main
 from serving.common import cli
 from tests.serving.images import expected_labels, manifest, save_image
 from tests.serving.toy_model import CLASSES, write_toy_model
-from training.annotations.rle import coco_counts, decode_runs
 
 ALL = ("labelme", *TOOLS)
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from kerasseg.data.polygons import fill_polygon
 from serving.batch.annotations.outlines import outlines
-from training.annotations.raster import fill_polygon
 
 
 def filled(found, shape):

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kerasseg.data.rle import coco_counts, decode_runs
 from serving.batch.annotations import coco, cvat, label_studio, labelme
 from serving.batch.annotations.contract import Segmented, is_background, masks
 from serving.common.areas import coco_rle
 from tests.serving.toy_model import model_info
-from training.annotations.rle import coco_counts, decode_brush, decode_runs
+from training.annotations.rle import decode_brush
 
 CLASSES = ("background", "cat", "dog & <bird>")
 LABELS = np.array([[0, 1, 1, 2], [0, 0, 1, 2], [0, 0, 0, 2]])
