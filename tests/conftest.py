@@ -96,4 +96,5 @@ def tfds_directories(tmp_path, monkeypatch):
     monkeypatch.setattr(builders.PascalContext, "COUNTS", archives.CONTEXT_COUNTS)
     monkeypatch.setattr(builders.Cityscapes19, "COUNTS", archives.CITYSCAPES_COUNTS)
     monkeypatch.setattr(builders.Ade20k, "COUNTS", archives.ADE20K_COUNTS)
+    monkeypatch.setattr(builders.Coco81, "COUNTS", archives.COCO_COUNTS)
     return manual, data

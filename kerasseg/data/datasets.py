@@ -25,6 +25,7 @@ DATASETS = {
     "pascal_context": "kerasseg.data.builders.pascal_context:open_dataset",
     "cityscapes": "kerasseg.data.builders.cityscapes:open_dataset",
     "ade20k": "kerasseg.data.builders.ade20k:open_dataset",
+    "coco": "kerasseg.data.builders.coco:open_dataset",
     "oxford_iiit_pet": "kerasseg.data.builders.oxford_iiit_pet:open_dataset",
 }
 

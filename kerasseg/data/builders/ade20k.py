@@ -1,67 +1,52 @@
-"""ADE20K with the 150 classes of its scene parsing benchmark: 20,210 training and 2,000 validation images."""
+"""ADE20K with the 150 classes of SceneParsing: 20,210 training and 2,000 validation images."""
+
+from pathlib import PurePosixPath
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from kerasseg.data.builders.builder import File, Item, SegmentationBuilder, Source
+from kerasseg.data.builders.train_classes import read_train_classes
 from kerasseg.data.folder import read_label
 from kerasseg.data.prepared import PreparedDataset
-from kerasseg.losses import IGNORE_LABEL
 
-# B. Zhou et al.: Scene Parsing through ADE20K Dataset, CVPR 2017.
+# B. Zhou et al.: Scene Parsing through ADE20K Dataset, 2017. Neither size nor sha256 of the archive is published.
 ARCHIVE = Source(
     archive="ADEChallengeData2016.zip",
     folder="ADEChallengeData2016",
-    home="https://sceneparsing.csail.mit.edu",
-    suffixes=(".jpg", ".png"),
+    home="http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip",
 )
-FOLDERS = {"train": "training", "val": "validation"}
-# The first word of each row of the archive's objectInfo150.txt, in its order.
-CLASSES = (
-    "wall", "building", "sky", "floor", "tree", "ceiling", "road", "bed", "windowpane", "grass", "cabinet", "sidewalk",
-    "person", "earth", "door", "table", "mountain", "plant", "curtain", "chair", "car", "water", "painting", "sofa",
-    "shelf", "house", "sea", "mirror", "rug", "field", "armchair", "seat", "fence", "desk", "rock", "wardrobe", "lamp",
-    "bathtub", "railing", "cushion", "base", "box", "column", "signboard", "chest of drawers", "counter", "sand",
-    "sink", "skyscraper", "fireplace", "refrigerator", "grandstand", "path", "stairs", "runway", "case", "pool table",
-    "pillow", "screen door", "stairway", "river", "bridge", "bookcase", "blind", "coffee table", "toilet", "flower",
-    "book", "hill", "bench", "countertop", "stove", "palm", "kitchen island", "computer", "swivel chair", "boat", "bar",
-    "arcade machine", "hovel", "bus", "towel", "light", "truck", "tower", "chandelier", "awning", "streetlight",
-    "booth", "television receiver", "airplane", "dirt track", "apparel", "pole", "land", "bannister", "escalator",
-    "ottoman", "bottle", "buffet", "poster", "stage", "van", "ship", "fountain", "conveyer belt", "canopy", "washer",
-    "plaything", "swimming pool", "stool", "barrel", "basket", "waterfall", "tent", "bag", "minibike", "cradle",
-    "oven", "ball", "food", "step", "tank", "trade name", "microwave", "pot", "animal", "bicycle", "lake",
-    "dishwasher", "screen", "blanket", "sculpture", "hood", "sconce", "vase", "traffic light", "tray", "ashcan", "fan",
-    "pier", "crt screen", "plate", "monitor", "bulletin board", "shower", "radiator", "glass", "clock", "flag",
-)  # fmt: skip
-CLASS_OF_NUMBER = np.full(256, IGNORE_LABEL, np.uint8)
-CLASS_OF_NUMBER[1 : len(CLASSES) + 1] = range(len(CLASSES))
+# The names are the first synonyms of the archive's objectInfo150.txt; the colours are the benchmark's (color150).
+TRAIN_CLASSES = read_train_classes("ade20k")
 
 
 class Ade20k(SegmentationBuilder):
-    """The benchmark's 150 classes; pixels of other things, which it numbers 0, are 255, ignored.
+    """ADE20K as its benchmark SceneParsing has it: 150 classes of things and stuff, and no background.
 
-    Images are known as in the archive, such as ADE_train_00000001. The test images have no published labels.
+    Pixels of other objects, 0 in the published label maps, are 255, ignored; 1..150 are the classes 0..149. Images are
+    known as ADE_train_00000001 and ADE_val_00000001. The test images have no labels and are left out.
     """
 
-    CLASSES = CLASSES
-    HOMEPAGE = ARCHIVE.home
-    COUNTS = {"train": 20_210, "val": 2000}
+    CLASSES = tuple(c.name for c in TRAIN_CLASSES)
+    HOMEPAGE = "https://ade20k.csail.mit.edu"
+    COUNTS = {"train": 20210, "val": 2000}
 
     def items(self, downloads: tfds.download.DownloadManager) -> dict[str, dict[str, Item]]:
         files = self.find(ARCHIVE, downloads)
         splits: dict[str, dict[str, Item]] = {}
-        for split, folder in FOLDERS.items():
-            prefix = f"images/{folder}/"
-            names = sorted(path[len(prefix) : -len(".jpg")] for path in files if path.startswith(prefix))
+        for split, folder in (("train", "training"), ("val", "validation")):
+            images = sorted(path for path in files if path.startswith(f"images/{folder}/") and path.endswith(".jpg"))
+            names = {PurePosixPath(path).stem: path for path in images}
             splits[split] = {
-                name: Item(File(files, f"{prefix}{name}.jpg"), File(files, f"annotations/{folder}/{name}.png"))
-                for name in names
+                name: Item(File(files, path), File(files, f"annotations/{folder}/{name}.png"))
+                for name, path in names.items()
             }
         return splits
 
     def decode_label(self, path: str, contents: bytes) -> np.ndarray:
-        return CLASS_OF_NUMBER[read_label(contents)]
+        return read_label(contents) - np.uint8(1)  # unsigned, so that 0 is 255, ignored
 
 
 def open_dataset() -> PreparedDataset:
-    return PreparedDataset("ade20k", Ade20k, Ade20k.CLASSES)
+    palette = [c.color for c in TRAIN_CLASSES]
+    return PreparedDataset("ade20k", Ade20k, Ade20k.CLASSES, palette)

@@ -1,11 +1,10 @@
 """Cityscapes with its 19 training classes: 2,975 training and 500 validation images."""
 
-from typing import NamedTuple
-
 import numpy as np
 import tensorflow_datasets as tfds
 
 from kerasseg.data.builders.builder import File, Item, SegmentationBuilder, Source
+from kerasseg.data.builders.train_classes import TrainClass
 from kerasseg.data.folder import read_label
 from kerasseg.data.prepared import PreparedDataset
 from kerasseg.data.splits import CITYSCAPES_SUFFIX
@@ -15,12 +14,6 @@ from kerasseg.losses import IGNORE_LABEL
 HOME = "https://www.cityscapes-dataset.com/downloads (free account)"
 IMAGES = Source(archive="leftImg8bit_trainvaltest.zip", folder="leftImg8bit", home=HOME)
 LABELS = Source(archive="gtFine_trainvaltest.zip", folder="gtFine", home=HOME, suffixes=("_gtFine_labelIds.png",))
-
-
-class TrainClass(NamedTuple):
-    name: str
-    label_id: int
-    color: tuple[int, int, int]
 
 
 TRAIN_CLASSES = (

@@ -1,6 +1,7 @@
 """Published datasets in their true layout, with a few tiny images, for the builders to read."""
 
 import io
+import json
 import tarfile
 import zipfile
 from pathlib import Path
@@ -27,10 +28,13 @@ CITIES = {
 }
 CITYSCAPES_COUNTS = {"train": 3, "val": 1}
 ADE20K_NAMES = {
-    "training": ("ADE_train_00000001", "ADE_train_00000002", "ADE_train_00000003"),
-    "validation": ("ADE_val_00000001",),
+    "train": ("ADE_train_00000001", "ADE_train_00000002", "ADE_train_00000003"),
+    "val": ("ADE_val_00000001",),
 }
 ADE20K_COUNTS = {"train": 3, "val": 1}
+COCO_NAMES = {"train": ("000000000009", "000000000025", "000000000030"), "val": ("000000000139", "000000000285")}
+COCO_COUNTS = {"train": 3, "val": 2}
+COCO_GREY = "000000000025"
 
 
 def values(name: str, highest: int) -> np.ndarray:
@@ -102,15 +106,67 @@ def cityscapes(manual: Path) -> None:
 
 
 def ade20k(manual: Path) -> None:
-    """The archive, with what else lies in it."""
-    files = {"objectInfo150.txt": b"Idx\tRatio", "sceneCategories.txt": b""}
-    for folder, names in ADE20K_NAMES.items():
+    """The archive, with the two text files next to the images."""
+    files = {"sceneCategories.txt": lines(f"{n} street" for names in ADE20K_NAMES.values() for n in names)}
+    head, wall = "Idx\tRatio\tTrain\tVal\tName", "1\t0.1576\t11664\t1172\twall"
+    files["objectInfo150.txt"] = f"{head}\n{wall}\n".encode()
+    for folder, names in (("training", ADE20K_NAMES["train"]), ("validation", ADE20K_NAMES["val"])):
         for name in names:
             files[f"images/{folder}/{name}.jpg"] = jpeg(name)
             files[f"annotations/{folder}/{name}.png"] = png(values(name, 150).astype(np.uint8))
-    zip_file(
-        manual / "ADEChallengeData2016.zip", {f"ADEChallengeData2016/{path}": each for path, each in files.items()}
-    )
+    zip_file(manual / "ADEChallengeData2016.zip", {f"ADEChallengeData2016/{path}": f for path, f in files.items()})
+
+
+def coco(manual: Path) -> None:
+    """The archives of images, one of them grey, and that of the annotations with its other files."""
+    annotations = {}
+    for split, names in COCO_NAMES.items():
+        images = {f"{split}2017/{name}.jpg": grey_jpeg(name) if name == COCO_GREY else jpeg(name) for name in names}
+        zip_file(manual / f"{split}2017.zip", images)
+        instances = {
+            "info": {"year": 2017},
+            "licenses": [{"id": 1, "name": "a licence"}],
+            "images": [
+                {"id": int(name), "file_name": f"{name}.jpg", "height": SIZE[0], "width": SIZE[1], "license": 1}
+                for name in names
+            ],
+            "annotations": [{"image_id": int(name), **each} for name in names for each in coco_instances(name)],
+            "categories": [{"id": 1, "name": "person", "supercategory": "person"}],
+        }
+        annotations[f"annotations/instances_{split}2017.json"] = json.dumps(instances).encode()
+        annotations[f"annotations/captions_{split}2017.json"] = b"not read"
+    zip_file(manual / "annotations_trainval2017.zip", annotations)
+
+
+def coco_instances(name: str) -> list[dict]:
+    """The annotations of an image; of the last one in train there are none."""
+
+    def rectangle(top: float, left: float, bottom: float, right: float) -> list[float]:
+        return [left, top, right, top, right, bottom, left, bottom]
+
+    def instance(number: int, category: int, segmentation, area: float, iscrowd: int = 0) -> dict:
+        one = {"id": number, "category_id": category, "segmentation": segmentation, "area": area, "iscrowd": iscrowd}
+        return one | {"bbox": [0, 0, 1, 1]}
+
+    if name == "000000000030":
+        return []
+    rows, columns = SIZE
+    person = instance(1, 1, [rectangle(2, 3, 10, 9), rectangle(12, 3, 14, 9)], 60.0)
+    table = instance(3, 67, [rectangle(4.4, 5.6, 20.4, 30.4)], 400.0)
+    crowd = {"size": [rows, columns], "counts": [rows * 2, rows * 6, rows * (columns - 8)]}  # columns 2..7
+    return [person, instance(2, 90, [rectangle(0, 20, 24, 32)], 400.0), table, instance(4, 2, crowd, 144.0, iscrowd=1)]
+
+
+def coco_label(name: str) -> np.ndarray:
+    """What the annotations of an image look like: of the toothbrush and the table, which have the same area, the
+    table lies on top; the person, smaller, over the table; the crowd of bicycles below all."""
+    label = np.zeros(SIZE, np.uint8)
+    if coco_instances(name):
+        label[:, 2:8] = 255
+        label[:, 20:32] = 80
+        label[4:20, 6:30] = 61
+        label[2:10, 3:9] = label[12:14, 3:9] = 1
+    return label
 
 
 def lines(names) -> bytes:
@@ -129,6 +185,10 @@ def palette_png(label: np.ndarray) -> bytes:
 
 def jpeg(name: str) -> bytes:
     return encoded(Image.fromarray(image(name)), "JPEG")
+
+
+def grey_jpeg(name: str) -> bytes:
+    return encoded(Image.fromarray(image(name)[..., 0]), "JPEG")
 
 
 def encoded(image: Image.Image, kind: str) -> bytes:

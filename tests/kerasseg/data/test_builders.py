@@ -18,6 +18,7 @@ import tensorflow_datasets as tfds
 
 from kerasseg.data.builders.cityscapes import TRAIN_CLASSES
 from kerasseg.data.builders.files import files_of
+from kerasseg.data.builders.voc2012 import SBD, VOC
 from tests.kerasseg.data import archives
 from tests.kerasseg.data.builder_contract import BuilderContract
 
@@ -26,6 +27,7 @@ BUILDERS = {
     "pascal_context": builders.PascalContext,
     "cityscapes19": builders.Cityscapes19,
     "ade20k": builders.Ade20k,
+    "coco81": builders.Coco81,
 }
 
 
@@ -51,6 +53,12 @@ class TestAde20k(BuilderContract, tfds.testing.DatasetBuilderTestCase):
     DATASET_CLASS = builders.Ade20k
     SPLITS = archives.ADE20K_COUNTS
     make = staticmethod(archives.ade20k)
+
+
+class TestCoco81(BuilderContract, tfds.testing.DatasetBuilderTestCase):
+    DATASET_CLASS = builders.Coco81
+    SPLITS = archives.COCO_COUNTS
+    make = staticmethod(archives.coco)
 
 
 def prepare(name: str, manual: Path, data: Path) -> dict[str, dict[str, dict]]:
@@ -126,16 +134,6 @@ def test_the_classes_of_pascal_context():
     assert list(classes[1:]) == sorted(classes[1:])
 
 
-def test_ade20k_ignores_what_is_none_of_its_150_classes(tmp_path, tfds_directories):
-    archives.ade20k(tmp_path / "manual")
-    splits = prepare("ade20k", tmp_path / "manual", tmp_path / "data")
-    assert splits["val"].keys() == {"ADE_val_00000001"} and len(builders.Ade20k.CLASSES) == 150
-    for name, example in splits["train"].items():
-        raw = archives.values(name, 150)
-        assert raw.min() == 0 and raw.max() == 150
-        np.testing.assert_array_equal(example["label"][..., 0], np.where(raw == 0, 255, raw - 1))
-
-
 def test_cityscapes_has_the_19_classes_of_its_benchmark(tmp_path, tfds_directories):
     archives.cityscapes(tmp_path / "manual")
     splits = prepare("cityscapes19", tmp_path / "manual", tmp_path / "data")
@@ -148,6 +146,73 @@ def test_cityscapes_has_the_19_classes_of_its_benchmark(tmp_path, tfds_directori
     others = ~np.isin(ids, [c.label_id for c in TRAIN_CLASSES])
     assert set(example["label"][others, 0]) == {255}
     np.testing.assert_array_equal(example["image"], archives.image("ulm_000000_000019"))
+
+
+@pytest.mark.parametrize("extracted", [False, True], ids=["archives", "folders"])
+def test_ade20k_has_the_150_classes_of_its_benchmark(tmp_path, tfds_directories, extracted):
+    archives.ade20k(tmp_path / "manual")
+    if extracted:
+        extract(tmp_path / "manual")
+    splits = prepare("ade20k", tmp_path / "manual", tmp_path / "data")
+    assert {split: tuple(sorted(examples)) for split, examples in splits.items()} == archives.ADE20K_NAMES
+    for name, example in (splits["train"] | splits["val"]).items():
+        numbers = archives.values(name, 150)
+        np.testing.assert_array_equal(example["label"][..., 0], np.where(numbers == 0, 255, numbers - 1))
+    classes = builders.Ade20k.CLASSES
+    assert len(classes) == len(set(classes)) == 150
+    assert (classes[0], classes[12], classes[149]) == ("wall", "person", "flag")
+
+
+@pytest.mark.parametrize("extracted", [False, True], ids=["archives", "folders"])
+def test_coco_has_the_smaller_thing_on_top_and_crowds_ignored(tmp_path, tfds_directories, extracted):
+    archives.coco(tmp_path / "manual")
+    if extracted:
+        extract(tmp_path / "manual")
+    splits = prepare("coco81", tmp_path / "manual", tmp_path / "data")
+    assert {split: tuple(sorted(examples)) for split, examples in splits.items()} == archives.COCO_NAMES
+    for name, example in (splits["train"] | splits["val"]).items():
+        np.testing.assert_array_equal(example["label"][..., 0], archives.coco_label(name))
+    grey = splits["train"][archives.COCO_GREY]["image"]
+    assert grey.shape == (*archives.SIZE, 3) and (grey == grey[..., :1]).all()
+    classes = builders.Coco81.CLASSES
+    assert len(classes) == len(set(classes)) == 81
+    assert (classes[0], classes[1], classes[61], classes[80]) == ("background", "person", "dining table", "toothbrush")
+
+
+def test_what_coco_lacks_is_named(tmp_path, tfds_directories):
+    manual = tmp_path / "manual"
+
+    def fails(message: str) -> None:
+        offline = mock.Mock(side_effect=OSError("no network"))
+        with (
+            mock.patch.object(tfds.download.DownloadManager, "download", offline),
+            pytest.raises(ValueError, match=message) as error,
+        ):
+            prepare("coco81", manual, tmp_path / "data")
+        assert "\n" not in str(error.value)
+        assert not list((tmp_path / "data").rglob("1.0.0*"))
+
+    archives.coco(manual)
+    for archive in ("annotations_trainval2017.zip", "train2017.zip", "val2017.zip"):
+        whole = (manual / archive).read_bytes()
+        (manual / archive).unlink()
+        fails(f"coco81 needs {archive}: neither it nor its folder .* could not be downloaded .*; get it from https")
+        (manual / archive).write_bytes(whole)
+    extract(manual)
+    (manual / "train2017/000000000025.jpg").unlink()
+    fails("coco81: 1 of 6 files of train are missing, such as 000000000025.jpg; download or extract")
+    file = manual / "annotations/instances_val2017.json"
+    text = file.read_text()
+    file.write_text(text[:-20])
+    fails(r"coco81: instances_val2017.json is damaged \(.*\); download or extract its archive again")
+    file.unlink()
+    archives.zip_file(manual / "train2017.zip", {"train2017/000000000025.jpg": b""})
+    shutil.rmtree(manual / "train2017")
+    archives.coco(manual)
+    (manual / "annotations_trainval2017.zip").unlink()
+    fails("coco81 has 2 val images, found 0")
+    file.write_text(text.replace('"category_id": 67', '"category_id": 12'))
+    fails(r"coco81: instances_val2017.json/000000000139.jpg is damaged \(12\); download")
 
 
 def cut(path: Path, share: float = 0.5) -> None:
@@ -200,7 +265,7 @@ def test_an_archive_that_is_not_the_published_one_is_refused(tmp_path, capsys, m
     manual, data = tmp_path / "manual", tmp_path / "data"
     monkeypatch.setattr(builders.Voc2012, "COUNTS", archives.VOC2012_COUNTS)
     archives.voc2012(manual)
-    infos = builders.Voc2012.url_infos
+    infos = {source.url: builders.Voc2012.url_infos[source.url] for source in (VOC, SBD)}
     sizes, sums = {}, {}
     for url in infos:
         contents = (manual / url.split("/")[-1]).read_bytes()
@@ -219,7 +284,7 @@ def test_an_archive_that_is_not_the_published_one_is_refused(tmp_path, capsys, m
     monkeypatch.setattr(builders.Voc2012, "url_infos", tiny)
     whole = tar.read_bytes()
     tar.write_bytes(whole[:-1] + b"x")
-    refused(rf"{tar} has the sha256 \w+, the published file {sums[builders.voc2012.VOC.url]}: download it again")
+    refused(rf"{tar} has the sha256 \w+, the published file {sums[VOC.url]}: download it again")
     assert "checking VOCtrainval_11-May-2012.tar" in capsys.readouterr().err
     tar.write_bytes(whole)
     assert len(prepare("voc2012", manual, data)["train"]) == 5
@@ -295,7 +360,7 @@ def test_what_is_nowhere_is_downloaded(tmp_path, tfds_directories):
     with mock.patch.object(tfds.download.DownloadManager, "download", download):
         splits = prepare("voc2012", tmp_path / "manual", tmp_path / "data")
     assert len(splits["train"]) == 5
-    assert set(urls) == builders.Voc2012.url_infos.keys()
+    assert set(urls) == {VOC.url, SBD.url}
 
     offline = mock.Mock(side_effect=OSError("no network"))
     with (

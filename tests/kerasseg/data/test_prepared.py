@@ -19,8 +19,9 @@ from tests.kerasseg.data import archives
     [
         ("voc2012", archives.voc2012, "2008_000002", "2007_000033", 21),
         ("pascal_context", archives.pascal_context, "2008_000002", "2008_000007", 60),
-        ("ade20k", archives.ade20k, "ADE_train_00000001", "ADE_val_00000001", 150),
         ("cityscapes", archives.cityscapes, "aachen_000000_000019", "munster_000000_000019", 19),
+        ("ade20k", archives.ade20k, "ADE_train_00000002", "ADE_val_00000001", 150),
+        ("coco", archives.coco, "000000000009", "000000000139", 81),
     ],
 )
 def test_images_by_name_inside_and_outside_of_the_graph(tfds_directories, capsys, name, make, train, val, classes):
@@ -43,9 +44,16 @@ def test_images_by_name_inside_and_outside_of_the_graph(tfds_directories, capsys
             assert set(np.unique(label)) <= {*range(classes), 255}
     if name == "cityscapes":  # lossless
         np.testing.assert_array_equal(dataset.load_image("train", train), archives.image(train))
-        assert dataset.palette[:2] == ((128, 64, 128), (244, 35, 232))
     else:
         assert np.abs(dataset.load_image("train", train).astype(int) - archives.image(train)).mean() < 60
+    colors = {
+        "cityscapes": ((128, 64, 128), (244, 35, 232)),
+        "ade20k": ((120, 120, 120), (180, 120, 120)),
+        "coco": ((0, 0, 0), (220, 20, 60)),
+    }
+    if name in colors:
+        assert (dataset.palette[:2], len(dataset.palette)) == (colors[name], classes)
+    else:
         assert dataset.palette == default_palette(classes)
     with pytest.raises(ValueError, match=f"{name} has no train image {val!r}"):
         dataset.load_label("train", val)
