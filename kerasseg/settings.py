@@ -55,7 +55,8 @@ class DataSettings(Settings):
 
     dataset: str = "shapes"
     """The built-in shapes, the path of a dataset folder, or voc2012, pascal_context, cityscapes, ade20k, coco,
-    oxford_iiit_pet: these are prepared once in the directory TFDS_DATA_DIR, from the archives in TFDS_MANUAL_DIR."""
+    coco_stuff, oxford_iiit_pet: these are prepared once in the directory TFDS_DATA_DIR, from the archives in
+    TFDS_MANUAL_DIR."""
     labeled: str = "1/8"
     """Which training images are labelled: a fraction of those with a label map (1/8, 0.125), a count (45), all of them,
     or a file of image names."""

@@ -97,4 +97,5 @@ def tfds_directories(tmp_path, monkeypatch):
     monkeypatch.setattr(builders.Cityscapes19, "COUNTS", archives.CITYSCAPES_COUNTS)
     monkeypatch.setattr(builders.Ade20k, "COUNTS", archives.ADE20K_COUNTS)
     monkeypatch.setattr(builders.Coco81, "COUNTS", archives.COCO_COUNTS)
+    monkeypatch.setattr(builders.CocoStuff, "COUNTS", archives.COCO_COUNTS)
     return manual, data

@@ -26,6 +26,7 @@ DATASETS = {
     "cityscapes": "kerasseg.data.builders.cityscapes:open_dataset",
     "ade20k": "kerasseg.data.builders.ade20k:open_dataset",
     "coco": "kerasseg.data.builders.coco:open_dataset",
+    "coco_stuff": "kerasseg.data.builders.coco_stuff:open_dataset",
     "oxford_iiit_pet": "kerasseg.data.builders.oxford_iiit_pet:open_dataset",
 }
 

@@ -119,10 +119,9 @@ def ade20k(manual: Path) -> None:
 
 def coco(manual: Path) -> None:
     """The archives of images, one of them grey, and that of the annotations with its other files."""
+    coco_images(manual)
     annotations = {}
     for split, names in COCO_NAMES.items():
-        images = {f"{split}2017/{name}.jpg": grey_jpeg(name) if name == COCO_GREY else jpeg(name) for name in names}
-        zip_file(manual / f"{split}2017.zip", images)
         instances = {
             "info": {"year": 2017},
             "licenses": [{"id": 1, "name": "a licence"}],
@@ -136,6 +135,27 @@ def coco(manual: Path) -> None:
         annotations[f"annotations/instances_{split}2017.json"] = json.dumps(instances).encode()
         annotations[f"annotations/captions_{split}2017.json"] = b"not read"
     zip_file(manual / "annotations_trainval2017.zip", annotations)
+
+
+def coco_stuff(manual: Path) -> None:
+    """The archives of COCO's images, and that of the label maps."""
+    coco_images(manual)
+    names = [(split, name) for split, names in COCO_NAMES.items() for name in names]
+    labels = {f"{split}2017/{name}.png": png(stuff_label(name)) for split, name in names}
+    zip_file(manual / "stuffthingmaps_trainval2017.zip", labels)
+
+
+def stuff_label(name: str) -> np.ndarray:
+    """A label map as it is published, with the numbers 0..181 and 255."""
+    label = values(name, 181)
+    label[:2] = 255
+    return label.astype(np.uint8)
+
+
+def coco_images(manual: Path) -> None:
+    for split, names in COCO_NAMES.items():
+        images = {f"{split}2017/{name}.jpg": grey_jpeg(name) if name == COCO_GREY else jpeg(name) for name in names}
+        zip_file(manual / f"{split}2017.zip", images)
 
 
 def coco_instances(name: str) -> list[dict]:

@@ -28,6 +28,7 @@ BUILDERS = {
     "cityscapes19": builders.Cityscapes19,
     "ade20k": builders.Ade20k,
     "coco81": builders.Coco81,
+    "coco_stuff": builders.CocoStuff,
 }
 
 
@@ -59,6 +60,12 @@ class TestCoco81(BuilderContract, tfds.testing.DatasetBuilderTestCase):
     DATASET_CLASS = builders.Coco81
     SPLITS = archives.COCO_COUNTS
     make = staticmethod(archives.coco)
+
+
+class TestCocoStuff(BuilderContract, tfds.testing.DatasetBuilderTestCase):
+    DATASET_CLASS = builders.CocoStuff
+    SPLITS = archives.COCO_COUNTS
+    make = staticmethod(archives.coco_stuff)
 
 
 def prepare(name: str, manual: Path, data: Path) -> dict[str, dict[str, dict]]:
@@ -179,6 +186,29 @@ def test_coco_has_the_smaller_thing_on_top_and_crowds_ignored(tmp_path, tfds_dir
     assert (classes[0], classes[1], classes[61], classes[80]) == ("background", "person", "dining table", "toothbrush")
 
 
+@pytest.mark.parametrize("extracted", [False, True], ids=["archives", "folders"])
+def test_coco_stuff_has_things_and_stuff_without_gaps(tmp_path, tfds_directories, extracted):
+    archives.coco_stuff(tmp_path / "manual")
+    if extracted:  # images and label maps come to lie in the same folders
+        extract(tmp_path / "manual")
+    splits = prepare("coco_stuff", tmp_path / "manual", tmp_path / "data")
+    assert {split: tuple(sorted(examples)) for split, examples in splits.items()} == archives.COCO_NAMES
+    # From the release's labels.txt, where numbers are one higher: these eleven are names without label map.
+    gaps = np.array([12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91]) - 1
+    for name, example in (splits["train"] | splits["val"]).items():
+        numbers = archives.stuff_label(name).astype(int)
+        ignored = np.isin(numbers, [*gaps, 255])
+        expected = np.where(ignored, 255, numbers - (gaps < numbers[..., None]).sum(-1))
+        np.testing.assert_array_equal(example["label"][..., 0], expected)
+    if not extracted:
+        (tmp_path / "manual/stuffthingmaps_trainval2017.zip").unlink()
+        with pytest.raises(ValueError, match=r"coco_stuff needs stuffthingmaps_trainval2017.zip: neither it nor its"):
+            prepare("coco_stuff", tmp_path / "manual", tmp_path / "other")
+    classes = builders.CocoStuff.CLASSES
+    assert len(classes) == len(set(classes)) == 171
+    assert (classes[0], classes[79], classes[80], classes[170]) == ("person", "toothbrush", "banner", "wood")
+
+
 def test_what_coco_lacks_is_named(tmp_path, tfds_directories):
     manual = tmp_path / "manual"
 
@@ -199,17 +229,15 @@ def test_what_coco_lacks_is_named(tmp_path, tfds_directories):
         fails(f"coco81 needs {archive}: neither it nor its folder .* could not be downloaded .*; get it from https")
         (manual / archive).write_bytes(whole)
     extract(manual)
-    (manual / "train2017/000000000025.jpg").unlink()
+    image = (manual / "train2017/000000000025.jpg").rename(tmp_path / "moved.jpg")
     fails("coco81: 1 of 6 files of train are missing, such as 000000000025.jpg; download or extract")
+    image.rename(manual / "train2017/000000000025.jpg")
     file = manual / "annotations/instances_val2017.json"
     text = file.read_text()
-    file.write_text(text[:-20])
-    fails(r"coco81: instances_val2017.json is damaged \(.*\); download or extract its archive again")
+    for damaged in (text[:-20], '{"images": []}'):
+        file.write_text(damaged)
+        fails(r"coco81: instances_val2017.json is damaged \(.*\); download or extract its archive again")
     file.unlink()
-    archives.zip_file(manual / "train2017.zip", {"train2017/000000000025.jpg": b""})
-    shutil.rmtree(manual / "train2017")
-    archives.coco(manual)
-    (manual / "annotations_trainval2017.zip").unlink()
     fails("coco81 has 2 val images, found 0")
     file.write_text(text.replace('"category_id": 67', '"category_id": 12'))
     fails(r"coco81: instances_val2017.json/000000000139.jpg is damaged \(12\); download")

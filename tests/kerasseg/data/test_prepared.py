@@ -22,6 +22,7 @@ from tests.kerasseg.data import archives
         ("cityscapes", archives.cityscapes, "aachen_000000_000019", "munster_000000_000019", 19),
         ("ade20k", archives.ade20k, "ADE_train_00000002", "ADE_val_00000001", 150),
         ("coco", archives.coco, "000000000009", "000000000139", 81),
+        ("coco_stuff", archives.coco_stuff, "000000000009", "000000000139", 171),
     ],
 )
 def test_images_by_name_inside_and_outside_of_the_graph(tfds_directories, capsys, name, make, train, val, classes):
