@@ -160,6 +160,7 @@ for place, crop, batch_size, ohem, steps_by_labels in (
     ("voc", 518, 16, 1.0, {92: 39_337, 183: 38_996, 366: 38_310, 732: 36_937, 1464: 34_192}),
     ("cityscapes", 798, 8, 0.7, {186: 62_752, 372: 58_567, 744: 50_197, 1488: 33_457}),
     ("ade20k", 518, 8, 1.0, {316: 149_205, 631: 146_842, 1263: 142_102, 2526: 132_630, 5052: 113_685}),
+    ("coco", 518, 16, 1.0, {232: 147_568, 463: 147_280, 925: 146_702, 1849: 145_547, 3697: 143_237}),
 ):
     for labels, steps in steps_by_labels.items():
         for size, end in (("small", ""), ("base", "_base")):
@@ -342,6 +343,7 @@ def test_every_table_of_the_papers_has_its_recipes():
         ("voc", [86.3, 87.9, 88.9, 90.0, 90.8]),
         ("cityscapes", [83.6, 84.3, 84.5, 85.1]),
         ("ade20k", [38.7, 45.0, 46.7, 49.8, 52.0]),
+        ("coco", [47.9, 55.8, 58.7, 60.4, 63.3]),
     ],
 )
 def test_the_figures_of_unimatch_v2_are_those_of_its_tables(place, of_base):

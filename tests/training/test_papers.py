@@ -56,7 +56,7 @@ def different() -> dict[str, list[str]]:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Even though the `tf.config:UserWarning")
-@pytest.mark.parametrize("dataset", ["voc2012", "pascal_context", "cityscapes", "ade20k"])
+@pytest.mark.parametrize("dataset", ["voc2012", "pascal_context", "cityscapes", "ade20k", "coco"])
 def test_the_recipes_run_from_archives(dataset, eager, only_scores, tfds_directories, tmp_path, capsys):
     manual, _ = tfds_directories
     getattr(archives, dataset)(manual)

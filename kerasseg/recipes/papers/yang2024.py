@@ -33,6 +33,7 @@ PARTS = {
     ),
     # The published configuration freezes the encoder, and the log of each reported value says that it learned.
     "ade20k": Part("ade20k", 3, images=20_210, epochs=60, batch_size=8),
+    "coco": Part("coco", 4, images=118_287, epochs=20, batch_size=16),
 }
 
 # Labelled images: supervised and unimatch_v2 with DINOv2-small, then with DINOv2-base.
@@ -56,6 +57,13 @@ FIGURES = {
         1263: (37.11, 40.69, 42.82, 46.67),
         2526: (39.83, 44.41, 46.41, 49.84),
         5052: (42.67, 45.76, 49.02, 52.02),
+    },
+    "coco": {
+        232: (29.44, 39.33, 36.76, 47.93),
+        463: (35.56, 45.41, 45.77, 55.84),
+        925: (44.63, 53.17, 52.13, 58.66),
+        1849: (49.15, 54.99, 56.24, 60.42),
+        3697: (52.04, 57.01, 59.50, 63.31),
     },
 }
 
