@@ -44,7 +44,8 @@ SAFETENSORS: dict[str, np.dtype] = {
 }
 ORDER = (
     (r"^_?(conv_stem|conv1|conv0|bn0|bn1|stem|features\.(?:conv|norm)0)\b", r"0.\1"),
-    (r"^_?(conv_head|bn2|norm|head|fc|classifier|features\.norm5)\b", r"~.\1"),  # ~ is the last character
+    (r"^_?(conv_head|bn2|norm|head\.norm|features\.norm5)\b", r"~.\1"),  # ~ is the last character
+    (r"^_?(head|fc|classifier)\b", r"~~.\1"),
     (r"^features\.denseblock(\d+)", r"features.\1.0"),
     (r"^features\.transition(\d+)", r"features.\1.1"),
     (r"^(stages\.\d+)\.downsample", r"\1.0"),  # ConvNeXt's, before the blocks of its stage
@@ -61,8 +62,11 @@ def is_torch_file(path: Path) -> bool:
     with path.open("rb") as file:
         start = file.read(max(9, len(LEGACY_MAGIC)))
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/data.pkl") for name in archive.namelist())
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return any(name.endswith("/data.pkl") for name in archive.namelist())
+        except (zipfile.BadZipFile, NotImplementedError):  # a damaged list of contents
+            return False
     return start.startswith(LEGACY_MAGIC) or (start[8:9] == b"{" and int.from_bytes(start[:8], "little") < MAX_HEAD)
 
 
@@ -122,6 +126,10 @@ class _Tensors(pickle.Unpickler):
 
 
 def _tensor(storage: _Storage, offset: int, shape: tuple, strides: tuple, *_: Any) -> Callable[[], np.ndarray]:
+    # A pickle chooses the arguments. NumPy's integers overflow, and then the bounds below would hold for any address.
+    if not isinstance(storage, _Storage) or any(type(number) is not int for number in (offset, *shape, *strides)):
+        raise ValueError("it holds a tensor whose numbers, shape or strides are something else")
+
     def read() -> np.ndarray:
         numbers = np.frombuffer(storage.read(), storage.dtype)
         last = offset + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))

@@ -113,6 +113,70 @@ def test_a_small_file_does_not_fill_the_memory(tmp_path):
         repeated()
 
 
+def text(value):
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def storage(kind, key, count):
+    return (
+        b"("
+        + text("storage")
+        + f"ctorch\n{kind}Storage\n".encode()
+        + text(key)
+        + text("cpu")
+        + bytes([75, count])
+        + b"tQ"
+    )
+
+
+def rebuilt(numbers, shape=b"(K\x04t", strides=b"(K\x01t"):
+    """The pickle of a tensor of four numbers, or of anything else in the place of its parts."""
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + numbers + b"K\x00" + shape + strides + b"tR"
+
+
+def forged_storage():
+    """A dictionary as storage: its attribute dtype makes NumPy read steps of 16 bytes from numbers of 4."""
+    dictionary = b"ccollections\nOrderedDict\n)R"
+    dtype = dictionary + b"(" + text("names") + b"]" + text("a") + b"a" + text("formats") + b"]" + text("<f4") + b"au"
+    dtype += b"(N}" + text("itemsize") + b"K\x10stb"
+    read = rebuilt(storage("Float", "0", 4))
+    return dictionary + b"(N}" + text("read") + read + b"s" + text("dtype") + dtype + b"stb"
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        rebuilt(forged_storage()),
+        # The shape is an array of int64, which can overflow.
+        rebuilt(storage("Float", "0", 4), shape=rebuilt(storage("Long", "1", 1), shape=b"(K\x01t") + b")R"),
+        rebuilt(storage("Float", "0", 4), strides=b"(K\x02t"),
+        rebuilt(storage("Float", "0", 4), strides=b"(J\xff\xff\xff\xfft"),
+    ],
+    ids=["a forged storage", "an array as shape", "too long strides", "negative strides"],
+)
+def test_a_file_reads_no_memory_outside_of_its_numbers(tensor, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}" + text("x") + tensor + b"s.")
+        archive.writestr("archive/data/0", np.ones(4, "<f4").tobytes())
+        archive.writestr("archive/data/1", np.array([4]).tobytes())
+    with pytest.raises(ValueError, match="a.pth cannot be read: .*(something else|outside of its 4 numbers)"):
+        read_tensors(tmp_path / "a.pth")
+
+
+def test_a_damaged_zip_file_is_one_line(tmp_path):
+    path = tmp_path / "a.pth"
+    write_zip(path, arrays())
+    contents = path.read_bytes()
+    path.write_bytes(contents.replace(b"PK\x01\x02", b"PK\x01\x00"))
+    with pytest.raises(ValueError, match="a.pth cannot be read: Bad magic number for central directory; is the file"):
+        load_weights(build_backbone("tiny", 32), path)
+    path.write_bytes(contents[:-30])
+    with pytest.raises(
+        ValueError, match=r"expected a .*\.pth or .* a ZIP archive without its end; copy the file again"
+    ):
+        load_weights(build_backbone("tiny", 32), path)
+
+
 def torch_state(backbone, rng):
     """Random weights of the backbone `tiny` under the names and in the layout of PyTorch, and a classifier."""
     conv, norm, middle, high = (backbone.get_layer(name) for name in ("conv", "norm", "middle", "high"))
@@ -217,18 +281,6 @@ def test_a_shortcut_comes_after_the_longer_way(name, bias, tmp_path):
         statistics = network.get_layer("stem_norm" if layer == "first" else f"{layer}_norm").get_weights()
         for ours, part in zip(statistics, ("weight", "bias", "running_mean", "running_var"), strict=True):
             np.testing.assert_array_equal(ours, state[f"{norm}.{part}"])
-
-
-def test_what_a_file_does_not_say_is_a_warning(tmp_path):
-    image = keras.Input((None, None, 3))
-    x = keras.layers.Conv2D(4, 3, strides=2, padding="same", use_bias=False)(image)
-    ways = [keras.layers.Conv2D(4, 1, strides=2, use_bias=False)(x) for _ in range(2)]
-    ways[1] = keras.layers.Conv2D(4, 3, padding="same", use_bias=False)(ways[1])
-    network = keras.Model(image, keras.layers.Add()(ways))
-    shapes = {"conv1": (4, 3, 3, 3), "a.conv1": (4, 4, 1, 1), "a.conv2": (4, 4, 3, 3), "a.downsample.0": (4, 4, 1, 1)}
-    write_zip(tmp_path / "a.pth", {f"{name}.weight": np.zeros(shape, np.float32) for name, shape in shapes.items()})
-    summary = load_weights(network, tmp_path / "a.pth").summary()
-    assert "strides on 1x1 convolutions" in summary and "pads as TensorFlow does" in summary
 
 
 @pytest.mark.slow
