@@ -10,10 +10,10 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from PIL import Image
 
 import tests.backbone  # noqa: F401 (tiny)
-from kerasseg.layers import PixelNormalization
+from benchmarks.weights_agreement import WeightsAgreement
+from benchmarks.weights_agreement import main as weights_agreement
 from kerasseg.segmenters import build_backbone, build_segmenter, load_weights, torch_files
 from kerasseg.segmenters.torch_files import LEGACY_MAGIC, read_tensors
 from tests.kerasseg.segmenters.torch_writer import write_legacy, write_safetensors, write_zip
@@ -284,29 +284,15 @@ def test_a_shortcut_comes_after_the_longer_way(name, bias, tmp_path):
 
 
 @pytest.mark.slow
-def test_weights_from_imagenet_fit_photographs():
-    """What enters each batch norm has the mean and the variance that the file says, and not with a file mixed up."""
+def test_weights_from_imagenet_fit_photographs(tmp_path):
+    """What enters each batch norm has the mean and the variance that the file says, and not with layers exchanged."""
     file = SHARED / "weights" / "efficientnet_lite0" / "efficientnet-lite0-57934424.pth"
-    images = sorted((SHARED / "data" / "msrc21").rglob("*.jpg"))[:16]
-    if not file.exists() or not images:
+    folder = SHARED / "data" / "msrc21" / "images" / "train"
+    if not file.exists() or not folder.exists():
         pytest.skip("needs shared/weights/efficientnet_lite0 and shared/data/msrc21")
     pytest.importorskip("keras_hub")
-    pixels = np.stack([np.asarray(Image.open(image).convert("RGB").resize((224, 224)), np.float32) for image in images])
-    backbone = build_backbone("tf_efficientnet_lite0", 32)
-    assert len(load_weights(backbone, file).loaded) == 96
-    norms = [layer for layer in backbone.layers if layer.name.endswith(("dwconv_bn", "project_bn"))]
-    inputs = keras.Model(backbone.input, [layer.input for layer in norms])(PixelNormalization("lite")(pixels))
-    found = [(np.mean(x, axis=(0, 1, 2)), np.var(x, axis=(0, 1, 2))) for x in inputs]
-    correlations = [np.corrcoef(mean, layer.moving_mean)[0, 1] for (mean, _), layer in zip(found, norms, strict=True)]
-    ratios = [
-        np.median((variance + 1e-3) / (np.asarray(layer.moving_variance) + 1e-3))
-        for (_, variance), layer in zip(found, norms, strict=True)
-    ]
-    assert np.median(correlations) > 0.95 and min(correlations) > 0.7
-    assert 0.6 < np.median(ratios) < 1.5
-    rng = np.random.default_rng(0)
-    chance = [
-        np.corrcoef(rng.permutation(mean), layer.moving_mean)[0, 1]
-        for (mean, _), layer in zip(found, norms, strict=True)
-    ]
-    assert np.abs(np.median(chance)) < 0.3
+    config = WeightsAgreement(weights=file, folder=folder, pixels=("torch",), results=tmp_path / "results.md")
+    own, torch, _, exchanged = weights_agreement(config)["rows"]
+    assert own["mean"] > 0.98 and own["variance"] > 0.9 and 0.9 < own["ratio"] < 1.1
+    assert torch["mean"] < own["mean"] and torch["ratio"] > 1.15
+    assert abs(exchanged["mean"]) < 0.3 and abs(exchanged["variance"]) < 0.3
