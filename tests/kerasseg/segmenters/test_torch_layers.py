@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from kerasseg.segmenters import load_weights
-from kerasseg.segmenters.backbones.hub import LITE0
 from tests.kerasseg.segmenters.torch_writer import write_safetensors, write_zip
 
 BLOCKS = {"kernel_sizes": [3, 5, 3], "num_repeats": [1, 3, 1], "strides": [1, 2, 1], "expansion_ratios": [1, 2, 2]}
@@ -15,10 +14,11 @@ FILTERS = [8, 16, 16, 16]
 def small_efficientnet(excitation=0):
     """EfficientNet-Lite's structure in three stages; with a share of channels, squeeze and excitation."""
     hub = pytest.importorskip("keras_hub")
-    arguments = {name: value[:3] if isinstance(value, list) else value for name, value in LITE0.items()}
-    arguments |= {f"stackwise_{name}": value for name, value in BLOCKS.items()}
+    arguments = {f"stackwise_{name}": value for name, value in BLOCKS.items()}
+    arguments |= {f"stackwise_{name}_coefficients": [1.0] * 3 for name in ("width", "depth")}
     arguments |= {"stackwise_input_filters": FILTERS[:-1], "stackwise_output_filters": FILTERS[1:]}
-    arguments |= {"stackwise_squeeze_and_excite_ratios": [excitation] * 3, "include_stem_padding": True}
+    arguments |= {"stackwise_squeeze_and_excite_ratios": [excitation] * 3, "stackwise_block_types": ["v1"] * 3}
+    arguments |= {"min_depth": None, "use_depth_divisor_as_min_depth": True, "dropout": 0, "activation": "relu6"}
     network = hub.models.EfficientNetBackbone(**arguments)
     return keras.Model(network.inputs, network.get_layer("block3a_project_bn").output, name="small")
 
