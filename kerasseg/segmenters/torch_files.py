@@ -56,6 +56,9 @@ ORDER = (
 MAX_HEAD = 100_000_000
 """Largest head of a safetensors file, bytes, as its own library allows."""
 
+MOST_REPEATED = 8
+"""Tensors may share numbers, and half precision doubles: they may have so many times the bytes of the file."""
+
 
 def is_torch_file(path: Path) -> bool:
     """Whether the file is one that `read_tensors` reads, by its content."""
@@ -85,8 +88,15 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         else:
             with path.open("rb") as file:
                 state = _read_legacy(file) if file.read(len(LEGACY_MAGIC)) == LEGACY_MAGIC else _read_safetensors(path)
-        state = _state_of(state)
-        return {name: _single(value()) for name, value in state.items() if callable(value)}
+        tensors: dict[str, np.ndarray] = {}
+        room = MOST_REPEATED * path.stat().st_size
+        for name, read in _state_of(state).items():
+            if callable(read):
+                tensors[name] = _single(read())
+                room -= tensors[name].nbytes
+                if room < 0:
+                    raise ValueError(f"its tensors need more than {MOST_REPEATED} times its size, as no weights do")
+        return tensors
     except ValueError as error:
         raise ValueError(f"the weights in {path} cannot be read: {error}") from error
     except Exception as error:  # pickle and zipfile raise anything for a damaged file

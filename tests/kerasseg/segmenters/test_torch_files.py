@@ -177,6 +177,15 @@ def test_a_damaged_zip_file_is_one_line(tmp_path):
         load_weights(build_backbone("tiny", 32), path)
 
 
+def test_many_names_of_the_same_numbers_do_not_fill_the_memory(tmp_path):
+    large, path = {"x": np.arange(50_000, dtype=np.float32)}, tmp_path / "a.pth"
+    write_zip(path, large, wrap=lambda state: {f"{place}": state["x"] for place in range(7)})
+    assert list(read_tensors(path)) == list("0123456")
+    write_zip(path, large, wrap=lambda state: {f"{place}": state["x"] for place in range(1000)})
+    with pytest.raises(ValueError, match="need more than 8 times its size"):
+        read_tensors(path)
+
+
 def torch_state(backbone, rng):
     """Random weights of the backbone `tiny` under the names and in the layout of PyTorch, and a classifier."""
     conv, norm, middle, high = (backbone.get_layer(name) for name in ("conv", "norm", "middle", "high"))
