@@ -14,6 +14,8 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from serving.common.inputs import printable
+
 LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 """The start of a file of PyTorch before 1.6: the first of several pickles."""
 BFLOAT16: np.dtype = np.dtype("V2")
@@ -92,15 +94,16 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         room = MOST_REPEATED * path.stat().st_size
         for name, read in _state_of(state).items():
             if callable(read):
-                tensors[name] = _single(read())
-                room -= tensors[name].nbytes
+                tensor = tensors[printable(str(name))] = _single(read())
+                room -= tensor.nbytes
                 if room < 0:
                     raise ValueError(f"its tensors need more than {MOST_REPEATED} times its size, as no weights do")
         return tensors
     except ValueError as error:
-        raise ValueError(f"the weights in {path} cannot be read: {error}") from error
+        raise ValueError(f"the weights in {path} cannot be read: {printable(str(error))}") from error
     except Exception as error:  # pickle and zipfile raise anything for a damaged file
-        raise ValueError(f"the weights in {path} cannot be read: {error}; is the file complete?") from error
+        message = printable(str(error))
+        raise ValueError(f"the weights in {path} cannot be read: {message}; is the file complete?") from error
 
 
 class _Storage(NamedTuple):

@@ -186,6 +186,16 @@ def test_many_names_of_the_same_numbers_do_not_fill_the_memory(tmp_path):
         read_tensors(path)
 
 
+def test_text_of_a_file_stays_within_a_line(tmp_path):
+    path = tmp_path / "a.pth"
+    write_zip(path, {"x": np.zeros(2, np.float32)}, wrap=lambda state: {"a\nb\x1b[2J": state["x"], 7: state["x"]})
+    assert list(read_tensors(path)) == [r"a\nb\x1b[2J", "7"]
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"(" + text("no\nstorage") + text("x") + text("y") + b"tQ.")
+    with pytest.raises(ValueError, match=r"something that is no tensor: no\\nstorage"):
+        read_tensors(path)
+
+
 def torch_state(backbone, rng):
     """Random weights of the backbone `tiny` under the names and in the layout of PyTorch, and a classifier."""
     conv, norm, middle, high = (backbone.get_layer(name) for name in ("conv", "norm", "middle", "high"))
