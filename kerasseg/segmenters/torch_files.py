@@ -14,6 +14,8 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from serving.common.inputs import printable
+
 LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 """The start of a file of PyTorch before 1.6: the first of several pickles."""
 BFLOAT16: np.dtype = np.dtype("V2")
@@ -44,7 +46,8 @@ SAFETENSORS: dict[str, np.dtype] = {
 }
 ORDER = (
     (r"^_?(conv_stem|conv1|conv0|bn0|bn1|stem|features\.(?:conv|norm)0)\b", r"0.\1"),
-    (r"^_?(conv_head|bn2|norm|head|fc|classifier|features\.norm5)\b", r"~.\1"),  # ~ is the last character
+    (r"^_?(conv_head|bn2|norm|head\.norm|features\.norm5)\b", r"~.\1"),  # ~ is the last character
+    (r"^_?(head|fc|classifier)\b", r"~~.\1"),
     (r"^features\.denseblock(\d+)", r"features.\1.0"),
     (r"^features\.transition(\d+)", r"features.\1.1"),
     (r"^(stages\.\d+)\.downsample", r"\1.0"),  # ConvNeXt's, before the blocks of its stage
@@ -55,14 +58,20 @@ ORDER = (
 MAX_HEAD = 100_000_000
 """Largest head of a safetensors file, bytes, as its own library allows."""
 
+MOST_REPEATED = 8
+"""Tensors may share numbers, and half precision doubles: they may have so many times the bytes of the file."""
+
 
 def is_torch_file(path: Path) -> bool:
     """Whether the file is one that `read_tensors` reads, by its content."""
     with path.open("rb") as file:
         start = file.read(max(9, len(LEGACY_MAGIC)))
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/data.pkl") for name in archive.namelist())
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return any(name.endswith("/data.pkl") for name in archive.namelist())
+        except (zipfile.BadZipFile, NotImplementedError):  # a damaged list of contents
+            return False
     return start.startswith(LEGACY_MAGIC) or (start[8:9] == b"{" and int.from_bytes(start[:8], "little") < MAX_HEAD)
 
 
@@ -81,12 +90,20 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         else:
             with path.open("rb") as file:
                 state = _read_legacy(file) if file.read(len(LEGACY_MAGIC)) == LEGACY_MAGIC else _read_safetensors(path)
-        state = _state_of(state)
-        return {name: _single(value()) for name, value in state.items() if callable(value)}
+        tensors: dict[str, np.ndarray] = {}
+        room = MOST_REPEATED * path.stat().st_size
+        for name, read in _state_of(state).items():
+            if callable(read):
+                tensor = tensors[printable(str(name))] = _single(read())
+                room -= tensor.nbytes
+                if room < 0:
+                    raise ValueError(f"its tensors need more than {MOST_REPEATED} times its size, as no weights do")
+        return tensors
     except ValueError as error:
-        raise ValueError(f"the weights in {path} cannot be read: {error}") from error
+        raise ValueError(f"the weights in {path} cannot be read: {printable(str(error))}") from error
     except Exception as error:  # pickle and zipfile raise anything for a damaged file
-        raise ValueError(f"the weights in {path} cannot be read: {error}; is the file complete?") from error
+        message = printable(str(error))
+        raise ValueError(f"the weights in {path} cannot be read: {message}; is the file complete?") from error
 
 
 class _Storage(NamedTuple):
@@ -122,6 +139,10 @@ class _Tensors(pickle.Unpickler):
 
 
 def _tensor(storage: _Storage, offset: int, shape: tuple, strides: tuple, *_: Any) -> Callable[[], np.ndarray]:
+    # A pickle chooses the arguments. NumPy's integers overflow, and then the bounds below would hold for any address.
+    if not isinstance(storage, _Storage) or any(type(number) is not int for number in (offset, *shape, *strides)):
+        raise ValueError("it holds a tensor whose numbers, shape or strides are something else")
+
     def read() -> np.ndarray:
         numbers = np.frombuffer(storage.read(), storage.dtype)
         last = offset + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))

@@ -19,29 +19,41 @@ def match(network: keras.Model, tensors: Tensors) -> dict[str, tuple[keras.layer
 
     Libraries name layers differently, but run them in the same order. So the n-th convolution takes the weights of the
     file's n-th, and so do depthwise convolutions, batch norms, layer norms, dense layers and layer scales. Modules that
-    the file holds after these, such as the classifier, are left. Only the first convolution may differ, in the channels
-    that the network has after RGB; it is left out.
+    the file holds before or after these, such as the classifier, are left; one between them means another network
+    (EfficientNet-B0 is Lite0 with squeeze and excitation). Only the first convolution may differ, in the channels that
+    the network has after RGB; it is left out.
 
     Args:
         network: functional, without a head.
         tensors: as `read_tensors` gives them.
 
     Raises:
-        ValueError: a layer has no counterpart of its kind and shapes, or the order is not known.
+        ValueError: a layer has no counterpart of its kind and shapes, a module between those that fit has none, the
+            order is not known, or the network has its strides where PyTorch's do not.
     """
+    if _strides_first(network):
+        raise ValueError(
+            "the network has its strides on 1x1 convolutions and PyTorch's ResNets on the 3x3 ones after them, so the "
+            "same weights give other features"
+        )
     modules = _modules(tensors)
-    left = {kind: list(names) for kind, names in modules.items()}
+    left: dict[str, list[str]] = {}
+    for name, (kind, _) in modules.items():
+        left.setdefault(kind, []).append(name)
+    kinds = {kind: len(names) for kind, names in left.items()}
+    taken: set[str] = set()
     given: dict[str, tuple[keras.layers.Layer, list[np.ndarray]]] = {}
     first = True
     for layer in _in_order(network):
         kind = _kind(layer)
         expected = [tuple(weight.shape) for weight in layer.weights]
-        if bare := kind not in modules and kind.endswith(BIAS):
+        if bare := kind not in kinds and kind.endswith(BIAS):
             kind = kind.removesuffix(BIAS)  # as in keras.applications' ResNets: a bias before batch norm, so 0 is exact
         if not left.get(kind):
-            raise ValueError(f"{layer.name} has no counterpart: {len(modules.get(kind, ()))} layers are a {kind}")
+            raise ValueError(f"{layer.name} has no counterpart: {kinds.get(kind, 0)} layers are a {kind}")
         name = left[kind].pop(0)
-        arrays = modules[kind][name]
+        taken.add(name)
+        _, arrays = modules[name]
         if kind.startswith(DEPTHWISE) and not isinstance(layer, keras.layers.DepthwiseConv2D):
             arrays = [arrays[0].transpose(0, 1, 3, 2), *arrays[1:]]  # a convolution of as many groups as channels
         if bare:
@@ -54,19 +66,30 @@ def match(network: keras.Model, tensors: Tensors) -> dict[str, tuple[keras.layer
                 f"{layer.name} ({kind}) expects {_text(expected)}, and {name} in its place has {_text(came)}"
             )
         first = False
+    if strangers := _between(list(modules), taken):
+        raise ValueError(
+            f"the network has no layer for {strangers[0]} ({modules[strangers[0]][0]}), which lies between layers that "
+            "fit" + f", nor for {len(strangers) - 1} others" * (len(strangers) > 1)
+        )
     return given
+
+
+def _between(names: list[str], taken: set[str]) -> list[str]:
+    """The names that are not taken between those that are. A network may end within a block, whose modules are sorted
+    by name in a safetensors file: the block of the last one taken does not count."""
+    places = [place for place, name in enumerate(names) if name in taken]
+    if not places:
+        return []
+    block = names[places[-1]].rpartition(".")[0]
+    return [
+        name
+        for name in names[places[0] : places[-1]]
+        if name not in taken and not (block and name.startswith(f"{block}."))
+    ]
 
 
 def cautions(network: keras.Model) -> list[str]:
     """Why the same weights may give other features than in PyTorch, which no file says."""
-    found = []
-    strided: dict[int, int] = {}
-    for layer in network.layers:
-        if isinstance(layer, keras.layers.Conv2D) and layer.kernel_size[0] == 1 and layer.strides[0] > 1:
-            parent = id(inputs_of(layer)[0])
-            strided[parent] = strided.get(parent, 0) + 1
-    if max(strided.values(), default=0) > 1:
-        found.append("the network has its strides on 1x1 convolutions, PyTorch's ResNets on the 3x3 ones after them")
     if any(
         isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D)
         and layer.padding == "same"
@@ -74,8 +97,18 @@ def cautions(network: keras.Model) -> list[str]:
         and layer.kernel_size[0] > layer.strides[0]
         for layer in all_layers(network)
     ):
-        found.append("the network pads as TensorFlow does, as only timm's tf_ models do")
-    return found
+        return ["the network pads as TensorFlow does, as only timm's tf_ models do"]
+    return []
+
+
+def _strides_first(network: keras.Model) -> bool:
+    """Whether 1x1 convolutions with strides begin both ways of a block, as in the ResNets of `keras.applications`."""
+    strided: dict[int, int] = {}
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.Conv2D) and layer.kernel_size[0] == 1 and layer.strides[0] > 1:
+            parent = id(inputs_of(layer)[0])
+            strided[parent] = strided.get(parent, 0) + 1
+    return max(strided.values(), default=0) > 1
 
 
 def _in_order(network: keras.Model) -> Iterator[keras.layers.Layer]:
@@ -138,8 +171,8 @@ def _kind(layer: keras.layers.Layer) -> str:
     raise ValueError(f"{layer.name} ({type(layer).__name__}) is of no kind that is read from PyTorch's files")
 
 
-def _modules(tensors: Tensors) -> dict[str, dict[str, list[np.ndarray]]]:
-    """By kind, the file's modules in its order."""
+def _modules(tensors: Tensors) -> dict[str, tuple[str, list[np.ndarray]]]:
+    """The file's modules in its order: the kind of each, and its arrays in Keras' order and layout."""
     grouped: dict[str, Tensors] = {}
     for name, tensor in tensors.items():
         module, _, own = name.rpartition(".")
@@ -147,11 +180,7 @@ def _modules(tensors: Tensors) -> dict[str, dict[str, list[np.ndarray]]]:
             grouped.setdefault(module, {})[own] = tensor
         elif own != "num_batches_tracked":
             grouped[name] = {own: tensor.squeeze()}
-    modules: dict[str, dict[str, list[np.ndarray]]] = {}
-    for name, parts in grouped.items():
-        kind, arrays = _converted(parts)
-        modules.setdefault(kind, {})[name] = arrays
-    return modules
+    return {name: _converted(parts) for name, parts in grouped.items()}
 
 
 def _converted(parts: Tensors) -> tuple[str, list[np.ndarray]]:
@@ -185,4 +214,4 @@ def _text(shapes: list[tuple[int, ...]]) -> str:
 
 def layers_of(tensors: Tensors) -> dict[str, list[np.ndarray]]:
     """Every module of a file with its arrays, for a list."""
-    return {name: arrays for named in _modules(tensors).values() for name, arrays in named.items()}
+    return {name: arrays for name, (_, arrays) in _modules(tensors).items()}

@@ -187,9 +187,12 @@ def read_layers(path: Path) -> Layers:
             hint = "a .keras archive has it, and a file of PyTorch a data.pkl"
         raise ValueError(f"the weights in {path} cannot be read: {message}; {hint}") from error
     known = failed_copy(path)
+    with path.open("rb") as file:
+        cut = file.read(4) == b"PK\x03\x04"  # its list of contents is at the end
+    came = f"{known.what}; {known.remedy}" if known else "none of these, whatever its name"
     raise ValueError(
-        f"{path} holds no weights: expected a .keras archive, a .weights.h5 or a legacy .h5 file, and it is "
-        + (f"{known.what}; {known.remedy}" if known else "neither a zip archive nor an HDF5 file, whatever its name")
+        f"{path} holds no weights: expected a .keras, .weights.h5, .h5, .pth or .safetensors file, and it is "
+        + ("a ZIP archive without its end; copy the file again from its source" if cut else came)
     )
 
 
