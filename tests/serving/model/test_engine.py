@@ -290,7 +290,7 @@ def test_threads_follow_the_container(monkeypatch):
 def test_a_large_image_leaves_no_memory_behind(toy_model):
     """Its intermediate values, as float32, take 16 bytes a pixel and more."""
     engine = Engine(open_artifact(toy_model), "cpu", threads=1)
-    image_NHWC = np.zeros((1, 3000, 3000, 3), np.uint8)
+    image_NHWC = np.zeros((1, 4000, 4000, 3), np.uint8)
     engine.predict(image_NHWC[:, :64, :64], ["labels"])
 
     def resident_mib():
@@ -299,7 +299,7 @@ def test_a_large_image_leaves_no_memory_behind(toy_model):
     before = resident_mib()
     for _ in range(2):
         engine.predict(image_NHWC, ["labels"])
-    assert resident_mib() - before < 80
+    assert resident_mib() - before < 128  # half of them; a process with other tests grows by some by itself
 
 
 def test_thin_images_make_small_batches():
