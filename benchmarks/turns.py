@@ -106,7 +106,7 @@ def spread(values: list[float], middle: float | None = None) -> str:
     return f"{middle:.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def resident_mib(pid: int, which: str = "VmRSS") -> int:
-    """MiB of a process' resident memory, or of its peak ("VmHWM")."""
+def resident_mib(pid: int | str, which: str = "VmRSS") -> int:
+    """MiB of a process' resident memory, or of its peak ("VmHWM"); `pid` "self" is this process."""
     [line] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(which)]
     return int(line.split()[1]) // 1024
