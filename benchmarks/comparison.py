@@ -6,6 +6,7 @@ ones, so it can be stopped and started; on another machine the kept scores count
 
   DATASET --weights FILE --jobs 2 --max-hours 3               the table of the seeds that are reported
   DATASET --seeds 10 --methods unimatch                       on a seed that is not reported
+  DATASET --backbone efficientnet_lite0 --weights FILE        on another backbone
   ... --variant low --extra="--learning-rate 5e-4"            the same with other settings, in a table of its own
   --summary                                                   one table of all datasets
 """
@@ -51,6 +52,8 @@ class ComparisonConfig:
     """Further numbers of labelled images, for supervised; None for half, twice and four times as many, and all."""
     cover: bool = True
     """Draw labelled images so that they cover the classes."""
+    backbone: str | None = None
+    """Another backbone than the recipe's, in tables of its own."""
     weights: Path | None = None
     """File with the backbone's weights; None for those of the recipe."""
     steps: int | None = None
@@ -108,6 +111,7 @@ def comparison(config: ComparisonConfig, train_images: int | None = None) -> Com
     assert steps and recipe.steps
     return Comparison(
         dataset=config.dataset,
+        backbone=config.backbone,
         weights=config.weights,
         train_images=train_images,
         labeled=str(labeled),

@@ -40,6 +40,8 @@ class Comparison:
 
     dataset: str
     """shapes, or the path of a dataset folder."""
+    backbone: str | None = None
+    """Another backbone than the recipe's."""
     weights: Path | None = None
     """File with the backbone's weights; None for those of the recipe."""
     train_images: int
@@ -81,7 +83,9 @@ class Comparison:
 
     @property
     def name(self) -> str:
-        return Path(self.dataset).resolve().name
+        """The name of its table: the dataset's, with that of another backbone than the recipe's."""
+        dataset = Path(self.dataset).resolve().name
+        return f"{dataset}_{self.backbone}" if self.backbone else dataset
 
     @property
     def tuning(self) -> bool:
@@ -146,6 +150,7 @@ class Training(NamedTuple):
         """Its command line, without --dataset, --weights and --out."""
         own = ["--method", self.method, "--labeled", self.labeled, "--seed", str(self.seed)]
         own += ["--steps", str(self.steps), *METHOD_FLAGS.get(self.method, ())]
+        own += ["--backbone", config.backbone] if config.backbone else []
         own += ["--size", "native"]  # as the first runs; the images are smaller than the size that auto chooses
         own += ["--cover" if self.covers(config) else "--no-cover"]
         if needs := self.needs(config):
@@ -278,6 +283,7 @@ def settings_now(config: Comparison, training: Training) -> dict[str, Any]:
     recipe, fields = choose("auto", training.method, config.dataset)
     flags = {"labeled": training.labeled, "steps": training.steps, "cover": training.covers(config), "size": "native"}
     flags["average_weights"] = training.method == BASELINE
+    flags |= {"backbone": config.backbone} if config.backbone else {}
     run = dataclasses.replace(with_groups(recipe, fields), **flags)
     values = {entry.name: getattr(run, entry.name) for entry in dataclasses.fields(RunConfig)}
     values["rates"] = run.rates or fitting_rates(SEGMENTERS[run.segmenter], run.crop, run.stride)

@@ -28,7 +28,7 @@ from serving.common.files import write_atomically
 from training.compare import BASELINE, gains, mean_and_deviation
 from training.run_folder import write_json
 
-OF_THE_TABLE = ("dataset", "train_images", "labeled", "more_labels", "cover", "steps", "classifier_steps")
+OF_THE_TABLE = ("backbone", "train_images", "labeled", "more_labels", "cover", "steps", "classifier_steps")
 """The data of a comparison that the table of all datasets needs; the file is next to the kept scores."""
 ABOUT = "comparison.json"
 AVERAGED, TWICE, ALL = "supervised, averaged weights", "supervised, twice the updates", "supervised, all labels"
@@ -83,7 +83,7 @@ def write_results(config: Comparison) -> dict[str, float]:
     if not rows:
         return {}
     about = {name: value for name, value in dataclasses.asdict(config).items() if name in OF_THE_TABLE}
-    write_json(config.folder / ABOUT, about | {"dataset": config.name})
+    write_json(config.folder / ABOUT, {"dataset": Path(config.dataset).resolve().name} | about)
     plot = config.table.with_suffix(".svg")
     points = {row.name: row.scores for row in rows if row.name in METHODS}
     write_atomically(plot, svg(labels_figure(config, label_scores(kept), points)))
@@ -268,6 +268,7 @@ def commands(config: Comparison, kept: Kept) -> list[str]:
     own = ["python", "-m", "benchmarks.comparison", places["--dataset"], "--labeled", config.labeled]
     own += ["--cover" if config.cover else "--no-cover", "--steps", str(config.steps)]
     own += ["--more-labels", *config.more_labels, "--seeds", *map(str, seeds_kept(config))]
+    own += ["--backbone", config.backbone] if config.backbone else []
     own += ["--weights", places["--weights"]] if config.weights else []
     lines = ["```bash", shlex.join(own)]
     for method in kept.methods:

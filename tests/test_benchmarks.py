@@ -59,7 +59,7 @@ def benchmark(tmp_path, monkeypatch):
             run = Training(given["--method"], given["--labeled"], int(given["--seed"]), int(given["--steps"]))
             run = run._replace(variant=out.name.partition("@")[2].partition("_")[0])
             trained.append(run)
-            write_run(config, run, out, command)
+            write_run(dataclasses.replace(config, backbone=given.get("--backbone")), run, out, command)
 
         def wait(self, timeout=None):
             return 0
@@ -419,6 +419,22 @@ def test_variants_are_compared_with_the_plain_run_of_their_seed(benchmark):
     assert "| supervised | as in the recipe | 50.0 | 40.0 | 45.0 | - |" in table
     with pytest.raises(ValueError, match="was run with --learning-rate 5e-4: choose another --variant"):
         comparison.compare(dataclasses.replace(low, extra="--learning-rate 1e-4"))
+
+
+def test_another_backbone_has_tables_of_its_own(benchmark):
+    config, trained = benchmark
+    comparison.compare(config)
+    count = len(trained)
+    other = dataclasses.replace(config, backbone="efficientnet_lite0", methods=("supervised", "unimatch"), seeds=(0,))
+    comparison.compare(other)
+    assert [run.method for run in trained[count:]] == ["supervised", "supervised", "unimatch", "supervised"]
+    kept = json.loads((config.results / "camvid_efficientnet_lite0" / "unimatch_12_2steps_seed0.json").read_text())
+    assert kept["settings"]["backbone"] == "efficientnet_lite0"
+    table = (config.results / "camvid_efficientnet_lite0.md").read_text()
+    assert table.count("--backbone efficientnet_lite0") == 3, "in each command"
+    assert "--backbone" not in config.table.read_text()
+    head = comparison_tables.write_summary(config.results).read_text().splitlines()[3]
+    assert "[camvid_efficientnet_lite0](comparison/camvid_efficientnet_lite0.md), 12 of 367 labels" in head
 
 
 def test_one_table_of_all_datasets(benchmark):
