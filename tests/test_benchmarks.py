@@ -19,6 +19,7 @@ from benchmarks import (
     comparison_plot,
     comparison_runs,
     comparison_tables,
+    families,
     gpu,
     health,
     input_pipeline,
@@ -30,6 +31,7 @@ from benchmarks import (
 from benchmarks.comparison import ComparisonConfig
 from benchmarks.comparison_runs import Comparison, Training, of_method, settings_now, trainings
 from kerasseg.methods import TrainingData
+from kerasseg.segmenters import SEGMENTERS
 from serving.model.engine import has_gpu
 from training.run import configuration
 
@@ -577,6 +579,39 @@ def test_sides_that_do_not_do_the_same_are_refused():
             train_step.check(side, side | change)
     with pytest.raises(ValueError, match="--methods must be of supervised, .*; got mlmt"):
         train_step.TrainStep(methods=("mlmt",))
+
+
+def test_what_a_backbone_costs_stands_beside_mobilenet_v2(tmp_path, monkeypatch):
+    seconds = {"mobilenet_v2": (0.25, 0.5), "mit_b0": (0.5, 0.75)}
+    facts = {"parameters": 3_719_445, "peak": 1536, "bytes": 15_000_000}
+
+    def measured(commands, repeats):
+        names = {side: command[-1] for side, command in commands.items()}
+        turns = {
+            side: [{"step": each, "processor": 2 * each, "image": each / 10} for each in seconds[name]]
+            for side, name in names.items()
+        }
+        return dict.fromkeys(commands, facts), turns
+
+    monkeypatch.setattr(families, "measure", measured)
+    monkeypatch.setattr(families, "require_cores", lambda cores: None)
+    config = families.Families(results=tmp_path / "families.md")
+    for name in ("mit_b0", "mobilenet_v2"):
+        families.main(dataclasses.replace(config, names=(name,)))
+    rows = [line for line in config.results.read_text().splitlines() if line.startswith("| m")]
+    assert rows == [
+        "| mobilenet_v2 | deeplab_v3plus | 3.7 | 0.38 (0.25 to 0.50) | 1.00 | 0.75 (0.50 to 1.00) | 1.5 | 15 | "
+        "37.5 (25.0 to 50.0) | 1.00 |",
+        "| mit_b0 | segformer | 3.7 | 0.62 (0.50 to 0.75) | 1.75 | 1.25 (1.00 to 1.50) | 1.5 | 15 | "
+        "62.5 (50.0 to 75.0) | 1.75 |",
+    ]
+    with pytest.raises(ValueError, match="--names must be of mobilenet_v2, .*; got resnet51"):
+        families.Families(names=("resnet51",))
+
+
+def test_the_measured_heads_fit_their_backbones():
+    for name, head in families.MEMBERS.items():
+        SEGMENTERS[head].stride_on(name, 16)  # refuses a backbone that it does not fit
 
 
 NO_TORCH = "PyTorch, of the extra `bench`, is not installed"
