@@ -15,7 +15,7 @@ _GAP = 4  # white pixels between the parts of a panel
 _GAUGE = 12  # pixels: width of the bar that shows a score of the whole image
 
 
-def default_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
+def voc_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
     """The PASCAL VOC colour map: `num_classes` distinct (r, g, b) in 0..255, the first one black.
 
     The bits of a class number, three at a time, become the high bits of red, green and blue.

@@ -43,7 +43,7 @@ MARKS: dict[str, Mark] = {
     "dataset": MACHINE,
     "weights": MACHINE,
     "branch_run": MACHINE,
-    "palette": MACHINE,
+    "palette": Mark(resumed=False, compared=False, kept=False),  # colours decide nothing
     "command": Mark(resumed=False, compared=False, kept=False),
     "finished": Mark(resumed=False, compared=False, kept=False),
     "about_method": Mark(resumed=False, compared=False, kept=False),

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasseg.losses import IGNORE_LABEL
-from kerasseg.visualize import default_palette
+from serving.common.palettes import default_palette
 
 SPLITS = ("train", "val", "test")
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from kerasseg.visualize import default_palette, panel
+from kerasseg.visualize import panel, voc_palette
 from serving.common.images import IGNORE_COLOR
 
 PALETTE = [(10, 20, 30), (200, 100, 50)]
@@ -16,19 +16,20 @@ def scene():
     return image, truth, prediction
 
 
-def test_default_palette_is_the_voc_colour_map():
+def test_voc_palette_is_the_colour_map_of_its_development_kit():
     # From the VOC development kit: background, aeroplane, bicycle, bird, ..., potted plant, ..., tv monitor.
-    palette, palette_of_256 = default_palette(21), default_palette(256)
+    palette, palette_of_256 = voc_palette(21), voc_palette(256)
     assert palette[:4] == ((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0))
+    assert palette[15] == (192, 128, 128)
     assert (palette[8], palette[16], palette[20]) == ((64, 0, 0), (0, 64, 0), (0, 64, 128))
     assert palette_of_256[255] == IGNORE_COLOR
     assert len(set(palette_of_256)) == 256
 
 
 @pytest.mark.parametrize("num_classes", [0, 257])
-def test_default_palette_tells_the_range(num_classes):
+def test_voc_palette_tells_the_range(num_classes):
     with pytest.raises(ValueError, match=rf"1\.\.256.*got {num_classes}"):
-        default_palette(num_classes)
+        voc_palette(num_classes)
 
 
 def test_panel_shows_image_truth_and_prediction(scene):

@@ -3,7 +3,7 @@ labelme2voc write them."""
 
 from pathlib import PurePosixPath
 
-from kerasseg.visualize import default_palette
+from kerasseg.visualize import voc_palette
 from serving.common.inputs import comparable, read_text
 from training.annotations.contract import IGNORED, AnnotatedImage, Annotations, Draw, Notes
 from training.annotations.mask_files import draw_colors, draw_numbers, find_table, index_values, names_file, read_mask
@@ -35,7 +35,7 @@ def read(source: Source) -> Annotations:
     else:
         classes = names if names else list(_voc_classes())
         classes = [name for name in classes if name != "__ignore__"]
-        palette = list(default_palette(len(classes)))
+        palette = list(voc_palette(len(classes)))
     result: dict[str, AnnotatedImage] = {}
     for mask in masks:
         stem = PurePosixPath(mask).stem

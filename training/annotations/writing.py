@@ -18,10 +18,10 @@ from kerasseg.data.folder import ClassTable, read_image
 from kerasseg.data.image_header import read_header
 from kerasseg.data.problems import KINDS, FileError
 from kerasseg.losses import IGNORE_LABEL
-from kerasseg.visualize import default_palette
 from serving.common.files import naming, write_atomically
 from serving.common.images import index_png, read_file
 from serving.common.inputs import Names
+from serving.common.palettes import default_palette
 from training.annotations.contact_sheet import TILE, Tile
 from training.annotations.contract import IGNORED, AnnotatedImage, Annotations, Notes
 

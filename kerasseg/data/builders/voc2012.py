@@ -10,6 +10,7 @@ from kerasseg.data.builders.builder import File, Item, SegmentationBuilder, Sour
 from kerasseg.data.builders.files import names_in
 from kerasseg.data.folder import read_label
 from kerasseg.data.prepared import PreparedDataset
+from kerasseg.visualize import voc_palette
 
 # M. Everingham et al.: The PASCAL Visual Object Classes Challenge; B. Hariharan et al.: Semantic Contours from Inverse
 # Detectors, 2011. The addresses are those whose sha256 is known (checksums.tsv; as in
@@ -66,4 +67,4 @@ class Voc2012(SegmentationBuilder):
 
 
 def open_dataset() -> PreparedDataset:
-    return PreparedDataset("voc2012", Voc2012, Voc2012.CLASSES)
+    return PreparedDataset("voc2012", Voc2012, Voc2012.CLASSES, voc_palette(len(Voc2012.CLASSES)))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kerasseg.data import FolderDataset, default_palette, open_dataset
+from kerasseg.data import FolderDataset, open_dataset
 from kerasseg.data.shapes import ShapesDataset
 from tests.kerasseg.data.folders import make_folder
 
@@ -32,14 +32,6 @@ def test_open_dataset_names_what_there_is(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="no folder of that path"):
         open_dataset(tmp_path / "file")
-
-
-def test_default_palette_is_that_of_pascal_voc():
-    palette = default_palette(255)
-    assert palette[:4] == ((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0))
-    assert palette[15] == (192, 128, 128)  # person
-    assert palette[20] == (0, 64, 128)  # tvmonitor
-    assert len(set(palette)) == 255
 
 
 def test_pixels_inside_the_graph_equal_those_outside():

@@ -11,6 +11,7 @@ import tensorflow as tf
 from kerasseg.data import Augmentation, builders, default_palette, eval_dataset, make_split, open_dataset, train_dataset
 from kerasseg.data.check import require_sound
 from kerasseg.data.unreadable import first_unreadable
+from kerasseg.visualize import voc_palette
 from tests.kerasseg.data import archives
 
 
@@ -55,7 +56,7 @@ def test_images_by_name_inside_and_outside_of_the_graph(tfds_directories, capsys
     if name in colors:
         assert (dataset.palette[:2], len(dataset.palette)) == (colors[name], classes)
     else:
-        assert dataset.palette == default_palette(classes)
+        assert dataset.palette == (voc_palette if name == "voc2012" else default_palette)(classes)
     with pytest.raises(ValueError, match=f"{name} has no train image {val!r}"):
         dataset.load_label("train", val)
     with pytest.raises(ValueError, match="no split 'test'; it has train, val"):

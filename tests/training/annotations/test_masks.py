@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kerasseg.visualize import default_palette
+from kerasseg.visualize import voc_palette
 from serving.common.images import index_png
 from tests.kerasseg.data.folders import save
 from tests.training.annotations.sources import drawn, image, import_, write_json, write_text
@@ -26,7 +26,7 @@ def voc(root, name: str, labels_HW: np.ndarray = LABELS):
     image(root / f"JPEGImages/{name}.jpg")
     path = root / f"SegmentationClass/{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(index_png(labels_HW, default_palette(21)))
+    path.write_bytes(index_png(labels_HW, voc_palette(21)))
 
 
 def test_voc_with_its_palette_lists_and_borders(source, capsys):
@@ -47,7 +47,7 @@ def test_voc_with_its_palette_lists_and_borders(source, capsys):
 def test_voc_in_rgb_with_its_own_colours(source, capsys):
     for name in ("a", "b"):
         voc(source, name)
-        colors_HWC = colored(LABELS, *default_palette(21))
+        colors_HWC = colored(LABELS, *voc_palette(21))
         colors_HWC[0, 0] = 224, 224, 192  # VOC's border between objects
         save(source / f"SegmentationClass/{name}.png", colors_HWC)
     expected = LABELS.copy()
