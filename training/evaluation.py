@@ -176,28 +176,32 @@ class Examples:
         labels = {variant: answer.label_map(variant)[0] for variant in answer.variants}
         return labels, answer.critic_scores, answer.reliability_BHW
 
-    def some(self, count: int):
-        """Yields, for up to `count` images, (name, image uint8 (H,W,3), truth (H,W), {variant: label map (H,W)},
-        critic's score or None, reliability (H,W) or None)."""
-        for name in evenly_spaced(self.dataset.label_names(self.split), count):
+    def some(self, names: Sequence[str]):
+        """Yields for each image (name, image uint8 (H,W,3), truth (H,W), {variant: label map (H,W)}, critic's score or
+        None, reliability (H,W) or None)."""
+        for name in names:
             image_HW3 = self.dataset.load_image(self.split, name)
             labels, *judgements = self.predict(tf.cast(image_HW3[np.newaxis], tf.float32))
             maps = {variant: label[0].numpy() for variant, label in labels.items()}
             truth_HW = self.dataset.load_label(self.split, name)
             yield name, image_HW3, truth_HW, maps, *(None if each is None else each[0].numpy() for each in judgements)
 
+    def evenly_spaced(self, count: int) -> list[str]:
+        """Names of up to `count` images."""
+        return evenly_spaced(self.dataset.label_names(self.split), count)
+
     def panels(self, count: int, height: int = 128) -> np.ndarray:
         """Panels (N,height,W,3) uint8 of image, truth, prediction and the critic's score, for TensorBoard."""
         rows = []
-        for _, image, truth, maps, score, _ in self.some(count):
+        for _, image, truth, maps, score, _ in self.some(self.evenly_spaced(count)):
             row = panel(image, truth, maps[""], self.dataset.palette, score)
             rows.append(tf.image.resize(row, (height, 4 * height), "area").numpy().astype(np.uint8))
         return np.stack(rows)
 
-    def write(self, folder: Path, count: int) -> None:
+    def write(self, folder: Path, names: Sequence[str]) -> None:
         """image.png, truth.png, prediction.png and a map for each further prediction, in a folder for each image;
         reliability.png, grey 0..255, where a critic judges pixels."""
-        for name, image, truth, maps, _, reliability in self.some(count):
+        for name, image, truth, maps, _, reliability in self.some(names):
             target = folder / name
             target.mkdir(parents=True, exist_ok=True)
             write_atomically(target / "image.png", png(image))

@@ -57,7 +57,8 @@ Which method?
 
 """ + "\n".join(f"  {name:12}{method.when}" for name, method in METHODS.items())
 PACKAGES = ("tensorflow", "keras", "keras-cv", "numpy")
-EXAMPLES = 8
+EXAMPLES, WORST = 8, 4
+"""Val images shown in the report: evenly spaced ones, and those with the smallest share of right pixels."""
 
 
 def train(config: RunConfig) -> dict[str, Any]:
@@ -151,7 +152,10 @@ def train_worker(config: RunConfig, strategy: tf.distribute.Strategy) -> dict[st
     if is_chief(strategy):
         write_model(session, evaluator.examples)
         write_json(folder / "result.json", result)
-        write_json(folder / "diagnostics.json", diagnose(method, session.dataset, split))
+        diagnostics, images = diagnose(method, session.dataset, split)
+        write_json(folder / "diagnostics.json", diagnostics)
+        images.write(folder, list(session.dataset.classes))
+        evaluator.examples.write(folder / "worst", images.worst(WORST))
         write_json(folder / "config.json", settings | {"finished": True})
         print(f"report: {write_report(folder)}", file=sys.stderr)
     shown = ("mIoU", "mIoU_reference", *filter(None, method.variants), "pixel_accuracy", "seconds", "steps")
@@ -304,7 +308,7 @@ def write_model(session: Session, examples: Examples) -> None:
         part.replace(folder / "model.keras")
     finally:
         part.unlink(missing_ok=True)
-    examples.write(folder / "examples", EXAMPLES)
+    examples.write(folder / "examples", examples.evenly_spaced(EXAMPLES))
 
 
 class FlagParser(argparse.ArgumentParser):

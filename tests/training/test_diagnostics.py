@@ -13,6 +13,8 @@ from kerasseg.metrics import Reliability, roc, scores
 from tests.kerasseg.data.folders import make_folder
 from tests.kerasseg.methods import tiny
 from training.diagnostics import GradientNorms, diagnose
+from training.evaluation import evaluate
+from training.image_scores import pixels_by_class
 
 SPLIT = Split(labeled=("train_0", "train_1"), unlabeled=("train_2", "train_3"))
 
@@ -80,30 +82,43 @@ def test_training_does_not_notice_that_gradients_are_measured(replicas, request)
 
 def test_the_softmax_of_every_method(dataset):
     method = Supervised(tiny.segmenter())
-    result = diagnose(method, dataset, SPLIT)
-    assert result.keys() == {"split", "confidence", "training"}
+    result = diagnose(method, dataset, SPLIT)[0]
+    assert result.keys() == {"split", "confidence", "confusion", "training"}
     ours, theirs = result["confidence"]["softmax"], expected(method, dataset, lambda image, S: S.max(axis=-1))
     for name in ("pixels", "accuracy", "expected_calibration_error", "error_detection_auc"):
         assert ours[name] == pytest.approx(theirs[name], abs=1e-3), name
     assert 0 < ours["accuracy"] < 1
 
 
+def test_pixels_of_each_image_add_up_to_the_scores(dataset):
+    method = Supervised(tiny.segmenter())
+    content, images = diagnose(method, dataset, SPLIT)
+    whole = scores(np.array(content["confusion"]))
+    result = evaluate(method, dataset)
+    assert (whole.mean_iou, whole.pixel_accuracy) == (result["mIoU"], result["pixel_accuracy"])
+    assert images.names == ("val_0", "val_1", "val_2")
+    np.testing.assert_array_equal(images.counts_N3K.sum(axis=0), pixels_by_class(np.array(content["confusion"])))
+    image = dataset.load_image("val", "val_1")[np.newaxis].astype(np.float32)
+    truth, found = dataset.load_label("val", "val_1"), np.argmax(method(image)[0], axis=-1)
+    assert images.accuracy_N[1] == (found == truth)[truth != 255].mean()
+
+
 def test_training_images_are_measured_apart_as_far_as_there_are_masks(tmp_path):
     root = make_folder(tmp_path / "pets", train=4)
     (root / "labels/train/train_3.png").unlink()
     dataset, method = open_dataset(str(root)), Supervised(tiny.segmenter())
-    training = diagnose(method, dataset, SPLIT)["training"]
+    training = diagnose(method, dataset, SPLIT)[0]["training"]
     for role, names in (("labeled", ["train_0", "train_1"]), ("unlabeled", ["train_2"])):
         theirs = expected(method, dataset, lambda image, S: S.max(axis=-1), "train", names)
         ours = training[role]["confidence"]["softmax"]
         assert (ours["pixels"], ours["accuracy"]) == (theirs["pixels"], pytest.approx(theirs["accuracy"], abs=1e-3))
     no_masks = Split(labeled=("train_0",), unlabeled=("train_3",))
-    assert diagnose(method, dataset, no_masks)["training"].keys() == {"labeled"}
+    assert diagnose(method, dataset, no_masks)[0]["training"].keys() == {"labeled"}
 
 
 def test_a_critic_that_scores_pixels_stands_beside_it(dataset):
     method = ECS(tiny.segmenter(), tiny.judge(tiny.K + 1, "corrector"))
-    confidence = diagnose(method, dataset, SPLIT)["confidence"]
+    confidence = diagnose(method, dataset, SPLIT)[0]["confidence"]
     assert confidence.keys() == {"softmax", "critic"}
     theirs = expected(method, dataset, method.critic_scores)
     assert confidence["critic"]["expected_calibration_error"] == pytest.approx(
@@ -115,7 +130,7 @@ def test_a_critic_that_scores_pixels_stands_beside_it(dataset):
 
 def test_ecs_tells_what_its_corrector_knows(dataset):
     method = ECS(tiny.segmenter(), tiny.judge(tiny.K + 1, "corrector"))
-    found = diagnose(method, dataset, SPLIT)["corrector"]
+    found = diagnose(method, dataset, SPLIT)[0]["corrector"]
     confusion, rho = np.zeros((tiny.K + 1, tiny.K + 1), np.int64), [[] for _ in range(tiny.K)]
     for name in dataset.label_names("val"):
         image, truth = dataset.load_image("val", name)[np.newaxis].astype(np.float32), dataset.load_label("val", name)
@@ -147,7 +162,7 @@ def test_mlmt_tells_how_well_its_classifiers_know_the_classes(dataset):
     branch = Supervised(tiny.segmenter())
     method = MLMT(branch, tiny.classifier(name="student"), tiny.classifier(name="teacher"))
     method.teacher.set_weights([w + 0.5 for w in method.teacher.get_weights()])
-    found = diagnose(method, dataset, SPLIT)["classifiers"]
+    found = diagnose(method, dataset, SPLIT)[0]["classifiers"]
     names = dataset.label_names("val")
     images = np.stack([dataset.load_image("val", name) for name in names]).astype(np.float32)
     present = np.array([[(dataset.load_label("val", name) == c).any() for c in range(tiny.K)] for name in names])
@@ -160,8 +175,11 @@ def test_mlmt_tells_how_well_its_classifiers_know_the_classes(dataset):
 def test_latent_tells_where_its_classes_went(dataset):
     method = Latent(tiny.BranchingSegmenter(), latent_classes=4, labeled_images=2)
     method.co_occurrence.assign([[19, 1, 0, 0], [0, 4, 4, 0], [5, 0, 0, 5]])
-    result = diagnose(method, dataset, SPLIT)
+    result = diagnose(method, dataset, SPLIT)[0]
     assert result["latent_given_class"] == [[0.95, 0.05, 0, 0], [0, 0.5, 0.5, 0], [0.5, 0, 0, 0.5]]
     assert result["effective_latent_classes"] == {"0.1": 4, "0.9": 1}
     twins = Latent(tiny.BranchingSegmenter(), branch="symmetric_kl", labeled_images=2)
-    assert diagnose(twins, dataset, SPLIT).keys() == result.keys() - {"latent_given_class", "effective_latent_classes"}
+    assert diagnose(twins, dataset, SPLIT)[0].keys() == result.keys() - {
+        "latent_given_class",
+        "effective_latent_classes",
+    }

@@ -35,7 +35,7 @@ def test_evaluate_is_the_confusion_matrix_of_all_images(dataset):
 
 def test_examples_show_how_far_a_critic_of_pixels_trusts_them(dataset, tmp_path):
     method = ECS(tiny.segmenter(), tiny.judge(tiny.K + 1, "corrector"))
-    Examples(method, dataset, "val").write(tmp_path, 2)
+    Examples(method, dataset, "val").write(tmp_path, dataset.label_names("val")[:2])
     names = sorted(path.name for path in tmp_path.glob("val_*"))
     assert len(names) == 2
     for name in names:
