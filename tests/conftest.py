@@ -13,6 +13,7 @@ os.environ |= {
 }
 
 import random
+import shutil
 import sys
 
 import hypothesis
@@ -99,3 +100,27 @@ def tfds_directories(tmp_path, monkeypatch):
     monkeypatch.setattr(builders.Coco81, "COUNTS", archives.COCO_COUNTS)
     monkeypatch.setattr(builders.CocoStuff, "COUNTS", archives.COCO_COUNTS)
     return manual, data
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A real browser that asks nothing of the network on its own."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs chromium: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    arguments = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
+        yield browser
+        browser.close()

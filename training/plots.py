@@ -189,6 +189,30 @@ def heat_map(values: np.ndarray, rows: Collection[str], columns: str, title: str
         return figure
 
 
+def confusion_figure(shares_KK: np.ndarray, classes: Collection[str]) -> Figure:
+    """A confusion matrix as shades, rows truth.
+
+    Args:
+        shares_KK: shares 0..1 of the pixels of each class, by predicted class.
+    """
+    with matplotlib.rc_context(_STYLE):
+        side = 1.8 + 0.26 * len(classes)
+        figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+        axes = figure.add_subplot()
+        shades = LinearSegmentedColormap.from_list("shades", ("#ffffff", SERIES[0]))
+        image = axes.pcolormesh(shares_KK, cmap=shades, vmin=0, vmax=1, edgecolors=GRID, linewidth=0.3)
+        places = np.arange(len(classes)) + 0.5
+        axes.set_yticks(places, list(classes))
+        axes.set_xticks(places, list(classes), rotation=90)
+        axes.invert_yaxis()
+        axes.set_aspect("equal")
+        axes.grid(visible=False)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("in the label map")
+        figure.colorbar(image, ax=axes, label="share of the class's pixels", shrink=0.7)
+        return figure
+
+
 def by_class_figure(panels: Mapping[str, Mapping[str, Collection[float | None]]], rows: Collection[str]) -> Figure:
     """Values of each class as points, in panels side by side.
 

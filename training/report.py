@@ -6,6 +6,8 @@ It is made only from the files of the run folder, so it can be made again at any
 without TensorFlow.
 """
 
+import base64
+import hashlib
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -21,7 +23,8 @@ from markupsafe import Markup
 from serving.common import cli
 from serving.common.files import write_atomically
 from training import glossary, plots
-from training.report_examples import css_color, example_folders, examples, legend
+from training.image_scores import ImageScores, interval
+from training.report_examples import colors_of, css_color, example_folders, examples, legend
 from training.report_notes import (
     commands,
     comparison,
@@ -60,6 +63,9 @@ def write_report(run_folder: Path, compare: Sequence[Path] = ()) -> Path:
         require_comparable(run, other)
 
     curves, measured = list(figures(run, others)), diagnostics(run, others)
+    scores = ImageScores.read(run.folder, run.classes)
+    mistakes = confusion(run)
+    script = (Path(__file__).parent / "report.js").read_text()
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -75,10 +81,13 @@ def write_report(run_folder: Path, compare: Sequence[Path] = ()) -> Path:
         method_words=run.config.get("about_method", ""),
         notes=list(notes(run, others)),
         comparisons=[comparison(run, other) for other in others],
+        interval=interval(scores) if scores else None,
         figures=curves,
-        per_class=per_class(run, others),
+        per_class=per_class(run, others, scores),
+        confusion=mistakes,
         diagnostics=measured,
         examples=list(examples(run, others)),
+        worst=list(examples(run, others, "worst")),
         last_check=last_check(run),
         example_count=len(example_folders(run)),
         legend=legend(run),
@@ -87,8 +96,13 @@ def write_report(run_folder: Path, compare: Sequence[Path] = ()) -> Path:
         commands=commands(run, others),
         settings=settings(run),
         machine=machine(run),
+        script=Markup(script),
+        script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
     )
-    for drawing in curves + (measured["drawings"] if measured else []):
+    drawings = curves + (measured["drawings"] if measured else [])
+    if mistakes and mistakes["drawing"]:
+        drawings.append(mistakes["drawing"])
+    for drawing in drawings:
         path = run.folder / "figures" / drawing.file_name
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, plots.png(drawing.figure))
@@ -257,16 +271,48 @@ def _in_words(name: str, curve: Curve) -> str:
     return f"{name} goes from {first:.3g} at step {curve.steps[0]} to {last:.3g} at step {curve.steps[-1]}"
 
 
-def per_class(run: Run, others: Sequence[Run] = ()) -> dict[str, Any] | None:
-    """The IoU of each class, best first; further columns for the run's other predictions and for other
-    runs."""
+MOST_MISTAKES, MOST_CLASSES_DRAWN = 10, 40
+
+
+def confusion(run: Run) -> dict[str, Any] | None:
+    """The mistakes that cost the most pixels, and the confusion matrix as a drawing where it is not too large; None
+    where it was not measured."""
+    if not (run.diagnostics and "confusion" in run.diagnostics):
+        return None
+    confusion_KK = np.array(run.diagnostics["confusion"], np.int64)
+    wrong_KK = confusion_KK * ~np.eye(len(confusion_KK), dtype=bool)
+    of_class_K, wrong = np.maximum(confusion_KK.sum(axis=1), 1), int(wrong_KK.sum())
+    mistakes = []
+    for cell in np.argsort(-wrong_KK, axis=None, kind="stable")[:MOST_MISTAKES]:
+        truth, prediction = np.unravel_index(cell, wrong_KK.shape)
+        if pixels := int(wrong_KK[truth, prediction]):
+            names = {"truth": run.classes[truth], "prediction": run.classes[prediction]}
+            mistakes.append(names | {"of_class": pixels / of_class_K[truth], "of_all": pixels / wrong})
+    drawing = None
+    if len(run.classes) <= MOST_CLASSES_DRAWN:
+        figure = plots.confusion_figure(confusion_KK / of_class_K[:, np.newaxis], run.classes)
+        drawing = Drawing("Confusion matrix", figure, "Share of each class's pixels by predicted class.", [])
+    return {"mistakes": mistakes, "drawing": drawing}
+
+
+def per_class(run: Run, others: Sequence[Run] = (), scores: ImageScores | None = None) -> dict[str, Any] | None:
+    """The IoU of each class, best first; further columns for the run's other predictions and for other runs, and how
+    often the class occurs in the label maps that were measured."""
     if not run.result:
         return None
     columns = [(readable(name), scores) for name, scores in run.variants.items()]
     columns += [(other.title, other.result) for other in others if other.result]
     values = run.result["per_class_IoU"]
     ranked = sorted((name for name in values if values[name] is not None), key=lambda name: -values[name])
-    color_of = dict(zip(run.classes, run.config["palette"], strict=True))
+    color_of = dict(zip(run.classes, colors_of(run), strict=True))
+    occurs: dict[str, dict[str, Any]] = {}
+    if scores:
+        truth_NK = scores.counts_N3K[:, 1]
+        shares_K, images_K = truth_NK.sum(axis=0) / max(truth_NK.sum(), 1), (truth_NK > 0).sum(axis=0)
+        occurs = {
+            name: {"pixels": float(share), "images": int(images)}
+            for name, share, images in zip(run.classes, shares_K, images_K, strict=True)
+        }
     return {
         "columns": [title for title, _ in columns],
         "rows": [
@@ -276,8 +322,10 @@ def per_class(run: Run, others: Sequence[Run] = ()) -> dict[str, Any] | None:
                 "iou": values[name],
                 "others": [theirs["per_class_IoU"].get(name) for _, theirs in columns],
             }
+            | occurs.get(name, {})
             for name in ranked
         ],
+        "counted": len(scores.names) if scores else None,
         "mean": run.result["mIoU"],
         "other_means": [theirs["mIoU"] for _, theirs in columns],
         "absent": [name for name in values if values[name] is None],

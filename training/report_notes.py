@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from training.image_scores import ImageScores, interval
 from training.run_folder import Run, is_number
 
 
@@ -102,7 +103,21 @@ def require_comparable(run: Run, other: Run) -> None:
 def comparison(run: Run, other: Run) -> dict[str, Any]:
     ours, theirs = ((one.result or {}).get("mIoU") for one in (run, other))
     difference = None if ours is None or theirs is None else 100 * (ours - theirs)
-    return {"title": other.title, "mIoU": theirs, "difference": difference}
+    return {
+        "title": other.title,
+        "mIoU": theirs,
+        "difference": difference,
+        "caution": [] if difference is None else list(_caution(run, other)),
+    }
+
+
+def _caution(run: Run, other: Run) -> Iterator[str]:
+    """How far the difference of two runs can be trusted."""
+    ours, theirs = (ImageScores.read(one.folder, one.classes) for one in (run, other))
+    if ours and theirs and (found := interval(ours, theirs)):
+        low, high = (100 * value for value in found)
+        yield f"Measured on other images like these, the difference would be between {low:+.1f} and {high:+.1f} points."
+    yield "These are two single runs: another seed may change the difference by several points."
 
 
 def protocol(run: Run) -> Iterator[str]:

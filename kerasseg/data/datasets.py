@@ -49,7 +49,8 @@ class Dataset(ABC):
     def __init__(self, name: str, classes: Sequence[str], palette: Sequence[Sequence[int]] | None = None) -> None:
         self.name = name
         self.classes = tuple(classes)
-        self.palette = default_palette(len(classes)) if palette is None else tuple(map(_color, palette))
+        usual = default_palette(len(classes), background=classes[0] == "background")
+        self.palette = usual if palette is None else tuple(map(_color, palette))
 
     @property
     def num_classes(self) -> int:

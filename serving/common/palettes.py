@@ -30,16 +30,19 @@ TO_XYZ = np.array(
 TO_XYZ /= TO_XYZ.sum(axis=1, keepdims=True)
 
 
-def default_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
-    """`num_classes` distinct colours (r, g, b), the first one black, that readers with and without red-green blindness
-    can tell apart as far as that is possible: each further one is the farthest from all before it.
+def default_palette(num_classes: int, background: bool = True) -> tuple[tuple[int, int, int], ...]:
+    """`num_classes` distinct colours (r, g, b) that readers with and without red-green blindness can tell apart as far
+    as that is possible: each further one is the farthest from all before it.
+
+    Args:
+        background: whether the first class is the background, which is black.
 
     Raises:
         ValueError: `num_classes` is not in 1..256.
     """
     if not 1 <= num_classes <= 256:
         raise ValueError(f"num_classes must lie in 1..256, because label maps are uint8; got {num_classes}")
-    return _all_defaults()[:num_classes]
+    return _all_defaults()[:num_classes] if background else _all_defaults()[1 : num_classes + 1]
 
 
 @functools.cache
@@ -47,13 +50,13 @@ def _all_defaults() -> tuple[tuple[int, int, int], ...]:
     levels = np.rint(np.linspace(0, 255, 10))
     candidates_N3 = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(-1, 3)
     lightness_N = seen(candidates_N3)[0, :, 0]
-    candidates_N3 = candidates_N3[(lightness_N > 35) & (lightness_N < 92)]  # neither near black nor near white
+    candidates_N3 = candidates_N3[(lightness_N > 35) & (lightness_N < 85)]  # neither near black nor near white
     seen_VN3 = seen(candidates_N3)
     chosen = list(FIRST)
     nearest_N = np.full(len(candidates_N3), np.inf)
     for color in (*FIRST, IGNORE_COLOR):
         nearest_N = np.minimum(nearest_N, _distance(seen_VN3, seen(np.array([color]))))
-    while len(chosen) < 256:
+    while len(chosen) < 257:
         farthest = int(nearest_N.argmax())
         red, green, blue = candidates_N3[farthest].astype(int).tolist()
         chosen.append((red, green, blue))
@@ -98,5 +101,5 @@ def readable_palette(palette: Palette, classes: Sequence[str]) -> Palette:
     dark = any(
         value < LEAST_LIGHTNESS for value, name in zip(lightness_K, classes, strict=True) if name != "background"
     )
-    distance, other = least_distance(palette), default_palette(len(palette))
+    distance, other = least_distance(palette), default_palette(len(palette), classes[0] == "background")
     return other if dark or distance < min(LEAST_DISTANCE, least_distance(other)) else palette

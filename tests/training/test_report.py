@@ -1,10 +1,13 @@
 import base64
+import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +15,13 @@ from PIL import Image
 
 from kerasseg.metrics import Reliability
 from serving.common.images import IGNORE_COLOR, index_png, png
+from serving.common.palettes import default_palette
 from training import glossary, report, report_examples
+from training.image_scores import ImageScores, pixels_by_class
 from training.run_folder import SPLIT_FILES, Run
 
 CLASSES = ["sky", "<b>road</b>", "car & van", "never seen"]
-PALETTE = [[0, 128, 255], [128, 64, 128], [64, 0, 128], [1, 2, 3]]
+PALETTE = [[0, 128, 255], [128, 64, 128], [230, 200, 0], [200, 60, 20]]
 VOID_TAGS = {"meta", "img", "br", "link"}
 
 
@@ -120,7 +125,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag, f"</{tag}> at line {self.getpos()[0]} closes another tag"
 
     def handle_data(self, data):
-        if not self.open or self.open[-1] != "style":
+        if not self.open or self.open[-1] not in ("style", "script"):
             self.words.append(data)
 
     def images(self):
@@ -162,11 +167,17 @@ def test_headline_says_how_good_and_from_how_many_labels(finished_page):
 def test_page_is_well_formed_and_needs_nothing_outside(finished_page):
     assert finished_page.open == []
     assert "http://" not in finished_page.source and "https://" not in finished_page.source
-    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in finished_page.tags}
+    assert not {"link", "iframe", "object"} & {tag for tag, _ in finished_page.tags}
+    [script] = [attributes for tag, attributes in finished_page.tags if tag == "script"]
+    own = (Path(report.__file__).parent / "report.js").read_text()
+    allowed = base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()
+    assert script == {} and f"<script>{own}</script>" in finished_page.source
+    [policy] = [a["content"] for _, a in finished_page.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy.endswith(f"script-src 'sha256-{allowed}'"), "and no other script runs"
     for _, attributes in finished_page.tags:
         for name in ("src", "href", "xlink:href"):
             assert attributes.get(name, "#").startswith(("data:", "#"))
-    assert "url(" not in finished_page.source.replace("url(#", "")
+    assert "url(" not in finished_page.source.replace("url(#", "").replace(own, "")
 
 
 def test_names_are_text_and_never_markup(finished_page):
@@ -369,6 +380,102 @@ def test_shows_whether_confidence_can_be_trusted(tmp_path):
         assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 20
 
 
+CONFUSION = np.array([[800, 100, 0, 0], [0, 200, 300, 0], [50, 0, 550, 0], [0, 0, 0, 0]])
+
+
+def write_image_scores(folder, confusions, names=None):
+    names = tuple(names or (f"drive/{index}" for index in range(len(confusions))))
+    ImageScores(names, np.stack([pixels_by_class(each) for each in confusions])).write(folder, CLASSES)
+
+
+def test_shows_what_is_taken_for_what_and_how_often_classes_occur(tmp_path):
+    folder = write_run(tmp_path / "run", method="supervised")
+    write_diagnostics(folder)
+    edit_json(folder / "diagnostics.json", confusion=CONFUSION.tolist())
+    write_image_scores(folder, [CONFUSION, np.diag([100, 0, 0, 0])])
+    write_example(folder / "worst" / "drive" / "0", wrong=8)
+    page = Page(report.write_report(folder))
+    mistakes = page.text[page.text.index("What is taken for what") :]
+    assert (
+        "<b>road</b> car & van 60.0 % 66.7 % sky <b>road</b> 11.1 % 22.2 % car & van sky 8.3 % 11.1 % Confusion matrix"
+    ) in mistakes
+    assert "sky 90.0 % 47.6 % 2" in page.text and "car & van 60.0 % 28.6 % 1" in page.text
+    assert (folder / "figures" / "confusion_matrix.png").is_file()
+    assert "drive/0: prediction, 80 % of pixels right" in page.images()
+    assert "The worst images" in page.text
+
+
+def test_says_how_far_a_score_and_a_gain_depend_on_the_images(tmp_path):
+    random = np.random.default_rng(0)
+    runs = []
+    for name, right in (("semi", 0.8), ("base", 0.6)):
+        confusions = [np.diag(random.binomial(100, right, 3).tolist() + [0]) for _ in range(20)]
+        for confusion in confusions:
+            confusion[[0, 1, 2], [1, 2, 0]] = 100 - np.diagonal(confusion)[:3]
+        runs.append(write_run(tmp_path / name, result={"mIoU": right}))
+        write_image_scores(runs[-1], confusions)
+    text = Page(report.write_report(runs[0], compare=[runs[1]])).text
+    assert re.search(r"mIoU would be between 6\d\.\d % and 6\d\.\d % \(95 % interval", text)
+    low, high = map(
+        float, re.search(r"the difference would be between \+([\d.]+) and \+([\d.]+) points", text).groups()
+    )
+    assert 18 < low < high < 28
+    assert "These are two single runs: another seed may change the difference by several points." in text
+    write_image_scores(runs[1], confusions[:5])
+    text = Page(report.write_report(runs[0], compare=[runs[1]])).text
+    assert "the difference would be" not in text and "These are two single runs" in text
+
+
+def test_colours_that_cannot_be_read_on_a_photo_are_replaced(tmp_path):
+    folder = write_run(tmp_path / "run")
+    edit_json(folder / "config.json", palette=[[0, 128, 255], [128, 64, 128], [128, 66, 128], [8, 0, 0]])
+    page = Page(report.write_report(folder))
+    swatches = [a["style"] for _, a in page.tags if a.get("class") == "swatch"]
+    usual = default_palette(4, background=False)
+    assert swatches[:4] == [f"background: rgb({r} {g} {b})" for r, g, b in usual]
+    drawn = np.array(decoded(page.images()["drive/frame_7: label map"]).convert("RGB"))
+    assert drawn[1, 0].tolist() == list(usual[1])
+
+
+def test_maps_lie_over_their_image_and_a_click_enlarges_them(tmp_path, browser):
+    """In a browser: the slider covers the image, the line divides two maps."""
+    folder = write_run(tmp_path / "run")
+    page = browser.new_page(viewport={"width": 1000, "height": 800})
+    complaints = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(report.write_report(folder).as_uri())
+    label_map = page.get_by_role("button", name="drive/frame_7: label map")
+
+    def color(x, y):
+        shot = np.array(Image.open(io.BytesIO(page.screenshot())).convert("RGB")).astype(int)
+        return shot[round(y), round(x)]
+
+    def middle(locator, across=0.5):
+        locator.scroll_into_view_if_needed()
+        box = locator.bounding_box()
+        return color(box["x"] + across * box["width"], box["y"] + 0.5 * box["height"])
+
+    np.testing.assert_allclose(middle(label_map), 0.65 * np.array(PALETTE[1]) + 0.35 * 90, atol=4)
+    page.get_by_label("How far maps cover the image").first.fill("0")
+    np.testing.assert_allclose(middle(label_map), 90, atol=4)
+
+    page.get_by_role("button", name="drive/frame_7: prediction").focus()
+    page.keyboard.press("Enter")
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("How far maps cover the image").fill("100")
+    dialog.get_by_label("Left of the line").select_option("label map")
+    stack = dialog.locator(".stack")
+    box = stack.bounding_box()
+    y = box["y"] + 0.95 * box["height"]  # the last row, whose first three of eight pixels are predicted wrongly
+    assert color(box["x"] + 0.2 * box["width"], y).tolist() == PALETTE[1], "left of the line the label map"
+    dialog.get_by_label("Where the two maps meet").fill("0")
+    assert color(box["x"] + 0.2 * box["width"], y).tolist() == PALETTE[2], "right of it the prediction"
+    page.keyboard.press("Escape")
+    assert not dialog.is_visible() and complaints == []
+    page.close()
+
+
 def test_warns_when_nothing_was_ever_selected(tmp_path):
     assert "Nothing was ever selected" in notes_of(write_run(tmp_path / "never", selected=lambda s: 0.0))
     assert notes_of(write_run(tmp_path / "once", selected=lambda s: 0.1 * (s == 50))) == ""
@@ -509,7 +616,7 @@ def test_wide_images_are_reduced_and_examples_limited(tmp_path):
     page = Page(report.write_report(folder))
     assert "12 of 14 example images." in page.text
     assert len(page.images()) == 3 * report_examples.MAX_EXAMPLES
-    assert decoded(page.images()["frame_00: image"]).size == (400, 300)
+    assert decoded(page.images()["frame_00: image"]).size == (640, 480)
 
 
 def command(*arguments, **environment):

@@ -109,7 +109,7 @@ def _palette(annotations: Annotations, order: list[str], positions: list[str | N
     if annotations.palette:
         colors.setdefault(BACKGROUND, (0, 0, 0))
     found = [colors.get(key) for key in order]
-    usual = tuple(tuple(int(v) for v in color) for color in default_palette(len(order)))
+    usual = default_palette(len(order), background=BACKGROUND in order[:1])
     return tuple(found) if None not in found and len(set(found)) == len(found) else usual
 
 

@@ -97,7 +97,7 @@ def test_classes_are_inferred_from_the_label_values(tmp_path):
     dataset = FolderDataset(tmp_path)
     assert dataset.inferred
     assert dataset.classes == ("class_0", "class_1", "class_2", "class_3", "class_4")
-    assert dataset.palette == default_palette(5)
+    assert dataset.palette == default_palette(5, background=False)
 
 
 def test_classes_are_read(tmp_path):

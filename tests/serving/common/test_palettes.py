@@ -29,6 +29,7 @@ def test_default_colours_can_be_told_apart():
     palette = default_palette(256)
     assert palette[:3] == ((0, 0, 0), (230, 159, 0), (86, 180, 233)) and len(set(palette)) == 256
     assert IGNORE_COLOR not in palette and default_palette(4) == palette[:4]
+    assert default_palette(255, background=False) == palette[1:] and (0, 0, 0) not in palette[1:]
     for classes, least in ((8, 17), (21, 14), (60, 7)):
         assert least_distance(palette[:classes]) > least, classes
         assert least_distance(voc_palette(classes)) < 4, classes
@@ -49,4 +50,6 @@ def test_default_colours_can_be_told_apart():
     ],
 )
 def test_a_palette_that_cannot_be_read_on_a_photo_is_replaced(palette, classes, stays):
-    assert readable_palette(palette, classes) == (palette if stays else default_palette(len(classes)))
+    assert readable_palette(palette, classes) == (
+        palette if stays else default_palette(len(classes), background=classes[0] == "background")
+    )

@@ -2,7 +2,6 @@
 
 import io
 import re
-import shutil
 
 import httpx
 import numpy as np
@@ -14,20 +13,6 @@ from tests.serving.images import encoded, encoded_image
 from tests.serving.servers import clients, running, until
 from tests.serving.toy_model import CLASSES, PALETTE, write_toy_model
 
-CHROMIUM = shutil.which("chromium")
-
-ARGUMENTS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
 READING = "willReadFrequently"
 """What the browser says of a canvas that a test reads again and again."""
 
@@ -37,18 +22,6 @@ def models(models):
     """`toy`, and `judged`, which has reliability."""
     write_toy_model(models / "judged", 2, maps=("confidence", "reliability"), name="judged")
     return models
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("needs chromium: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
