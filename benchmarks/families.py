@@ -1,7 +1,7 @@
 """`python -m benchmarks.families`: what backbones cost, in training and as ONNX, for a small member of each family.
 
-Each network is measured beside mobilenet_v2, in turns, so that other work of the machine slows both: a training step of
-supervised, and one image through the exported graph. With --names NAME it measures these only, and the other rows stay.
+Each network and mobilenet_v2 take turns, so that other work of the machine slows both: a training step of supervised,
+and one image through the exported graph. With --names NAME it measures these only, and the other rows stay.
 """
 
 import json
@@ -30,7 +30,7 @@ from serving.common import cli
 from serving.common.files import write_atomically
 
 STANDARD = "mobilenet_v2"
-"""The backbone that the others are measured beside."""
+"""The backbone that the others are measured next to."""
 MEMBERS = {
     STANDARD: "deeplab_v3plus",
     "mobilenet": "deeplab_v3plus",
@@ -94,7 +94,7 @@ class Families:
     repeats: int = 5
     """Turns; the table has their median, smallest and largest."""
     results: Path = Path("benchmarks/results/families.md")
-    """The table is written between the markers of this file; the measured rows are kept beside it as JSON."""
+    """The table is written between the markers of this file; the measured rows are kept next to it as JSON."""
     measured: str | None = None
     """A backbone: be the process that is measured; set by the benchmark itself."""
 
@@ -155,17 +155,17 @@ def measured_process(config: Families, name: str) -> None:
     take_turns({"parameters": method.segmenter.count_params(), "peak": peak, "bytes": len(graph)}, turn)
 
 
-def row(name: str, facts: dict, turns: list[Record], beside: list[Record]) -> list[str]:
+def row(name: str, facts: dict, turns: list[Record], standard: list[Record]) -> list[str]:
     """The table's line of a backbone.
 
     Args:
         facts: what its process said when it was ready.
         turns: its turns.
-        beside: those of the standard backbone, each measured next to one of `turns`.
+        standard: those of the standard backbone, each measured next to one of `turns`.
     """
 
     def ratio(of: str) -> str:
-        pairs = [one[of] / other[of] for one, other in zip(turns, beside, strict=True)]
+        pairs = [one[of] / other[of] for one, other in zip(turns, standard, strict=True)]
         return f"{statistics.median(pairs):.2f}"
 
     return [
@@ -206,9 +206,9 @@ def main(config: Families) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.families"]
     command += [part for flag in flags for part in (flag, str(getattr(config, flag.strip("-"))))]
     for name in config.names:
-        sides = {"beside": [*command, "--measured", STANDARD], name: [*command, "--measured", name]}
+        sides = {"standard": [*command, "--measured", STANDARD], name: [*command, "--measured", name]}
         ready, turns = measure(sides, config.repeats)
-        rows[name] = row(name, ready[name], turns[name], turns["beside"])
+        rows[name] = row(name, ready[name], turns[name], turns["standard"])
         write_atomically(kept, (json.dumps(rows, indent=2) + "\n").encode())
         write_between_markers(config.results, table(rows, words))  # each takes a minute: keep what there is
         print(" | ".join(rows[name]), file=sys.stderr)

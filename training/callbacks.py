@@ -6,18 +6,20 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorboard.plugins.hparams import api as hparams
 from tqdm import tqdm
 
 from serving.common.files import naming, temporary_file
 from training.checkpoints import Checkpoints
-from training.run_folder import METRICS, SPEED, read_lines
+from training.run_folder import METRICS, SPEED, read_lines, settings
+from training.trackers import Tracker
 
 
 class StepCallback(keras.callbacks.Callback):
@@ -83,6 +85,7 @@ class MetricsLog(StepCallback):
 
     Args:
         pending: the value of `pending` in that state.
+        trackers: services that get the same.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class MetricsLog(StepCallback):
         every: int,
         images_per_step: int,
         pending: dict[str, list[float]] | None = None,
+        trackers: Sequence[Tracker] = (),
     ):
         super().__init__(start_step)
         self.last, self.every, self.images_per_step = last, every, images_per_step
@@ -104,11 +108,32 @@ class MetricsLog(StepCallback):
                 file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
         self.seconds_before = max((line["seconds"] for line in read_lines(self.speed)), default=0.0)
         self.writer = tf.summary.create_file_writer(str(folder / "tensorboard"))
+        self.trackers = trackers
         self.pending = dict(pending or {})
         """Values of the steps since the last line, by name."""
         self.extra: dict[str, float] = {}
         self.began = self.line_began = time.perf_counter()
         self.line_began_at = start_step
+
+    def describe(self, config: Mapping[str, Any]) -> None:
+        """Shows the settings of a run in TensorBoard's table of hyperparameters.
+
+        Args:
+            config: the content of config.json.
+        """
+        values = {
+            name: value if isinstance(value, bool | int | float) else str(value)
+            for name, value in settings(config).items()
+        }
+        with self.writer.as_default(step=self.step):
+            hparams.hparams(values)
+
+    def show(self, panels_NHW3: np.ndarray) -> None:
+        """Adds images of the present step, uint8 RGB."""
+        with self.writer.as_default(step=self.step):
+            tf.summary.image("image, truth, prediction, critic's score", panels_NHW3, max_outputs=len(panels_NHW3))
+        for tracker in self.trackers:
+            tracker.show(self.step, panels_NHW3)
 
     def note(self, values: dict[str, float]) -> None:
         """Adds values, such as a validation score, to the line of the present step."""
@@ -144,6 +169,8 @@ class MetricsLog(StepCallback):
         with self.writer.as_default(step=self.step):
             for name, value in (speed | line).items():
                 tf.summary.scalar(name, value)
+        for tracker in self.trackers:
+            tracker.log(self.step, speed | line)
         self.pending, self.extra, self.line_began, self.line_began_at = {}, {}, now, self.step
 
     def sync(self) -> None:
@@ -197,8 +224,7 @@ class Evaluation(StepCallback):
         self.latest, values, panels = self.evaluate()
         self.score = self.latest["mIoU"]
         self.log.note(values)
-        with self.log.writer.as_default(step=self.step):
-            tf.summary.image("image, truth, prediction, critic's score", panels, max_outputs=len(panels))
+        self.log.show(panels)
 
 
 class CheckpointEvery(StepCallback):

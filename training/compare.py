@@ -14,7 +14,7 @@ import tyro
 
 from serving.common import cli
 from training.recorded import mark
-from training.run_folder import Run
+from training.run_folder import Run, flat
 
 BASELINE = "supervised"
 
@@ -130,18 +130,11 @@ def other_differences(rows: Sequence[Row]) -> list[str]:
 
 def _differing_settings(run: Run, others: Sequence[Run]) -> str:
     """The settings in which a run differs from others of its method, in brackets."""
-    own = _flat(settings(run))
-    theirs = [_flat(settings(other)) for other in others if other.config["method"] == run.config["method"]]
+    own = flat(settings(run))
+    theirs = [flat(settings(other)) for other in others if other.config["method"] == run.config["method"]]
     names = sorted({name for other in theirs for name in own.keys() | other.keys() if own.get(name) != other.get(name)})
     shown = ", ".join(f"{name.rpartition('.')[2]} {own.get(name)}" for name in names)
     return f" ({shown})" if names else ""
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def require_comparable(runs: Sequence[Run], rows: Sequence[Row], mixed_splits: bool) -> None:

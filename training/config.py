@@ -11,6 +11,7 @@ import tyro
 from kerasseg.methods import MethodConfig
 from kerasseg.settings import Fields, TrainingSettings
 from training.protocols import LabelSize
+from training.trackers import TrackerName
 
 
 def defaults(settings: type) -> dict[str, Any]:
@@ -75,8 +76,11 @@ class RunConfig(TrainingSettings):
     protocol_settings: ProtocolFlags = ProtocolSettings()
     gradient_norms: bool = True
     """At evaluations, measure the gradient norm of each loss; off where that needs too much memory."""
-    log_every: int = 20
-    """Steps between lines of metrics.jsonl, each a mean over them."""
+    log_every: int | None = None
+    """Steps between lines of metrics.jsonl, each a mean over them; None for 20, and fewer in runs of less than 500
+    steps, whose curves would have few points."""
+    log_to: tuple[TrackerName, ...] = ()
+    """Also send curves, settings and images to wandb (Weights & Biases) or mlflow; install its package first."""
     out: Path | None = None
     """The run folder; None for runs/DATASET_METHOD_LABELED_seedSEED."""
     resume: bool = False
@@ -87,8 +91,8 @@ class RunConfig(TrainingSettings):
     def __post_init__(self):
         super().__post_init__()
         for name in ("checkpoint_every", "log_every", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1; got {getattr(self, name)}")
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1; got {value}")
 
     @property
     def method_fields(self) -> dict[str, dict[str, Any]]:

@@ -26,6 +26,7 @@ MARKS: dict[str, Mark] = {
     "resume": NOT_RECORDED,
     "dry_run": NOT_RECORDED,
     "gradient_norms": NOT_RECORDED,
+    "log_to": NOT_RECORDED,
     "checkpoint_every": NOT_RECORDED,
     "protocol": NOT_RECORDED,  # result.json has it
     "protocol_settings": NOT_RECORDED,

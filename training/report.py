@@ -29,17 +29,16 @@ from training.report_notes import (
     commands,
     comparison,
     duration,
-    flat,
     last_check,
     machine,
     notes,
     percent,
+    plain,
     protocol,
     readable,
     require_comparable,
-    settings,
 )
-from training.run_folder import Curve, Run
+from training.run_folder import Curve, Run, flat, settings
 
 ROLE_WORDS = {"labeled": "labelled", "image_labeled": "with image-level labels only", "unlabeled": "unlabelled"}
 
@@ -94,7 +93,7 @@ def write_report(run_folder: Path, compare: Sequence[Path] = ()) -> Path:
         role_words=ROLE_WORDS,
         protocol=list(protocol(run)),
         commands=commands(run, others),
-        settings=settings(run),
+        settings=[(name, plain(value)) for name, value in settings(run.config).items()],
         machine=machine(run),
         script=Markup(script),
         script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
@@ -251,7 +250,7 @@ def _corrector(run: Run) -> dict[str, Any]:
 
 def _draw_group(run: Run, group: str, curves: dict[str, Curve], others: Sequence[Run]) -> plots.Figure:
     if group == "scores":
-        fields = dict(flat(run.config.get("fields", {})))  # mlmt also has the fields of its branch
+        fields = flat(run.config.get("fields", {}))  # mlmt also has the fields of its branch
         thresholds = [fields[name] for name in ("s4gan.gamma", "advsemiseg.T_semi") if name in fields]
         rules = {f"threshold {value:g}": value for value in thresholds}
         return plots.curves_figure(curves, smooth=True, y_range=(0, 1), areas=("selected",), rules=rules)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from training.image_scores import ImageScores, interval
-from training.run_folder import Run, is_number
+from training.run_folder import Run, flat, is_number
 
 
 def notes(run: Run, others: Sequence[Run] = ()) -> Iterator[str]:
@@ -141,7 +141,7 @@ def protocol(run: Run) -> Iterator[str]:
     if absent := run.result.get("absent_classes"):
         yield f"Left out of the mean, because no label map and no prediction holds them: {', '.join(absent)}."
     if facts:
-        yield "; ".join(f"{key.replace('_', ' ')}: {_plain(value)}" for key, value in facts.items()) + "."
+        yield "; ".join(f"{key.replace('_', ' ')}: {plain(value)}" for key, value in facts.items()) + "."
 
 
 def last_check(run: Run) -> dict[str, Any] | None:
@@ -174,13 +174,6 @@ def _python(module: str, *arguments: str) -> str:
     return shlex.join(["python", "-m", module, *arguments])
 
 
-def settings(run: Run) -> list[tuple[str, str]]:
-    """Every setting by name, except what other parts of the page show."""
-    shown_elsewhere = {"classes", "palette", "versions", "machine", "commit", "command", "finished"}
-    config = {key: value for key, value in run.config.items() if key not in shown_elsewhere}
-    return [(name.removeprefix("fields."), _plain(value)) for name, value in flat(config)]
-
-
 def machine(run: Run) -> list[tuple[str, str]]:
     """The machine and the versions, and the time and memory that the run took."""
     facts: list[tuple[str, str]] = []
@@ -193,27 +186,19 @@ def machine(run: Run) -> list[tuple[str, str]]:
         facts.append(("peak memory", f"{measured['peak_memory_bytes'] / 2**30:.2f} GiB"))
     for key in ("machine", "versions", "commit"):
         if run.config.get(key):
-            facts += [(name.split(".")[-1], _plain(value)) for name, value in flat({key: run.config[key]})]
+            facts += [(name.split(".")[-1], plain(value)) for name, value in flat({key: run.config[key]}).items()]
     return facts
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def readable(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "–", True: "yes", False: "no"}[value]
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(part)}" for key, part in value.items())
+        return ", ".join(f"{key} {plain(part)}" for key, part in value.items())
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

@@ -46,6 +46,7 @@ from training.recorded import mark
 from training.report import write_report
 from training.run_folder import Run, write_json
 from training.session import Evaluator, Session, assemble, peak_memory, prepare_backend, untrained_taps
+from training.trackers import require_installed, trackers
 from training.workers import fail_together, gather, is_chief, make_strategy, own_config
 
 DESCRIPTION = """Trains a segmentation model from a few labelled images and many unlabelled ones.
@@ -67,6 +68,7 @@ def train(config: RunConfig) -> dict[str, Any]:
     Raises:
         ValueError: for a mistake in the settings or the data, or a loss that is no longer finite.
     """
+    require_installed(config.log_to)
     prepare_backend(config)
     strategy = make_strategy(config)  # of several workers before anything uses a device
     with contextlib.ExitStack() as stack:
@@ -100,14 +102,16 @@ def train_worker(config: RunConfig, strategy: tf.distribute.Strategy) -> dict[st
     separate_random_numbers(method)
 
     evaluator = Evaluator(session)
-    pending = before.log if before else None
-    log = MetricsLog(folder, start_step, steps, config.log_every, session.images_per_step, pending)
     interruption = Interruption(start_step, lambda received: max(gather(strategy, received)))
     with (
         interruption,
         Progress(start_step, steps, session.images_per_step) as progress,
         Checkpoints(folder / "checkpoints", method, split.fingerprint, before) as checkpoints,
+        trackers(config.log_to if is_chief(strategy) else (), folder, settings) as services,
     ):
+        pending = before.log if before else None
+        log = MetricsLog(folder, start_step, steps, session.log_every, session.images_per_step, pending, services)
+        log.describe(settings)
         evaluation = Evaluation(start_step, config.evaluate_every, steps, checkpoints, log, evaluator)
         checkpoint = CheckpointEvery(start_step, config.checkpoint_every, checkpoints, log, evaluation)
         callbacks = [StopAtNonFinite(start_step), progress, evaluation, log, checkpoint, interruption]
@@ -259,7 +263,7 @@ def describe(session: Session) -> dict[str, Any]:
         flags["branch_method"] = branch.config.get("branch_method") or branch.config["method"]
     elif ":" in (named := getattr(config.groups.get("mlmt"), "branch", "")):
         flags["branch_method"] = named
-    flags |= {"steps": session.steps, "fields": method.fields()}
+    flags |= {"steps": session.steps, "log_every": session.log_every, "fields": method.fields()}
     flags |= {"learning_rate": getattr(method.config, "learning_rate", config.learning_rate)}
     flags |= {"rates": list(getattr(method.segmenter, "head_config", {}).get("rates") or ()) or config.rates}
     flags |= {"untrained_taps": untrained_taps(method, config.crop)}

@@ -5,7 +5,7 @@ Needs no TensorFlow.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -32,6 +32,12 @@ ADDED_SETTINGS = {
     "size": "native",
 }
 """Settings that an old config.json lacks, and their values at that time."""
+
+
+NO_SETTINGS = {
+    "classes", "palette", "versions", "machine", "commit", "command", "finished", "about_method", "terms",
+}  # fmt: skip
+"""Facts in config.json that are no settings."""
 
 
 class Curve(NamedTuple):
@@ -157,6 +163,20 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
             found = f"line {number} is {line[:80]!r}"
             raise ValueError(f"{file}: expected a JSON object with a step on each line, {found}") from error
     return [rows[step] for step in sorted(rows)]
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested dictionaries by their names, joined with dots."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return leaves
+
+
+def settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a config.json by name, the method's fields among them, without its other facts."""
+    kept = {key: value for key, value in config.items() if key not in NO_SETTINGS}
+    return {name.removeprefix("fields."): value for name, value in flat(kept).items()}
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -65,6 +65,11 @@ class Session:
         return self.stages[-1].end
 
     @property
+    def log_every(self) -> int:
+        """Steps between lines of the log."""
+        return self.config.log_every or max(1, min(20, self.steps // 25))
+
+    @property
     def unlabeled(self) -> int:
         """How many unlabelled images there are in a step."""
         return self.config.unlabeled_images(self.method, self.strategy.num_replicas_in_sync)

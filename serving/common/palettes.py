@@ -1,4 +1,4 @@
-"""Colours of classes: which can be told apart on a photo, also by readers who do not see red or green.
+"""Colours of classes: which can be distinguished on a photo, also by readers who do not see red or green.
 
 Legend: K classes. Colours are (r, g, b) in 0..255 of sRGB.
 """
@@ -31,7 +31,7 @@ TO_XYZ /= TO_XYZ.sum(axis=1, keepdims=True)
 
 
 def default_palette(num_classes: int, background: bool = True) -> tuple[tuple[int, int, int], ...]:
-    """`num_classes` distinct colours (r, g, b) that readers with and without red-green blindness can tell apart as far
+    """`num_classes` distinct colours (r, g, b) that readers with and without red-green blindness can distinguish as far
     as that is possible: each further one is the farthest from all before it.
 
     Args:
