@@ -7,6 +7,7 @@ import functools
 import platform
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import keras
 import tensorflow as tf
@@ -262,24 +263,36 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return outputs_BHWC
 
 
+Border = Literal["zeros", "repeat"]
+"""How images are padded: with zeros, or with the values of the last row and column."""
+
+
 @register
 class PadToMultiple(keras.layers.Layer):
-    """Pads (B,H,W,C) with zeros below and to the right until H and W are multiples of `multiple`."""
+    """Pads (B,H,W,C) below and to the right until H and W are multiples of `multiple`.
 
-    def __init__(self, multiple: int, **kwargs):
+    Args:
+        border: with what.
+    """
+
+    def __init__(self, multiple: int, border: Border = "zeros", **kwargs):
         super().__init__(**kwargs)
-        self.multiple = multiple
+        self.multiple, self.border = multiple, border
 
     def call(self, inputs_BHWC):
         height, width = tf.unstack(tf.shape(inputs_BHWC)[1:3])
-        return tf.pad(inputs_BHWC, [[0, 0], [0, -height % self.multiple], [0, -width % self.multiple], [0, 0]])
+        below, right = -height % self.multiple, -width % self.multiple
+        if self.border == "zeros":
+            return tf.pad(inputs_BHWC, [[0, 0], [0, below], [0, right], [0, 0]])
+        rows = tf.gather(inputs_BHWC, tf.minimum(tf.range(height + below), height - 1), axis=1)
+        return tf.gather(rows, tf.minimum(tf.range(width + right), width - 1), axis=2)
 
     def compute_output_shape(self, input_shape):
         batch, height, width, channels = input_shape
         return (batch, *(size and size + -size % self.multiple for size in (height, width)), channels)
 
     def get_config(self):
-        return super().get_config() | {"multiple": self.multiple}
+        return super().get_config() | {"multiple": self.multiple, "border": self.border}
 
 
 @register

@@ -3,6 +3,7 @@
 import keras
 
 from kerasseg.segmenters.backbones import BACKBONES, BackboneSpec
+from kerasseg.segmenters.backbones.mit import build_mit
 from kerasseg.segmenters.backbones.transformers import DINOV2, Architecture, transformer_spec
 
 
@@ -24,3 +25,12 @@ BACKBONES["tiny_transformer"] = transformer_spec(
     "tiny_transformer", DINOV2, Architecture(width=16, depth=4, heads=2, hidden=32, patch=8, size=32)
 )
 """A plain transformer of four narrow blocks, for the segmenter dpt."""
+
+
+def mit(weights: str | None, drop_path: float = 0.0) -> keras.Model:
+    assert weights is None
+    return build_mit(widths=(4, 8, 20, 32), depths=(1, 1, 1, 1), drop_path=drop_path)
+
+
+BACKBONES["tiny_mit"] = BackboneSpec(mit, pixels="torch", dilates=False, border="repeat", drop_path=True)
+"""A hierarchical transformer of one narrow block a stage, for the segmenters segformer and fpn."""

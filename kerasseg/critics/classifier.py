@@ -22,7 +22,7 @@ def build_classifier(backbone: str, num_classes: int, weights: str = "none", nam
     image_BHW3 = keras.Input((None, None, 3), name="image")
     spec = backbone_spec(backbone)
     x = PixelNormalization(spec.pixels, name="pixels")(image_BHW3)
-    x = PadToMultiple(spec.stride_of(STRIDE), name="pad")(x)
+    x = PadToMultiple(spec.stride_of(STRIDE), spec.border, name="pad")(x)
     features = build_backbone(backbone, STRIDE, weights)(x)
     return keras.Model(image_BHW3, _logits(features[-1], num_classes), name=name)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import keras
 
 from kerasseg.layers import CropLike, PadToMultiple, PixelNormalization, Upsample
-from kerasseg.segmenters.backbones import build_backbone, copy_weights
+from kerasseg.segmenters.backbones import backbone_spec, build_backbone, copy_weights
 from kerasseg.segmenters.deeplab_v3plus import DeepLabV3Plus
 from kerasseg.segmenters.segmenter import scaled_rates
 
@@ -48,7 +48,8 @@ def build_corrector(
     head, logits_stride = DeepLabV3Plus.build_head(
         features.outputs, features.strides, num_classes + 1, head_channels, rates=scaled_rates(rates, STRIDE, stride)
     )
-    logits = head(features(PadToMultiple(stride, name="pad")(x)))
+    x = PadToMultiple(stride, backbone_spec(name).border, name="pad")(x)
+    logits = head(features(x))
     logits = Upsample(logits_stride, dtype="float32", name="upsample")(logits)
     logits_BHWK1 = CropLike(dtype="float32", name="crop")([logits, image])
     corrector = keras.Model([segmentation, image], logits_BHWK1, name="corrector")

@@ -74,7 +74,7 @@ class Segmenter(keras.Model):
         # === Functional graph ===
         image_BHW3 = keras.Input((None, None, 3), name="image")
         x = PixelNormalization(backbone_spec(backbone).pixels, name="pixels")(image_BHW3)
-        x = PadToMultiple(stride, name="pad")(x)
+        x = PadToMultiple(stride, backbone_spec(backbone).border, name="pad")(x)
         logits = head(features(x))
         logits = Upsample(logits_stride, dtype="float32", name="upsample")(logits)
         logits_BHWK = CropLike(dtype="float32", name="crop")([logits, image_BHW3])

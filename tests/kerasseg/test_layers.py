@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import kerasseg.layers
-from kerasseg.layers import BatchNormalization, Conv2D, CropLike, GroupedConv2D
+from kerasseg.layers import BatchNormalization, Conv2D, CropLike, GroupedConv2D, PadToMultiple
 
 
 def trained(layer, inputs_BHWC, weights_BHWC):
@@ -129,3 +129,12 @@ def test_grouped_convolutions_are_those_of_keras_without_a_compiled_call(groups,
     assert not np.allclose(ours(x), expected, atol=1e-2)
     graph = tf.function(ours).get_concrete_function(tf.TensorSpec((None, None, None, 4))).graph
     assert not [op for op in graph.get_operations() if "Call" in op.type]
+
+
+def test_padding_repeats_the_border_or_adds_zeros():
+    x_BHWC = np.random.default_rng(0).normal(size=(2, 5, 6, 3)).astype(np.float32)
+    for border, mode in (("zeros", "constant"), ("repeat", "edge")):
+        layer = PadToMultiple.from_config(PadToMultiple(4, border).get_config())
+        np.testing.assert_array_equal(layer(x_BHWC), np.pad(x_BHWC, [(0, 0), (0, 3), (0, 2), (0, 0)], mode=mode))
+        assert layer(x_BHWC[:, :4, :4]).shape == (2, 4, 4, 3)
+    assert PadToMultiple.from_config({"multiple": 4}).border == "zeros", "in models from before there was a choice"

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import keras
 
+from kerasseg.layers import Border
 from kerasseg.segmenters.backbones.dilation import copy_weights
 from kerasseg.segmenters.backbones.spec import BackboneSpec
 
@@ -18,12 +19,14 @@ class Family(NamedTuple):
     licence: str
     """Licence of the published weights."""
     dilates: bool = True
+    border: Border = "zeros"
+    """`BackboneSpec.border`."""
     size: int | None = None
     """Side of the images that it is built for, pixels, where its graph follows from that; it is then used for any."""
 
 
 FAMILIES = {
-    "convnext": Family("torch", "MIT", dilates=False),  # strides in networks of their own
+    "convnext": Family("torch", "MIT", dilates=False, border="repeat"),  # strides in networks of their own
     "densenet": Family("torch", "BSD 3-clause", dilates=False),  # strides in poolings
     "efficientnet": Family("torch", "Apache 2.0"),
     "efficientnet_v2": Family("torch", "Apache 2.0"),
@@ -51,7 +54,8 @@ def applications() -> Iterator[tuple[str, BackboneSpec]]:
         snake = snake_case(name)
         pixels = PIXELS.get(snake, family.pixels)
         weights = f"Keras, ImageNet; {family.licence}"
-        yield snake, BackboneSpec(builder(network, family.size), pixels, dilates=family.dilates, weights=weights)
+        build = builder(network, family.size)
+        yield snake, BackboneSpec(build, pixels, dilates=family.dilates, border=family.border, weights=weights)
 
 
 def snake_case(name: str) -> str:

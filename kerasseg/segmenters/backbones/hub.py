@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import keras
 
+from kerasseg.layers import Border
 from kerasseg.segmenters.backbones.hgnetv2 import build_hgnetv2
 from kerasseg.segmenters.backbones.mit import build_mit
 from kerasseg.segmenters.backbones.spec import BackboneSpec
@@ -77,6 +78,7 @@ class Family(NamedTuple):
     """Licence of the published weights."""
     pixels: str = "torch"
     dilates: bool = True
+    border: Border = "zeros"
     drop_path: bool = False
 
 
@@ -85,7 +87,14 @@ TF_EFFICIENTNET = EFFICIENTNET._replace(build=functools.partial(build_efficientn
 RESNET = Family("ResNetBackbone", functools.partial(build_pyramid, "ResNetBackbone"))
 RESNET_VD = RESNET._replace(dilates=False)  # strides in poolings
 CSPNET = Family("CSPNetBackbone", functools.partial(build_pyramid, "CSPNetBackbone"))
-MIT = Family("MiTBackbone", build_mit, "NVIDIA's of SegFormer, not a free one", dilates=False, drop_path=True)
+MIT = Family(
+    "MiTBackbone",
+    build_mit,
+    "NVIDIA's of SegFormer, not a free one",
+    dilates=False,
+    border="repeat",
+    drop_path=True,
+)
 HGNETV2 = Family("HGNetV2Backbone", build_hgnetv2)
 
 
@@ -287,6 +296,7 @@ def hub_spec(name: str, network: Network) -> BackboneSpec:
         functools.partial(build_network, name, network),
         family.pixels,
         dilates=family.dilates,
+        border=family.border,
         drop_path=family.drop_path,
         weights=source,
     )

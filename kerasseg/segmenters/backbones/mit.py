@@ -4,6 +4,7 @@ keras-hub's own takes square images of the size that it is built for; the weight
 """
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from kerasseg.keras_internals import parts_of
@@ -55,7 +56,8 @@ class MixTransformerBlock(keras.layers.Layer):
         reduced_BhwC = self.reduced_norm(self.reduce(x_BHWC)) if self.reduction > 1 else x_BHWC
         q_BGNC = self.split(self.query(x_BHWC)) * (self.width // self.heads) ** -0.5
         k_BGnC, v_BGnC = self.split(self.key(reduced_BhwC)), self.split(self.value(reduced_BhwC))
-        attention_BGNn = ops.softmax(ops.matmul(q_BGNC, ops.transpose(k_BGnC, (0, 1, 3, 2))), axis=-1)
+        # Keras' softmax warns where a small image leaves one position to attend to.
+        attention_BGNn = tf.nn.softmax(ops.matmul(q_BGNC, ops.transpose(k_BGnC, (0, 1, 3, 2))))
         y_BNGC = ops.transpose(ops.matmul(attention_BGNn, v_BGnC), (0, 2, 1, 3))
         return self.project(ops.reshape(y_BNGC, ops.shape(x_BHWC)))
 

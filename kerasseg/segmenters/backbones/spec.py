@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import keras
 
+from kerasseg.layers import Border
+
 
 @dataclass(frozen=True)
 class BackboneSpec:
@@ -23,6 +25,10 @@ class BackboneSpec:
     """Whether strides can be traded for dilation (`dilate`). Otherwise the backbone keeps its own stride."""
     plain: bool = False
     """Whether it is a plain transformer: features of one stride, from four depths, and no pyramid."""
+    border: Border = "zeros"
+    """How images are padded to the stride (`PadToMultiple`): "repeat" for networks with a layer norm after the first
+    convolution. Zeros have no variance there, so that the gradient of the norm is hundreds of times as large, and half
+    precision cannot hold it."""
     drop_path: bool = False
     """Whether it has stochastic depth: `build` takes `drop_path`."""
     weights: str = ""

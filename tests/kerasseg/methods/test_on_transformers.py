@@ -1,4 +1,7 @@
-"""Every method on a plain transformer with the head dpt: training in every precision, saving, export, two replicas."""
+"""Every method on a plain and on a hierarchical transformer: training in half precision, saving, export, two replicas.
+On convolutional networks they are in the contract of each method."""
+
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -6,7 +9,7 @@ import onnxruntime
 import pytest
 import tensorflow as tf
 
-import tests.backbone  # noqa: F401 (tiny, tiny_transformer)
+import tests.backbone  # noqa: F401 (tiny, tiny_transformer, tiny_mit)
 from export.graph import serving_function, to_onnx
 from kerasseg.methods import METHODS
 from kerasseg.segmenters import build_segmenter
@@ -19,10 +22,23 @@ FIELDS: dict[str, dict] = {
 """What a method needs to be small."""
 
 
-def make(name, drop_path=0.0):
-    segmenter = build_segmenter(
-        "dpt", backbone="tiny_transformer", num_classes=tiny.K, head_channels=8, drop_path=drop_path
-    )
+class Kind(NamedTuple):
+    """Head and backbone, and the size of images that it has something to attend to in."""
+
+    segmenter: dict
+    height: int
+    width: int
+
+
+KINDS = {
+    "plain": Kind({"name": "dpt", "backbone": "tiny_transformer"}, 20, 30),
+    # Padded to 64x96, or the last stage would have one position.
+    "hierarchical": Kind({"name": "segformer", "backbone": "tiny_mit", "head_dropout": 0.0}, 40, 70),
+}
+
+
+def make(name, kind, drop_path=0.0):
+    segmenter = build_segmenter(**KINDS[kind].segmenter, num_classes=tiny.K, head_channels=8, drop_path=drop_path)
     # mlmt trains its segmenter by another method.
     fields = {method: FIELDS.get(method, {}) | {"steps": 10} for method in METHODS}
     return METHODS[name].from_segmenter(segmenter, fields)
@@ -33,27 +49,32 @@ def phases(method):
     return [method.segmentation, method] if hasattr(method, "segmentation") else [method]
 
 
-def data(images):
-    batch = tiny.batch(np.random.default_rng(1), size=images, height=20, width=30)
-    return tf.data.Dataset.from_tensors(batch).repeat()
+def batch(kind, seed, images):
+    return tiny.batch(np.random.default_rng(seed), size=images, height=KINDS[kind].height, width=KINDS[kind].width)
 
 
-def fit(method, images=2, **options):
+def fit(method, kind, **options):
+    data = tf.data.Dataset.from_tensors(batch(kind, seed=1, images=2)).repeat()
     logs = {}
     for phase in phases(method):
         phase.compile(**options)
-        logs |= phase.fit(data(images), steps_per_epoch=1, epochs=1, shuffle=False, verbose=0).history
+        logs |= phase.fit(data, steps_per_epoch=1, epochs=1, shuffle=False, verbose=0).history
     return logs
 
 
 @pytest.mark.parametrize(
-    "name, precision", [*((name, "mixed_float16") for name in METHODS), ("unimatch_v2", "mixed_bfloat16")]
+    "name, kind, precision",
+    [
+        *((name, kind, "mixed_float16") for name in METHODS for kind in KINDS),
+        ("unimatch_v2", "plain", "mixed_bfloat16"),
+        ("supervised", "hierarchical", "mixed_bfloat16"),
+    ],
 )
-def test_mixed_precision_trains_every_weight(name, precision):
+def test_mixed_precision_trains_every_weight(name, kind, precision):
     keras.config.set_dtype_policy(precision)
-    method = make(name, drop_path=0.1)
+    method = make(name, kind, drop_path=0.1)
     before = method.segmenter.get_weights()
-    logs = fit(method, run_eagerly=True)
+    logs = fit(method, kind, run_eagerly=True)
     assert all(np.isfinite(values).all() for values in logs.values()), logs
     changed = [not np.array_equal(old, new) for old, new in zip(before, method.segmenter.get_weights(), strict=True)]
     assert np.mean(changed) > 0.8
@@ -62,10 +83,10 @@ def test_mixed_precision_trains_every_weight(name, precision):
 
 # Three ways to predict: the segmenter, its teacher, a gate. What else a method has is saved in its contract's tests.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["supervised", "unimatch_v2", "mlmt"])
-def test_saved_and_exported_it_gives_the_same_probabilities(name, tmp_path):
-    method = make(name, drop_path=0.1)
-    fit(method, run_eagerly=True)
+@pytest.mark.parametrize("name, kind", [("supervised", "hierarchical"), ("unimatch_v2", "plain"), ("mlmt", "plain")])
+def test_saved_and_exported_it_gives_the_same_probabilities(name, kind, tmp_path):
+    method = make(name, kind, drop_path=0.1)
+    fit(method, kind, run_eagerly=True)
     method.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     graph = to_onnx(serving_function(loaded))
@@ -81,15 +102,17 @@ def test_saved_and_exported_it_gives_the_same_probabilities(name, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_replicas_follow_the_losses_of_one(two_replicas):
-    batch = tiny.batch(np.random.default_rng(4), size=4, height=20, width=30)
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_replicas_follow_the_losses_of_one(kind, two_replicas):
     logs = []
     for strategy in (tf.distribute.get_strategy(), two_replicas):
         keras.utils.set_random_seed(7)
         with strategy.scope():
-            method = make("supervised")
-            method.compile({"segmenter": keras.optimizers.SGD(0.01)}, run_eagerly=strategy is not two_replicas)
-        batches = tf.data.Dataset.from_tensor_slices(batch).repeat().batch(4)
+            method = make("supervised", kind)
+            # The head segformer has batch norm.
+            alike = {"run_eagerly": strategy is not two_replicas, "sync_batch_norm": True}
+            method.compile({"segmenter": keras.optimizers.SGD(0.01)}, **alike)
+        batches = tf.data.Dataset.from_tensor_slices(batch(kind, seed=4, images=4)).repeat().batch(4)
         logs.append(method.fit(batches, steps_per_epoch=1, epochs=5, shuffle=False, verbose=0).history["L_ce"])
     assert logs[1] == pytest.approx(logs[0], rel=1e-4)
     assert logs[0][-1] < logs[0][0]
