@@ -52,6 +52,7 @@ MEMBERS = {
     "vgg16": "deeplab_v3plus",
     "convnext_tiny": "fpn",
     "mit_b0": "segformer",
+    "swin_tiny_patch4_window7": "fpn",
     "deit_tiny_distilled_patch16": "dpt",
     "dinov2_small": "dpt",
     "dinov3_vit_small": "dpt",

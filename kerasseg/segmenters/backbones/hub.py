@@ -1,5 +1,5 @@
 """keras-hub, and its backbones with features of several strides: EfficientNet-Lite, ResNet and ResNet-vd, CSPNet and
-DarkNet, MiT and HGNetV2.
+DarkNet, MiT, Swin and HGNetV2.
 
 A name is that of keras-hub's preset without data set and training recipe. keras-hub is imported when one is built.
 """
@@ -7,6 +7,7 @@ A name is that of keras-hub's preset without data set and training recipe. keras
 import functools
 import importlib
 import math
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from kerasseg.layers import Border
 from kerasseg.segmenters.backbones.hgnetv2 import build_hgnetv2
 from kerasseg.segmenters.backbones.mit import build_mit
 from kerasseg.segmenters.backbones.spec import BackboneSpec
+from kerasseg.segmenters.backbones.swin import build_swin, published_weights
 
 
 def hub(module: str) -> Any:
@@ -80,6 +82,8 @@ class Family(NamedTuple):
     dilates: bool = True
     border: Border = "zeros"
     drop_path: bool = False
+    weights_of: Callable[[keras.Model], list[keras.Variable]] = operator.attrgetter("weights")
+    """The weights of a network that the published one has too, in its order."""
 
 
 EFFICIENTNET = Family("EfficientNetBackbone", build_efficientnet)
@@ -94,6 +98,15 @@ MIT = Family(
     dilates=False,
     border="repeat",
     drop_path=True,
+)
+SWIN = Family(
+    "SwinTransformerBackbone",
+    build_swin,
+    "MIT",
+    dilates=False,
+    border="repeat",
+    drop_path=True,
+    weights_of=published_weights,
 )
 HGNETV2 = Family("HGNetV2Backbone", build_hgnetv2)
 
@@ -189,6 +202,12 @@ def mit(width: int, *depths: int) -> dict[str, Any]:
     return {"widths": (width, 2 * width, 5 * width, 8 * width), "depths": depths}
 
 
+def swin(width: int, middle: int, window: int) -> dict[str, Any]:
+    """Swin (Liu et al. 2021, arXiv:2103.14030, section 3.3), `middle` blocks in the third stage; 32 channels a head."""
+    heads = tuple(width * 2**stage // 32 for stage in range(4))
+    return {"width": width, "depths": (2, 2, middle, 2), "heads": heads, "window": window}
+
+
 def hgnetv2(
     stem: tuple[int, int],
     hidden: tuple[int, ...],
@@ -247,6 +266,12 @@ NETWORKS = {
     "mit_b3": Network(MIT, mit(64, 3, 4, 18, 3), "mit_b3_ade20k_512", "ADE20K"),
     "mit_b4": Network(MIT, mit(64, 3, 8, 27, 3), "mit_b4_ade20k_512", "ADE20K"),
     "mit_b5": Network(MIT, mit(64, 3, 6, 40, 3), "mit_b5_ade20k_640", "ADE20K"),
+    "swin_tiny_patch4_window7": Network(SWIN, swin(96, 6, 7), "swin_tiny_patch4_window7_224"),
+    "swin_small_patch4_window7": Network(SWIN, swin(96, 18, 7), "swin_small_patch4_window7_224"),
+    "swin_base_patch4_window7": Network(SWIN, swin(128, 18, 7), "swin_base_patch4_window7_224"),
+    "swin_base_patch4_window12": Network(SWIN, swin(128, 18, 12), "swin_base_patch4_window12_384"),
+    "swin_large_patch4_window7": Network(SWIN, swin(192, 18, 7), "swin_large_patch4_window7_224"),
+    "swin_large_patch4_window12": Network(SWIN, swin(192, 18, 12), "swin_large_patch4_window12_384"),
     "hgnetv2_b0": Network(
         HGNETV2, hgnetv2((16, 16), (16, 32, 64, 128), (64, 256, 512, 1024), (1, 1, 2, 1), 3, affine=True)
     ),
@@ -319,16 +344,17 @@ def build_network(name: str, network: Network, weights: str | None, **options: f
     if weights == "imagenet":
         if network.preset is None:
             raise ValueError(f"there are no published weights of {name}; give a file of weights, or weights='none'")
-        copy_in_order(getattr(hub("models"), family.model).from_preset(network.preset), model)
+        published = getattr(hub("models"), family.model).from_preset(network.preset)
+        copy_in_order(published, family.weights_of(model))
     elif weights is not None:
         model.load_weights(weights)
     return model
 
 
-def copy_in_order(published: keras.Model, model: keras.Model) -> None:
-    """Gives a network of `build_network` the weights of keras-hub's model.
+def copy_in_order(published: keras.Model, weights: list[keras.Variable]) -> None:
+    """Gives weights of a network of `build_network` the values of keras-hub's model.
 
     Both have them in the same order. A depthwise convolution's are those of a grouped one, in another shape.
     """
-    for weight, value in zip(model.weights, published.weights, strict=True):
+    for weight, value in zip(weights, published.weights, strict=True):
         weight.assign(keras.ops.reshape(value, weight.shape))

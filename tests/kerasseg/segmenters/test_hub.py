@@ -117,7 +117,7 @@ def keras_hubs(name):
 def test_features_are_those_of_keras_hub(name):
     model, maps = keras_hubs(name)
     whole = TINY[name].family.build(**TINY[name].arguments)
-    copy_in_order(model, whole)
+    copy_in_order(model, whole.weights)
     backbone = build_backbone(f"tiny_{name}", 32, maps="pyramid")
     for layer in backbone.layers:
         if layer.weights:
@@ -218,8 +218,15 @@ def test_pixels_are_those_of_the_published_weights(name):
     np.testing.assert_allclose(PixelNormalization(BACKBONES[name].pixels)(image), expected, atol=1e-5)
 
 
-CLASSES = {"efficientnet_lite0": 1000, "resnet_18": 0, "resnet_vd_18": 1000, "csp_resnext_50": 1000, "mit_b0": 10}
-CLASSES["hgnetv2_b4"] = 0
+CLASSES = {
+    "swin_tiny_patch4_window7": 0,
+    "efficientnet_lite0": 1000,
+    "resnet_18": 0,
+    "resnet_vd_18": 1000,
+    "csp_resnext_50": 1000,
+    "mit_b0": 10,
+    "hgnetv2_b4": 0,
+}
 """The outputs of the classifier whose parameters keras-hub counts too."""
 
 
@@ -229,7 +236,7 @@ def test_parameters_are_as_many_as_keras_hub_says(name):
     network = family.build(**arguments)
     # timm's numbers are those of trained parameters.
     trained = name.startswith(("csp", "efficientnet"))
-    weights = network.trainable_weights if trained else network.weights
+    weights = network.trainable_weights if trained else family.weights_of(network)
     classifier = CLASSES[name] and CLASSES[name] * (network.outputs[-1].shape[-1] + 1)
     expected = getattr(keras_hub.models, family.model).presets[preset]["metadata"]["params"]
     assert sum(math.prod(weight.shape) for weight in weights) + classifier == expected
