@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 # isort: off
-import kerasseg  # noqa: F401 (first: it starts TensorFlow, and registers what model.keras is made of)
+import kerasseg  # noqa: F401 (first: it prepares the start of TensorFlow, and registers what model.keras is made of)
 
 # isort: on
 import keras
@@ -66,7 +66,7 @@ DEFAULT_FORMATS: tuple[Format, ...] = ("onnx", "saved_model")
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Flags of `python -m export.run`."""
+    """What is exported, and how."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder of a finished run."""
@@ -321,5 +321,9 @@ def write_artifact(
     return info
 
 
+COMMAND = cli.Command(
+    main, ExportConfig, "Exports a finished run as a model artifact: ONNX, SavedModel and parity report."
+)
+
 if __name__ == "__main__":
-    cli.run(main, ExportConfig, "Exports a finished run as a model artifact: ONNX, SavedModel and parity report.")
+    COMMAND.run()

@@ -1,25 +1,18 @@
 """kerasseg: from a few labelled images and many unlabelled ones to a segmentation model.
 
-Importing it registers every layer, network and method, so that `keras.saving.load_model` needs no custom objects.
+After importing it, `keras.saving.load_model` needs no custom objects: see `kerasseg.tensorflow_setup`. TensorFlow is
+imported when something that needs it is asked for, so that commands start at once and serving does without it.
 """
 
-from kerasseg import tensorflow_setup  # isort: skip (first of all)
-from kerasseg import data, losses, methods, metrics, recipes, segmenters
-from kerasseg.methods import (
-    ECS,
-    METHODS,
-    MLMT,
-    S4GAN,
-    AdvSemiSeg,
-    DualGAN,
-    Latent,
-    MeanTeacher,
-    Supervised,
-    UniMatch,
-    UniMatchV2,
-    register_method,
-)
-from kerasseg.segmenters import DPT, FPN, SEGMENTERS, DeepLabV2, DeepLabV3Plus, SegFormer, build_segmenter
+# ruff: noqa: F403, F405
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from kerasseg.tensorflow_setup import watch_imports
+
+if TYPE_CHECKING:
+    from kerasseg.everything import *
 
 __version__ = "0.1.0"
 
@@ -49,5 +42,24 @@ __all__ = [
     "recipes",
     "register_method",
     "segmenters",
-    "tensorflow_setup",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What `__all__` lists, imported when it is asked for.
+
+    Raises:
+        ImportError: TensorFlow is not installed.
+    """
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    everything = importlib.import_module("kerasseg.everything")
+    globals().update({entry: getattr(everything, entry) for entry in __all__})
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+watch_imports()

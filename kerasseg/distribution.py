@@ -18,6 +18,11 @@ def sum_over_replicas(value: tf.Tensor) -> tf.Tensor:
     return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
+def leave_gpus() -> None:
+    """Keeps TensorFlow off the GPUs, all of whose memory it would take, perhaps from a training. Before it uses any."""
+    tf.config.set_visible_devices([], "GPU")
+
+
 def number(variable: keras.Variable | tf.Variable) -> float:
     """The value of a scalar variable that all replicas share."""
     return float(tf.convert_to_tensor(variable.value if isinstance(variable, keras.Variable) else variable))

@@ -224,7 +224,7 @@ class ScheduleSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings(ScheduleSettings, AugmentationSettings, NetworkSettings, DataSettings, MethodSettings):
-    """All that a recipe sets, except for the methods' own fields."""
+    """How the result is measured. With its groups, all that a recipe sets except for the methods' own fields."""
 
     evaluate_every: int = 500
     """Steps between evaluations on the val split, of whole images at their own size."""

@@ -1,11 +1,29 @@
-"""Starts TensorFlow with oneDNN, and keeps its notes about missing GPUs off the user's screen."""
+"""What happens when TensorFlow and Keras are imported after kerasseg, which imports neither by itself.
+
+TensorFlow starts with oneDNN, and its notes about missing GPUs stay off the user's screen. Once Keras is there, all of
+kerasseg is imported, so that `keras.saving.load_model` knows its classes without custom objects.
+"""
 
 import contextlib
+import importlib
 import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# By itself TensorFlow uses oneDNN on newer CPUs only (those with VNNI, bfloat16 or AMX instructions). oneDNN has the
+# gradient that `AtrousConv2D` asks for, and is faster.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
+MISSING = '{name} is not installed: pip install "kerasseg[{extra}]"'
+"""What to do where a package is missing."""
 
 
 @contextlib.contextmanager
-def silenced():
+def silenced() -> Iterator[None]:
     """Drops what is written to file descriptor 2 meanwhile: TensorFlow writes there before its settings apply."""
     try:
         kept = os.dup(2)
@@ -22,11 +40,63 @@ def silenced():
         os.close(nowhere)
 
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# By itself TensorFlow uses oneDNN on newer CPUs only (those with VNNI, bfloat16 or AMX instructions). oneDNN has the
-# gradient that `AtrousConv2D` asks for, and is faster.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-with silenced():
-    import tensorflow as tf
+class ImportWatch(MetaPathFinder):
+    """Runs the code of TensorFlow, Keras and the modules of kerasseg, and acts before and after.
 
-    tf.config.list_physical_devices()  # looks for GPUs, so that these notes come now too
+    Python asks it first for every module. It finds them where Python would, and is done once Keras is there.
+    """
+
+    def __init__(self) -> None:
+        self.depth = 0
+        """How many of these modules are being imported, one within another: none of them is complete."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name not in ("tensorflow", "keras") and not name.startswith("kerasseg."):
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+            spec.loader.exec_module = lambda module: self._run(execute, module)  # type: ignore[method-assign]
+        return spec
+
+    def _run(self, execute: Callable[[ModuleType], None], module: ModuleType) -> None:
+        self.depth += 1
+        try:
+            if module.__name__ == "tensorflow":
+                with silenced():
+                    execute(module)
+                    look_for_gpus(module)
+            else:
+                execute(module)
+        except ModuleNotFoundError as error:
+            if error.name in ("tensorflow", "keras"):
+                raise missing(error, "train") from None
+            raise
+        finally:
+            self.depth -= 1
+        if not self.depth and "keras" in sys.modules and self in sys.meta_path:
+            sys.meta_path.remove(self)
+            importlib.import_module("kerasseg.everything")
+
+
+def missing(error: ModuleNotFoundError, extra: str) -> ModuleNotFoundError:
+    """The same error, in words that say which extra of kerasseg brings the package."""
+    return ModuleNotFoundError(MISSING.format(name=error.name, extra=extra), name=error.name)
+
+
+def look_for_gpus(tensorflow: ModuleType) -> None:
+    """TensorFlow writes notes about them when it first looks."""
+    tensorflow.config.list_physical_devices()
+
+
+def watch_imports() -> None:
+    """Begins to watch; what has been imported already is dealt with at once."""
+    if "tensorflow" in sys.modules:
+        with silenced():
+            look_for_gpus(sys.modules["tensorflow"])
+    if "keras" in sys.modules:
+        importlib.import_module("kerasseg.everything")
+    else:
+        sys.meta_path.insert(0, ImportWatch())

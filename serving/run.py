@@ -50,7 +50,7 @@ MAX_BUCKET_IMAGES = 50
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
-    """Flags of `python -m serving.run`."""
+    """What is served, where, and within which limits."""
 
     models: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODELS")]
     """The folder of models, MODELS/name/VERSION; all of them are served."""
@@ -387,5 +387,13 @@ class Server(uvicorn.Server):
         self.service.close()
 
 
+COMMON = (
+    *("--host", "--port", "--grpc-port", "--provider", "--threads", "--batch-size", "--timeout", "--token-file"),
+    *("--allow-origin", "--label-studio-url", "--label-studio-token-file", "--max-pixels"),
+)
+COMMAND = cli.Command(
+    main, ServerConfig, "Serves exported models over HTTP, without TensorFlow.", common=lambda arguments: COMMON
+)
+
 if __name__ == "__main__":
-    cli.run(main, ServerConfig, "Serves exported models over HTTP, without TensorFlow.")
+    COMMAND.run()

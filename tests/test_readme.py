@@ -73,9 +73,9 @@ def run_alone(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedPr
 
 @functools.cache
 def flags_of(module: str) -> set[str]:
-    """What the command's --help offers; for training.run with the fields of every method it builds on."""
+    """What the command's --help-all offers; for training.run with the fields of every method it builds on."""
     # Where an option starts a line; descriptions name flags too, of other commands as well.
-    options = re.findall(r"^│ ((?:--[\w.-]+(?:, )?)+)", run(module, "--help").stdout, re.M)
+    options = re.findall(r"^  ((?:--[\w.-]+(?:, )?)+)", run(module, "--help-all").stdout, re.M)
     return {flag for line in options for flag in line.split(", ")}
 
 
@@ -99,7 +99,7 @@ def test_the_readme_has_a_section_for_every_command():
 def test_the_flags_of_a_command(module):
     """Both ways: none that does not exist, none that is not explained (fields of methods are too many)."""
     section = re.sub("^curl .*", "", command_sections()[module], flags=re.M)  # has flags of its own
-    documented = set(FLAG.findall(section)) - {"--help"}
+    documented = set(FLAG.findall(section)) - {"--help", "--help-all"}
     offered = {flag for flag in flags_of(module) if "." not in flag}
     assert documented <= offered
     explained = {re.sub("^--no-", "--", flag) for flag in documented}
@@ -110,7 +110,7 @@ def test_the_flags_of_a_command(module):
 def test_flags_elsewhere_exist():
     spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", README, flags=re.M | re.S))
     flags = {flag for span in spans if span.startswith("--") for flag in FLAG.findall(span)}
-    assert flags - {"--help"} <= set().union(*map(flags_of, command_sections()))
+    assert flags - {"--help", "--help-all"} <= set().union(*map(flags_of, command_sections()))
 
 
 def test_make_targets_exist():

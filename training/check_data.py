@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Annotated
 
 # isort: off
-import kerasseg  # noqa: F401 (first: it starts TensorFlow)
+import kerasseg  # noqa: F401 (first: it prepares the start of TensorFlow)
 
 # isort: on
-import tensorflow as tf
 import tyro
 
 from kerasseg.data.check import inspect_folder
@@ -16,6 +15,7 @@ from kerasseg.data.datasets import DATASETS, open_dataset
 from kerasseg.data.inspection import inspect_dataset
 from kerasseg.data.shrunk import auto_size, class_widths, explain_size, longer_sides
 from kerasseg.data.splits import make_split
+from kerasseg.distribution import leave_gpus
 from kerasseg.losses import IGNORE_LABEL
 from kerasseg.recipes import RECIPES
 from serving.common import cli
@@ -29,7 +29,7 @@ THIN = 3.0
 
 @dataclass(frozen=True)
 class CheckDataConfig:
-    """Flags of `python -m training.check_data`."""
+    """Which folder, and which split of it."""
 
     path: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """The dataset folder, or the name of a dataset that training.run knows."""
@@ -88,6 +88,7 @@ def main(config: CheckDataConfig) -> dict:
     }
 
 
+COMMAND = cli.Command(main, CheckDataConfig, str(__doc__), prepare=leave_gpus)
+
 if __name__ == "__main__":
-    tf.config.set_visible_devices([], "GPU")  # TensorFlow would take all of its memory, perhaps from a training
-    cli.run(main, CheckDataConfig, __doc__)
+    COMMAND.run()

@@ -232,5 +232,9 @@ def table(rows: Sequence[Row], baseline: Mapping[str, float]) -> list[str]:
     return lines
 
 
+COMMAND = cli.Command(
+    main, CompareConfig, "Compares finished runs: mean and deviation over seeds, and gains over supervised."
+)
+
 if __name__ == "__main__":
-    cli.run(main, CompareConfig, "Compares finished runs: mean and deviation over seeds, and gains over supervised.")
+    COMMAND.run()

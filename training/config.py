@@ -8,10 +8,52 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from kerasseg.methods import MethodConfig
+from kerasseg.methods import MethodConfig, SegmenterConfig
 from kerasseg.settings import Fields, TrainingSettings
 from training.protocols import LabelSize
 from training.trackers import TrackerName
+
+COMMON = (
+    "--method",
+    "--dataset",
+    "--labeled",
+    "--cover",
+    "--size",
+    "--seed",
+    "--backbone",
+    "--segmenter",
+    "--weights",
+    "--crop",
+    "--batch-size",
+    "--steps",
+    "--learning-rate",
+    "--recipe",
+    "--evaluate-every",
+    "--out",
+    "--resume",
+    "--dry-run",
+)
+"""The flags that most trainings need."""
+
+SYNONYMS = {
+    "--lr": "--learning-rate is the segmenter's initial learning rate",
+    "--lr0": "--learning-rate is the segmenter's initial learning rate",
+    "--epochs": "--steps says how long to train, in steps of --batch-size labelled images",
+    "--imgsz": "--size is the longer side that images are shrunk to, pixels, and --crop the size of training crops",
+    "--img-size": "--size is the longer side that images are shrunk to, pixels, and --crop the size of training crops",
+    "--model": "--segmenter is the head and --backbone the image network",
+    "--arch": "--segmenter is the head and --backbone the image network",
+    "--data": "--dataset is a dataset's folder or name",
+    "--batch": "--batch-size is the number of labelled images in a step",
+    "--output": "--out is the run folder",
+    "--project": "--out is the run folder",
+    "--name": "--out is the run folder",
+    "--pretrained": "--weights is imagenet, none or a file",
+    "--device": "--strategy says which devices train, and CUDA_VISIBLE_DEVICES which GPUs there are",
+    "--optimizer": "--METHOD.optimizer is sgd or adamw, such as --meanteacher.optimizer adamw",
+    "--weight-decay": "--METHOD.weight-decay, such as --meanteacher.weight-decay 1e-4",
+}
+"""Flags of other tools, and ours."""
 
 
 def defaults(settings: type) -> dict[str, Any]:
@@ -50,7 +92,7 @@ ProtocolFlags = Annotated[ProtocolSettings, tyro.conf.arg(name="")]
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(TrainingSettings):
-    """Settings of a run. The method's own fields are flags too, such as --s4gan.gamma."""
+    """Where the run is written, and how it is computed. The method's own fields are flags too."""
 
     recipe: str = "auto"
     """Where the other defaults come from; auto is shapes for the built-in dataset and photos for all others."""
@@ -102,6 +144,14 @@ class RunConfig(TrainingSettings):
 
     groups: ClassVar[dict[str, MethodConfig]] = {}
     """The method configurations by registry name; `with_groups` makes them fields."""
+
+    @property
+    def decided_defaults(self) -> dict[str, Any]:
+        """By flag, what is used where the flag is None."""
+        own = self.groups[self.method_class.registry_name]
+        found = {"--steps": own.steps, "--out": self.folder, "--unlabeled-batch-size": self.batch_size}
+        rates = [group.learning_rate for group in self.groups.values() if isinstance(group, SegmenterConfig)]
+        return found | {"--learning-rate": rates[-1]}
 
     @property
     def folder(self) -> Path:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 # isort: off
-import kerasseg  # noqa: F401 (first: it starts TensorFlow)
+import kerasseg  # noqa: F401 (first: it prepares the start of TensorFlow)
 
 # isort: on
 import tyro
@@ -62,10 +62,9 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     return result
 
 
-def cli_main(arguments: list[str] | None = None) -> None:
-    description = "Scores a run's model by a named protocol, with an integer confusion matrix."
-    cli.run(main, EvaluateConfig, description, args=arguments)
-
+COMMAND = cli.Command(
+    main, EvaluateConfig, "Scores a run's model by a named protocol, with an integer confusion matrix."
+)
 
 if __name__ == "__main__":
-    cli_main()
+    COMMAND.run()

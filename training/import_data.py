@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 # isort: off
-import kerasseg  # noqa: F401 (first: it starts TensorFlow)
+import kerasseg  # noqa: F401 (first: it prepares the start of TensorFlow)
 
 # isort: on
 import numpy as np
-import tensorflow as tf
 import tyro
 
 from kerasseg.checks import require, require_choices
 from kerasseg.data.check import inspect_folder
 from kerasseg.data.folder import list_pairs, read_classes
 from kerasseg.data.inspection import Inspection
+from kerasseg.distribution import leave_gpus
 from kerasseg.losses import IGNORE_LABEL
 from serving.common import cli
 from serving.common.files import write_atomically
@@ -51,7 +51,7 @@ Format = Literal[
 
 @dataclass(frozen=True)
 class ImportConfig:
-    """Flags of `python -m training.import_data`."""
+    """What is read, and what is written."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """The folder with images and annotations, or the annotation file in it. Nothing in it is changed."""
@@ -211,6 +211,7 @@ def _report(config: ImportConfig, format: str, inspection: Inspection, skipped: 
     }
 
 
+COMMAND = cli.Command(main, ImportConfig, str(__doc__), prepare=leave_gpus)
+
 if __name__ == "__main__":
-    tf.config.set_visible_devices([], "GPU")  # TensorFlow would take all of its memory, perhaps from a training
-    cli.run(main, ImportConfig, __doc__)
+    COMMAND.run()

@@ -336,6 +336,8 @@ def per_class(run: Run, others: Sequence[Run] = (), scores: ImageScores | None =
 
 @dataclass(frozen=True)
 class ReportConfig:
+    """Which run, and which ones to show next to it."""
+
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run folder: the --out of a training.run."""
     compare: tuple[Path, ...] = ()
@@ -346,5 +348,7 @@ def main(config: ReportConfig) -> dict[str, str]:
     return {"report": str(write_report(config.run, config.compare))}
 
 
+COMMAND = cli.Command(main, ReportConfig, "Writes RUN/report.html from the files of a run folder.")
+
 if __name__ == "__main__":
-    cli.run(main, ReportConfig, "Writes RUN/report.html from the files of a run folder.")
+    COMMAND.run()

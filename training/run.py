@@ -12,23 +12,22 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 # isort: off
-import kerasseg  # noqa: F401 (first: it starts TensorFlow)
+import kerasseg  # noqa: F401 (first: it prepares the start of TensorFlow)
 
 # isort: on
 import tensorflow as tf
 
-from kerasseg import recipes
 from kerasseg.data import DATASETS, naming_unreadable
 from kerasseg.distribution import separate_random_numbers
 from kerasseg.methods import METHODS, Method
 from kerasseg.recipes import RECIPES, choose
 from kerasseg.segmenters import SEGMENTERS, LoadedWeights
-from kerasseg.segmenters.backbones.table import backbone_table
 from serving.common import cli
 from serving.common.files import locked, write_atomically
+from serving.common.help import owner
 from training.callbacks import (
     CheckpointEvery,
     Evaluation,
@@ -38,10 +37,11 @@ from training.callbacks import (
     StopAtNonFinite,
 )
 from training.checkpoints import Checkpoint, Checkpoints
-from training.config import RunConfig, defaults, with_groups
+from training.config import COMMON, SYNONYMS, RunConfig, defaults, with_groups
 from training.diagnostics import diagnose
 from training.dry_run import dry_run
 from training.evaluation import Examples, evaluate
+from training.lists import BACKBONE_LIST, RECIPE_LIST, method_table
 from training.recorded import mark
 from training.report import write_report
 from training.run_folder import Run, write_json
@@ -49,14 +49,14 @@ from training.session import Evaluator, Session, assemble, peak_memory, prepare_
 from training.trackers import require_installed, trackers
 from training.workers import fail_together, gather, is_chief, make_strategy, own_config
 
-DESCRIPTION = """Trains a segmentation model from a few labelled images and many unlabelled ones.
+DESCRIPTION = f"""Trains a segmentation model from a few labelled images and many unlabelled ones.
 
 Defaults come from --recipe; --list-recipes shows them all, --list-backbones the image networks. The method's own fields
 are flags too, such as --s4gan.gamma: --method NAME --help.
 
 Which method?
-
-""" + "\n".join(f"  {name:12}{method.when}" for name, method in METHODS.items())
+{method_table()}
+"""
 PACKAGES = ("tensorflow", "keras", "keras-cv", "numpy")
 EXAMPLES, WORST = 8, 4
 """Val images shown in the report: evenly spaced ones, and those with the smallest share of right pixels."""
@@ -273,7 +273,7 @@ def describe(session: Session) -> dict[str, Any]:
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} CPU cores, "
         f"{len(tf.config.list_physical_devices('GPU'))} GPUs",
         "commit": commit(),
-        "command": "python -m training.run " + shlex.join(sys.argv[1:]),
+        "command": f"{cli.program() or 'python -m training.run'} {shlex.join(sys.argv[1:])}",
         "finished": False,
         "about_method": config.method_class.about,  # both for the report, which does without TensorFlow
         "terms": config.method_class.terms,
@@ -339,20 +339,30 @@ def configuration(arguments: list[str]) -> RunConfig:
         fields["mlmt"] = fields["mlmt"] | {"branch": known.branch}
     needs = RECIPES[known.recipe].needs if known.recipe in RECIPES else {}
     for flag, what in needs.items():
-        if not {flag, "--help", "-h"} & {argument.split("=")[0] for argument in arguments}:
+        if not {flag, *cli.HELP} & {argument.split("=")[0] for argument in arguments}:
             raise ValueError(f"recipe {known.recipe} needs {flag}: {what}")
     return with_groups(settings, fields, known.recipe)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def common_flags(arguments: list[str]) -> set[str]:
+    """The flags that `--help` shows: those that most trainings need, and the own fields of a method that is named."""
+    common = set(COMMON)
+    if any(argument.split("=")[0] == "--method" for argument in arguments):
+        for name, group in configuration(arguments).groups.items():
+            own = (entry.name for entry in dataclasses.fields(group) if owner(type(group), entry.name) is type(group))
+            common |= {f"--{name}.{entry}".replace("_", "-") for entry in own}
+    return common
+
+
+COMMAND = cli.Command(run, RunConfig, DESCRIPTION, default=configuration, common=common_flags, synonyms=SYNONYMS)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
     arguments = sys.argv[1:] if arguments is None else arguments
-    with cli.command():
-        for flag, table in (("--list-recipes", recipes.table), ("--list-backbones", backbone_table)):
-            if flag in arguments:
-                print(table())
-                return
-        default = configuration(arguments)
-        cli.run(run, type(default), DESCRIPTION, args=arguments, default=default)
+    for flag, command in (("--list-recipes", RECIPE_LIST), ("--list-backbones", BACKBONE_LIST)):
+        if flag in arguments:
+            command.run([])
+    COMMAND.run(arguments)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from serving.batch.jobs import Job, Kind, find_jobs, labeled_among, parse_shard,
 from serving.batch.manifest import RUNS, Manifest, file_name
 from serving.batch.pipeline import FindRecord, SegmentOptions, segment
 from serving.batch.ranking import Order, write_ranking
+from serving.common import cli
 from serving.common.artifact import Artifact, open_artifact
 from serving.common.images import MAX_PIXELS
 from serving.common.windows import steps
@@ -30,7 +31,7 @@ from serving.model.engine import Engine, Provider
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:
-    """Flags of `python -m serving.batch`."""
+    """What is segmented, and what is written."""
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """MODELS/name for its newest version, or MODELS/name/VERSION."""
@@ -178,3 +179,30 @@ def make_worker(
         raise ValueError(f"--engine ray needs Ray ({error}): pip install 'kerasseg[ray]'") from error
     cluster = Cluster(config.ray_address, config.ray_actors)
     return functools.partial(segment_on_ray, cluster, artifact, config.provider, config.threads, options)
+
+
+COMMON = ("--recursive", "--write", "--polygons", "--rank", "--window", "--batch-size", "--provider", "--threads")
+COMMAND = cli.Command(
+    main, BatchConfig, "Segments images with an exported model, without TensorFlow.", common=lambda arguments: COMMON
+)
+
+
+def ask_for_labels(arguments: list[str]) -> BatchConfig:
+    """The defaults of `kerasseg label`."""
+    return BatchConfig(
+        model=tyro.MISSING,
+        input=tyro.MISSING,
+        output=tyro.MISSING,
+        rank="diverse",
+        write=("labelme",),
+        polygons=2.0,
+    )
+
+
+LABEL = cli.Command(
+    main,
+    BatchConfig,
+    "Says which images to label next (ranking.csv), and writes predictions of them for a person to correct.",
+    default=ask_for_labels,
+    common=lambda arguments: COMMON,
+)

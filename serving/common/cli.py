@@ -9,12 +9,16 @@ import io
 import json
 import os
 import re
+import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, NoReturn, Union
 
 import tyro
+
+from serving.common import help
 
 _FULL = "make room on the disk that is written to, and start again"
 _FORBIDDEN = "choose another folder, or allow this user to use it"
@@ -31,38 +35,126 @@ REMEDIES = {
 """What to do where the system refuses something, by its number for it."""
 
 
-def run(
-    main: Callable[[Any], dict | None],
-    config: Any,
-    description: str,
-    args: list[str] | None = None,
-    default: Any = tyro.MISSING_NONPROP,
-) -> NoReturn:
-    """Parses the command line into `config`, calls `main` with it and exits.
+HELP = {"-h", "--help", "--help-all"}
+"""What asks for a page of help."""
 
-    Args:
-        main: takes the parsed configuration; returns the result, printed as one JSON object on the last line of
-            stdout. A result with an `"exit_status"` entry ends the process with that status.
-        config: a dataclass (or function) that tyro turns into flags.
-        description: the first lines of `--help`.
-        args: the command line; `sys.argv` when None.
-        default: an instance of `config` that holds the defaults, in place of the class's own.
+started_as: list[str] = []
+"""The command's name and its subcommand, where this process was started by them: `kerasseg`, `train`."""
 
-    Exit status: 0; 2 and 130 as `command` says.
-    """
-    # What Pillow thinks of a file (its size, damaged EXIF data): what matters is said by us, with the file's name.
-    warnings.filterwarnings("ignore", module=r"PIL\b")
-    # Its telemetry has no variable; it does without this package where it is not installed, or seems so.
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    with command():
-        result = dict(main(_parse(config, description, args, default)) or {})
+
+@dataclass(frozen=True)
+class Command:
+    """What `python -m MODULE` runs, and `kerasseg NAME` too."""
+
+    main: Callable[[Any], dict[str, Any] | str | None]
+    """Takes the parsed configuration. A dictionary is the result, printed as one JSON object on the last line of
+    stdout; its entry `"exit_status"` becomes the exit status. A text is printed as it is."""
+    config: Any
+    """A dataclass (or function) that tyro turns into flags."""
+    description: str
+    """The first lines of `--help`."""
+    default: Callable[[list[str]], Any] | None = None
+    """From the command line to an instance of `config` that holds the defaults, in place of the class's own. Its
+    `decided_defaults`, if it has such an attribute, are shown for flags that are None."""
+    common: Callable[[list[str]], Collection[str]] | None = None
+    """From the command line to the flags that `--help` shows; `--help-all` shows all."""
+    synonyms: Mapping[str, str] = field(default_factory=dict)
+    """Flags that other tools have, and what to write here."""
+    prepare: Callable[[], None] | None = None
+    """Called first, with nothing but the process's command to prepare for."""
+
+    def run(self, args: Sequence[str] | None = None) -> NoReturn:
+        """Parses the command line into `config`, calls `main` with it and exits.
+
+        Args:
+            args: the command line; `sys.argv` when None.
+
+        Exit status: 0; 2 and 130 as `command` says.
+        """
+        arguments = list(sys.argv[1:] if args is None else args)
+        # What Pillow thinks of a file (its size, damaged EXIF data): what matters is said by us, with the file's name.
+        warnings.filterwarnings("ignore", module=r"PIL\b")
+        # Its telemetry has no variable; it does without this package where it is not installed, or seems so.
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+        with command():
+            if self.prepare:
+                self.prepare()
+            config = self._parse(arguments)
+            result = self.main(config) if config is not None else None
+            status = 0
+            if isinstance(result, str):
+                show(result)
+            elif config is not None:
+                status = self._show_result(dict(result or {}))
+        sys.exit(status)
+
+    def _show_result(self, result: dict[str, Any]) -> int:
+        """Prints the result, and returns the exit status."""
         status = result.pop("exit_status", 0)
         line = json.dumps(result)
         try:
             print(line, flush=True)
         except ValueError as error:  # what was worked for must not be lost with it
             raise ValueError(f"{error}; all else is done, and the result is {line}") from error
-    sys.exit(status)
+        return status
+
+    def _parse(self, arguments: list[str]) -> Any:
+        """The configuration; None where a page of help was asked for, and is printed."""
+        asked = {argument.split("=")[0] for argument in arguments}
+        for flag, instead in self.synonyms.items():
+            if flag in asked:
+                raise ValueError(f"there is no {flag} here: {instead}")
+        default = tyro.MISSING_NONPROP if self.default is None else self.default(arguments)
+        config = self.config if self.default is None else type(default)
+        if asked & HELP:
+            common = None if self.common is None or "--help-all" in asked else self.common(arguments)
+            title = program() or os.path.basename(sys.argv[0])
+            columns = shutil.get_terminal_size().columns
+            printed, defaults = _printed_help(config, default), getattr(default, "decided_defaults", {})
+            show(help.page(printed, config, title, self.description, common, defaults, columns))
+            return None
+        listing = "--help" if self.common is None else "--help-all"
+        return _parse(config, self.description, arguments, default, listing)
+
+
+def run(
+    main: Callable[[Any], dict | None],
+    config: Any,
+    description: str,
+    args: Sequence[str] | None = None,
+) -> NoReturn:
+    """Runs a `Command` that has no more than these."""
+    Command(main, config, description).run(args)
+
+
+def completion(shell: str, program: str, commands: Mapping[str, Command]) -> str:
+    """A shell's script that completes subcommands and their flags.
+
+    Args:
+        shell: bash, zsh or fish.
+        program: the name that is completed.
+        commands: by subcommand.
+    """
+    kinds: list[Any] = []
+    for name, entry in commands.items():
+        given = {} if entry.default is None else {"default": entry.default([])}
+        config = type(given["default"]) if given else entry.config
+        kinds.append(Annotated[config, tyro.conf.subcommand(name, description=entry.description, **given)])
+    script = io.StringIO()
+    with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):
+        every: Any = Union[tuple(kinds)]  # noqa: UP007 (it has as many as there are)
+        tyro.cli(every, prog=program, args=["--tyro-print-completion", shell])
+    # bash would offer the lines of a help text, but for the first, as completions.
+    return re.sub(r"^COMPLETION_SPEC = .*", lambda line: re.sub(r"\\+n *", " ", line[0]), script.getvalue(), flags=re.M)
+
+
+def show(text: str) -> None:
+    """Prints what a person reads; a reader that stops early (`| head`) is no mistake."""
+    try:
+        print(text, flush=True)
+    except ValueError as error:
+        if not isinstance(error.__cause__, BrokenPipeError):
+            raise
 
 
 @contextlib.contextmanager
@@ -171,12 +263,28 @@ def refusal(error: Exception) -> int | None:
     return next((number for number in REMEDIES if os.strerror(number) in words), None)
 
 
-def _parse(config: Any, description: str, args: list[str] | None, default: Any) -> Any:
+def _printed_help(config: Any, default: Any) -> str:
+    """What tyro prints for `--help`."""
+    printed = io.StringIO()
+    columns = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "129"  # as wide as it goes without setting groups next to each other
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+            tyro.cli(config, description="", args=["--help"], default=default)
+    finally:
+        if columns is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = columns
+    return printed.getvalue()
+
+
+def _parse(config: Any, description: str, args: list[str], default: Any, listing: str) -> Any:
     """tyro.cli, but what it prints about a wrong flag, in a frame, becomes one line, as for every other mistake."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
-            return tyro.cli(config, prog=_command(), description=description, args=args, default=default)
+            return tyro.cli(config, prog=program(), description=description, args=args, default=default)
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -194,7 +302,7 @@ def _parse(config: Any, description: str, args: list[str] | None, default: Any) 
             if "None" in choices:  # tyro lists those of an optional flag in any order
                 choices = sorted({*choices} - {"None"})
             words = f"{flag} must be one of {', '.join(choices)}; got {got}"
-        raise ValueError(f"{words}{hint}; --help lists the flags") from None
+        raise ValueError(f"{words}{hint}; {listing} lists the flags") from None
 
 
 def _wrong_value(flag: str, words: str) -> str:
@@ -207,8 +315,10 @@ def _wrong_value(flag: str, words: str) -> str:
     return f"{flag}: {words}"
 
 
-def _command() -> str | None:
-    """What this process was started as, where that was a module; None leaves it to tyro."""
+def program() -> str | None:
+    """What this process was started as: `kerasseg train` or `python -m training.run`; None for neither of these."""
+    if started_as:
+        return " ".join(started_as)
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return f"python -m {spec.name.removesuffix('.__main__')}" if spec else None
 

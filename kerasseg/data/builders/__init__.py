@@ -1,7 +1,7 @@
 """tensorflow-datasets builders of published datasets; importing this package registers them for `tfds.load`."""
 
 # isort: off
-import kerasseg  # noqa: F401 (first: it starts TensorFlow)
+import kerasseg  # noqa: F401 (first: it prepares the start of TensorFlow)
 
 # isort: on
 from kerasseg.data.builders.ade20k import Ade20k
