@@ -3,6 +3,9 @@
 Reads config.json and result.json only, without TensorFlow.
 """
 
+import csv
+import io
+import re
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +16,7 @@ from typing import Annotated, Any
 import tyro
 
 from serving.common import cli
+from serving.common.files import write_atomically
 from training.recorded import mark
 from training.run_folder import Run, flat
 
@@ -132,9 +136,18 @@ def _differing_settings(run: Run, others: Sequence[Run]) -> str:
     """The settings in which a run differs from others of its method, in brackets."""
     own = flat(settings(run))
     theirs = [flat(settings(other)) for other in others if other.config["method"] == run.config["method"]]
-    names = sorted({name for other in theirs for name in own.keys() | other.keys() if own.get(name) != other.get(name)})
-    shown = ", ".join(f"{name.rpartition('.')[2]} {own.get(name)}" for name in names)
-    return f" ({shown})" if names else ""
+    names = {name for other in theirs for name in own.keys() | other.keys() if own.get(name) != other.get(name)}
+    # A method has the run's steps and learning rate among its fields, and a file of weights its name and its hash.
+    if {"weights", "initial_weights.source"} & names:
+        names = {name for name in names if not name.startswith("initial_weights.")} | {"weights"}
+    shown = dict.fromkeys(f"{name.rpartition('.')[2]} {_short(own.get(name))}" for name in sorted(names))
+    return f" ({', '.join(shown)})" if shown else ""
+
+
+def _short(value: Any) -> str:
+    """A setting as a table shows it: a hash by its first digits."""
+    text = str(value)
+    return text[:8] if re.fullmatch("[0-9a-f]{64}", text) else text
 
 
 def require_comparable(runs: Sequence[Run], rows: Sequence[Row], mixed_splits: bool) -> None:
@@ -167,19 +180,17 @@ class CompareConfig:
     """Which runs to compare."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
-    """Run folders of finished runs, in the order of the table's rows."""
+    """Run folders, in the order of the table's rows; folders without a finished run are left out, with a word."""
     mixed_splits: bool = False
     """Also compare methods that were trained on different splits: their means then depend on the splits too."""
+    csv: Path | None = None
+    """Also write the table to this file, as comma-separated values."""
+    latex: Path | None = None
+    """Also write the table to this file, as a LaTeX tabular (of the package booktabs)."""
 
 
 def main(config: CompareConfig) -> dict[str, Any]:
-    runs = [Run.read(folder) for folder in config.runs]
-    if not runs:
-        raise ValueError("nothing to compare: give run folders, the --out of training.run")
-    for run in runs:
-        run.require_finished()
-        if scores_of(run, "")["mIoU"] is None:
-            raise ValueError(f"the run in {run.folder} has no mIoU, since nothing was measured: leave it out")
+    runs = comparable(config.runs)
     rows = rows_of(runs)
     require_comparable(runs, rows, config.mixed_splits)
     baselines = [row for row in rows if row.runs[0].config["method"] == BASELINE]
@@ -189,7 +200,11 @@ def main(config: CompareConfig) -> dict[str, Any]:
             f"gains are over supervised, of which there are {len(baselines)}: {names}; give the runs of one"
         )
     baseline = baselines[0].by_split if baselines else {}
-    print("\n".join(table(rows, baseline)), flush=True)
+    cells = table(rows, baseline)
+    print("\n".join(markdown(cells)), flush=True)
+    for file, text in ((config.csv, comma_separated(cells)), (config.latex, latex(cells))):
+        if file is not None:
+            write_atomically(file, text.encode())
     if others := other_differences(rows):
         print(f"note: these methods were also run with different {', '.join(others)}", file=sys.stderr)
     return {
@@ -215,21 +230,71 @@ def summary(row: Row, baseline: Mapping[str, float]) -> dict[str, Any]:
     }
 
 
-def table(rows: Sequence[Row], baseline: Mapping[str, float]) -> list[str]:
-    """Markdown: mIoU by seed, mean and deviation, difference to supervised paired by split."""
+def comparable(folders: Iterable[Path]) -> list[Run]:
+    """The finished runs; stderr says which folders are left out, and why.
+
+    Raises:
+        ValueError: there is none.
+    """
+    runs: list[Run] = []
+    left_out: list[str] = []
+    for folder in folders:
+        try:
+            run = Run.read(folder)
+            run.require_finished()
+            if scores_of(run, "")["mIoU"] is None:
+                raise ValueError(f"the run in {folder} has no mIoU, since nothing was measured")
+            runs.append(run)
+        except ValueError as error:
+            left_out.append(str(error))
+    if not runs:
+        why = left_out[0] if left_out else "give run folders, the --out of training.run"
+        raise ValueError(f"nothing to compare: {why}")
+    for why in left_out:
+        print(f"left out: {why}", file=sys.stderr)
+    return runs
+
+
+def table(rows: Sequence[Row], baseline: Mapping[str, float]) -> list[list[str]]:
+    """Cells, the head first: mIoU by seed, mean and deviation, difference to supervised paired by split."""
     protocol = scores_of(rows[0].runs[0], "")["protocol"]
     seeds = sorted({run.config.get("seed", 0) for row in rows for run in row.runs})
-    lines = [
-        f"| mIoU on {protocol['split']}, %, {protocol['name']} | {' | '.join(f'seed {seed}' for seed in seeds)} "
-        "| mean | deviation | to supervised, by split |",
-        "| --- |" + " ---: |" * (len(seeds) + 3),
-    ]
+    head = [f"mIoU on {protocol['split']}, %, {protocol['name']}", *(f"seed {seed}" for seed in seeds)]
+    lines = [[*head, "mean", "deviation", "to supervised, by split"]]
     for row in rows:
         scores = {run.config.get("seed", 0): 100 * score for run, score in zip(row.runs, row.scores, strict=True)}
         paired = [100 * gain for gain in gains(row.by_split, baseline)]
-        cells = [row.name, *spread([scores.get(seed) for seed in seeds]), gains_cell(paired)]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append([row.name, *spread([scores.get(seed) for seed in seeds]), gains_cell(paired)])
     return lines
+
+
+def markdown(cells: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown."""
+    head, *rows = (f"| {' | '.join(row)} |" for row in cells)
+    return [head, "| --- |" + " ---: |" * (len(cells[0]) - 1), *rows]
+
+
+def comma_separated(cells: Sequence[Sequence[str]]) -> str:
+    """A table as comma-separated values."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(cells)
+    return text.getvalue()
+
+
+LATEX = {mark: rf"\{mark}" for mark in "#$%&_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
+"""How LaTeX writes characters that it has other uses for."""
+
+
+def latex(cells: Sequence[Sequence[str]]) -> str:
+    """A table as a LaTeX tabular."""
+    escaped = [["".join(LATEX.get(mark, mark) for mark in cell) for cell in row] for row in cells]
+    head, *rows = (" & ".join(row) + r" \\" for row in escaped)
+    begin = rf"\begin{{tabular}}{{l{'r' * (len(cells[0]) - 1)}}}"
+    return "\n".join([begin, r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", ""])
 
 
 COMMAND = cli.Command(

@@ -1,5 +1,6 @@
 """The table of several runs, from hand-written run folders."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -105,13 +106,51 @@ def test_other_splits_only_when_told_to(write):
     assert rows[1]["to_supervised"] == pytest.approx([0.1])  # of the split that both have
 
 
+def test_folders_without_a_finished_run_are_left_out_with_a_word(write, tmp_path, capsys):
+    runs = [write("supervised", 0, 0.4), write("s4gan", 0, 0.5, finished=False), write("ecs", 0, None), tmp_path]
+    (row,) = compare(*runs)["rows"]
+    assert row["runs"] == [str(runs[0])]
+    words = capsys.readouterr().err.splitlines()
+    assert [line.partition(": ")[0] for line in words] == ["left out"] * 3
+    assert words[0].endswith("s4gan_1 is not finished: continue it with training.run --resume")
+    assert "ecs_2 has no mIoU" in words[1] and "is not a run folder" in words[2]
+    with pytest.raises(ValueError, match="nothing to compare: the run in .* is not finished"):
+        compare(*runs[1:])
+
+
+def test_rows_are_named_once_by_what_differs(write):
+    names = []
+    for steps, digest in ((100, "a"), (200, "b")):
+        fields = {"s4gan": {"steps": steps, "learning_rate": 0.01}}
+        weights = {"weights": "imagenet", "initial_weights": {"source": "w.h5", "sha256": digest * 64}}
+        names.append(write("s4gan", 0, 0.5, steps=steps, fields=fields, **weights))
+    rows = [row["method"] for row in compare(*names)["rows"]]
+    assert rows == ["s4gan (steps 100, sha256 aaaaaaaa)", "s4gan (steps 200, sha256 bbbbbbbb)"]
+    files = [
+        write("ecs", 0, 0.5, weights=f"/data/{name}", initial_weights={"source": name, "sha256": name[0] * 64})
+        for name in ("a.h5", "b.h5")
+    ]
+    assert [row["method"] for row in compare(*files)["rows"]] == ["ecs (weights a.h5)", "ecs (weights b.h5)"]
+
+
+def test_the_table_as_csv_and_latex(write, tmp_path, capsys):
+    runs = [write("supervised", 0, 0.4), write("s4gan", 0, 0.5), write("s4gan", 0, 0.6, crop=[8, 9])]
+    compare(*runs, csv=tmp_path / "table.csv", latex=tmp_path / "table.tex")
+    lines = list(csv.reader((tmp_path / "table.csv").read_text().splitlines()))
+    assert lines[0] == ["mIoU on val, %, native", "seed 0", "mean", "deviation", "to supervised, by split"]
+    assert lines[3] == ["s4gan (crop [8, 9])", "60.0", "60.0", "-", "+20.0 (mean +20.0)"]
+    source = (tmp_path / "table.tex").read_text().splitlines()
+    head = r"mIoU on val, \%, native & seed 0 & mean & deviation & to supervised, by split \\"
+    assert source[:3] == [r"\begin{tabular}{lrrrr}", r"\toprule", head]
+    assert source[4] == r"supervised & 40.0 & 40.0 & - & +0.0 (mean +0.0) \\"
+
+
 def test_what_cannot_be_compared_is_refused(write):
     base = write("supervised", 0, 0.4)
     for other, message in (
-        (write("s4gan", 0, 0.5, finished=False), "s4gan_1 is not finished: continue it with training.run --resume"),
         (write("s4gan", 0, 0.5, protocol=PROTOCOL | {"name": "multiscale_flip"}), "evaluated as .*native.*multiscale"),
         (write("s4gan", 0, 0.5, classes=["cat"]), "have other classes"),
-        (write("supervised", 0, 0.41), r"supervised_0 and .*supervised_4 are the same training \(supervised, seed 0\)"),
+        (write("supervised", 0, 0.41), r"supervised_0 and .*supervised_3 are the same training \(supervised, seed 0\)"),
     ):
         for flags in ({}, {"mixed_splits": True}):
             with pytest.raises(ValueError, match=message):
