@@ -63,7 +63,7 @@ class UniMatch(Method):
     """
 
     registry_name = "unimatch"
-    when = "to compare with meanteacher: its gain differs more between seeds, and a step takes two to three times as long"
+    when = "to compare with meanteacher: its gain differs more between seeds, and a step takes 2 to 3 times as long"
     about = (
         "Learns from the labelled images, and from the unlabelled ones by agreement: where it is sure about "
         "an image, it should give the same classes for the image in other colours, with a part of another one "
