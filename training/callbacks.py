@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from serving.common.files import naming, temporary_file
 from training.checkpoints import Checkpoints
+from training.console import print_evaluation
 from training.run_folder import METRICS, SPEED, read_lines
 
 
@@ -196,6 +197,7 @@ class Evaluation(StepCallback):
     def measure(self) -> None:
         self.latest, values, panels = self.evaluate()
         self.score = self.latest["mIoU"]
+        print_evaluation(self.step, self.last, self.latest)
         self.log.note(values)
         with self.log.writer.as_default(step=self.step):
             tf.summary.image("image, truth, prediction, critic's score", panels, max_outputs=len(panels))
