@@ -155,7 +155,7 @@ def require_comparable(runs: Sequence[Run], rows: Sequence[Row], mixed_splits: b
         if ours != theirs:
             raise ValueError(
                 f"{first.folder} was evaluated as {ours}, {run.folder} as {theirs}: compare runs evaluated in the same "
-                "way (training.run --protocol)"
+                "way (kerasseg train --protocol)"
             )
     for row in rows[1:]:
         if not mixed_splits and row.by_split.keys() != rows[0].by_split.keys():
@@ -182,7 +182,7 @@ class CompareConfig:
 def main(config: CompareConfig) -> dict[str, Any]:
     runs = [Run.read(folder) for folder in config.runs]
     if not runs:
-        raise ValueError("nothing to compare: give run folders, the --out of training.run")
+        raise ValueError("nothing to compare: give run folders, the --out of kerasseg train")
     for run in runs:
         run.require_finished()
         if scores_of(run, "")["mIoU"] is None:

@@ -108,7 +108,7 @@ def test_other_splits_only_when_told_to(write):
 def test_what_cannot_be_compared_is_refused(write):
     base = write("supervised", 0, 0.4)
     for other, message in (
-        (write("s4gan", 0, 0.5, finished=False), "s4gan_1 is not finished: continue it with training.run --resume"),
+        (write("s4gan", 0, 0.5, finished=False), "s4gan_1 is not finished: continue it with kerasseg train --resume"),
         (write("s4gan", 0, 0.5, protocol=PROTOCOL | {"name": "multiscale_flip"}), "evaluated as .*native.*multiscale"),
         (write("s4gan", 0, 0.5, classes=["cat"]), "have other classes"),
         (write("supervised", 0, 0.41), r"supervised_0 and .*supervised_4 are the same training \(supervised, seed 0\)"),
