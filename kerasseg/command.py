@@ -58,7 +58,8 @@ def main() -> NoReturn:
             cli.show(completion(arguments))
         else:
             cli.started_as[:] = ["kerasseg", name]
-            load(name).run(arguments)
+            sys.argv[1:] = arguments  # as the command's own module would find it
+            load(name).run()
     sys.exit()
 
 

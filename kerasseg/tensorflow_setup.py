@@ -93,10 +93,10 @@ def look_for_gpus(tensorflow: ModuleType) -> None:
 
 def watch_imports() -> None:
     """Begins to watch; what has been imported already is dealt with at once."""
-    if "tensorflow" in sys.modules:
+    if tensorflow := sys.modules.get("tensorflow"):
         with silenced():
-            look_for_gpus(sys.modules["tensorflow"])
-    if "keras" in sys.modules:
+            look_for_gpus(tensorflow)
+    if sys.modules.get("keras"):
         importlib.import_module("kerasseg.everything")
     else:
         sys.meta_path.insert(0, ImportWatch())

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from serving.common.files import naming, temporary_file
 from training.checkpoints import Checkpoints
+from training.console import print_evaluation
 from training.run_folder import METRICS, SPEED, read_lines, settings
 from training.trackers import Tracker
 
@@ -223,6 +224,7 @@ class Evaluation(StepCallback):
     def measure(self) -> None:
         self.latest, values, panels = self.evaluate()
         self.score = self.latest["mIoU"]
+        print_evaluation(self.step, self.last, self.latest)
         self.log.note(values)
         self.log.show(panels)
 

@@ -32,7 +32,7 @@ class CheckDataConfig:
     """Which folder, and which split of it."""
 
     path: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
-    """The dataset folder, or the name of a dataset that training.run knows."""
+    """The dataset folder, or the name of a dataset that kerasseg train knows."""
 
     labeled: str | None = None
     """Also check the split that --labeled makes: a fraction (1/8), a count (45), all, or a file of image names, one per

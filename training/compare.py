@@ -161,7 +161,7 @@ def require_comparable(runs: Sequence[Run], rows: Sequence[Row], mixed_splits: b
         if ours != theirs:
             raise ValueError(
                 f"{first.folder} was evaluated as {ours}, {run.folder} as {theirs}: compare runs evaluated in the same "
-                "way (training.run --protocol)"
+                "way (kerasseg train --protocol)"
             )
     for row in rows[1:]:
         if not mixed_splits and row.by_split.keys() != rows[0].by_split.keys():
@@ -248,7 +248,7 @@ def comparable(folders: Iterable[Path]) -> list[Run]:
         except ValueError as error:
             left_out.append(str(error))
     if not runs:
-        why = left_out[0] if left_out else "give run folders, the --out of training.run"
+        why = left_out[0] if left_out else "give run folders, the --out of kerasseg train"
         raise ValueError(f"nothing to compare: {why}")
     for why in left_out:
         print(f"left out: {why}", file=sys.stderr)

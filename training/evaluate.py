@@ -16,6 +16,7 @@ from kerasseg.settings import ProtocolName
 from serving.common import cli
 from training.checkpoints import CheckpointName, open_method
 from training.config import ProtocolFlags, ProtocolSettings
+from training.console import print_scores
 from training.evaluation import evaluate, find_min_pixels
 from training.protocols import make_protocol, recorded
 from training.run_folder import Run
@@ -59,6 +60,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         result = evaluate(method, dataset, config.split, protocol=protocol)
         if config.find_min_pixels:
             result["pixel_thresholds"] = find_min_pixels(method, dataset, config.split, protocol=protocol)
+    print_scores(result)
     return result
 
 

@@ -66,15 +66,17 @@ class Measurement:
         Returns:
             The content of result.json: "mIoU", "mIoU_reference" (see `kerasseg.metrics.scores`), "per_class_IoU" (None
             for a class that occurs neither in truth nor prediction), "pixel_accuracy", all 0..1 (None where every pixel
-            is ignored; stderr then says so), "absent_classes", "protocol"; and for each further prediction of the
-            method the same scores under its name.
+            is ignored; stderr then says so), "absent_classes", "per_class_pixels" (how many pixels of the label maps
+            have each class), "protocol"; and for each further prediction of the method the same scores under its name.
         """
-        summaries = {variant: _summary(matrix, self.classes) for variant, matrix in self.confusion().items()}
+        matrices = self.confusion()
+        summaries = {variant: _summary(matrix, self.classes) for variant, matrix in matrices.items()}
+        pixels = dict(zip(self.classes, matrices[""].sum(axis=1).tolist(), strict=True))
         if summaries[""]["mIoU"] is None:
             print(f"nothing is measured: all pixels of the {self.split} label maps are ignored", file=sys.stderr)
         name, *rest = self.protocol.describe(self.method.config.working_size).items()
         protocol = dict([name, ("split", self.split), ("images", self.image_count), *rest])
-        return summaries.pop("") | summaries | {"protocol": protocol}
+        return summaries.pop("") | {"per_class_pixels": pixels} | summaries | {"protocol": protocol}
 
     def confusion(self) -> dict[str, np.ndarray]:
         """The present confusion matrix (K,K) of all images, for each prediction: the same integers on one replica or

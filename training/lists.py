@@ -1,5 +1,7 @@
 """What there is to choose from: methods, recipes and backbones, printed as tables."""
 
+import shutil
+import textwrap
 from dataclasses import dataclass
 
 # isort: off
@@ -25,7 +27,11 @@ def method_table() -> str:
 
 def methods(config: NoFlags) -> str:
     """Each method with what it does and when to use it."""
-    return "\n\n".join(f"{name}: {method.when}\n  {method.about}" for name, method in METHODS.items())
+    width = min(shutil.get_terminal_size().columns - 1, 100)
+    return "\n\n".join(
+        f"{name}: {method.when}\n{textwrap.fill(method.about, width, initial_indent='  ', subsequent_indent='  ')}"
+        for name, method in METHODS.items()
+    )
 
 
 def list_recipes(config: NoFlags) -> str:

@@ -339,7 +339,7 @@ class ReportConfig:
     """Which run, and which ones to show next to it."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run folder: the --out of a training.run."""
+    """The run folder: the --out of kerasseg train."""
     compare: tuple[Path, ...] = ()
     """Other run folders to show next to it, for example a supervised run on the same split."""
 

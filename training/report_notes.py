@@ -96,7 +96,7 @@ def require_comparable(run: Run, other: Run) -> None:
     if run.result and other.result and run.result["protocol"] != other.result["protocol"]:
         raise ValueError(
             f"--compare {other.folder} was evaluated as {other.result['protocol']}, this run as "
-            f"{run.result['protocol']}: evaluate both in the same way (python -m training.evaluate)"
+            f"{run.result['protocol']}: evaluate both in the same way (kerasseg evaluate)"
         )
 
 
@@ -157,21 +157,18 @@ def commands(run: Run, others: Sequence[Run] = ()) -> list[tuple[str, str]]:
     if run.finished:
         rows = [
             ("Train it again, into the folder that --out names", started),
-            ("Export it, to run without TensorFlow", _python("export.run", folder, "--out", model)),
-            (
-                "Segment a folder of images with the export",
-                _python("serving.batch", model, "IMAGES", "OUTPUT"),
-            ),
+            ("Export it, to run without TensorFlow", _kerasseg("export", folder, "--out", model)),
+            ("Segment a folder of images with the export", _kerasseg("segment", model, "IMAGES", "OUTPUT")),
         ]
     else:
         rows = [("Continue it", started and f"{started} --resume")]
     compare = ["--compare", *(_shown(other.folder) for other in others)] if others else []
-    rows.append(("Make this page again", _python("training.report", folder, *compare)))
+    rows.append(("Make this page again", _kerasseg("report", folder, *compare)))
     return [(what, command) for what, command in rows if command]
 
 
-def _python(module: str, *arguments: str) -> str:
-    return shlex.join(["python", "-m", module, *arguments])
+def _kerasseg(*arguments: str) -> str:
+    return shlex.join(["kerasseg", *arguments])
 
 
 def machine(run: Run) -> list[tuple[str, str]]:

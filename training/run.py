@@ -38,6 +38,7 @@ from training.callbacks import (
 )
 from training.checkpoints import Checkpoint, Checkpoints
 from training.config import COMMON, SYNONYMS, RunConfig, defaults, with_groups
+from training.console import print_scores
 from training.diagnostics import diagnose
 from training.dry_run import dry_run
 from training.evaluation import Examples, evaluate
@@ -161,6 +162,7 @@ def train_worker(config: RunConfig, strategy: tf.distribute.Strategy) -> dict[st
         images.write(folder, list(session.dataset.classes))
         evaluator.examples.write(folder / "worst", images.worst(WORST))
         write_json(folder / "config.json", settings | {"finished": True})
+        print_scores(result)
         print(f"report: {write_report(folder)}", file=sys.stderr)
     shown = ("mIoU", "mIoU_reference", *filter(None, method.variants), "pixel_accuracy", "seconds", "steps")
     return {"finished": True} | {name: result[name] for name in shown}

@@ -71,10 +71,10 @@ class Run:
         """
         config_file = folder / "config.json"
         if not config_file.is_file():
-            raise ValueError(f"{folder} is not a run folder: no config.json in it; give the --out of training.run")
+            raise ValueError(f"{folder} is not a run folder: no config.json in it; give the --out of kerasseg train")
         config = ADDED_SETTINGS | _read_json(config_file)
         if missing := [key for key in KEYS if key not in config]:
-            raise ValueError(f"{config_file} lacks {', '.join(missing)}; was it written by training.run?")
+            raise ValueError(f"{config_file} lacks {', '.join(missing)}; was it written by kerasseg train?")
         result_file, diagnostics_file = folder / "result.json", folder / "diagnostics.json"
         return cls(
             folder=folder,
@@ -96,7 +96,7 @@ class Run:
     def require_finished(self) -> None:
         """ValueError unless it was trained to its end and measured."""
         if not self.finished:
-            raise ValueError(f"the run in {self.folder} is not finished: continue it with training.run --resume")
+            raise ValueError(f"the run in {self.folder} is not finished: continue it with kerasseg train --resume")
 
     @property
     def finished(self) -> bool:
@@ -119,7 +119,9 @@ class Run:
         """model.keras; ValueError where the run was stopped before it was written."""
         file = self.folder / "model.keras"
         if not file.is_file():
-            raise ValueError(f"the run in {self.folder} has no model.keras yet: continue it with training.run --resume")
+            raise ValueError(
+                f"the run in {self.folder} has no model.keras yet: continue it with kerasseg train --resume"
+            )
         return file
 
     @property

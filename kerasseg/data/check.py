@@ -76,8 +76,7 @@ def require_sound(
         first = errors[0]
         more = f" (the first of {len(errors)} problems)" if len(errors) > 1 else ""
         raise ValueError(
-            f"{first.file}: {first.message}; {first.fix}{more}; "
-            f"`python -m training.check_data {dataset.path}` checks the folder again"
+            f"{first.file}: {first.message}; {first.fix}{more}; `kerasseg check {dataset.path}` checks the folder again"
         )
     return problems
 

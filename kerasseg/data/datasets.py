@@ -147,7 +147,7 @@ def count_pixels(dataset: Dataset, split: str, names: Sequence[str]) -> np.ndarr
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"the label map of the {split} image {name!r} cannot be read: {error}; "
-                "`python -m training.check_data` names all such files"
+                "`kerasseg check` names all such files"
             ) from error
 
     with ThreadPoolExecutor() as pool:

@@ -64,7 +64,7 @@ class FolderDataset(Dataset):
         if not any(self._images.values()):
             raise ValueError(
                 f"no images in {path}: expected images/train/NAME.jpg (or .png) and labels/train/NAME.png; "
-                + (import_hint(self.path) or f"`python -m training.check_data {path}` says what is wrong")
+                + (import_hint(self.path) or f"`kerasseg check {path}` says what is wrong")
             )
         table = read_classes(self.path / "classes.json")
         self.inferred = table is None

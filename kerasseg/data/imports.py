@@ -38,5 +38,5 @@ def import_hint(root: Path, by_masks: bool = True) -> str | None:
         if seen > MOST_SEEN:
             break
     if images and (annotations or (masks and by_masks)):
-        return f"`python -m training.import_data {root} NEW_FOLDER` makes a dataset folder of annotations"
+        return f"`kerasseg import {root} NEW_FOLDER` makes a dataset folder of annotations"
     return None

@@ -184,7 +184,7 @@ def _load(dataset: Dataset, name: tf.Tensor, split_name: str = "train") -> tuple
     same_size = tf.debugging.assert_equal(
         tf.shape(image_HWC)[:2],
         tf.shape(label_HW),
-        f"image and label map differ in size in {dataset.name}; `python -m training.check_data` names them",
+        f"image and label map differ in size in {dataset.name}; `kerasseg check` names them",
     )
     with tf.control_dependencies([same_size] if same_size is not None else []):
         return image_HWC, tf.identity(label_HW)

@@ -41,7 +41,7 @@ KINDS = {
         "colours ({}) instead of one class number per pixel",
         "write class numbers: replace each colour by the number of its class and save as a grey or palette "
         "PNG (when red, green and blue are equal, Image.open(f).convert('L') is enough); with a table of the colours, "
-        "`python -m training.import_data FOLDER NEW_FOLDER` does so",
+        "`kerasseg import FOLDER NEW_FOLDER` does so",
     ),
     "16-bit label": (
         "error",

@@ -40,7 +40,7 @@ def naming_unreadable(
     except DECODING_ERRORS as error:
         print("TensorFlow could not read or use something: checking whether it is an image", file=sys.stderr)
         if found := first_unreadable(open_dataset(dataset), splits):
-            raise ValueError(f"{found} (`python -m training.check_data` names all such files); then {then}") from error
+            raise ValueError(f"{found} (`kerasseg check` names all such files); then {then}") from error
         raise
 
 

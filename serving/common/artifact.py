@@ -170,7 +170,7 @@ class Artifact:
             )
         raise ValueError(
             f"{self.folder} gives no logits, from which windows are put together: export it with "
-            "python -m export.run --logits"
+            "kerasseg export --logits"
         )
 
 
@@ -191,15 +191,17 @@ def open_artifact(path: str | Path) -> Artifact:
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise ValueError(f"there is no model at {path}: give the folder that export.run wrote, such as models/name")
+        raise ValueError(
+            f"there is no model at {path}: give the folder that kerasseg export wrote, such as models/name"
+        )
     if not _is_version(folder.name):
         found = versions(folder)
         if not found:
             inside = sorted(child.name for child in folder.iterdir() if _holds_versions(child))
-            hint = f"did you mean {folder / inside[0]}?" if inside else "export one with python -m export.run"
+            hint = f"did you mean {folder / inside[0]}?" if inside else "export one with kerasseg export"
             raise ValueError(f"{path} holds no model version (a numbered folder): {hint}")
         folder = folder / str(found[-1])
-    again = "export the run again with python -m export.run"
+    again = "export the run again with kerasseg export"
     if not (folder / INFO_FILE).is_file():  # be it a pipe, which would hold up its reader
         raise ValueError(f"{folder} has no {INFO_FILE}: {again}")
     try:

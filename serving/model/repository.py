@@ -91,7 +91,7 @@ class Repository:
             raise ValueError(f"{self.folder} is a model: give the folder that holds it, {self.folder.resolve().parent}")
         names = self._names()
         if not names:
-            raise ValueError(f"{self.folder} holds no models: export one with python -m export.run RUN --out ...")
+            raise ValueError(f"{self.folder} holds no models: export one with kerasseg export RUN --out ...")
         for name in names:
             self._update(name)
             if name not in self._models:

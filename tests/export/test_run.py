@@ -154,8 +154,8 @@ CONFIG = {"method": "mlmt", "dataset": "shapes", "steps": 1, "classes": [], "pal
     ("arguments", "said"),
     [
         (["nothing", "--out", "m"], "nothing is not a run folder"),
-        (["unfinished", "--out", "m"], "not finished: continue it with training.run --resume"),
-        (["stopped", "--out", "m"], "stopped has no model.keras yet: continue it with training.run --resume"),
+        (["unfinished", "--out", "m"], "not finished: continue it with kerasseg train --resume"),
+        (["stopped", "--out", "m"], "stopped has no model.keras yet: continue it with kerasseg train --resume"),
         (["stopped", "--out", "m", "--precision", "fp8"], "--precision must be one of fp32, fp16, int8; got 'fp8'"),
         (["stopped", "--out", "m", "--formats", "tflite"], "must be one of onnx, openvino, saved_model; got 'tflite'"),
         (["stopped", "--out", "m", "--formats", "saved_model"], "--formats must name onnx"),
@@ -295,5 +295,5 @@ def test_large_images_come_out_as_the_protocol_of_windows_has_them(name, runs, e
     np.testing.assert_allclose(outputs["confidence"], S_HWK.max(-1), atol=1e-5)
 
     export(runs[name], "--out", out, "--parity-images", 1, "--formats", "onnx")
-    with pytest.raises(ValueError, match="gives no logits.*export it with python -m export.run --logits"):
+    with pytest.raises(ValueError, match="gives no logits.*export it with kerasseg export --logits"):
         Engine(open_artifact(out), "cpu").predict_large(image_HW3, window=(32, 40))

@@ -17,7 +17,7 @@ def test_the_choices_of_a_setting_are_what_there_is(names, choices):
 @pytest.mark.parametrize(
     "name, value, message",
     [
-        ("backbone", "vgg", "unknown backbone 'vgg'; the nearest names are vgg19, vgg16, and .*--list-backbones"),
+        ("backbone", "vgg", "unknown backbone 'vgg'; the nearest names are vgg19, vgg16, and .*kerasseg backbones"),
         ("output_stride", 4, "output_stride must be one of 8, 16; got 4"),
         ("protocol", "sliding", "protocol must be one of native, multiscale_flip, sliding_window, resized"),
     ],

@@ -58,14 +58,14 @@ def test_a_folder_of_an_annotation_tool_is_named_with_the_command(tmp_path, caps
     (tmp_path / file).write_text("text")
     status, _, lines = check(capsys, str(tmp_path))
     assert status == 2
-    assert any(f"`python -m training.import_data {tmp_path} NEW_FOLDER`" in line for line in lines)
+    assert any(f"`kerasseg import {tmp_path} NEW_FOLDER`" in line for line in lines)
 
 
 def test_colours_in_label_maps_name_the_command(tmp_path, capsys):
     make_folder(tmp_path)
     save(tmp_path / "labels/train/train_0.png", [[[9, 0, 0]] * 32] * 24)
     _, _, lines = check(capsys, str(tmp_path))
-    assert "`python -m training.import_data FOLDER NEW_FOLDER`" in lines[0]
+    assert "`kerasseg import FOLDER NEW_FOLDER`" in lines[0]
 
 
 def test_warnings_alone_are_no_failure(tmp_path, capsys):

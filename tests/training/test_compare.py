@@ -112,7 +112,7 @@ def test_folders_without_a_finished_run_are_left_out_with_a_word(write, tmp_path
     assert row["runs"] == [str(runs[0])]
     words = capsys.readouterr().err.splitlines()
     assert [line.partition(": ")[0] for line in words] == ["left out"] * 3
-    assert words[0].endswith("s4gan_1 is not finished: continue it with training.run --resume")
+    assert words[0].endswith("s4gan_1 is not finished: continue it with kerasseg train --resume")
     assert "ecs_2 has no mIoU" in words[1] and "is not a run folder" in words[2]
     with pytest.raises(ValueError, match="nothing to compare: the run in .* is not finished"):
         compare(*runs[1:])

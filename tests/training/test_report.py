@@ -262,8 +262,8 @@ def test_commands_repeat_export_and_segment(finished_page):
     text = finished_page.text
     assert "python -m training.run --seed 3 --dataset 'my streets'" in text
     assert "--resume" not in text
-    assert "/first --out models/first" in text and "python -m export.run" in text
-    assert "python -m serving.batch models/first IMAGES OUTPUT" in text
+    assert "/first --out models/first" in text and "kerasseg export" in text
+    assert "kerasseg segment models/first IMAGES OUTPUT" in text
 
 
 def test_says_when_the_gate_lowered_miou(tmp_path):
@@ -496,7 +496,7 @@ def test_unfinished_run_without_result_examples_or_discriminator(tmp_path):
     assert "25.0 % mIoU on val images at step 100, the last check while training" in page.text
     assert "120 of 200 training steps" in page.text
     assert page.images() == {}
-    for absent in ("Example images", "class by class", "How it was measured", "export.run"):
+    for absent in ("Example images", "class by class", "How it was measured", "kerasseg export"):
         assert absent not in page.text
     assert "training.run --seed 3 --dataset 'my streets' --resume" in page.text
     assert len([tag for tag, _ in page.tags if tag == "svg"]) == 2
@@ -540,7 +540,7 @@ def test_compares_with_a_run_on_the_same_split(tmp_path):
     assert "drive/frame_7: supervised (base), 80 % of pixels right" in page.images()
     assert "mean (mIoU) 56.8 % 50.0 %" in page.text
     assert ">val_mIoU of supervised (base)</text>" in page.source
-    assert f"python -m training.report {folder} --compare {other}" in page.text
+    assert f"kerasseg report {folder} --compare {other}" in page.text
     assert "another split" not in page.text
     back = Page(report.write_report(other, compare=[folder]))
     assert "6.8 points below s4gan (semi), which reached 56.8 %." in back.text

@@ -75,7 +75,7 @@ def test_a_classifier_for_a_finished_run(eager, only_scores, dataset, tmp_path, 
     assert again == 0, "an mlmt run gets a new classifier"
     (branch / "result.json").unlink()
     status, _, err = train(dataset, tmp_path / "other", capsys, "--branch-run", str(branch))
-    assert status == 2 and "is not finished: continue it with training.run --resume" in error_line(err)
+    assert status == 2 and "is not finished: continue it with kerasseg train --resume" in error_line(err)
     status, _, err = train(dataset, tmp_path / "other", capsys, "--branch-run", str(fused), method="s4gan")
     assert status == 2 and "only mlmt can be added to a finished run" in error_line(err)
 
@@ -139,7 +139,7 @@ def test_mistakes_are_answered_by_one_line(dataset, tmp_path, capsys):
         (["--output-stride", "4"], "--output-stride must be one of 8, 16; got '4'"),
         (["--image-labels", "1"], "s4gan does not use --image-labels"),
         (["--mlmt.no-train-branch"], "give --branch-run RUN"),
-        (["--s4gan.gama", "1"], "(perhaps --s4gan.gamma?); --help lists the flags"),
+        (["--s4gan.gama", "1"], "(perhaps --s4gan.gamma?); --help-all lists the flags"),
     ):
         method = "s4gan" if "--image-labels" in flags else "mlmt"
         status, result, err = train(dataset, out, capsys, *flags, method=method)

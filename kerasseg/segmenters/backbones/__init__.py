@@ -65,8 +65,7 @@ def backbone_spec(name: str) -> BackboneSpec:
     if name not in BACKBONES:
         near = difflib.get_close_matches(name, BACKBONES, n=3, cutoff=0.5) or ["mobilenet_v2", "resnet50"]
         raise ValueError(
-            f"unknown backbone {name!r}; the nearest names are {', '.join(near)}, and "
-            "`python -m training.run --list-backbones` lists all"
+            f"unknown backbone {name!r}; the nearest names are {', '.join(near)}, and `kerasseg backbones` lists all"
         )
     return BACKBONES[name]
 

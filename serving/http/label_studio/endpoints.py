@@ -54,7 +54,7 @@ MAX_ANSWER = 2**24
 
 _NUMBERS = tuple(b"%d" % number for number in range(256))
 
-NO_TRAINING = "this server does not train: export the annotations, and run training.import_data and training.run"
+NO_TRAINING = "this server does not train: export the annotations, then run kerasseg import and kerasseg train"
 
 
 class LabelStudioCodec:

@@ -438,7 +438,7 @@ def test_training_refuses_an_unsound_folder(folder):
         require_sound(FolderDataset(folder))
     assert str(error.value) == (
         "labels/train/train_1.png: colours (RGB) instead of one class number per pixel; "
-        f"{fix('colour label')} (the first of 2 problems); `python -m training.check_data {folder}` "
+        f"{fix('colour label')} (the first of 2 problems); `kerasseg check {folder}` "
         f"checks the folder again"
     )
 

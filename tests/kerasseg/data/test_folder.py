@@ -111,16 +111,16 @@ def test_classes_are_read(tmp_path):
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"no images in .*images/train/NAME.jpg.*training.check_data"):
+    with pytest.raises(ValueError, match=r"no images in .*images/train/NAME.jpg.*kerasseg check"):
         FolderDataset(tmp_path)
 
 
 def test_a_folder_that_was_not_imported_is_refused_with_the_command(tmp_path):
     save(tmp_path / "a.png", [[[0, 0, 0]]])
-    with pytest.raises(ValueError, match="training.check_data"):
+    with pytest.raises(ValueError, match="kerasseg check"):
         FolderDataset(tmp_path)
     (tmp_path / "a.json").write_text("{}")
-    with pytest.raises(ValueError, match=rf"`python -m training.import_data {tmp_path} NEW_FOLDER`"):
+    with pytest.raises(ValueError, match=rf"`kerasseg import {tmp_path} NEW_FOLDER`"):
         FolderDataset(tmp_path)
 
 

@@ -301,7 +301,7 @@ def test_the_share_of_left_out_blocks_grows_linearly_and_is_saved(tmp_path):
         ({"backbone": "dinov2_small"}, "dinov2_small is a plain transformer of one: choose the segmenter dpt"),
         ({"drop_path": 0.1}, "mobilenet_v2 has no stochastic depth: leave drop_path out, or choose a vision"),
         ({"backbone": "dinov2_small", "segmenter": "dpt", "drop_path": 1.0}, "must be in 0..1 .below 1.; got 1.0"),
-        ({"backbone": "dinov2"}, "unknown backbone 'dinov2'; the nearest names are dinov2_.*--list-backbones"),
+        ({"backbone": "dinov2"}, "unknown backbone 'dinov2'; the nearest names are dinov2_.*kerasseg backbones"),
     ],
 )
 def test_mistakes(settings, message):

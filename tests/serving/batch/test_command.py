@@ -533,7 +533,7 @@ def test_image_that_cannot_be_segmented_fails_alone(segment, tmp_path, monkeypat
         (["nested/b/a.png", "out", "--window", "8", "8", "--stride", "2"], "--stride"),
         (
             ["nested/b/a.png", "out", "--window", "8", "8"],
-            "export it with python -m export.run --logits",
+            "export it with kerasseg export --logits",
         ),
         (["nested/b/a.png", "out", "--provider", "cuda"], "CUDA was asked for"),
     ],
