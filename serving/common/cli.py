@@ -295,7 +295,7 @@ def _parse(config: Any, description: str, args: list[str], default: Any, listing
         words, helptext, _ = words.partition(" Argument helptext:")
         if parsing := re.fullmatch(r"Error parsing (.+?): (.*)", words):
             # Without a help text it is an error of the whole configuration, which names its flag.
-            words = _wrong_value(*parsing.groups()) if helptext else parsing[2]
+            words = _wrong_value(*parsing.groups()) if helptext else _with_flag(config, *parsing.groups())
         if choice := re.fullmatch(r"invalid choice ('.*') for argument '(.*)'\. Expected one of \((.*)\) ?\.", words):
             got, flag, listed = choice.groups()
             choices = re.findall(r"'(.*?)'", listed)
@@ -303,6 +303,15 @@ def _parse(config: Any, description: str, args: list[str], default: Any, listing
                 choices = sorted({*choices} - {"None"})
             words = f"{flag} must be one of {', '.join(choices)}; got {got}"
         raise ValueError(f"{words}{hint}; {listing} lists the flags") from None
+
+
+def _with_flag(config: Any, group: str, words: str) -> str:
+    """What a group of flags says about one of its fields, with the flag in place of the field's name."""
+    field, _, rest = words.partition(" ")
+    kind = getattr(config, "__dataclass_fields__", {}).get(group)
+    if kind is None or field not in getattr(kind.type, "__dataclass_fields__", ()):
+        return words
+    return f"--{group}.{field}".replace("_", "-") + f" {rest}"
 
 
 def _wrong_value(flag: str, words: str) -> str:

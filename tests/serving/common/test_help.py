@@ -33,6 +33,10 @@ class Own:
     gamma: float = 0.5
     """A share, 0..1."""
 
+    def __post_init__(self):
+        if self.gamma > 1:
+            raise ValueError(f"gamma must be in 0..1; got {self.gamma}")
+
 
 @dataclass(frozen=True)
 class Renamed:
@@ -142,10 +146,11 @@ def test_a_page_is_as_wide_as_the_terminal_within_limits(command, monkeypatch, c
     [
         (["x", "--imgsz", "3"], "there is no --imgsz here: --size is the size"),
         (["x", "--imgsz=3"], "there is no --imgsz here: --size is the size"),
+        (["x", "--own.gamma", "3"], "--own.gamma must be in 0..1; got 3.0; --help-all lists the flags"),
         (["x", "--size", "foo"], "--size must be a whole number; got 'foo'; --help-all lists the flags"),
     ],
 )
-def test_a_flag_of_another_tool_is_answered_by_ours(command, capsys, args, said):
+def test_a_mistake_is_answered_by_our_flag(command, capsys, args, said):
     with pytest.raises(SystemExit) as stop:
         command.run(args)
     assert (stop.value.code, capsys.readouterr().err) == (2, f"error: {said}\n")
