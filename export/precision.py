@@ -14,7 +14,7 @@ from kerasseg.segmenters.backbones.tokens import POSITIONS
 from serving.common.artifact import FEATURES
 
 LEARNED = ("Conv", "Gemm", "MatMul")
-"""Nodes with learned weights."""
+"""Types of nodes with learned weights; a MatMul of attention has none."""
 
 TAKE_SIZES = ("Expand", "Pad", "Reshape", "Resize", "Slice", "Split", "Tile")
 """Nodes whose inputs after the first are sizes or positions."""
@@ -84,17 +84,18 @@ def _cast(source: str, target: str, to: int) -> onnx.NodeProto:
 
 
 def to_int8(model: onnx.ModelProto, images: Iterable[np.ndarray], network: str) -> onnx.ModelProto:
-    """One network's inner convolutions in 8-bit integers (QDQ form, weights per channel).
+    """One network's inner convolutions and dense layers in 8-bit integers (QDQ form, weights per channel).
 
     The graph's first and last learned layers stay in float32, and so do depthwise convolutions, which would lose
-    accuracy.
+    accuracy. Without learned weights nothing is quantized: products of attention gain no time, and GELU and sums of
+    residual blocks, whose values have outliers, lose accuracy (docs/decisions/export.md). Positions stay, too.
 
     Args:
         images: uint8 (H,W,3) of the kind that the graph is for; they give the range of every activation.
         network: name of the segmenter; critics and gate stay in float32.
 
     Raises:
-        ValueError: no convolution that can be quantized.
+        ValueError: no layer that can be quantized.
     """
     with tempfile.TemporaryDirectory() as folder:
         plain, prepared, quantized = (Path(folder, f"{name}.onnx") for name in ("plain", "prepared", "quantized"))
@@ -102,15 +103,19 @@ def to_int8(model: onnx.ModelProto, images: Iterable[np.ndarray], network: str) 
         # Folds batch norm into the convolutions. (Symbolic shapes would need another library, and gain nothing here.)
         quant_pre_process(plain, prepared, skip_symbolic_shape=True)
         graph = onnx.load(prepared).graph
-        kept = {node.name for node in (*_from_input(graph), *_from_maps(graph))}
-        inside = _of_network(network, graph)
+        weights = {weight.name for weight in graph.initializer}
+        inside = _of_network(network, graph) - _of_network(POSITIONS, graph)
+        ends = {node.name for node in (*_from_input(graph), *_from_maps(graph))}
         chosen = [
             node.name
             for node in graph.node
-            if node.op_type == "Conv" and node.name in inside - kept and not _is_depthwise(node)
+            if node.op_type in LEARNED
+            and node.input[1] in weights
+            and node.name in inside - ends
+            and not _is_depthwise(node)
         ]
         if not chosen:
-            raise ValueError(f"the graph has no convolution of {network}: export it as fp32")
+            raise ValueError(f"the graph has no inner layer of {network}: export it as fp32")
         quantize_static(
             prepared,
             quantized,
@@ -140,16 +145,21 @@ class Reader(CalibrationDataReader):
 def _of_network(network: str, graph: onnx.GraphProto) -> set[str]:
     """Names of the nodes that come from that network.
 
-    Keras numbers a network's calls, and TensorFlow names ops and weights by them. The converter names a convolution
-    again that it joined with batch norm, but not what it reads.
+    Keras numbers a network's calls, and TensorFlow names ops and weights by them. The converter gives nodes that it
+    joins other names (a convolution with batch norm, a matrix product with its bias). Some read a weight of that name.
+    Others lie between nodes of the network. (A name of any other input says nothing: equal constants are merged.)
     """
     inside = re.compile(rf"(^|/){re.escape(network)}(_\d+)?/")
     weights = {weight.name for weight in graph.initializer}
-    return {
-        node.name
-        for node in graph.node
-        if any(inside.search(name) for name in (node.name, *node.output, *(weights & set(node.input))))
-    }
+
+    def names(node: onnx.NodeProto) -> list[str]:
+        read = weights & set(node.input[1:2]) if node.op_type in LEARNED else ()
+        return [node.name, *node.output, *read]
+
+    named = [node for node in graph.node if any(inside.search(name) for name in names(node))]
+    before = {node.name for node in _walk_back(graph, [name for node in named for name in node.input])}
+    after = {node.name for node in _walk_on(graph, [name for node in named for name in node.output])}
+    return {node.name for node in named} | before & after
 
 
 def _is_depthwise(node: onnx.NodeProto) -> bool:
@@ -168,7 +178,7 @@ def _from_maps(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     return _walk_back(graph, maps, until=(*LEARNED, "Shape"))
 
 
-def _walk_back(graph: onnx.GraphProto, tensors: Iterable[str], until: tuple[str, ...]) -> list[onnx.NodeProto]:
+def _walk_back(graph: onnx.GraphProto, tensors: Iterable[str], until: tuple[str, ...] = ()) -> list[onnx.NodeProto]:
     """The nodes that the tensors come from, back to nodes of these types, these included."""
     made_by = {name: node for node in graph.node for name in node.output}
     waiting, seen = list(tensors), {}
@@ -183,10 +193,15 @@ def _walk_back(graph: onnx.GraphProto, tensors: Iterable[str], until: tuple[str,
 
 def _from_input(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """The nodes from the input to the first learned nodes, these included."""
-    reached, found = {tensor.name for tensor in graph.input}, []
+    return _walk_on(graph, [tensor.name for tensor in graph.input], until=(*LEARNED, "Shape"))
+
+
+def _walk_on(graph: onnx.GraphProto, tensors: Iterable[str], until: tuple[str, ...] = ()) -> list[onnx.NodeProto]:
+    """The nodes that the tensors go to, on to nodes of these types, these included."""
+    reached, found = set(tensors), []
     for node in graph.node:  # which are in the order in which they are computed
         if reached & set(node.input):
             found.append(node)
-            if node.op_type not in (*LEARNED, "Shape"):
+            if node.op_type not in until:
                 reached |= set(node.output)
     return found

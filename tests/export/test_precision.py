@@ -2,6 +2,7 @@
 
 import collections
 
+import keras
 import numpy as np
 import onnx
 import onnxruntime
@@ -98,8 +99,39 @@ def test_of_a_whole_segmenter_all_convolutions_but_three_kinds_become_int8():
     assert len(to_fp16(model).SerializeToString()) < 0.8 * len(model.SerializeToString())
 
 
+@pytest.fixture(scope="module")
+def transformer():
+    """The name and the graph of a segmenter on a plain transformer."""
+    keras.utils.set_random_seed(0)
+    segmenter = build_segmenter("dpt", backbone="tiny_transformer", num_classes=3, head_channels=8)
+    return segmenter.name, to_onnx(serving_function(Supervised(segmenter, steps=1)))
+
+
+@pytest.mark.slow
+def test_of_a_transformer_layers_with_weights_become_int8(transformer):
+    """Dense layers, whatever the converter called them, and convolutions; neither attention nor positions."""
+    network, model = transformer
+    quantized = to_int8(model, images(), network)
+    made_by = {name: node for node in quantized.graph.node for name in node.output}
+    learned = {True: [], False: []}
+    for node in quantized.graph.node:
+        if node.op_type in ("Conv", "Gemm", "MatMul"):
+            source = made_by.get(node.input[1], node)
+            learned[source.op_type == "DequantizeLinear"].append(node)
+        elif node.op_type == "Softmax":
+            assert made_by[node.input[0]].op_type != "DequantizeLinear"
+    dense = [node for node in learned[True] if node.op_type != "Conv"]
+    assert len(dense) == 4 * 6  # of each block: query, key, value, projection, and two of the perceptron
+    full = [node for node in learned[False] if node.op_type != "Conv"]
+    assert len(full) == 4 * 2 + 2  # two products of attention, and the positions
+    assert len([node for node in learned[False] if node.op_type == "Conv"]) == 2  # the first and the last
+
+    expected, got = (run(each, images()) for each in (model, quantized))
+    assert 0 < np.abs(got["confidence"] - expected["confidence"]).max() < 0.2
+
+
 def test_int8_of_a_network_that_is_not_there(plain):
-    with pytest.raises(ValueError, match="the graph has no convolution of another"):
+    with pytest.raises(ValueError, match="the graph has no inner layer of another"):
         to_int8(plain[1], images(), "another")
 
 
@@ -113,10 +145,9 @@ def test_outputs_are_those_of_the_artifact_in_its_order(plain):
 
 
 @pytest.mark.slow
-def test_places_of_patches_are_computed_in_full_precision():
+def test_places_of_patches_are_computed_in_full_precision(transformer):
     """Also in half precision, or a transformer's position embeddings are those of a place nearby."""
-    method = Supervised(build_segmenter("dpt", backbone="tiny_transformer", num_classes=3, head_channels=8), steps=1)
-    model = to_onnx(serving_function(method))
+    _, model = transformer
     image = np.random.default_rng(0).integers(0, 256, (1, 800, 640, 3), np.uint8)
     expected, got = (run(each, image) for each in (model, to_fp16(model)))
     assert 0 < np.abs(got["confidence"] - expected["confidence"]).max() < 0.006
