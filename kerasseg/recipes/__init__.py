@@ -41,20 +41,10 @@ def choose(name: str, method: str | None = None, dataset: str | None = None) -> 
 
 
 def table() -> str:
-    """All recipes as lines of text. The command of each is `python -m training.run --recipe NAME`, with the flags in
-    its cells."""
-    head = (
-        "recipe",
-        "method",
-        "dataset",
-        "labelled",
-        "steps",
-        "weights",
-        "mIoU in the paper, %",
-        "source",
-        "its hardware",
-    )
-    rows = [(*head, "mIoU, hardware and time here")]
+    """All recipes as lines of text, below the table of the paper that they are from. The command of each is `kerasseg
+    train --recipe NAME`, with the flags in its cells."""
+    rows = [("recipe", "method", "dataset", "labelled", "steps", "weights", "mIoU in the paper, %")]
+    groups: dict[str, list[tuple[str, ...]]] = {}
     for name, entry in RECIPES.items():
         config, _ = entry()
         expected = ", ".join(f"{method} {value:g}" for method, value in entry.expected.items())
@@ -62,10 +52,15 @@ def table() -> str:
             f"--{flag}" if f"--{flag}" in entry.needs else getattr(config, flag) for flag in ("dataset", "labeled")
         )
         start = f"{entry.start}: --weights" if "--weights" in entry.needs else entry.start or config.weights
-        row = (name, entry.method, dataset, labeled, str(config.steps), start, expected)
-        rows.append((*row, entry.source, entry.hardware if entry.source else "", entry.measured))
+        rows.append((f"  {name}", entry.method, dataset, labeled, str(config.steps), start, expected))
+        published = f"{entry.source}; hardware: {entry.hardware}; here: " if entry.source else ""
+        groups.setdefault(f"{published}{entry.measured}", []).append(rows[-1])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    lines = []
+    for title, group in {"": rows[:1], **groups}.items():
+        lines += ["", title] if title else []
+        lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in group]
+    return "\n".join(lines)
 
 
 def __dir__() -> list[str]:

@@ -18,30 +18,30 @@ def test_a_run_is_evaluated_from_anywhere_on_whatever_has_the_split(eager, datas
     assert train(dataset.relative_to(tmp_path), out, capsys, method="supervised", steps=1)[0] == 0
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    status, val, err = call(evaluate.cli_main, [out], capsys)
+    status, val, err = call(evaluate.COMMAND.run, [out], capsys)
     assert status == 0, err
 
     for kind in ("images", "labels"):
         shutil.copytree(dataset / kind / "val", only / kind / "test")
     write_classes(only, classes=CLASSES)
-    status, test, err = call(evaluate.cli_main, [out, "--dataset", only, "--split", "test"], capsys)
+    status, test, err = call(evaluate.COMMAND.run, [out, "--dataset", only, "--split", "test"], capsys)
     assert status == 0 and test["mIoU"] == val["mIoU"] and test["protocol"]["split"] == "test", err
-    status, _, err = call(evaluate.cli_main, [out, "--dataset", only], capsys)
+    status, _, err = call(evaluate.COMMAND.run, [out, "--dataset", only], capsys)
     assert status == 2 and "images/val: no such folder" in error_line(err)
 
     for path in (only / "labels/test").iterdir():
         save(path, np.full((24, 32), 255))
-    status, test, err = call(evaluate.cli_main, [out, "--dataset", only, "--split", "test"], capsys)
+    status, test, err = call(evaluate.COMMAND.run, [out, "--dataset", only, "--split", "test"], capsys)
     assert status == 0 and "nothing is measured: all pixels of the test label maps are ignored" in err
     assert test["mIoU"] is test["mIoU_reference"] is test["pixel_accuracy"] is None
 
-    status, _, err = call(evaluate.cli_main, [out, "--dataset", only, "--split", "tset"], capsys)
+    status, _, err = call(evaluate.COMMAND.run, [out, "--dataset", only, "--split", "tset"], capsys)
     assert status == 2 and error_line(err).startswith("error: --split must be one of train, val, test; got 'tset'")
 
     path = only / "images/test/val_1.png"
     path.write_bytes(path.read_bytes()[:-12])
     monkeypatch.setattr(evaluate, "require_sound", lambda *args, **options: [])
-    status, _, err = call(evaluate.cli_main, [out, "--dataset", only, "--split", "test"], capsys)
+    status, _, err = call(evaluate.COMMAND.run, [out, "--dataset", only, "--split", "test"], capsys)
     assert status == 2 and f"{path}: cannot be read as an image (" in error_line(err)
 
 
@@ -58,5 +58,5 @@ def test_a_training_of_which_nothing_is_measured_ends(eager, dataset, tmp_path, 
 
 
 def test_evaluate_tells_what_it_cannot_do(dataset, tmp_path, capsys):
-    status, _, err = call(evaluate.cli_main, [tmp_path], capsys)
+    status, _, err = call(evaluate.COMMAND.run, [tmp_path], capsys)
     assert status == 2 and "is not a run folder: no config.json" in error_line(err)

@@ -57,7 +57,7 @@ def test_the_tutorial(own_method, eager, dataset, tmp_path, capsys):
     assert "cross-entropy against the teacher's sure labels" in html.unescape(report)
 
     forget()
-    status, scores, err = call(evaluate.cli_main, [out], capsys)
+    status, scores, err = call(evaluate.COMMAND.run, [out], capsys)
     assert status == 0 and scores["mIoU"] == result["mIoU"], err
 
     forget()
@@ -83,7 +83,7 @@ def test_mlmt_on_a_run_of_it_is_read_by_a_process_that_knows_neither(
         status, result, err = train(dataset, out, capsys, *flags, method="mlmt", steps=1)
         assert status == 0, err
         forget()
-        status, scores, err = call(evaluate.cli_main, [out], capsys)
+        status, scores, err = call(evaluate.COMMAND.run, [out], capsys)
         assert status == 0 and scores["mIoU"] == result["mIoU"], err
 
 

@@ -267,9 +267,11 @@ def test_the_end_of_a_run_is_measured_by_the_protocol_asked_for(dataset, tmp_pat
     assert "(sliding window)" in (out / "report.html").read_text()
     assert not {"protocol", "protocol_settings"} & json.loads((out / "config.json").read_text()).keys()
     watched = [line["val_mIoU"] for line in logged(out) if "val_mIoU" in line]
-    status, again, _ = call(evaluate.cli_main, [out], capsys)
+    status, again, _ = call(evaluate.COMMAND.run, [out], capsys)
     assert again["protocol"] == stored["protocol"]
-    status, native, _ = call(evaluate.cli_main, [out, "--protocol", "native"], capsys)  # the saved model, on one device
+    status, native, _ = call(
+        evaluate.COMMAND.run, [out, "--protocol", "native"], capsys
+    )  # the saved model, on one device
     assert native["protocol"]["name"] == "native"
     assert len(watched) == 2 and watched[-1] == native["mIoU"]
 
@@ -309,7 +311,7 @@ def test_a_published_dataset(eager, only_scores, tfds_directories, tmp_path, cap
     assert (tmp_path / "run/split/labeled.txt").read_text().split() == list(archives.VOC_TRAIN)
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert config["dataset"] == "voc2012" and config["classes"][20] == "tvmonitor"
-    status, again, err = call(evaluate.cli_main, [tmp_path / "run"], capsys)
+    status, again, err = call(evaluate.COMMAND.run, [tmp_path / "run"], capsys)
     assert status == 0 and again["mIoU"] == result["mIoU"] and "preparing" not in err
 
 

@@ -47,12 +47,12 @@ def test_a_run_leaves_everything_a_user_needs(dataset, tmp_path, capsys):
     assert "<html" in (out / "report.html").read_text()
 
     # model.keras alone gives the same scores, through the other command and by hand
-    status, again, _ = call(evaluate.cli_main, [out], capsys)
+    status, again, _ = call(evaluate.COMMAND.run, [out], capsys)
     assert status == 0 and again["mIoU"] == stored["mIoU"] and again["per_class_IoU"] == stored["per_class_IoU"]
-    status, best, err = call(evaluate.cli_main, [out, "--checkpoint", "best"], capsys)
+    status, best, err = call(evaluate.COMMAND.run, [out, "--checkpoint", "best"], capsys)
     assert status == 0 and best["mIoU"] == max(line.get("val_mIoU", 0.0) for line in logged(out)), err
     flags = ["--protocol", "sliding_window", "--window-batch-size", "3"]
-    status, windows, _ = call(evaluate.cli_main, [out, *flags], capsys)
+    status, windows, _ = call(evaluate.COMMAND.run, [out, *flags], capsys)
     assert status == 0 and windows["protocol"]["window"] == [24, 32] and windows["protocol"]["stride"] == [16, 22]
     assert windows["mIoU"] == again["mIoU"]  # the images are as large as the crops, so one window covers each
     model = keras.saving.load_model(out / "model.keras")

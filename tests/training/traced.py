@@ -24,7 +24,7 @@ def command(main, config, *arguments: str) -> None:
 with contextlib.suppress(SystemExit):
     run.main(["--dataset", PETS, "--out", RUN, "--method", "supervised", "--labeled", "2", "--steps", "1", *TINY])
 with contextlib.suppress(SystemExit):
-    evaluate.cli_main([RUN])
+    evaluate.COMMAND.run([RUN])
 command(check_data.main, check_data.CheckDataConfig, PETS)
 command(report.main, report.ReportConfig, RUN)
 command(compare.main, compare.CompareConfig, RUN)
