@@ -43,7 +43,9 @@ def choose(name: str, method: str | None = None, dataset: str | None = None) -> 
 def table() -> str:
     """All recipes as lines of text, below the table of the paper that they are from. The command of each is `kerasseg
     train --recipe NAME`, with the flags in its cells."""
-    rows = [("recipe", "method", "dataset", "labelled", "steps", "weights", "mIoU in the paper, %")]
+    rows: list[tuple[str, ...]] = [
+        ("recipe", "method", "dataset", "labelled", "steps", "weights", "mIoU in the paper, %")
+    ]
     groups: dict[str, list[tuple[str, ...]]] = {}
     for name, entry in RECIPES.items():
         config, _ = entry()
@@ -52,7 +54,7 @@ def table() -> str:
             f"--{flag}" if f"--{flag}" in entry.needs else getattr(config, flag) for flag in ("dataset", "labeled")
         )
         start = f"{entry.start}: --weights" if "--weights" in entry.needs else entry.start or config.weights
-        rows.append((f"  {name}", entry.method, dataset, labeled, str(config.steps), start, expected))
+        rows.append((f"  {name}", entry.method, str(dataset), str(labeled), str(config.steps), start, expected))
         published = f"{entry.source}; hardware: {entry.hardware}; here: " if entry.source else ""
         groups.setdefault(f"{published}{entry.measured}", []).append(rows[-1])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
