@@ -157,10 +157,7 @@ def train_worker(config: RunConfig, strategy: tf.distribute.Strategy) -> dict[st
     if is_chief(strategy):
         write_model(session, evaluator.examples)
         write_json(folder / "result.json", result)
-        diagnostics, images = diagnose(method, session.dataset, split)
-        write_json(folder / "diagnostics.json", diagnostics)
-        images.write(folder, list(session.dataset.classes))
-        evaluator.examples.write(folder / "worst", images.worst(WORST))
+        write_diagnostics(session, evaluator.examples)
         write_json(folder / "config.json", settings | {"finished": True})
         print_scores(result)
         print(f"report: {write_report(folder)}", file=sys.stderr)
@@ -303,6 +300,15 @@ def commit() -> str | None:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def write_diagnostics(session: Session, examples: Examples) -> None:
+    """Writes diagnostics.json, val_images.jsonl and the images that were segmented worst."""
+    folder = session.config.folder
+    diagnostics, images = diagnose(session.method, session.dataset, session.split)
+    write_json(folder / "diagnostics.json", diagnostics)
+    images.write(folder, list(session.dataset.classes))
+    examples.write(folder / "worst", images.worst(WORST))
 
 
 def write_model(session: Session, examples: Examples) -> None:

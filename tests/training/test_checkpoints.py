@@ -82,7 +82,7 @@ def test_a_checkpoint_comes_before_an_evaluation_and_has_its_score_after_it(tmp_
     class Log(MetricsLog):
         def __init__(self):
             self.pending, self.extra, self.metrics, self.speed = {"L": [0.5]}, {}, *(tmp_path / "a", tmp_path / "b")
-            self.writer = tf.summary.create_noop_writer()
+            self.writer, self.trackers, self.step = tf.summary.create_noop_writer(), (), 0
 
     scores, before = iter([0.3, 0.2, 0.4]), []
 

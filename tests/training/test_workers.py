@@ -29,7 +29,7 @@ def after(self, logs):
 callbacks.MetricsLog.after_step = after
 # What follows saves seconds.
 run.write_report = lambda folder: None
-run.diagnose = lambda method, dataset, split: {}
+run.write_diagnostics = lambda session, examples: None
 tf.autograph.experimental.do_not_convert(run.main)(sys.argv[2:])
 """
 
