@@ -30,7 +30,7 @@ from benchmarks import (
 from benchmarks.comparison import ComparisonConfig
 from benchmarks.comparison_runs import Comparison, Training, of_method, settings_now, trainings
 from kerasseg.methods import TrainingData
-from serving.model.engine import has_gpu
+from serving.common.gpus import has_gpu
 from training.run import configuration
 
 MIOU = {

@@ -379,7 +379,7 @@ def test_the_list_has_a_line_for_each_recipe():
             name = line.split()[0]
             lines[name], titles[name] = line, title
         title = title if line.startswith("  ") else line
-    assert lines.keys() == RECIPES.keys() and max(map(len, lines.values())) < 160
+    assert lines.keys() == RECIPES.keys() and max(map(len, lines.values())) < 180
     assert "advsemiseg 69.5" in lines["hung2018_voc_1_8"]
     assert titles["hung2018_voc_1_8"].startswith("Hung et al. 2018, table 1; hardware: ")
     assert "--labeled" in lines["yang2023_voc_183"] and titles["yang2023_voc_183"].endswith("; here: not measured yet")
