@@ -13,6 +13,7 @@ from typing import NamedTuple, NoReturn
 from kerasseg import __version__
 from kerasseg.tensorflow_setup import missing
 from serving.common import cli
+from serving.common.gpus import gpu_names, has_gpu
 
 ROOMS = cli.__name__.removesuffix("serving.common.cli")
 """What the names of `training`, `export` and `serving` begin with: nothing in a checkout, `kerasseg.` in a wheel."""
@@ -114,16 +115,10 @@ def _version(package: str) -> str | None:
 
 
 def device() -> str:
-    """The GPUs that NVIDIA's driver knows, or the CPU."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        gpus = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        names = [pynvml.nvmlDeviceGetName(gpu) for gpu in gpus]
-    except Exception:  # no package, no driver, or no right to use it
-        names = []
-    return ", ".join(map(str, names)) or f"CPU ({platform.machine()}); no NVIDIA GPU found"
+    """What models run on: the GPUs by name, or the CPU."""
+    if not has_gpu():
+        return f"CPU ({platform.machine()})"
+    return ", ".join(gpu_names()) or 'an NVIDIA GPU (pip install "kerasseg[serve]" to see which)'
 
 
 def completion(arguments: list[str]) -> str:

@@ -23,12 +23,13 @@ import tyro
 import uvicorn
 
 from serving.common import cli
+from serving.common.gpus import has_gpu
 from serving.common.images import SUFFIXES, load_image, warm_up
 from serving.common.inputs import read_text
 from serving.http.app import make_app
 from serving.http.connections import Connection, ConnectionLimit
 from serving.http.label_studio.client import LabelStudio
-from serving.model.engine import Provider, has_gpu, usable_cpus
+from serving.model.engine import Provider, usable_cpus
 from serving.model.model import ModelSettings
 from serving.model.repository import Repository
 from serving.service.limits import RequestLimits

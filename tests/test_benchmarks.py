@@ -32,7 +32,7 @@ from benchmarks.comparison import ComparisonConfig
 from benchmarks.comparison_runs import Comparison, Training, of_method, settings_now, trainings
 from kerasseg.methods import TrainingData
 from kerasseg.segmenters import SEGMENTERS
-from serving.model.engine import has_gpu
+from serving.common.gpus import has_gpu
 from training.run import configuration
 
 MIOU = {

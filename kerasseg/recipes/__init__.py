@@ -43,9 +43,8 @@ def choose(name: str, method: str | None = None, dataset: str | None = None) -> 
 def table() -> str:
     """All recipes as lines of text, below the table of the paper that they are from. The command of each is `kerasseg
     train --recipe NAME`, with the flags in its cells."""
-    rows: list[tuple[str, ...]] = [
-        ("recipe", "method", "dataset", "labelled", "steps", "weights", "mIoU in the paper, %")
-    ]
+    head = ("recipe", "method", "dataset", "labelled", "steps", "weights", "mIoU in the paper, %")
+    rows: list[tuple[str, ...]] = [head]
     groups: dict[str, list[tuple[str, ...]]] = {}
     for name, entry in RECIPES.items():
         config, _ = entry()

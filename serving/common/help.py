@@ -53,7 +53,7 @@ def page(
     titles = dict(group_titles(config)) if dataclasses.is_dataclass(config) else {}
     groups: dict[str, list[Flag]] = {title: [] for title in titles.values()}
     for flag in shown:
-        groups.setdefault(titles.get(flag.name, "Flags"), []).append(flag)
+        groups.setdefault(titles.get(flag.name, "Others:"), []).append(flag)
     lines = [" ".join(["usage:", program, "[flags]", *(argument.invocation for argument in arguments)]), ""]
     for paragraph in re.sub(r"(?<=\S)\n(?=\S)", " ", description.strip()).splitlines():
         lines += textwrap.wrap(paragraph, width, subsequent_indent=" " * _hanging(paragraph)) or [""]
@@ -101,11 +101,17 @@ def read(printed: str) -> tuple[list[Flag], list[Flag]]:
             section[-1] = section[-1]._replace(text=f"{section[-1].text} {line}")
     for section in sections.values():
         section[:] = [
-            Flag(name, invocation.replace("{None}|", "").replace("{None,", "{"), " ".join(text.split()))
+            Flag(name, _without_none(invocation), " ".join(text.split()))
             for name, invocation, text in section
             if name != "-h"
         ]
     return sections[True], sections[False]
+
+
+def _without_none(invocation: str) -> str:
+    """Without the word None among the values: the default, which nobody types."""
+    invocation = re.sub(r"\{None\}\|\{(.*)\}$", r"\1", invocation)
+    return invocation.replace("{None}|", "").replace("{None,", "{").replace(",None}", "}").replace(",None,", ",")
 
 
 def group_titles(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -114,14 +120,19 @@ def group_titles(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     Args:
         prefix: of the flags of a configuration within another one, `s4gan.`.
     """
-    for field in dataclasses.fields(config):
+    order = {base: index for index, base in enumerate(config.__mro__)}
+    fields = dataclasses.fields(config)
+    if prefix:  # what is special about it first
+        fields = tuple(sorted(fields, key=lambda field: order[owner(config, field.name)]))
+    for field in fields:
         kind, *marks = get_args(field.type) if get_origin(field.type) is Annotated else (field.type,)
+        names = [mark.name for mark in marks if getattr(mark, "name", None) is not None]  # of tyro.conf.arg
+        name = names[0] if names else field.name
         if dataclasses.is_dataclass(kind):
-            nameless = any(getattr(mark, "name", None) == "" for mark in marks)
-            yield from group_titles(kind, prefix if nameless else f"{prefix}{field.name}.")
+            yield from group_titles(kind, f"{prefix}{name}." if name else prefix)
         else:
-            flag = f"--{prefix}{field.name}".replace("_", "-")
-            yield flag, _title(owner(config, field.name), prefix)
+            flag = f"--{prefix}{name}".replace("_", "-")
+            yield flag, _title(owner(config, field.name), prefix.replace("_", "-"))
 
 
 def owner(config: Any, name: str) -> type:

@@ -248,11 +248,6 @@ def gpu_batch(size: tuple[int, int], count: int) -> int:
     return rounded if rounded * padded_pixels(*size) <= MAX_BATCH_PIXELS else count
 
 
-def has_gpu() -> bool:
-    """Whether this machine, or container, has an NVIDIA GPU, be it usable or not."""
-    return Path("/dev/nvidiactl").exists()
-
-
 def usable_cpus() -> int:
     """CPUs this process may keep busy, fewer than the machine has under `taskset` or in a container."""
     affinity = getattr(os, "sched_getaffinity", None)

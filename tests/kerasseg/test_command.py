@@ -3,6 +3,7 @@
 import importlib
 import importlib.metadata
 import os
+import platform
 import subprocess
 import sys
 import tomllib
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import kerasseg
-from kerasseg import everything
+from kerasseg import command, everything
 from kerasseg.__main__ import arrange_path
 from kerasseg.command import PARTS, load
 from serving.common import cli
@@ -25,8 +26,7 @@ OWN = "raise SystemExit('a package of the user is imported')"
 
 def python(code: str, *args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", code, *args]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", code, *args], cwd=cwd, env=environment, capture_output=True, text=True)
 
 
 def kerasseg_without(missing: str, *args: str) -> subprocess.CompletedProcess:
@@ -67,6 +67,16 @@ def test_versions_are_those_of_the_packages():
     assert lines.keys() == {"kerasseg", "Python", "TensorFlow", "Keras", "onnxruntime", "device"}
     assert lines["kerasseg"] == PROJECT["version"]
     assert (lines["TensorFlow"], lines["Keras"]) == tuple(map(importlib.metadata.version, ("tensorflow", "keras")))
+
+
+def test_the_device_is_named(monkeypatch):
+    monkeypatch.setattr(command, "has_gpu", lambda: False)
+    assert command.device() == f"CPU ({platform.machine()})"
+    monkeypatch.setattr(command, "has_gpu", lambda: True)
+    monkeypatch.setattr(command, "gpu_names", lambda: ["A100", "T4"])
+    assert command.device() == "A100, T4"
+    monkeypatch.setattr(command, "gpu_names", lambda: [])
+    assert command.device() == 'an NVIDIA GPU (pip install "kerasseg[serve]" to see which)'
 
 
 def test_the_overview_has_a_line_for_each_part():
@@ -125,8 +135,8 @@ def test_keras_knows_every_class(first):
 def test_packages_of_the_user_are_left_aside(tmp_path):
     make_own_packages(tmp_path)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "kerasseg", "segment", "--help"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    started = [sys.executable, "-m", "kerasseg", "segment", "--help"]
+    done = subprocess.run(started, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("usage: kerasseg segment [flags] MODEL")
 
 
@@ -175,8 +185,8 @@ def test_the_wheel_works_next_to_packages_of_the_user(wheel_folder, tmp_path):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "own"), str(wheel_folder)])}
 
     def run(*args):
-        command = [sys.executable, *map(str, args)]
-        return subprocess.run(command, cwd=tmp_path / "own", env=environment, capture_output=True, text=True)
+        started = [sys.executable, *map(str, args)]
+        return subprocess.run(started, cwd=tmp_path / "own", env=environment, capture_output=True, text=True)
 
     script = wheel_folder / "bin" / "kerasseg"
     done = run(script, "segment", toy_model, "photos", "segmented", "--provider", "cpu")

@@ -205,7 +205,7 @@ def test_a_strided_atrous_convolution_is_refused():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("resnet",), "unknown backbone 'resnet'; the nearest names are resnet50, resnet34, .* `kerasseg backbones`"),
+        (("resnet",), "unknown backbone 'resnet'; the nearest names are resnet50, resnet34, .*kerasseg backbones"),
         (("mobilenet_v2", 4), "output_stride must be one of 8, 16, 32; got 4"),
         (("mobilenet_v2", 16, "no/such/file.h5"), "weights must be 'imagenet', 'none' or an existing file"),
         (("resnet34", 16, "imagenet"), "no ImageNet weights for resnet34"),

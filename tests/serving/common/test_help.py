@@ -27,7 +27,15 @@ class Basics:
 
 
 @dataclass(frozen=True)
-class Own:
+class Shared:
+    """Fields of all kinds (rates)."""
+
+    rate: Annotated[float, tyro.conf.arg(name="learning-rate")] = 0.1
+    """A number."""
+
+
+@dataclass(frozen=True)
+class Own(Shared):
     """Fields of one kind; the rest is not shown."""
 
     gamma: float = 0.5
@@ -54,7 +62,9 @@ class Config(Basics):
     """The folder."""
     choice: LONG = "z"
     """Which of them."""
-    own: Own = dataclasses.field(default_factory=Own)
+    window: tuple[int, int] | None = None
+    """Height and width, pixels."""
+    my_own: Own = dataclasses.field(default_factory=Own)
     renamed: Annotated[Renamed, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Renamed)
 
     @property
@@ -80,10 +90,16 @@ What is done:
 Where it is written:
   --choice {a_long_choice,another_long_choice,a_third_long_choice,a_fourth_long_choice,a_fifth_long_choice,z}
       Which of them. (default: z)
+  --window INT INT
+      Height and width, pixels.
 
---own.*: Fields of one kind:
-  --own.gamma FLOAT
+--my-own.*: Fields of one kind:
+  --my-own.gamma FLOAT
       A share, 0..1. (default: 0.5)
+
+--my-own.*: Fields of all kinds (rates):
+  --my-own.learning-rate FLOAT
+      A number. (default: 0.1)
 
 How it is measured:
   --scales [FLOAT [FLOAT ...]]
@@ -102,7 +118,7 @@ What is done:
       How large, pixels; the line of the source that ends here does not end in
       the page. (default: 321)
 
---help-all shows all 5 flags.
+--help-all shows all 7 flags.
 """
 
 
@@ -146,7 +162,7 @@ def test_a_page_is_as_wide_as_the_terminal_within_limits(command, monkeypatch, c
     [
         (["x", "--imgsz", "3"], "there is no --imgsz here: --size is the size"),
         (["x", "--imgsz=3"], "there is no --imgsz here: --size is the size"),
-        (["x", "--own.gamma", "3"], "--own.gamma must be in 0..1; got 3.0; --help-all lists the flags"),
+        (["x", "--my-own.gamma", "3"], "--my-own.gamma must be in 0..1; got 3.0; --help-all lists the flags"),
         (["x", "--size", "foo"], "--size must be a whole number; got 'foo'; --help-all lists the flags"),
     ],
 )
