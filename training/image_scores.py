@@ -98,7 +98,8 @@ def interval(scores: ImageScores, other: ImageScores | None = None) -> tuple[flo
         other: the run to compare with; its images must be the same.
 
     Returns:
-        (low, high), 0..1; None where there are fewer than two images, or those of the other run are others.
+        (low, high), 0..1; None where there are fewer than two images, those of the other run are others, or all pixels
+        are ignored.
     """
     count = len(scores.names)
     if count < 2:
@@ -113,5 +114,8 @@ def interval(scores: ImageScores, other: ImageScores | None = None) -> tuple[flo
     ours, *theirs = (
         mean_iou((drawn_SN @ each.reshape(count, -1)).reshape(SAMPLES, *each.shape[1:])) for each in counts
     )
-    low, high = np.nanquantile(ours - theirs[0] if theirs else ours, (0.025, 0.975))
+    found = ours - theirs[0] if theirs else ours
+    if np.isnan(found).all():
+        return None
+    low, high = np.nanquantile(found, (0.025, 0.975))
     return float(low), float(high)

@@ -70,3 +70,5 @@ def test_two_runs_are_compared_on_the_same_drawn_images():
     assert interval(ours, turned) == (low, high), "images are matched by their names"
     assert interval(ours, scores(hard[:-1])) is None
     assert interval(scores([0.5])) is None
+    nothing = ImageScores(ours.names, np.zeros_like(ours.counts_N3K))
+    assert interval(nothing) is None and interval(ours, nothing) is None
