@@ -104,7 +104,7 @@ def test_the_jobs_for_several_machines_start_workers(launcher, tmp_path, capsys)
     assert yaml.safe_load(tf_config)["task"]["index"] == 2 and tf_config.count(":") == 4 + 5
     assert module == "training.run" and "--resume" not in flags and "" not in flags
     with pytest.raises(SystemExit) as stop:
-        run.main([*flags, "--help"])
+        run.main([*flags, "--help-all"])
     assert stop.value.code == 0
     known = capsys.readouterr().out
     assert all(re.search(rf"(?<![\w-]){flag}\b", known) for flag in flags if flag.startswith("--"))
