@@ -96,7 +96,12 @@ def test_every_part_is_a_command_and_its_extra_exists():
     [
         (["train", "--help"], "tensorflow", 'tensorflow is not installed: pip install "kerasseg[train]"'),
         (["report", "runs/first"], "matplotlib", 'matplotlib is not installed: pip install "kerasseg[train]"'),
-        (["export", "runs/first"], "tf2onnx", 'tf2onnx is not installed: pip install "kerasseg[export]"'),
+        pytest.param(
+            ["export", "runs/first"],
+            "tf2onnx",
+            'tf2onnx is not installed: pip install "kerasseg[export]"',
+            marks=pytest.mark.slow,
+        ),
         (["serve", "models"], "uvicorn", 'uvicorn is not installed: pip install "kerasseg[serve]"'),
         (["trian"], "uvicorn", "there is no command 'trian' (perhaps train?); kerasseg --help lists them"),
         (["completion"], "uvicorn", "expected kerasseg completion with one of bash, zsh, fish; got ''"),
