@@ -40,7 +40,7 @@ def print_scores(result: dict[str, Any]) -> None:
             table.add_row(*row)
         table.add_section()
         table.add_row(*mean, style="bold")
-        Console(file=sys.stderr).print(table)
+        Console(file=sys.stderr, markup=False).print(table)  # class names may have brackets
         return
     widths = [max(map(len, column)) for column in zip(HEAD, *rows, mean, strict=True)]
     print(title, file=sys.stderr)

@@ -308,7 +308,7 @@ def _parse(config: Any, description: str, args: list[str], default: Any, listing
 def _with_flag(config: Any, group: str, words: str) -> str:
     """What a group of flags says about one of its fields, with the flag in place of the field's name."""
     field, _, rest = words.partition(" ")
-    kind = getattr(config, "__dataclass_fields__", {}).get(group)
+    kind = getattr(config, "__dataclass_fields__", {}).get(group.replace("-", "_"))
     if kind is None or field not in getattr(kind.type, "__dataclass_fields__", ()):
         return words
     return f"--{group}.{field}".replace("_", "-") + f" {rest}"

@@ -10,14 +10,14 @@ from training.console import print_evaluation, print_scores
 
 RESULT = {
     "mIoU": 0.4,
-    "per_class_IoU": {"background": 0.8, "cat": 0.0, "ray": None},
-    "per_class_pixels": {"background": 1500, "cat": 500, "ray": 0},
+    "per_class_IoU": {"background": 0.8, "[cat]": 0.0, "ray": None},
+    "per_class_pixels": {"background": 1500, "[cat]": 500, "ray": 0},
     "protocol": {"name": "native", "split": "val", "images": 3},
 }
 PLAIN = """val, 3 images, native
 class          IoU  labelled pixels  share of them
 background  80.0 %            1,500         75.0 %
-cat          0.0 %              500         25.0 %
+[cat]        0.0 %              500         25.0 %
 ray              -                0          0.0 %
 mean        40.0 %            2,000
 """

@@ -27,9 +27,11 @@ def test_evaluate_is_the_confusion_matrix_of_all_images(dataset):
     method = Supervised(tiny.segmenter())
     method.compile()
     result = evaluate(method, dataset)
-    expected = scores(confusion(dataset, lambda image: np.argmax(method(image[None].astype(np.float32))[0], axis=-1)))
+    matrix = confusion(dataset, lambda image: np.argmax(method(image[None].astype(np.float32))[0], axis=-1))
+    expected = scores(matrix)
     assert result["mIoU"] == expected.mean_iou and result["pixel_accuracy"] == expected.pixel_accuracy
     assert result["per_class_IoU"] == dict(zip(dataset.classes, expected.iou, strict=True))
+    assert result["per_class_pixels"] == dict(zip(dataset.classes, matrix.sum(axis=1).tolist(), strict=True))
     assert result["protocol"]["images"] == 3
 
 
