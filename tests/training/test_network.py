@@ -59,7 +59,7 @@ def test_commands(watched, tmp_path):
         "report: ",
         "writing pets",
         "comparing with",
-        "  0%",
+        "0%",
         "100%",
         "pets/1: ",
     )
