@@ -3,7 +3,7 @@
 import keras
 
 from kerasseg.segmenters.backbones import BACKBONES, BackboneSpec
-from kerasseg.segmenters.backbones.mit import build_mit
+from kerasseg.segmenters.backbones.hub import MIT, Network, hub_spec
 from kerasseg.segmenters.backbones.transformers import DINOV2, Architecture, transformer_spec
 
 
@@ -26,11 +26,5 @@ BACKBONES["tiny_transformer"] = transformer_spec(
 )
 """A plain transformer of four narrow blocks, for the segmenter dpt."""
 
-
-def mit(weights: str | None, drop_path: float = 0.0) -> keras.Model:
-    assert weights is None
-    return build_mit(widths=(4, 8, 20, 32), depths=(1, 1, 1, 1), drop_path=drop_path)
-
-
-BACKBONES["tiny_mit"] = BackboneSpec(mit, pixels="torch", dilates=False, border="repeat", drop_path=True)
+BACKBONES["tiny_mit"] = hub_spec("tiny_mit", Network(MIT, {"widths": (4, 8, 20, 32), "depths": (1, 1, 1, 1)}))
 """A hierarchical transformer of one narrow block a stage, for the segmenters segformer and fpn."""

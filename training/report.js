@@ -39,16 +39,16 @@
   line.addEventListener("input", divide);
 
   let maps = [];
+  let photo;
   const show = (right) => {
     const left = maps[select.value - 1];
-    const photo = stack.dataset.photo;
     const layer = (image, side) => {
       const copy = image.cloneNode();
       copy.classList.add(side);
       return copy;
     };
     const under = make('<img alt="">');
-    under.src = photo;
+    under.src = photo.src;
     stack.replaceChildren(under, ...(left ? [layer(left, "left")] : []), layer(right, left ? "right" : "whole"));
     stack.classList.toggle("divided", Boolean(left));
     dialog.querySelector(".divide").hidden = !left;
@@ -58,11 +58,10 @@
     }
   };
   const enlarge = (example, image) => {
-    const photo = example.querySelector("img.photo");
+    photo = example.querySelector("img.photo");
     maps = [...example.querySelectorAll("img:not(.photo)")].filter((other) => other !== image);
     dialog.querySelector("h3").textContent = image.alt;
     stack.style.setProperty("--ratio", `${photo.naturalWidth} / ${photo.naturalHeight}`);
-    stack.dataset.photo = photo.src;
     const names = maps.map((other) => other.closest("figure").querySelector("b").textContent);
     select.replaceChildren(...["the same", ...names].map((name, index) => new Option(name, index)));
     select.parentElement.hidden = image === photo || !maps.length;

@@ -100,21 +100,26 @@ def require_comparable(run: Run, other: Run) -> None:
         )
 
 
-def comparison(run: Run, other: Run) -> dict[str, Any]:
+def comparison(run: Run, other: Run, scores: ImageScores | None = None) -> dict[str, Any]:
+    """How this run's mIoU differs from that of another one.
+
+    Args:
+        scores: this run's images.
+    """
     ours, theirs = ((one.result or {}).get("mIoU") for one in (run, other))
     difference = None if ours is None or theirs is None else 100 * (ours - theirs)
     return {
         "title": other.title,
         "mIoU": theirs,
         "difference": difference,
-        "caution": [] if difference is None else list(_caution(run, other)),
+        "caution": [] if difference is None else list(_caution(scores, other)),
     }
 
 
-def _caution(run: Run, other: Run) -> Iterator[str]:
+def _caution(scores: ImageScores | None, other: Run) -> Iterator[str]:
     """How far the difference of two runs can be trusted."""
-    ours, theirs = (ImageScores.read(one.folder, one.classes) for one in (run, other))
-    if ours and theirs and (found := interval(ours, theirs)):
+    theirs = ImageScores.read(other.folder, other.classes)
+    if scores and theirs and (found := interval(scores, theirs)):
         low, high = (100 * value for value in found)
         yield f"Measured on other images like these, the difference would be between {low:+.1f} and {high:+.1f} points."
     yield "These are two single runs: another seed may change the difference by several points."

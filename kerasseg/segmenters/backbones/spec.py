@@ -27,8 +27,7 @@ class BackboneSpec:
     """Whether it is a plain transformer: features of one stride, from four depths, and no pyramid."""
     border: Border = "zeros"
     """How images are padded to the stride (`PadToMultiple`): "repeat" for networks with a layer norm after the first
-    convolution. Zeros have no variance there, so that the gradient of the norm is hundreds of times as large, and half
-    precision cannot hold it."""
+    convolution. Zeros have no variance there, so that gradients explode (docs/decisions/networks.md)."""
     drop_path: bool = False
     """Whether it has stochastic depth: `build` takes `drop_path`."""
     weights: str = ""

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import kerasseg.layers
 from kerasseg.layers import AtrousConv2D, AtrousDepthwiseConv2D
+from kerasseg.segmenters import build_segmenter
 from kerasseg.segmenters.backbones import build_backbone, dilate
 
 
@@ -221,3 +222,19 @@ def test_stride_of_pooling_cannot_be_traded():
     network = keras.Model(image, keras.layers.MaxPooling2D(2)(image))
     with pytest.raises(ValueError, match="cannot trade the stride"):
         dilate(network, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["convnext_tiny", "mit_b0", "swin_tiny_patch4_window7"])
+def test_gradients_do_not_explode_where_an_image_is_padded(name):
+    """Zeros have no variance for the layer norm after the first convolution: with them this is a million times more."""
+    segmenter = build_segmenter("fpn", backbone=name, num_classes=3, head_channels=8)
+    bias = segmenter.trainable_weights[1]
+    assert bias.path.endswith("bias")
+    norms = []
+    for side in (64, 65):
+        image = np.random.default_rng(0).uniform(0, 255, (1, side, side, 3)).astype(np.float32)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(segmenter(image, training=True) ** 2)
+        norms.append(float(tf.norm(tape.gradient(loss, bias.value))))
+    assert 0 < norms[1] < 5 * norms[0]
